@@ -1,0 +1,49 @@
+"""Frozen operator values and their laws; imports torch only."""
+
+from .convmap import BORDERS, ConvMap
+from .gridmap import GridMap, grid_add, grid_compose, grid_scale_shift, grid_select, to_grid
+from .laws import (
+    add,
+    average_pool,
+    batch_norm_scale_shift,
+    block_diagonal,
+    compose,
+    concat,
+    convolution,
+    densified,
+    identity,
+    lifted,
+    pad,
+    scale_shift,
+    select,
+    split,
+    transposed_convolution,
+    upsampled,
+)
+
+__all__ = [
+    "BORDERS",
+    "ConvMap",
+    "GridMap",
+    "add",
+    "average_pool",
+    "batch_norm_scale_shift",
+    "block_diagonal",
+    "compose",
+    "concat",
+    "convolution",
+    "densified",
+    "grid_add",
+    "grid_compose",
+    "grid_scale_shift",
+    "grid_select",
+    "identity",
+    "lifted",
+    "pad",
+    "scale_shift",
+    "select",
+    "split",
+    "to_grid",
+    "transposed_convolution",
+    "upsampled",
+]

@@ -1,0 +1,22 @@
+"""The converter: any network in, an equal and plainer network out, with a report and a proof."""
+
+from .convert import collapse, explain
+from .report import MergeRecord, NetworkCost, Refusal, Report
+from .rules import register_method, register_rule
+from .value import Affine, Bundle
+from .verify import Verification, verify
+
+__all__ = [
+    "Affine",
+    "Bundle",
+    "MergeRecord",
+    "NetworkCost",
+    "Refusal",
+    "Report",
+    "Verification",
+    "collapse",
+    "explain",
+    "register_method",
+    "register_rule",
+    "verify",
+]

@@ -1,0 +1,234 @@
+"""The converter: read, interpret, plan, prove, rewrite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..errors import CollapseError, Inexact
+from .costs import cost_of
+from .emit import build
+from .plan import Merge, Plan, Region, _between
+from .prove import random_input, relative_error, run_nodes
+from .report import MergeRecord, Refusal, Report
+from .rewrite import Rebuild, Swap, Unplaceable, copied, replaced_modules, rewrites_of, trained_like
+from .rules import rule_of_module
+from .shadow import has_hooks, shadow_of, unwrapped
+from .trace import Trace, traces_of
+from .verify import as_inputs, verify
+
+TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output
+
+
+def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = False) -> nn.Module:
+    """A new, plain network that computes the same function as ``model`` in evaluation, with fewer layers.
+
+    Parallel and sequential linear operations are merged wherever that is exact and saves work; ``model`` isn't
+    changed. Classes and paths outside the rewritten modules stay, as do mode, device, dtype, memory format and
+    ``requires_grad``. ``DistributedDataParallel``, averaging and compiling wrappers are taken off.
+
+    Args:
+        model: any module, in training or evaluation mode.
+        example_input: a tensor, or a tuple of the forward's arguments. With it the whole network is checked
+            too, and the report counts multiply-accumulates and launches.
+        strict: raise if anything had to be refused.
+
+    Returns:
+        The network, with its ``Report`` as ``collapse_report``.
+
+    Raises:
+        InputError: if ``model`` isn't a module or the example isn't made of tensors.
+        CollapseError: if strict and something was refused, or if the result as a whole differs.
+
+    Example:
+        >>> import torch, unbranch as ub
+        >>> from unbranch.blocks import RepVGG
+        >>> block = RepVGG(8, 8, 3, padding=1).eval()
+        >>> ub.collapse(block)
+        Conv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    """
+    network = unwrapped(model)
+    inputs = None if example_input is None else as_inputs(example_input)
+    conversion = _Conversion(network)
+    conversion.run()
+    plain = conversion.result()
+    report = conversion.report(plain, inputs)
+    if strict and report.refusals:
+        listed = "\n".join(f"  {r.path or '(the network)'}: {r.reason}" for r in report.refusals)
+        raise CollapseError(f"{len(report.refusals)} things can't be merged exactly:\n{listed}")
+    if inputs is not None and not _is_meta(network):
+        check = verify(network, plain, inputs)
+        if not check.ok:
+            raise CollapseError(f"the collapsed network differs; nothing is returned\n{check}")
+    plain.collapse_report = report  # type: ignore[assignment]
+    return plain
+
+
+def explain(model: nn.Module, example_input: Any = None) -> Report:
+    """What ``collapse`` would do to a network: the same analysis and proofs, and no network.
+
+    Args and errors as for ``collapse``; never strict.
+    """
+    network = unwrapped(model)
+    inputs = None if example_input is None else as_inputs(example_input)
+    conversion = _Conversion(network)
+    conversion.run()
+    return conversion.report(conversion.result(), inputs)
+
+
+@dataclass(eq=False)
+class _Conversion:
+    """One network on its way; each trace is planned until all its merges hold and have a place."""
+
+    network: nn.Module
+    memo: dict[int, Any] = field(default_factory=dict)
+    records: list[MergeRecord] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    kept: list[Refusal] = field(default_factory=list)
+
+    def run(self) -> None:
+        shadow = shadow_of(self.network)
+        traces, unread = traces_of(shadow)
+        hooked = {name for name, module in self.network.named_modules() if has_hooks(module)}
+        owners = _owners(self.network)
+        for path, reason in unread.items():
+            self.refusals.append(Refusal(path, f"its forward can't be traced ({reason}); its children were tried"))
+        for trace in traces:
+            for path, reason in trace.failures.items():
+                full = trace.full_path(path)
+                if full not in unread:
+                    self.refusals.append(Refusal(full, f"it can't be traced as part of the whole ({reason})"))
+            self._convert(trace, hooked, owners)
+
+    def _convert(self, trace: Trace, hooked: set[str], owners: dict[int, set[int]]) -> None:
+        inner = frozenset(_inner_path(trace, p) for p in hooked if _is_inside(trace, p))
+        shared = _shared(trace, owners)
+        barred: set[tuple[fx.Node, fx.Node]] = set()
+        reasons: dict[tuple[fx.Node, fx.Node], str] = {}
+        while True:
+            region = Region(trace, barred, inner, shared)
+            plan = region.plan()
+            try:
+                rewrites = rewrites_of(region, plan.merges)
+                layers = {merge: self._proved(region, merge) for merge in plan.merges}
+            except Unplaceable as refused:
+                merge = refused.merge
+                barred.add((merge.root, merge.target))
+                reasons[merge.root, merge.target] = str(refused)
+                continue
+            break
+        errors = {merge: error for merge, (_, error) in layers.items()}
+        built = {merge: layer for merge, (layer, _) in layers.items()}
+        replaced_modules(region, rewrites, self.network, built, self.memo)
+        self._record(region, plan, rewrites, errors, built, reasons)
+
+    def _proved(self, region: Region, merge: Merge) -> tuple[nn.Module, float | None]:
+        """The merged layer and its error against the operations it replaces, in float64 and before the cast."""
+        try:
+            value = region.realised(merge)
+        except Inexact as error:
+            raise Unplaceable(merge, str(error)) from error
+        like = region.weight_like(merge)
+        error = None
+        if not like.is_meta:
+            smallest = [r + 1 + max(0, -a) + max(0, -b) for r, a, b in zip(value.map.reach, value.map.lo, value.map.hi, strict=True)]
+            x = random_input(value.map.in_channels, value.map.ndim, smallest, like.device, value.last)
+            path = _between(merge.root, merge.target, region.order)
+            known = {n: region.constant_value(n) for node in path for n in node.all_input_nodes if n in region.constant}
+            theirs = run_nodes(path, known | {merge.root: x}, region.trace.module)
+            with torch.no_grad():
+                ours = value.map(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if value.last else value.map(x)
+            error = relative_error(ours, theirs)
+            if not error <= TOLERANCE:
+                raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
+        layer = build(value.map, merge.layer, like)
+        return trained_like(layer, list(region.parameters(merge)), self._mode(region, merge)), error
+
+    def _mode(self, region: Region, merge: Merge) -> bool:
+        for node in merge.inside:
+            if node.op == "call_module":
+                return self.network.get_submodule(region.trace.full_path(str(node.target))).training
+        return self.network.training
+
+    def _record(
+        self, region: Region, plan: Plan, rewrites: list[Swap | Rebuild], errors: dict[Merge, float | None],
+        built: dict[Merge, nn.Module], reasons: dict[tuple[fx.Node, fx.Node], str],
+    ) -> None:  # fmt: skip
+        trace = region.trace
+        for rewrite in rewrites:
+            for merge in rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,):
+                sources = tuple(_name(trace, n) for n in merge.inside if not _is_trivial(region, n))
+                place = trace.full_path(rewrite.place)
+                self.records.append(MergeRecord(place, sources, repr(built[merge]), errors[merge]))
+        for (_, target), reason in reasons.items():
+            self.refusals.append(Refusal(_name(trace, target), reason))
+        for kept in plan.kept:
+            refusal = Refusal(_name(trace, kept.node), kept.reason, kept.exact)
+            (self.kept if kept.exact else self.refusals).append(refusal)
+
+    def result(self) -> nn.Module:
+        return copied(self.network, self.memo)
+
+    def report(self, plain: nn.Module, inputs: tuple[Any, ...] | None) -> Report:
+        return Report(
+            type(self.network).__name__,
+            tuple(self.records),
+            tuple(self.refusals),
+            tuple(self.kept),
+            cost_of(self.network, inputs),
+            cost_of(plain, inputs),
+        )
+
+
+def _is_trivial(region: Region, node: fx.Node) -> bool:
+    rule = region.rule(node)
+    return rule is None or rule.kind == "view"
+
+
+def _name(trace: Trace, node: fx.Node) -> str:
+    """A node in the user's words: a module's path, or an operation and the module it is in."""
+    if node.op == "call_module":
+        return trace.full_path(str(node.target))
+    call = node.meta["call"]
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{trace.full_path(call.path)}:{name}".lstrip(":")
+
+
+def _is_inside(trace: Trace, path: str) -> bool:
+    return not trace.path or path == trace.path or path.startswith(f"{trace.path}.")
+
+
+def _inner_path(trace: Trace, path: str) -> str:
+    return path[len(trace.path) :].lstrip(".")
+
+
+def _owners(network: nn.Module) -> dict[int, set[int]]:
+    """For each parameter (by id) the modules that hold it."""
+    owners: dict[int, set[int]] = {}
+    for module in network.modules():
+        for tensor in module._parameters.values():
+            if tensor is not None:
+                owners.setdefault(id(tensor), set()).add(id(module))
+    return owners
+
+
+def _shared(trace: Trace, owners: dict[int, set[int]]) -> dict[str, str]:
+    """Leaves that have to stay because their parameters serve in another place too."""
+    found: dict[str, str] = {}
+    times = trace.times_called()
+    for call in trace.calls:
+        if not call.leaf or rule_of_module(call.module) is None:
+            continue
+        own = [p for p in call.module._parameters.values() if p is not None]
+        if own and times[id(call.module)] > 1:
+            found[call.path] = f"it is used {times[id(call.module)]} times, so its weights are shared"
+        elif any(len(owners.get(id(p), ())) > 1 for p in own):
+            found[call.path] = "it shares its weights with another module"
+    return found
+
+
+def _is_meta(network: nn.Module) -> bool:
+    return any(t.is_meta for t in (*network.parameters(), *network.buffers()))

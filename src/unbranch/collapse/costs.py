@@ -1,0 +1,93 @@
+"""What a network costs: parameters, multiply-accumulates by PyTorch's own counter, operations launched."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from .report import NetworkCost
+from .shadow import shadow_of
+
+_FREE = {
+    "detach", "alias", "empty", "new_empty", "empty_strided", "lift_fresh", "_to_copy", "scalar_tensor", "sym_size",
+    "_local_scalar_dense", "is_same_size", "device", "arange", "item",
+}  # fmt: skip
+
+
+class _LaunchCounter(TorchDispatchMode):
+    """Counts operations that aren't views or bookkeeping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        if not func.is_view and func.overloadpacket.__name__ not in _FREE and func.namespace == "aten":
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def cost_of(network: nn.Module, inputs: tuple[Any, ...] | None) -> NetworkCost:
+    """Cost of one forward pass in evaluation; without inputs, of the layers and parameters alone.
+
+    The pass runs on fake tensors, so it takes no time and no memory; a network whose course depends on values
+    is run for real.
+    """
+    macs = launches = None
+    if inputs is not None:
+        macs, launches = _counted(network, inputs)
+    params = sum(p.numel() for p in network.parameters())
+    return NetworkCost(params, macs, launches, layer_counts(network))
+
+
+def _counted(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[int | None, int | None]:
+    shadow = shadow_of(network)
+    for fake in (True, False):
+        flops, launched = FlopCounterMode(display=False), _LaunchCounter()
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                if fake:
+                    mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+                    given = tree_map(lambda v, m=mode: m.from_tensor(v) if isinstance(v, Tensor) else v, inputs)
+                else:
+                    given = inputs
+                stack.enter_context(flops)
+                stack.enter_context(launched)
+                shadow(*given)
+            return flops.get_total_flops() // 2, launched.count
+        except Exception:
+            continue
+    return None, None
+
+
+def layer_counts(network: nn.Module) -> dict[str, int]:
+    """Number of convolution, linear, batch norm and average pool layers."""
+    counts: Counter[str] = Counter()
+    for module in network.modules():
+        kind = _kind(module)
+        if kind:
+            counts[kind] += 1
+    return {kind: counts[kind] for kind in ("convolution", "linear", "batch norm", "average pool")}
+
+
+def _kind(module: nn.Module) -> str | None:
+    if isinstance(module, _ConvNd):
+        return "convolution"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, _BatchNorm) or type(module).__name__.startswith("FrozenBatchNorm"):
+        return "batch norm"
+    if isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
+        return "average pool"
+    return None

@@ -1,0 +1,153 @@
+"""From an operator to an ordinary PyTorch layer."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra import ConvMap
+from ..errors import Inexact
+
+_CONV = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_PADS = {
+    "zeros": (nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    "reflect": (nn.Identity, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    "replicate": (nn.Identity, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    "circular": (nn.Identity, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+}
+_CHUNK = 1 << 21  # kernel entries cast at a time
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How a map becomes a layer.
+
+    Args:
+        padding: the layer's own padding per dimension, or "same".
+        grow: taps added before and after the kernel, so that the padding becomes symmetric.
+        before: padding that a layer of its own does first, as (lo, hi), or None.
+    """
+
+    padding: tuple[int, ...] | str
+    grow: tuple[tuple[int, int], ...] = ()
+    before: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+
+    @property
+    def launches(self) -> int:
+        return 1 if self.before is None else 2
+
+    def numbers(self, m: ConvMap) -> int:
+        """Numbers that the layer stores."""
+        bias = 0 if m.bias is None else m.out_channels
+        return m.weight.shape[0] * m.weight.shape[1] * prod(self._size(m)) + bias
+
+    def macs(self, m: ConvMap, positions: float) -> float:
+        """Multiply-accumulates for that many output positions."""
+        return m.macs(positions) * prod(self._size(m)) / prod(m.size)
+
+    def _size(self, m: ConvMap) -> tuple[int, ...]:
+        grow = self.grow or ((0, 0),) * m.ndim
+        return tuple(k + a + b for k, (a, b) in zip(m.size, grow, strict=True))
+
+
+def layers_for(m: ConvMap) -> list[Layer]:
+    """The ways to build a map as a layer, cheapest arithmetic first.
+
+    Raises:
+        Inexact: if no layer of PyTorch's computes it.
+    """
+    if m.ndim == 0:
+        if m.groups > 1:
+            raise Inexact("a grouped matrix isn't a linear layer")
+        return [Layer(())]
+    if max(m.up) > 1:
+        return [_transposed(m)]
+    if m.lo == m.hi and min(m.lo) >= 0:
+        return [Layer(m.lo)]
+    half = tuple(r // 2 for r in m.reach)
+    if set(m.stride) == {1} and m.lo == half and m.hi == tuple(r - h for r, h in zip(m.reach, half, strict=True)):
+        return [Layer("same")]
+    if m.border != "zeros":
+        if min(m.lo + m.hi) < 0:
+            raise Inexact(f"a kernel off the centre with {m.border} padding")
+        return [Layer((0,) * m.ndim, before=(m.lo, m.hi))]
+    options = [Layer((0,) * m.ndim, before=(m.lo, m.hi))]
+    padding = tuple(max(a, b, 0) for a, b in zip(m.lo, m.hi, strict=True))
+    missing = [(p - a, p - b) for p, a, b in zip(padding, m.lo, m.hi, strict=True)]
+    if all(v % d == 0 for pair, d in zip(missing, m.dilation, strict=True) for v in pair):
+        grow = tuple((a // d, b // d) for (a, b), d in zip(missing, m.dilation, strict=True))
+        options.append(Layer(padding, grow=grow))
+    return options
+
+
+def _transposed(m: ConvMap) -> Layer:
+    padding = tuple(r - a for r, a in zip(m.reach, m.lo, strict=True))
+    extra = tuple(b - a for a, b in zip(m.lo, m.hi, strict=True))
+    limit = [max(u, d) for u, d in zip(m.up, m.dilation, strict=True)]
+    if set(m.stride) != {1} or min(padding) < 0 or any(not 0 <= e < x for e, x in zip(extra, limit, strict=True)):
+        raise Inexact("a kernel that no transposed convolution has")
+    return Layer(padding)
+
+
+def build(m: ConvMap, layer: Layer, like: Tensor) -> nn.Module:
+    """The layer itself, in the dtype, on the device and in the memory format of the weight ``like``."""
+    options = {"bias": m.bias is not None, "device": like.device, "dtype": like.dtype}
+    if m.ndim == 0:
+        module: nn.Module = nn.Linear(m.in_channels, m.out_channels, **options)
+        weight, source = module.weight, m
+    elif max(m.up) > 1:
+        extra = tuple(b - a for a, b in zip(m.lo, m.hi, strict=True))
+        module = _skipping_init(_TRANSPOSED[m.ndim], m, m.up, layer.padding, options | {"output_padding": extra})
+        weight, source = module.weight, m
+    else:
+        size = layer._size(m)
+        border = "zeros" if layer.before is not None else m.border
+        module = _skipping_init(_CONV[m.ndim], m, m.stride, layer.padding, options | {"padding_mode": border}, size)
+        weight, source = module.weight, m
+    with torch.no_grad():
+        _fill(weight, source, layer)
+        if m.bias is not None:
+            module.bias.copy_(m.bias)
+    if m.ndim == 2:
+        module = module.to(memory_format=_memory_format(like))
+    if layer.before is None:
+        return module
+    amounts = [v for pair in zip(reversed(layer.before[0]), reversed(layer.before[1]), strict=True) for v in pair]
+    pad_class = _PADS[m.border][m.ndim]
+    pad = pad_class(amounts if m.ndim > 1 else tuple(amounts))
+    return nn.Sequential(OrderedDict(pad=pad, conv=module))
+
+
+def _skipping_init(kind: type, m: ConvMap, stride: object, padding: object, options: dict, size: object = None):  # type: ignore[no-untyped-def, type-arg]
+    return nn.utils.skip_init(
+        kind, m.in_channels, m.out_channels, size or m.size, stride=stride, padding=padding,
+        dilation=m.dilation, groups=m.groups, **options,
+    )  # fmt: skip
+
+
+def _fill(weight: Tensor, m: ConvMap, layer: Layer) -> None:
+    """Cast the kernel into a layer's weight, a few rows at a time."""
+    if m.weight.is_meta or weight.is_meta:
+        return
+    if max(m.up, default=1) > 1:
+        kernel = m.kernel.flip(tuple(range(2, 2 + m.ndim)))
+        kernel = kernel.reshape(m.groups, -1, *kernel.shape[1:]).transpose(1, 2)  # (groups, I/groups, O/groups, *k)
+        weight.copy_(kernel.reshape(weight.shape))
+        return
+    inside = weight
+    if layer.grow:
+        weight.zero_()
+        inside = weight[(..., *(slice(a, a + k) for (a, _), k in zip(layer.grow, m.size, strict=True)))]
+    step = max(1, _CHUNK // max(1, m.weight[0].numel()))
+    for row in range(0, m.out_channels, step):
+        inside[row : row + step] = m.rows(slice(row, row + step)).to(weight.dtype)
+
+
+def _memory_format(like: Tensor) -> torch.memory_format:
+    channels_last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not like.is_contiguous() else torch.contiguous_format

@@ -1,0 +1,88 @@
+"""Running modules in float64 without copying them, and comparing an operator with what it replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+_CASTS = {"float", "half", "bfloat16", "double"}
+
+
+class Float64(TorchFunctionMode):
+    """Every function sees float64 in place of other floating tensors; casts between them are skipped.
+
+    Parameters are cast when they are used and forgotten again, so a network needs no second copy.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        kwargs = kwargs or {}
+        if name in ("__get__", "__set__", "requires_grad_", "detach"):
+            return func(*args, **kwargs)
+        if name in _CASTS:
+            return _double(args[0])
+        args, kwargs = tree_map(_double, (tuple(args), dict(kwargs)))
+        return func(*args, **kwargs)
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.double()
+    if isinstance(value, torch.dtype) and value.is_floating_point:
+        return torch.float64
+    return value
+
+
+def random_input(channels: int, ndim: int, smallest: Sequence[int], device: torch.device, last: bool) -> Tensor:
+    """Normal noise ``(2, channels, *grid)`` whose grid sizes differ and exceed ``smallest``; seeded."""
+    generator = torch.Generator().manual_seed(0)
+    grid = (3,) if last else tuple(max(4, s) + 1 + j for j, s in enumerate(smallest[:ndim]))
+    shape = (2, *grid, channels) if last else (2, channels, *grid)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+
+
+def run_nodes(nodes: Sequence[fx.Node], known: dict[fx.Node, Any], root: nn.Module) -> Any:
+    """Execute a piece of a graph in order, in float64; returns the last value."""
+    values = dict(known)
+    with torch.no_grad(), Float64():
+        for node in nodes:
+            if node not in values:
+                values[node] = _run(node, values, root)
+    return values[nodes[-1]]
+
+
+def _run(node: fx.Node, values: dict[fx.Node, Any], root: nn.Module) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    if node.op == "get_attr":
+        return attribute(root, str(node.target))
+    if node.op == "call_module":
+        return root.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def attribute(root: Any, path: str) -> Any:
+    """The tensor or object at a dotted path."""
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference over largest value of ``theirs``; infinite if shapes differ or values aren't finite."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    if theirs.numel() == 0:
+        return 0.0
+    difference = (ours.double() - theirs.double()).abs().max()
+    scale = theirs.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    error = float(difference / scale)
+    return error if error == error else float("inf")

@@ -1,0 +1,22 @@
+"""The rules by which modules, functions and methods are run on operators."""
+
+from . import foreign, functions, layers  # noqa: F401  (they register themselves)
+from .registry import (
+    Rule,
+    register_method,
+    register_rule,
+    rule_of_function,
+    rule_of_method,
+    rule_of_module,
+    users_functions,
+)
+
+__all__ = [
+    "Rule",
+    "register_method",
+    "register_rule",
+    "rule_of_function",
+    "rule_of_method",
+    "rule_of_module",
+    "users_functions",
+]

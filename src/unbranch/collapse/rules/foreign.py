@@ -1,0 +1,22 @@
+"""Rules of layers of other libraries, by qualified name: the libraries needn't be installed."""
+
+from __future__ import annotations
+
+from .layers import batch_norm
+from .registry import register_rule
+
+# A batch norm whose statistics and affine parameters are buffers.
+register_rule(
+    "torchvision.ops.misc.FrozenBatchNorm2d",
+    "detectron2.layers.batch_norm.FrozenBatchNorm2d",
+    channels=lambda m: (len(m.weight), 2, False),
+)(batch_norm)
+
+# timm: a batch norm, then dropout and activation.
+register_rule(
+    "timm.layers.norm_act.BatchNormAct2d",
+    "timm.layers.norm_act.SyncBatchNormAct",
+    "timm.layers.norm_act.FrozenBatchNormAct2d",
+    channels=lambda m: (m.num_features, 2, False),
+    rest=("drop", "act"),
+)(batch_norm)

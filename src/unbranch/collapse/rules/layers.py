@@ -1,0 +1,171 @@
+"""Rules of PyTorch's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ...algebra import average_pool, batch_norm_scale_shift, convolution, transposed_convolution
+from ...errors import Inexact
+from ..value import Affine
+from .registry import register_rule
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORM_NDIM = {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight that ``forward`` uses now; weight and spectral norm in their older, hook form are computed."""
+    for hook in module._forward_pre_hooks.values():
+        if type(hook).__name__ == "WeightNorm" and getattr(hook, "name", None) == "weight":
+            return hook.compute_weight(module)  # type: ignore[no-any-return, union-attr]
+        if type(hook).__name__ == "SpectralNorm" and getattr(hook, "name", None) == "weight":
+            return hook.compute_weight(module, do_power_iteration=False)  # type: ignore[no-any-return, union-attr]
+    weight = module.weight
+    if is_lazy(weight):
+        raise Inexact("its parameters aren't initialised yet")
+    return weight  # type: ignore[return-value]
+
+
+def _conv_input(module: Any) -> tuple[int, int, bool]:
+    return module.in_channels, len(module.kernel_size), False
+
+
+@register_rule(*_CONVOLUTIONS, kind="kernel", channels=_conv_input)
+def _convolution(module: Any, x: Affine) -> Affine:
+    lo, hi = padding_of(module.padding, module.dilation, module.kernel_size)
+    return x.then(
+        convolution(weight_of(module), module.bias, module.stride, lo, module.dilation, module.groups,
+                    padding_after=hi, border=module.padding_mode)
+    )  # fmt: skip
+
+
+def padding_of(
+    padding: str | int | Sequence[int], dilation: Sequence[int], size: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Padding before and after; PyTorch's "same" puts the odd point after."""
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
+        return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+    both = (padding,) * len(size) if isinstance(padding, int) else tuple(int(p) for p in padding)
+    if len(both) != len(size):
+        both = both * len(size)
+    return both, both
+
+
+@register_rule(*_TRANSPOSED, kind="kernel", channels=_conv_input)
+def _transposed(module: Any, x: Affine) -> Affine:
+    return x.then(
+        transposed_convolution(weight_of(module), module.bias, module.stride, module.padding,
+                               module.output_padding, module.groups, module.dilation)
+    )  # fmt: skip
+
+
+@register_rule(nn.Linear, kind="kernel", channels=lambda m: (m.in_features, 0, True))
+def _linear(module: Any, x: Affine) -> Affine:
+    return x.then(convolution(weight_of(module), module.bias), last=True)
+
+
+def _norm_input(module: Any) -> tuple[int, int, bool]:
+    ndim = next((n for base, n in _NORM_NDIM.items() if isinstance(module, base)), 0)
+    return module.num_features, ndim, False
+
+
+@register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, channels=_norm_input)
+def batch_norm(module: Any, x: Affine) -> Affine:
+    """Also the rule of every layer with a batch norm's attributes."""
+    if module.running_mean is None or module.running_var is None:
+        raise Inexact("its statistics exist only in training (track_running_stats=False)")
+    if is_lazy(module.running_mean) or (module.weight is not None and is_lazy(module.weight)):
+        raise Inexact("its parameters aren't initialised yet")
+    return x.scaled(
+        *batch_norm_scale_shift(module.running_mean, module.running_var, module.weight, module.bias, module.eps)
+    )
+
+
+@register_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+def _average_pool(module: Any, x: Affine) -> Affine:
+    ndim = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[
+        next(t for t in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d) if isinstance(module, t))
+    ]
+    return pooled(
+        x, ndim, module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad,
+        getattr(module, "divisor_override", None),
+    )  # fmt: skip
+
+
+def pooled(
+    x: Affine,
+    ndim: int,
+    size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor: int | None = None,
+) -> Affine:
+    """Average pooling, where it is a convolution."""
+    size, padding = sequence(size, ndim), sequence(padding, ndim)
+    stride = size if stride is None or stride == [] else sequence(stride, ndim)
+    if ceil_mode:
+        raise Inexact("an average pool with ceil_mode=True averages over fewer points at the edge")
+    if any(padding) and not count_include_pad and divisor is None:
+        raise Inexact("an average pool that doesn't count its padding averages over fewer points at the edge")
+    device = x.map.weight.device
+    return x.then(average_pool(x.channels, size, stride, padding, divisor=divisor, device=device))
+
+
+def sequence(value: Any, ndim: int) -> tuple[int, ...]:
+    """One integer per grid dimension, as PyTorch's arguments allow."""
+    if isinstance(value, int):
+        return (value,) * ndim
+    return tuple(value) * (ndim if len(value) == 1 else 1)
+
+
+@register_rule(
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    kind="view",
+)  # fmt: skip
+def _identity(_module: Any, x: Affine) -> Affine:
+    return x
+
+
+_PADS = {
+    "zeros": (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+}
+
+
+def padded(x: Affine, amounts: Sequence[int], border: str = "zeros", value: float = 0.0) -> Affine:
+    """``F.pad``'s list of amounts, last dimension first."""
+    pairs = list(zip(amounts[::2], amounts[1::2], strict=True))[::-1]
+    if x.last or any(not isinstance(a, int) for a in amounts):
+        raise Inexact("padding of another axis, or by an amount that depends on the input")
+    ndim = max(x.map.ndim, len(pairs))
+    if x.map.ndim and len(pairs) > x.map.ndim:
+        raise Inexact("padding of the channel axis")
+    pairs = [(0, 0)] * (ndim - len(pairs)) + pairs
+    return x.padded([a for a, _ in pairs], [b for _, b in pairs], float(value), border)
+
+
+for _border, _classes in _PADS.items():
+
+    @register_rule(*_classes)
+    def _pad(module: Any, x: Affine, border: str = _border) -> Affine:
+        return padded(x, tuple(module.padding), border, float(getattr(module, "value", 0.0)))
+
+
+def parameter_numbers(module: nn.Module) -> int:
+    """Numbers a layer stores: its own parameters and floating buffers, and those of its parametrizations."""
+    tensors = [*module._parameters.values(), *module._buffers.values()]
+    for child in (getattr(module, "parametrizations", None), *getattr(module, "parametrizations", {}).values()):
+        tensors += [] if child is None else [*child._parameters.values(), *child._buffers.values()]
+    return sum(t.numel() for t in tensors if t is not None and not is_lazy(t) and t.is_floating_point())

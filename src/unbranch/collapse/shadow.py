@@ -1,0 +1,89 @@
+"""A network's structure without its weights: a copy in evaluation mode that shares every tensor.
+
+Tracing and proving run on the shadow, so the user's network keeps its mode, hooks and statistics.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_WEIGHT_HOOKS = ("WeightNorm", "SpectralNorm")  # they only compute the weight, and rules read through them
+_WRAPPERS = {
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "timm.utils.model_ema.ModelEma": "ema",
+    "timm.utils.model_ema.ModelEmaV2": "module",
+    "timm.utils.model_ema.ModelEmaV3": "module",
+}
+
+
+def unwrapped(model: Any) -> nn.Module:
+    """The network inside data-parallel, averaging and compiling wrappers.
+
+    Raises:
+        InputError: if there is no network.
+    """
+    while True:
+        inner = next(
+            (_WRAPPERS[name] for t in type(model).__mro__ if (name := f"{t.__module__}.{t.__qualname__}") in _WRAPPERS),
+            None,
+        )
+        if inner is None:
+            break
+        model = getattr(model, inner)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def shadow_of(model: nn.Module) -> nn.Module:
+    """A copy of the modules in evaluation mode, without hooks, sharing all tensors with ``model``."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in _tensors_of(module):
+            memo[id(value)] = value
+    try:
+        shadow = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise InputError(f"{type(model).__name__} can't be copied: {error}") from error
+    shadow.eval()
+    for module in shadow.modules():
+        kept = [(k, h) for k, h in module._forward_pre_hooks.items() if type(h).__name__ in _WEIGHT_HOOKS]
+        for name in _HOOKS:
+            setattr(module, name, OrderedDict())
+        module._forward_pre_hooks = OrderedDict(kept)
+    return shadow
+
+
+def _tensors_of(module: nn.Module) -> list[torch.Tensor]:
+    own = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+    return [v for v in own if isinstance(v, torch.Tensor)]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether code of the user's sees this module's inputs, outputs or gradients."""
+    return any(
+        type(hook).__name__ not in _WEIGHT_HOOKS for name in _HOOKS for hook in (getattr(module, name) or {}).values()
+    )
+
+
+def copy_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Give a module that takes another's place its hooks."""
+    for name in _HOOKS:
+        hooks = OrderedDict(
+            (k, h) for k, h in getattr(source, name).items() if type(h).__name__ not in _WEIGHT_HOOKS
+        )
+        if hooks:
+            setattr(target, name, hooks)
+    for name in ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"):
+        setattr(target, name, OrderedDict(getattr(source, name)))

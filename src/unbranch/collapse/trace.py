@@ -1,0 +1,259 @@
+"""Reading a module: its graph of operations, and which module call each of them belongs to."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from .rules import rule_of_module, users_functions
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module in a trace.
+
+    Args:
+        path: the module's path from the traced root.
+        nodes: every operation inside, in order; a leaf has one.
+        args, kwargs, output: what went in and out, with nodes in place of tensors.
+        leaf: whether it is a single operation.
+        part: whether it is only the affine part of its module, as in a norm-and-activation layer.
+    """
+
+    path: str
+    module: nn.Module
+    parent: Call | None
+    args: Any = ()
+    kwargs: Any = field(default_factory=dict)
+    output: Any = None
+    nodes: list[fx.Node] = field(default_factory=list)
+    leaf: bool = False
+    part: bool = False
+
+    def lineage(self) -> Iterator[Call]:
+        """This call and those around it, innermost first."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+@dataclass(eq=False)
+class Trace:
+    """The graph of one module.
+
+    Args:
+        path: the module's path from the network's root.
+        calls: every module call, the root's first.
+        failures: paths of modules that couldn't be entered, and why.
+    """
+
+    path: str
+    module: nn.Module
+    graph: fx.Graph
+    calls: list[Call]
+    failures: dict[str, str]
+
+    @property
+    def root(self) -> Call:
+        return self.calls[0]
+
+    def times_called(self) -> Counter[int]:
+        """How often each module (by id) is called."""
+        return Counter(id(call.module) for call in self.calls if not call.part)
+
+    def full_path(self, path: str) -> str:
+        """A path from the network's root."""
+        return ".".join(p for p in (self.path, path) if p)
+
+
+def call_of(node: fx.Node) -> Call:
+    """The innermost module call that a node belongs to."""
+    return node.meta["call"]  # type: ignore[no-any-return]
+
+
+def has_rules_inside(module: nn.Module) -> bool:
+    """Whether there is anything in the module that could take part in a merge."""
+    return any(rule_of_module(m) is not None for m in module.modules())
+
+
+class _Tracer(fx.Tracer):
+    """Traces for all inputs at once; a module that can't be entered becomes an opaque leaf."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, leaves: set[int]) -> None:
+        super().__init__(autowrap_functions=users_functions())
+        self._leaves = leaves
+        self._stack: list[Call] = []
+        self._parameter_proxies: dict[str, fx.Proxy] = {}
+        self.calls: list[Call] = []
+        self.failures: dict[str, str] = {}
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
+        """Placeholders for arguments without a default; the others keep theirs."""
+        args: list[Any] = [self.root]
+        for name, parameter in list(inspect.signature(self.root.forward).parameters.items()):
+            required = parameter.default is parameter.empty and parameter.kind != parameter.VAR_KEYWORD
+            if not required or (parameter.kind == parameter.VAR_POSITIONAL and len(args) > 1):
+                continue
+            if parameter.kind == parameter.KEYWORD_ONLY:
+                raise TypeError(f"forward needs the keyword {name}")
+            args.append(self.create_proxy("placeholder", name, (), {}))
+        self.calls[0].args = nodes_of(tuple(args[1:]))
+        return root_fn, args
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        self.calls = [Call("", root, None)]
+        self._stack = [self.calls[0]]
+        return super().trace(root, concrete_args)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            id(m) in self._leaves
+            or rule_of_module(m) is not None
+            or type(m).__module__.startswith("torch.jit")
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["call"] = self._stack[-1]
+        for call in self._stack:
+            call.nodes.append(node)
+        return node
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        self._parameter_proxies = parameter_proxy_cache
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        path = self.path_of_module(m)
+        rule = rule_of_module(m)
+        if self.is_leaf_module(m, path) and not (rule and rule.rest):
+            return self._leaf(path, m, args, kwargs)
+        call = Call(path, m, self._stack[-1], nodes_of(args), nodes_of(kwargs))
+        calls = len(self.calls)
+        self.calls.append(call)
+        self._stack.append(call)
+        try:
+            if rule and rule.rest:
+                output = self._leaf(path, m, args, kwargs, part=True)
+                for name in rule.rest:
+                    output = getattr(m, name)(output)
+            else:
+                output = super().call_module(m, forward, args, kwargs)
+            passed_through = any(output is a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy))
+        except Exception as error:
+            self.failures[path] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            passed_through = True  # and so replaced by a leaf
+        finally:
+            self._stack.pop()
+        if passed_through:
+            self._forget(call, calls)
+            failed = path in self.failures
+            return self._leaf(path, m, args, kwargs, passes=not failed)
+        call.output = nodes_of(output)
+        return output
+
+    def _leaf(self, path: str, m: nn.Module, args: Any, kwargs: Any, *, passes: bool = False, part: bool = False) -> fx.Proxy:
+        call = Call(path, m, self._stack[-1], nodes_of(args), nodes_of(kwargs), leaf=True, part=part)
+        self.calls.append(call)
+        self._stack.append(call)
+        try:
+            proxy = self.create_proxy("call_module", path, args, kwargs)
+        finally:
+            self._stack.pop()
+        proxy.node.meta["passes"] = passes
+        call.output = proxy.node
+        return proxy
+
+    def _forget(self, call: Call, calls: int) -> None:
+        """Take back what a call recorded."""
+        erased = set(call.nodes)
+        for node in reversed(call.nodes):
+            self.graph.erase_node(node)
+        for outer in self._stack if erased else ():
+            outer.nodes = [n for n in outer.nodes if n not in erased]
+        del self.calls[calls:]
+        for name, proxy in list(self._parameter_proxies.items()):
+            if proxy.node in erased:
+                del self._parameter_proxies[name]
+
+
+def nodes_of(value: Any) -> Any:
+    """A structure of proxies as a structure of nodes."""
+    return fx.node.map_aggregate(value, lambda v: v.node if isinstance(v, fx.Proxy) else v)
+
+
+def trace_module(path: str, module: nn.Module, leaves: set[int]) -> Trace | str:
+    """The trace of a module, or why there is none."""
+    tracer = _Tracer(leaves)
+    try:
+        graph = tracer.trace(module)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    output = next(n for n in graph.nodes if n.op == "output")
+    tracer.calls[0].output = output.args[0]
+    return Trace(path, module, graph, tracer.calls, tracer.failures)
+
+
+def traces_of(network: nn.Module) -> tuple[list[Trace], dict[str, str]]:
+    """Traces that together cover a network, and the modules that couldn't be read with the reasons.
+
+    The network is traced as a whole where that succeeds. Modules that can't be entered, that are used several
+    times, or that the network's forward doesn't reach are read on their own.
+    """
+    queue: list[tuple[str, nn.Module]] = [("", network)]
+    seen: set[int] = set()
+    leaves: set[int] = set()
+    traces: list[Trace] = []
+    unread: dict[str, str] = {}
+    while queue:
+        path, module = queue.pop(0)
+        if id(module) in seen or not has_rules_inside(module):
+            continue
+        seen.add(id(module))
+        if rule_of_module(module) is not None:
+            continue
+        trace = trace_module(path, module, leaves - {id(module)})
+        reused = _reused(trace) if isinstance(trace, Trace) else []
+        while isinstance(trace, Trace) and reused:
+            leaves |= {id(call.module) for call in reused}
+            trace = trace_module(path, module, leaves - {id(module)})
+            reused = _reused(trace) if isinstance(trace, Trace) else []
+        if isinstance(trace, str):
+            unread[path] = trace
+            queue += [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
+            continue
+        traces.append(trace)
+        queue += _not_covered(trace)
+    return traces, unread
+
+
+def _reused(trace: Trace) -> list[Call]:
+    times = trace.times_called()
+    return [c for c in trace.calls[1:] if times[id(c.module)] > 1 and not c.leaf and has_rules_inside(c.module)]
+
+
+def _not_covered(trace: Trace) -> list[tuple[str, nn.Module]]:
+    """The outermost modules whose inside the trace doesn't show."""
+    entered = {id(call.module) for call in trace.calls if not call.leaf}
+    called = {id(call.module) for call in trace.calls}
+    found = []
+
+    def visit(path: str, module: nn.Module) -> None:
+        for name, child in module.named_children():
+            place = f"{path}.{name}".lstrip(".")
+            if id(child) in entered or (id(child) not in called and any(id(m) in called for m in child.modules())):
+                visit(place, child)
+            else:
+                found.append((trace.full_path(place), child))
+
+    visit("", trace.module)
+    return found

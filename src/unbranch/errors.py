@@ -1,0 +1,25 @@
+"""What can go wrong, as one tree.
+
+UnbranchError
+├── InputError          an argument, a file or a name that can't be used
+├── Inexact             a law whose condition isn't met: the merge would change the function
+└── CollapseError       a network that strict conversion refuses
+"""
+
+from __future__ import annotations
+
+
+class UnbranchError(Exception):
+    """Base of every error that Unbranch raises on purpose."""
+
+
+class InputError(UnbranchError, ValueError):
+    """The caller's argument, file or name can't be used; the message says what would work."""
+
+
+class Inexact(UnbranchError):
+    """A law refuses: applying it would not give the same function everywhere."""
+
+
+class CollapseError(UnbranchError):
+    """Raised by ``collapse(..., strict=True)`` when something had to be refused."""

@@ -1,0 +1,126 @@
+"""The cases of the laws of grid maps; see ``cases.py``."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from unbranch.algebra import GridMap
+
+from .cases import choices, with_zeros
+from .checks import Case
+from .strategies import NDIMS, SEEDS, Draw, conv_maps, grid_maps, grids, numbers, small_grids
+
+WIDTHS = st.tuples(st.integers(1, 3), st.integers(1, 3))
+GROUPS = st.integers(1, 3)
+
+
+@st.composite
+def any_grid_map(draw: Draw, groups: int | None = None) -> GridMap:
+    n, m = draw(NDIMS), draw(NDIMS)
+    return draw(grid_maps(groups or draw(GROUPS), draw(WIDTHS), draw(small_grids(n)), draw(small_grids(m))))
+
+
+def on_grid_map(m: GridMap, truth: object, *args: object) -> Case:
+    return Case((m, *args), truth, m.in_channels, (m.grid_in,))
+
+
+@st.composite
+def grid_formula(draw: Draw) -> Case:
+    """``y[o, q] = bias[o, q] + sum matrix[(o, q), (i, p)]·x[i, p]``, written with every axis of its own."""
+    m = draw(any_grid_map())
+    wide, high = m.in_channels // m.groups, m.out_channels // m.groups
+
+    def truth(x: Tensor) -> Tensor:
+        matrix = m.matrix.reshape(m.groups, high, -1, wide, x[0, 0].numel())
+        y = torch.einsum("goqip,ngip->ngoq", matrix, x.reshape(len(x), m.groups, wide, -1))
+        y = y.reshape(len(x), m.out_channels, *m.grid_out)
+        return y if m.bias is None else y + m.bias
+
+    return on_grid_map(m, truth)
+
+
+@st.composite
+def matrices_of_convolutions(draw: Draw) -> Case:
+    m = draw(conv_maps(draw(NDIMS)))
+    grid = draw(grids([m]))
+
+    def keeps_groups(result: GridMap) -> None:
+        assert (result.groups, result.grid_in, result.grid_out) == (m.groups, grid, m.output_size(grid))
+
+    return Case((m, grid), m, m.in_channels, (grid,), also=keeps_groups)
+
+
+@st.composite
+def grid_sums(draw: Draw) -> Case:
+    groups, widths = draw(GROUPS), draw(WIDTHS)
+    grid_in, grid_out = draw(small_grids(draw(NDIMS))), draw(small_grids(draw(NDIMS)))
+    maps = [draw(grid_maps(groups, widths, grid_in, grid_out)) for _ in range(draw(st.integers(2, 3)))]
+    return Case(tuple(maps), lambda x: torch.stack([m(x) for m in maps]).sum(0), maps[0].in_channels, (grid_in,))
+
+
+@st.composite
+def grid_compositions(draw: Draw) -> Case:
+    inner = draw(any_grid_map())
+    widths = inner.out_channels // inner.groups, draw(st.integers(1, 3))
+    outer = draw(grid_maps(inner.groups, widths, inner.grid_out, draw(small_grids(draw(NDIMS)))))
+    return Case((outer, inner), lambda x: outer(inner(x)), inner.in_channels, (inner.grid_in,))
+
+
+@st.composite
+def any_grid_pair(draw: Draw) -> list[GridMap]:
+    """Two grid maps that share some of groups, widths and grids."""
+    groups, widths, grid = draw(GROUPS), draw(WIDTHS), draw(small_grids(2))
+
+    def one() -> GridMap:
+        own = draw(st.integers(0, 4))
+        return draw(
+            grid_maps(
+                draw(GROUPS) if own == 1 else groups,
+                draw(WIDTHS) if own == 2 else widths,
+                draw(small_grids(2)) if own == 3 else grid,
+                draw(small_grids(2)) if own == 4 else grid,
+            )
+        )
+
+    return [one(), one()]
+
+
+@st.composite
+def any_grid_sums(draw: Draw) -> Case:
+    a, b = draw(any_grid_pair())
+    return Case((a, b), lambda x: a(x) + b(x), a.in_channels, (a.grid_in,))
+
+
+@st.composite
+def any_grid_compositions(draw: Draw) -> Case:
+    outer, inner = draw(any_grid_pair())
+    return Case((outer, inner), lambda x: outer(inner(x)), inner.in_channels, (inner.grid_in,))
+
+
+@st.composite
+def grid_scales(draw: Draw) -> Case:
+    m, seed = draw(any_grid_map()), draw(SEEDS)
+    scale, shift = (numbers(seed + j, m.out_channels) if draw(st.booleans()) else None for j in range(2))
+
+    def truth(x: Tensor) -> Tensor:
+        y = m(x)
+        column = (-1, *(1,) * len(m.grid_out))
+        y = y if scale is None else y * scale.reshape(column)
+        return y if shift is None else y + shift.reshape(column)
+
+    return on_grid_map(m, truth, scale, shift)
+
+
+@st.composite
+def grid_selections(draw: Draw) -> Case:
+    m = draw(any_grid_map())
+    outs, ins = draw(choices(m.out_channels)), draw(choices(m.in_channels))
+
+    def truth(x: Tensor) -> Tensor:
+        y = m(with_zeros(x, ins, m.in_channels))
+        return y if outs is None else y[:, outs]
+
+    count = m.in_channels if ins is None else len(ins)
+    return Case((m, outs, ins), truth, count, (m.grid_in,))

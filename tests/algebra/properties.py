@@ -1,0 +1,51 @@
+"""Every public law of the algebra, by the property that proves it."""
+
+from unbranch import algebra as A
+
+from . import cases, cases_grid
+from .checks import Property
+
+
+def itself(m: object) -> object:
+    """The law of a value: it computes what its formula says."""
+    return m
+
+
+PROPERTIES = {
+    "a map computes its formula": Property(itself, cases.formula()),
+    "identity changes nothing": Property(A.identity, cases.identities()),
+    "convolution is F.conv and F.linear": Property(A.convolution, cases.convolutions()),
+    "transposed_convolution is F.conv_transpose": Property(A.transposed_convolution, cases.transposed()),
+    "average_pool is F.avg_pool": Property(A.average_pool, cases.pools()),
+    "batch_norm_scale_shift is F.batch_norm": Property(A.batch_norm_scale_shift, cases.batch_norms()),
+    "scale_shift scales and shifts": Property(A.scale_shift, cases.scales()),
+    "scale_shift takes a map's bias away": Property(A.scale_shift, cases.unbiasing_shifts()),
+    "pad is F.pad with zeros or the map's bias": Property(A.pad, cases.pads_by_constant()),
+    "pad is F.pad with a border after a pointwise map": Property(A.pad, cases.pads_by_border()),
+    "pad by negative amounts crops": Property(A.pad, cases.crops()),
+    "pad is exact or refuses": Property(A.pad, cases.any_pads(), refusable=True),
+    "upsampled puts zeros between": Property(A.upsampled, cases.upsamplings()),
+    "upsampled is exact or refuses": Property(A.upsampled, cases.any_upsamplings(), refusable=True),
+    "lifted applies a matrix at every point": Property(A.lifted, cases.lifts()),
+    "select slices channels": Property(A.select, cases.selections()),
+    "select keeps groups": Property(A.select, cases.group_selections()),
+    "densified is the same map": Property(A.densified, cases.densifications()),
+    "add sums outputs": Property(A.add, cases.sums()),
+    "add is exact or refuses": Property(A.add, cases.any_sums(), refusable=True),
+    "concat is torch.cat": Property(A.concat, cases.concats()),
+    "concat is exact or refuses": Property(A.concat, cases.any_concats(), refusable=True),
+    "split slices outputs": Property(A.split, cases.splits()),
+    "block_diagonal is maps side by side": Property(A.block_diagonal, cases.side_by_side()),
+    "block_diagonal is exact or refuses": Property(A.block_diagonal, cases.any_side_by_side(), refusable=True),
+    "compose is one map after the other": Property(A.compose, cases.compositions()),
+    "compose coarsens groups to their gcd": Property(A.compose, cases.interleaved_groups()),
+    "compose is exact or refuses": Property(A.compose, cases.any_compositions(), refusable=True),
+    "a grid map computes its formula": Property(itself, cases_grid.grid_formula()),
+    "to_grid is the convolution": Property(A.to_grid, cases_grid.matrices_of_convolutions()),
+    "grid_add sums outputs": Property(A.grid_add, cases_grid.grid_sums()),
+    "grid_add is exact or refuses": Property(A.grid_add, cases_grid.any_grid_sums(), refusable=True),
+    "grid_compose is one map after the other": Property(A.grid_compose, cases_grid.grid_compositions()),
+    "grid_compose is exact or refuses": Property(A.grid_compose, cases_grid.any_grid_compositions(), refusable=True),
+    "grid_scale_shift scales and shifts": Property(A.grid_scale_shift, cases_grid.grid_scales()),
+    "grid_select slices channels": Property(A.grid_select, cases_grid.grid_selections()),
+}

@@ -1,0 +1,28 @@
+"""Every law of the algebra equals PyTorch's own function on random maps and inputs, borders included."""
+
+from __future__ import annotations
+
+import pytest
+from unbranch import algebra
+
+from .checks import Property, check_meta
+from .properties import PROPERTIES
+
+VALUES = {"BORDERS", "ConvMap", "GridMap"}
+LAYERS = {"identity", "convolution", "transposed_convolution", "average_pool", "batch_norm_scale_shift"}
+NEEDS_VALUES = {"a map computes its formula", "a grid map computes its formula", "scale_shift takes a map's bias away"}
+WITHOUT_VALUES = {name: p for name, p in PROPERTIES.items() if name.split()[0] not in LAYERS and name not in NEEDS_VALUES}
+
+
+@pytest.mark.parametrize("proof", PROPERTIES.values(), ids=PROPERTIES)
+def test_law_equals_pytorch(proof: Property) -> None:
+    proof.prove()
+
+
+@pytest.mark.parametrize("proof", WITHOUT_VALUES.values(), ids=WITHOUT_VALUES)
+def test_law_on_meta_kernels_gives_the_geometry_of_real_ones(proof: Property) -> None:
+    proof.prove(check=check_meta, max_examples=25)
+
+
+def test_every_public_law_is_proved() -> None:
+    assert {name.split()[0] for name in PROPERTIES} - {"a"} == set(algebra.__all__) - VALUES
