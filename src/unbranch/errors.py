@@ -3,6 +3,7 @@
 UnbranchError
 ├── InputError          an argument, a file or a name that can't be used
 ├── Inexact             a law whose condition isn't met: the merge would change the function
+│   └── NotAffine       the operation isn't an affine map of one input at all
 └── CollapseError       a network that strict conversion refuses
 """
 
@@ -19,6 +20,10 @@ class InputError(UnbranchError, ValueError):
 
 class Inexact(UnbranchError):
     """A law refuses: applying it would not give the same function everywhere."""
+
+
+class NotAffine(Inexact):
+    """An operation that isn't an affine map of one input: opaque, and no reason to report it."""
 
 
 class CollapseError(UnbranchError):

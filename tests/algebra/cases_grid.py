@@ -1,4 +1,4 @@
-"""The cases of the laws of grid maps; see ``cases.py``."""
+"""The cases of the laws of grid maps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unbranch.algebra import GridMap
 
-from .cases import choices, with_zeros
+from .cases_one import choices, with_zeros
 from .checks import Case
 from .strategies import NDIMS, SEEDS, Draw, conv_maps, grid_maps, grids, numbers, small_grids
 

@@ -49,6 +49,15 @@ class Case:
         return f"Case({', '.join(map(geometry, self.args))}, {self.kwargs}, grids {self.grids})"
 
 
+def two(grid: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """A grid and one that is a point larger in each dimension: strides treat them differently."""
+    return (grid, tuple(n + 1 for n in grid)) if grid else (grid,)
+
+
+def on_map(m: ConvMap, grid: tuple[int, ...], truth: Any, *args: Any, **more: Any) -> Case:
+    return Case((m, *args), truth, m.in_channels, two(grid), **more)
+
+
 @dataclass(frozen=True)
 class Property:
     """A law, and the cases it must be right about; where ``refusable`` it may raise Inexact instead."""

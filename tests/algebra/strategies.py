@@ -119,7 +119,9 @@ def zero_beyond_maps(draw: Draw, ndim: int, bias: bool = False) -> ConvMap:
 
 
 @st.composite
-def siblings(draw: Draw, *, same_outputs: bool, same_inputs: bool = True, same_group_width: bool = False) -> list[ConvMap]:
+def siblings(
+    draw: Draw, *, same_outputs: bool, same_inputs: bool = True, same_group_width: bool = False
+) -> list[ConvMap]:
     """Two or three maps of equal stride, upsampling and delta, so that their outputs have one size."""
     ndim = draw(NDIMS)
     stride, up = draw(per_dim(ndim, 1, 3)), draw(ups(ndim))
@@ -132,10 +134,8 @@ def siblings(draw: Draw, *, same_outputs: bool, same_inputs: bool = True, same_g
             groups = draw(st.integers(1, 3))
             fixed = groups * min(inputs, 2), groups * min(outputs, 3)
         else:
-            fixed = inputs if same_inputs else draw(CHANNELS), outputs if same_outputs else None
-        maps.append(
-            draw(conv_maps(ndim, *fixed, groups=groups, stride=stride, delta=delta, up=up, border=border))
-        )
+            fixed = inputs, outputs if same_outputs else None
+        maps.append(draw(conv_maps(ndim, *fixed, groups=groups, stride=stride, delta=delta, up=up, border=border)))
     return maps
 
 

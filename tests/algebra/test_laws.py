@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from unbranch import algebra
 
 from .checks import Property, check_meta
@@ -11,7 +12,9 @@ from .properties import PROPERTIES
 VALUES = {"BORDERS", "ConvMap", "GridMap"}
 LAYERS = {"identity", "convolution", "transposed_convolution", "average_pool", "batch_norm_scale_shift"}
 NEEDS_VALUES = {"a map computes its formula", "a grid map computes its formula", "scale_shift takes a map's bias away"}
-WITHOUT_VALUES = {name: p for name, p in PROPERTIES.items() if name.split()[0] not in LAYERS and name not in NEEDS_VALUES}
+WITHOUT_VALUES = {
+    name: p for name, p in PROPERTIES.items() if name.split()[0] not in LAYERS and name not in NEEDS_VALUES
+}
 
 
 @pytest.mark.parametrize("proof", PROPERTIES.values(), ids=PROPERTIES)

@@ -32,6 +32,7 @@ class ACB(nn.Module):
 
     ``branch_scale`` is the initial γ of the three batch norms (1/3 in the authors' CIFAR recipes). Section 3.2.
 
+    >>> import torch
     >>> ACB(3, 8, 3, padding=1)(torch.zeros(1, 3, 6, 7)).shape
     torch.Size([1, 8, 6, 7])
     """

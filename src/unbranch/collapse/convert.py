@@ -12,12 +12,13 @@ from ..errors import CollapseError, Inexact
 from .costs import cost_of
 from .emit import build
 from .plan import Merge, Plan, Region, _between
-from .prove import random_input, relative_error, run_nodes
+from .prove import random_inputs, relative_error, run_nodes
 from .report import MergeRecord, Refusal, Report
 from .rewrite import Rebuild, Swap, Unplaceable, copied, replaced_modules, rewrites_of, trained_like
 from .rules import rule_of_module
 from .shadow import has_hooks, shadow_of, unwrapped
 from .trace import Trace, traces_of
+from .value import Affine
 from .verify import as_inputs, verify
 
 TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output
@@ -132,20 +133,30 @@ class _Conversion:
         except Inexact as error:
             raise Unplaceable(merge, str(error)) from error
         like = region.weight_like(merge)
-        error = None
-        if not like.is_meta:
-            smallest = [r + 1 + max(0, -a) + max(0, -b) for r, a, b in zip(value.map.reach, value.map.lo, value.map.hi, strict=True)]
-            x = random_input(value.map.in_channels, value.map.ndim, smallest, like.device, value.last)
-            path = _between(merge.root, merge.target, region.order)
-            known = {n: region.constant_value(n) for node in path for n in node.all_input_nodes if n in region.constant}
-            theirs = run_nodes(path, known | {merge.root: x}, region.trace.module)
-            with torch.no_grad():
-                ours = value.map(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if value.last else value.map(x)
-            error = relative_error(ours, theirs)
-            if not error <= TOLERANCE:
-                raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
+        error = None if like.is_meta else self._error(region, merge, value)
+        if error is not None and not error <= TOLERANCE:
+            raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
         layer = build(value.map, merge.layer, like)
         return trained_like(layer, list(region.parameters(merge)), self._mode(region, merge)), error
+
+    def _error(self, region: Region, merge: Merge, value: Affine) -> float:
+        """How far the merged map is from the operations it replaces, on random input in float64."""
+        path = _between(merge.root, merge.target, region.order)
+        known = {n: region.constant_value(n) for node in path for n in node.all_input_nodes if n in region.constant}
+        m = value.map
+        smallest = [r + 1 + max(0, -a) + max(0, -b) for r, a, b in zip(m.reach, m.lo, m.hi, strict=True)]
+        device = region.weight_like(merge).device
+        problem: Exception | None = None
+        for x in random_inputs(m.in_channels, smallest, device, value.last):
+            try:
+                theirs = run_nodes(path, known | {merge.root: x}, region.trace.module)
+            except Exception as error:  # channels on the last axis: the operations may want rank 2, or rank 3
+                problem = error
+                continue
+            with torch.no_grad():
+                ours = m(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if value.last else m(x)
+            return relative_error(ours, theirs)
+        raise Unplaceable(merge, f"its operations can't be run on random input: {problem}")
 
     def _mode(self, region: Region, merge: Merge) -> bool:
         for node in merge.inside:

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from ..algebra import identity
-from ..errors import Inexact
+from ..errors import Inexact, NotAffine
 from .emit import Layer, layers_for
 from .prove import run_nodes
 from .rules import Rule, rule_of_function, rule_of_method, rule_of_module
@@ -184,6 +184,8 @@ class Region:
         for root in self.roots_of(node):
             try:
                 found[root] = self.evaluate(node, root, {})
+            except NotAffine:
+                continue
             except Inexact as error:
                 reason = str(error)
             except Exception as error:  # a rule met arguments that it doesn't know: opaque, never fatal
@@ -350,7 +352,7 @@ class Region:
         """Values of affine operations that something else reads."""
         needed: set[fx.Node] = {n for n in self.barriers if n in self.values}
         for node in self.order:
-            if node not in self.values and not _is_check(node):
+            if node not in self.values and node not in self.trace.checks:
                 needed.update(n for n in node.all_input_nodes if n in self.values)
         return needed
 
@@ -434,8 +436,13 @@ class Region:
             rule = self.rule(node)
             if step.root is not None or node in self.refused or rule is None or rule.kind == "view":
                 continue
-            if len(self.values[node]) > 1:
+            if any(sum(1 for n in _between(r, node, self.order) if self._launches(n)) > 1 for r in self.values[node]):
                 yield Kept(node, "merging it would cost more than it saves", exact=True)
+
+
+    def _launches(self, node: fx.Node) -> bool:
+        rule = self.rule(node)
+        return rule is not None and rule.kind != "view"
 
 
 _PASS = Rule(lambda _module, x, *args, **kwargs: x, "view")  # noqa: ARG005
@@ -488,18 +495,6 @@ def _between(root: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> list[
 # --- values that are changed in place ---------------------------------------------------------------
 
 
-def _is_check(node: fx.Node) -> bool:
-    """An assertion, or something that only reads shapes for one."""
-    if node.op == "call_function" and node.target is torch._assert:
-        return True
-    reads_shape = node.op == "call_function" and node.target is getattr and node.args[1:2] in (("shape",), ("ndim",))
-    reads_shape = reads_shape or (node.op == "call_method" and node.target in ("size", "dim"))
-    passes_on = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
-    if reads_shape or (passes_on and all(_is_check(n) for n in node.all_input_nodes)):
-        return all(_is_check(user) for user in node.users)
-    return False
-
-
 def _pinned(trace: Trace) -> dict[fx.Node, str]:
     """Nodes whose value changes in place while something else reads it: they keep their operations."""
     base: dict[fx.Node, fx.Node] = {}
@@ -515,7 +510,7 @@ def _pinned(trace: Trace) -> dict[fx.Node, str]:
             continue
         members = family[base[target]]
         readers = {u for m in members for u in m.users} - members - {node}
-        readers = {u for u in readers if not _is_check(u)}
+        readers -= trace.checks
         arrived = base[target].op == "placeholder" and node.op != "call_module"
         if readers or arrived:
             reason = "a value it reads is changed in place"

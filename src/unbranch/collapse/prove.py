@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+
+from .rules import rule_of_module
 
 _CASTS = {"float", "half", "bfloat16", "double"}
 
@@ -40,12 +43,15 @@ def _double(value: Any) -> Any:
     return value
 
 
-def random_input(channels: int, ndim: int, smallest: Sequence[int], device: torch.device, last: bool) -> Tensor:
-    """Normal noise ``(2, channels, *grid)`` whose grid sizes differ and exceed ``smallest``; seeded."""
+def random_inputs(channels: int, smallest: Sequence[int], device: torch.device, last: bool) -> list[Tensor]:
+    """Normal noise ``(2, channels, *grid)`` whose grid sizes differ and exceed ``smallest``; seeded.
+
+    With channels on the last axis there are two candidates, of rank 3 and of rank 2.
+    """
+    grid = tuple(max(4, s) + 1 + j for j, s in enumerate(smallest))
+    shapes = [(2, 3, channels), (6, channels)] if last else [(2, channels, *grid)]
     generator = torch.Generator().manual_seed(0)
-    grid = (3,) if last else tuple(max(4, s) + 1 + j for j, s in enumerate(smallest[:ndim]))
-    shape = (2, *grid, channels) if last else (2, channels, *grid)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for shape in shapes]
 
 
 def run_nodes(nodes: Sequence[fx.Node], known: dict[fx.Node, Any], root: nn.Module) -> Any:
@@ -63,10 +69,20 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], root: nn.Module) -> Any:
     if node.op == "get_attr":
         return attribute(root, str(node.target))
     if node.op == "call_module":
-        return root.get_submodule(str(node.target))(*args, **kwargs)
+        return affine_part(root.get_submodule(str(node.target)))(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def affine_part(module: nn.Module) -> nn.Module:
+    """The module without the activation that follows its affine part, sharing its tensors."""
+    rule = rule_of_module(module)
+    if rule is None or not rule.rest:
+        return module
+    part = copy.copy(module)
+    part._modules = {k: nn.Identity() if k in rule.rest else m for k, m in module._modules.items()}
+    return part
 
 
 def attribute(root: Any, path: str) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import Inexact
-from .plan import Merge, Region, _is_check
+from .plan import Merge, Region
 from .rules import rule_of_module
 from .shadow import copy_hooks, has_hooks
 from .trace import Call, Trace, call_of
@@ -27,8 +27,12 @@ class Swap:
     """Modules in a row, by path from the trace's root; the one at ``host`` becomes the merged layer."""
 
     merge: Merge
-    paths: tuple[str, ...]
+    calls: tuple[Call, ...]
     host: int
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(call.path for call in self.calls)
 
     @property
     def place(self) -> str:
@@ -48,22 +52,45 @@ class Rebuild:
 
 
 def rewrites_of(region: Region, merges: list[Merge]) -> list[Swap | Rebuild]:
-    """How each merge is put into the network.
+    """How each merge is put into the network; those that touch each other are rebuilt together.
 
     Raises:
         Unplaceable: for the first merge that has no place; it has to be barred.
     """
-    swaps: list[Swap | Rebuild] = []
-    rebuilt: dict[Call, list[Merge]] = {}
+    plans: list[Swap | Rebuild] = []
     for merge in merges:
-        swap = _as_swap(region, merge)
-        if swap is not None:
-            swaps.append(swap)
-            continue
-        call = _smallest_call(region.trace, merge)
+        plan: Swap | Rebuild | None = _as_swap(region, merge)
+        plans.append(plan or _as_rebuild(region, (merge,)))
+    while (pair := _touching(plans)) is not None:
+        joined = tuple(m for plan in pair for m in _merges_of(plan))
+        plans = [p for p in plans if p not in pair] + [_as_rebuild(region, joined)]
+    return plans
+
+
+def _merges_of(plan: Swap | Rebuild) -> tuple[Merge, ...]:
+    return plan.merges if isinstance(plan, Rebuild) else (plan.merge,)
+
+
+def _touching(plans: list[Swap | Rebuild]) -> tuple[Swap | Rebuild, Swap | Rebuild] | None:
+    """Two plans that remove one operation, or of which one opens a module that the other replaces."""
+    owner: dict[fx.Node | Call, Swap | Rebuild] = {}
+    for plan in plans:
+        nodes = {n for m in _merges_of(plan) for n in m.inside}
+        for key in nodes | (_inlined(plan.call, plan.merges) if isinstance(plan, Rebuild) else set()):
+            if owner.setdefault(key, plan) is not plan:
+                return owner[key], plan
+    for plan in plans:
+        for call in plan.calls if isinstance(plan, Swap) else ():
+            if call in owner:
+                return owner[call], plan
+    return None
+
+
+def _as_rebuild(region: Region, merges: tuple[Merge, ...]) -> Rebuild:
+    call = _smallest_call(merges)
+    for merge in merges:
         _check_rebuildable(region, call, merge)
-        rebuilt.setdefault(call, []).append(merge)
-    return swaps + [Rebuild(call, tuple(found)) for call, found in rebuilt.items()]
+    return Rebuild(call, merges)
 
 
 class Unplaceable(Inexact):
@@ -94,13 +121,13 @@ def _as_swap(region: Region, merge: Merge) -> Swap | None:
         if entering - region.constant != {source}:
             return None
         source = call.output
-        users = {u for u in source.users if not _is_check(u)}
+        users = set(source.users) - trace.checks
         if call is not row[-1] and not any(users <= set(later.nodes) for later in row):
             return None
     if source is not merge.target or (len(row) > 1 and _crosses_an_entry_point(trace, row)):
         return None
     kernels = [j for j, call in enumerate(row) if any(_is_kernel(region, n) for n in call.nodes)]
-    return Swap(merge, tuple(call.path for call in row), kernels[0] if kernels else 0)
+    return Swap(merge, tuple(row), kernels[0] if kernels else 0)
 
 
 def _largest_call(
@@ -109,7 +136,7 @@ def _largest_call(
     """The outermost module call around a node that the merge covers wholly."""
     largest = None
     for call in call_of(node).lineage():
-        whole = all(n in inside or n in region.constant or _is_check(n) for n in call.nodes)
+        whole = all(n in inside or n in region.constant or n in trace.checks for n in call.nodes)
         if not whole or call is trace.root:
             break
         if isinstance(call.output, fx.Node) and call.output in inside and times[id(call.module)] <= 1:
@@ -140,8 +167,8 @@ def _common_call(calls: list[Call]) -> Call:
     return next(c for c in lines[0] if all(c in line for line in lines[1:]))
 
 
-def _smallest_call(trace: Trace, merge: Merge) -> Call:
-    calls = [call_of(n) for n in merge.inside]
+def _smallest_call(merges: tuple[Merge, ...]) -> Call:
+    calls = [call_of(n) for merge in merges for n in merge.inside]
     return _common_call([c.parent if c.leaf and c.parent is not None else c for c in calls])
 
 
@@ -151,7 +178,7 @@ def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
         raise Unplaceable(merge, f"it lies in {name}, which is used several times")
     if _has_entry_points(call.module):
         raise Unplaceable(merge, f"it is spread over {name}, whose other methods (forward_…) would be lost")
-    inlined = _inlined(call, [merge])
+    inlined = _inlined(call, (merge,))
     if any(has_hooks_at(region, c) for c in inlined if c is not call):
         raise Unplaceable(merge, "it would remove a module with a hook")
     nested = any(not isinstance(a, fx.Node) and _has_nodes(a) for a in (*call.args, *call.kwargs.values()))
@@ -171,7 +198,7 @@ def _has_nodes(value: Any) -> bool:
     return bool(found)
 
 
-def _inlined(call: Call, merges: list[Merge] | tuple[Merge, ...]) -> set[Call]:
+def _inlined(call: Call, merges: tuple[Merge, ...]) -> set[Call]:
     """Calls inside ``call`` that a rebuild has to open: those that hold a removed operation or a merge's ends."""
     opened = {call}
     touched = [n for m in merges for n in m.inside]
@@ -211,7 +238,7 @@ def rebuilt(
     closed = [_outermost_closed(n, call, opened) for n in call.nodes]
     taken = {c.path[prefix:].split(".")[0] for c in closed if c is not None}
     for node in call.nodes:
-        if node.op in ("placeholder", "output") or _is_check(node) or node in env:
+        if node.op in ("placeholder", "output") or node in region.trace.checks or node in env:
             continue
         outer = _outermost_closed(node, call, opened)
         if node in by_target:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from .rules import rule_of_module, users_functions
@@ -51,6 +52,7 @@ class Trace:
         path: the module's path from the network's root.
         calls: every module call, the root's first.
         failures: paths of modules that couldn't be entered, and why.
+        checks: assertions about shapes, and what is computed for them alone.
     """
 
     path: str
@@ -58,6 +60,10 @@ class Trace:
     graph: fx.Graph
     calls: list[Call]
     failures: dict[str, str]
+    checks: set[fx.Node] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.checks = _checks(self.graph)
 
     @property
     def root(self) -> Call:
@@ -80,6 +86,21 @@ def call_of(node: fx.Node) -> Call:
 def has_rules_inside(module: nn.Module) -> bool:
     """Whether there is anything in the module that could take part in a merge."""
     return any(rule_of_module(m) is not None for m in module.modules())
+
+
+def _checks(graph: fx.Graph) -> set[fx.Node]:
+    about_shape: set[fx.Node] = set()
+    for node in graph.nodes:
+        reads = node.op == "call_method" and node.target in ("size", "dim")
+        reads = reads or (node.target is getattr and node.args[1] in ("shape", "ndim"))
+        inputs = node.all_input_nodes
+        if reads or (node.op == "call_function" and inputs and all(n in about_shape for n in inputs)):
+            about_shape.add(node)
+    checks: set[fx.Node] = set()
+    for node in reversed(list(graph.nodes)):
+        if node in about_shape and (node.target is torch._assert or (node.users and all(u in checks for u in node.users))):
+            checks.add(node)
+    return checks
 
 
 class _Tracer(fx.Tracer):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...algebra import ConvMap, batch_norm_scale_shift, convolution, transposed_convolution
-from ...errors import Inexact
+from ...errors import Inexact, NotAffine
 from ..value import Affine, Bundle
 from .layers import padded, padding_of, pooled, sequence
 from .registry import register_method, register_rule
@@ -27,7 +27,7 @@ def _add(a: Value, b: Value, alpha: float = 1.0) -> Affine:
         b = b.times(alpha)
         return a.plus(b) if isinstance(a, Affine) else _shift(b, a)
     if not isinstance(a, Affine):
-        raise Inexact("an addition of unknown operands")
+        raise NotAffine("an addition of unknown operands")
     return _shift(a, b * alpha if isinstance(b, Tensor | int | float) and alpha != 1 else b)
 
 
@@ -44,14 +44,14 @@ def _multiply(a: Value, b: Value) -> Affine:
     if not isinstance(a, Affine):
         a, b = b, a
     if not isinstance(a, Affine) or isinstance(b, Affine):
-        raise Inexact("a product of two values that depend on the input")
+        raise NotAffine("a product of two values that depend on the input")
     vector = _per_channel(a, b)
     return a.times(vector) if isinstance(vector, float) else a.scaled(vector)
 
 
 def _divide(a: Value, b: Value, rounding_mode: str | None = None) -> Affine:
     if not isinstance(a, Affine) or isinstance(b, Affine) or rounding_mode is not None:
-        raise Inexact("a division by a value that depends on the input")
+        raise NotAffine("a division by a value that depends on the input")
     vector = _per_channel(a, b)
     return a.times(1 / vector) if isinstance(vector, float) else a.scaled(1 / vector)
 
@@ -61,7 +61,7 @@ def _per_channel(x: Affine, constant: Any) -> float | Tensor:
     if isinstance(constant, bool | int | float):
         return float(constant)
     if not isinstance(constant, Tensor):
-        raise Inexact("an operand that isn't a number or a tensor")
+        raise NotAffine("an operand that isn't a number or a tensor")
     if constant.numel() == 1 and constant.dim() <= x.map.ndim + 2:
         return float(constant)
     position = 1 if x.last else x.map.ndim + 1  # of the channel axis, from the right
@@ -115,7 +115,7 @@ def _transposed(
 
 def _constant(x: Any, weight: Any, bias: Any = None) -> None:
     if not isinstance(x, Affine) or not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
-        raise Inexact("a kernel or bias that depends on the input")
+        raise NotAffine("a kernel or bias that depends on the input")
 
 
 def _linear(x: Affine, weight: Tensor, bias: Tensor | None = None) -> Affine:
@@ -179,9 +179,9 @@ def _is_channel_axis(x: Affine, dim: int) -> bool:
 @register_rule(torch.cat, torch.concat, torch.concatenate)
 def _concatenate(tensors: Sequence[Affine], dim: int = 0) -> Affine:
     if not all(isinstance(t, Affine) for t in tensors):
-        raise Inexact("a concatenation with something that isn't linear in one input")
+        raise NotAffine("a concatenation with something that isn't linear in one input")
     if not _is_channel_axis(tensors[0], dim):
-        raise Inexact("a concatenation along another axis than the channels")
+        raise NotAffine("a concatenation along another axis than the channels")
     return tensors[0].joined(*tensors[1:])
 
 
@@ -192,7 +192,7 @@ def _chunk(x: Affine, chunks: int, dim: int = 0) -> Bundle:
 
 def _split(x: Affine, split_size: int | Sequence[int], dim: int = 0) -> Bundle:
     if not _is_channel_axis(x, dim):
-        raise Inexact("a split along another axis than the channels")
+        raise NotAffine("a split along another axis than the channels")
     if isinstance(split_size, int):
         whole, left = divmod(x.channels, split_size)
         split_size = [split_size] * whole + [left] * (left > 0)
@@ -209,13 +209,13 @@ register_method("split", kind="view")(_split)
 @register_rule(torch.stack)
 def _stack(tensors: Sequence[Affine], dim: int = 0) -> Bundle:
     if dim != 0 or not all(isinstance(t, Affine) for t in tensors):
-        raise Inexact("a stack along another axis than the first, or of unrelated values")
+        raise NotAffine("a stack along another axis than the first, or of unrelated values")
     return Bundle(tuple(tensors), stacked=True)
 
 
 def _sum(x: Bundle, dim: Any = None, keepdim: bool = False) -> Affine:
     if not isinstance(x, Bundle) or not x.stacked or dim not in (0, [0], (0,)) or keepdim:
-        raise Inexact("a sum over an axis of the tensor")
+        raise NotAffine("a sum over an axis of the tensor")
     return x.parts[0].plus(*x.parts[1:])
 
 
@@ -241,11 +241,11 @@ def _getitem(x: Affine | Bundle, index: Any) -> Affine:
 def _sliced(x: Affine, index: tuple[Any, ...]) -> Affine:
     rank = x.map.ndim + 2
     if x.last or Ellipsis in index[:-1] or any(not isinstance(i, slice) and i is not Ellipsis for i in index):
-        raise Inexact("indexing other than by plain slices")
+        raise NotAffine("indexing other than by plain slices")
     parts = [i for i in index if i is not Ellipsis]
     parts += [slice(None)] * (rank - len(parts))
     if parts[0] != slice(None) or len(parts) > rank:
-        raise Inexact("a slice of the batch")
+        raise NotAffine("a slice of the batch")
     if parts[1] != slice(None):
         x = x.selected(range(*parts[1].indices(x.channels)))
     lo, hi, step = zip(*(_crop(s) for s in parts[2:]), strict=True) if parts[2:] else ((), (), ())
@@ -261,9 +261,9 @@ def _sliced(x: Affine, index: tuple[Any, ...]) -> Affine:
 def _crop(part: slice) -> tuple[int, int, int]:
     start, stop, step = part.start or 0, part.stop, part.step or 1
     if not all(isinstance(v, int) for v in (start, step)) or start < 0 or step < 1:
-        raise Inexact("a slice that depends on the input's size")
+        raise NotAffine("a slice that depends on the input's size")
     if stop is not None and (not isinstance(stop, int) or stop >= 0):
-        raise Inexact("a slice to a fixed end, which depends on the input's size")
+        raise NotAffine("a slice to a fixed end, which depends on the input's size")
     return start, 0 if stop is None else -stop, step
 
 

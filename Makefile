@@ -1,0 +1,43 @@
+# demo   train a branched network on real images, collapse it, compare the two     (about two minutes)
+# test   every test
+# check  format, lint, types, and every test: what CI runs
+# bench  the figures in README.md
+
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+
+# Idle OpenMP threads that spin slow down every other process on a small machine.
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: demo test lint check bench clean
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/unbranch demo --out demo-out
+
+test: $(VENV)/.dev
+	$(VENV)/bin/pytest -q -n $(JOBS)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+check: lint test
+
+bench: $(VENV)/.dev
+	@for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) demo-out .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.demo

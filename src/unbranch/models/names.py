@@ -1,0 +1,134 @@
+"""A network from its name: ``timm:NAME``, ``torchvision:NAME`` or ``package.module:factory``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbranch.errors import InputError
+
+Builder = Callable[..., Any]
+
+
+def create(name: str, **options: Any) -> nn.Module:
+    """Build the network called ``name`` with random weights, handing ``options`` to its factory.
+
+    Raises InputError for a name that doesn't exist, a library that isn't installed or an option that doesn't fit.
+    """
+    source, colon, rest = name.partition(":")
+    if not colon or not source or not rest:
+        raise InputError(
+            f"{name!r} names no network: write timm:NAME, torchvision:NAME or package.module:factory, "
+            "for example timm:repvgg_a0"
+        )
+    find = {"timm": _timm, "torchvision": _torchvision}.get(source)
+    builder = find(rest) if find else _factory(source, rest)
+    return _built(name, builder, options)
+
+
+def example_input(network: nn.Module, size: tuple[int, ...] | None = None) -> Tensor | tuple[Any, ...]:
+    """A random batch as the network takes it, of ``size`` (channels, height, width), else of its own usual size.
+
+    A detector of torchvision takes a list of images.
+    """
+    shape = size or input_size(network)
+    generator = torch.Generator().manual_seed(0)
+    if type(network).__module__.startswith("torchvision.models.detection"):
+        return ([torch.rand(shape, generator=generator)],)
+    return torch.randn((2, *shape), generator=generator)
+
+
+def input_size(network: nn.Module) -> tuple[int, ...]:
+    """What the network says of itself, ``(channels, height, width)``; ``(3, 224, 224)`` where it says nothing."""
+    for field in ("pretrained_cfg", "default_cfg"):
+        size = (getattr(network, field, None) or {}).get("input_size")
+        if size:
+            return tuple(size)
+    return (3, 224, 224)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence that suggests what was meant, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _timm(name: str) -> Builder:
+    timm = _library("timm")
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise InputError(f"timm has no network {name!r}{nearest(architecture, timm.list_models())}")
+    return lambda **options: timm.create_model(name if tag else architecture, **options)
+
+
+def _torchvision(name: str) -> Builder:
+    models = _library("torchvision").models
+    if name not in models.list_models():
+        raise InputError(f"torchvision has no network {name!r}{nearest(name, models.list_models())}")
+    # A detector would fetch the weights of its backbone unless told not to.
+    known = inspect.signature(models.get_model_builder(name)).parameters
+    quiet = {key: None for key in ("weights", "weights_backbone") if key in known}
+    return lambda **options: models.get_model(name, **{**quiet, **options})
+
+
+def _factory(module_name: str, attribute: str) -> Builder:
+    with _working_folder_importable():
+        try:
+            module: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            missing = error.name or module_name
+            what = "" if f"{module_name}.".startswith(f"{missing}.") else f", which {module_name} imports"
+            raise InputError(f"no module {missing!r}{what}: is it installed, or in this folder?") from error
+        except Exception as error:
+            raise InputError(f"importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+        for part in attribute.split("."):
+            if not hasattr(module, part):
+                raise InputError(f"{module_name!r} has no {attribute!r}{nearest(part, dir(module))}")
+            module = getattr(module, part)
+    if isinstance(module, nn.Module):
+        raise InputError(f"{module_name}:{attribute} is a network, not a factory; name what makes it")
+    if not callable(module):
+        raise InputError(f"{module_name}:{attribute} is {type(module).__name__}, not a factory")
+    builder: Builder = module
+    return builder
+
+
+def _built(name: str, builder: Builder, options: dict[str, Any]) -> nn.Module:
+    with _working_folder_importable():
+        try:
+            network = builder(**options)
+        except InputError:
+            raise
+        except Exception as error:
+            given = f" with {options}" if options else ""
+            raise InputError(f"building {name}{given} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{name} made a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"{name} isn't installed: pip install 'unbranch[vision]'") from error
+
+
+@contextmanager
+def _working_folder_importable() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

@@ -1,0 +1,265 @@
+"""The laws refuse what would change the function, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from unbranch.algebra import (
+    ConvMap,
+    add,
+    average_pool,
+    block_diagonal,
+    compose,
+    concat,
+    convolution,
+    grid_add,
+    grid_compose,
+    identity,
+    lifted,
+    pad,
+    scale_shift,
+    to_grid,
+    transposed_convolution,
+    upsampled,
+)
+from unbranch.errors import Inexact
+
+from .checks import assert_close
+from .strategies import numbers
+from .truths import padded, stuffed
+
+GRID = (9, 7)
+X = numbers(1, 2, 4, *GRID)
+
+
+def conv(size: int = 3, *, bias: bool = False, groups: int = 1, outputs: int = 4, **how: object) -> ConvMap:
+    weight = numbers(size + 10 * groups, outputs, 4 // groups, size, size)
+    return convolution(weight, numbers(2, outputs) if bias else None, groups=groups, **how)
+
+
+# --- what would change the function --------------------------------------------------------------
+
+REFUSED: dict[str, tuple[str, Callable[[], object]]] = {
+    "zero padding after a bias": ("after a bias", lambda: compose(conv(padding=1), conv(1, bias=True))),
+    "zero padding after a bias of zeros": (
+        "after a bias",
+        lambda: pad(scale_shift(conv(1), None, torch.zeros(4)), (1, 1), (1, 1)),
+    ),
+    "padding with another value than the bias": (
+        "own bias",
+        lambda: pad(conv(1, bias=True), (1, 1), (1, 1), numbers(9, 4)),
+    ),
+    "padding with a value after a map without bias": (
+        "own bias",
+        lambda: pad(conv(1), (1, 1), (1, 1), numbers(9, 4)),
+    ),
+    "padding after a kernel that reaches back": ("reaches", lambda: compose(conv(padding=1), conv(padding=1))),
+    "padding after a pool": (
+        "reaches",
+        lambda: compose(conv(padding=1), average_pool(4, (3, 3), (1, 1), (1, 1))),
+    ),
+    "padding after the end only": ("reaches", lambda: pad(conv(padding=2, padding_after=0), (0, 0), (1, 0))),
+    "padding after a crop": ("reaches", lambda: pad(conv(1, padding=-1), (1, 1), (1, 1))),
+    "reflection after a kernel": (
+        "pointwise",
+        lambda: compose(conv(padding=1, border="reflect"), conv(padding=1)),
+    ),
+    "replication after a stride": ("pointwise", lambda: pad(conv(1, stride=2), (1, 1), (1, 1), border="replicate")),
+    "zeros after a reflection": ("reflect", lambda: pad(conv(padding=2, border="reflect"), (1, 1), (1, 1))),
+    "sum of strides": ("strides", lambda: add(conv(padding=1), conv(padding=1, stride=2))),
+    "sum of sizes": ("sizes", lambda: add(conv(padding=1), conv(padding=0))),
+    "sum of sizes that agree for some inputs only": (
+        "sizes",
+        lambda: add(conv(2, stride=2), conv(1, stride=2)),
+    ),
+    "sum of borders": ("borders", lambda: add(conv(padding=1), conv(padding=1, border="reflect"))),
+    "sum that broadcasts over channels": ("broadcasts", lambda: add(conv(), conv(outputs=1))),
+    "sum of inputs of different width": ("input channels", lambda: add(identity(1, 2), conv(1, outputs=1))),
+    "sum of dimensions": ("dimensions", lambda: add(identity(4, 2), identity(4, 1))),
+    "sum of upsamplings": (
+        "upsampling",
+        lambda: add(conv(1), transposed_convolution(numbers(3, 4, 4, 1, 1), None, 2)),
+    ),
+    "concatenation of sizes": ("sizes", lambda: concat(conv(padding=1), conv(padding=0))),
+    "concatenation of borders": ("borders", lambda: concat(conv(padding=1), conv(padding=1, border="circular"))),
+    "groups of different width side by side": ("width", lambda: block_diagonal(conv(groups=2), conv(groups=4))),
+    "borders side by side": (
+        "borders",
+        lambda: block_diagonal(conv(padding=1), conv(padding=1, border="replicate")),
+    ),
+    "composition of different channels": ("channels", lambda: compose(conv(), conv(outputs=3))),
+    "upsampling after a bias": ("bias", lambda: upsampled(conv(bias=True), (2, 2))),
+    "upsampling after a stride": ("strided", lambda: upsampled(conv(stride=2), (1, 2))),
+    "upsampling after a reflection": ("reflect", lambda: upsampled(conv(padding=1, border="reflect"), (2, 2))),
+    "a kernel of two dimensions used in three": ("dimensional", lambda: lifted(conv(), 3)),
+    "grid maps of different grids added": (
+        "grid_in",
+        lambda: grid_add(to_grid(conv(1), (3, 4)), to_grid(conv(1), (4, 3))),
+    ),
+    "grid maps of different groups added": (
+        "groups",
+        lambda: grid_add(to_grid(conv(1), (3, 3)), to_grid(conv(1, groups=2), (3, 3))),
+    ),
+    "grid maps that don't fit composed": (
+        "fit",
+        lambda: grid_compose(to_grid(conv(1), (3, 4)), to_grid(conv(1), (4, 3))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(name: str) -> None:
+    reason, merge = REFUSED[name]
+    with pytest.raises(Inexact, match=reason):
+        merge()
+
+
+def outside_in(m: ConvMap, by: int) -> ConvMap:
+    """Padding written into the map, whatever it meets: what a converter does that doesn't refuse."""
+    step = [s * by for s in m.stride]
+    return replace(
+        m,
+        lo=tuple(a + p for a, p in zip(m.lo, step, strict=True)),
+        hi=tuple(a + p for a, p in zip(m.hi, step, strict=True)),
+    )
+
+
+def errors(naive: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Largest errors at the border of one point and inside it."""
+    error = (naive - truth).abs().amax((0, 1))
+    inside = error[1:-1, 1:-1].max().item()
+    error[1:-1, 1:-1] = 0
+    return error.max().item(), inside
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_zero_padding_after_a_bias_or_a_kernel_would_be_wrong_at_the_border_only(size: int) -> None:
+    inner, outer = conv(size, bias=size == 1, padding=size // 2), conv(padding=1)
+    naive = compose(replace(outer, lo=(0, 0), hi=(0, 0)), outside_in(inner, 1))
+    border, inside = errors(naive(X), outer(inner(X)))
+    assert border > 0.1
+    assert inside < 1e-12
+
+
+def test_error_of_zero_padding_after_a_bias_is_the_bias_seen_by_the_taps_outside() -> None:
+    inner, outer = conv(1, bias=True), conv(padding=1)
+    naive = compose(replace(outer, lo=(0, 0), hi=(0, 0)), outside_in(inner, 1))
+    outside = 1 - padded(torch.ones(1, 4, *GRID, dtype=torch.float64), (1, 1), (1, 1))
+    seen = replace(outer, lo=(0, 0), hi=(0, 0))(outside * inner.bias.reshape(1, -1, 1, 1))
+    assert_close(naive(X) - outer(inner(X)), seen.expand(2, -1, -1, -1))
+
+
+def test_reflection_after_a_kernel_would_be_wrong() -> None:
+    inner, outer = conv(padding=1), conv(padding=1, border="reflect")
+    naive = compose(replace(outer, lo=(0, 0), hi=(0, 0)), replace(outside_in(inner, 1), border="reflect"))
+    assert errors(naive(X), outer(inner(X)))[0] > 0.1
+
+
+def test_sum_of_borders_would_be_wrong_at_the_border_only() -> None:
+    zeros, reflect = conv(padding=1), conv(padding=1, border="reflect")
+    border, inside = errors(add(zeros, replace(reflect, border="zeros"))(X), zeros(X) + reflect(X))
+    assert border > 0.1
+    assert inside < 1e-12
+
+
+def test_sizes_that_agree_for_some_inputs_differ_for_others() -> None:
+    a, b = conv(2, stride=2), conv(1, stride=2)
+    assert a.output_size((8, 8)) == b.output_size((8, 8))
+    assert a.output_size((9, 9)) != b.output_size((9, 9))
+
+
+# --- what would not ------------------------------------------------------------------------------
+
+
+def one_by_one_then(outer: ConvMap, inner: ConvMap) -> tuple[ConvMap, Tensor]:
+    return compose(outer, inner), outer(inner(X))
+
+
+def total(*maps: ConvMap) -> tuple[ConvMap, Tensor]:
+    return add(*maps), torch.stack([m(X) for m in maps]).sum(0)
+
+
+def own_border(outer: ConvMap) -> tuple[ConvMap, Tensor]:
+    """DBB: 1x1, batch norm, then padding with what the batch norm makes of zero."""
+    inner = scale_shift(conv(1), numbers(3, 4), numbers(4, 4))
+    y = padded(inner(X), (1, 1), (1, 1), inner.bias)
+    return compose(outer, pad(inner, (1, 1), (1, 1), inner.bias)), outer(y)
+
+
+def border_without_bias() -> tuple[ConvMap, Tensor]:
+    """Padding of what is left when the bias is taken away, and the bias added again."""
+    inner = conv(1, bias=True)
+    bare = pad(scale_shift(inner, None, -inner.bias), (1, 1), (1, 1))
+    return scale_shift(bare, None, inner.bias), padded(inner(X), (1, 1), (1, 1), inner.bias)
+
+
+def cropped(m: ConvMap) -> tuple[ConvMap, Tensor]:
+    return pad(m, (-1, 0), (0, -2)), m(X)[:, :, 1:, :-2]
+
+
+EXACT: dict[str, Callable[[], tuple[ConvMap, Tensor]]] = {
+    "zero padding after pointwise without bias": lambda: one_by_one_then(conv(padding=1), conv(1)),
+    "zero padding after depthwise pointwise": lambda: one_by_one_then(conv(padding=1), conv(1, groups=4)),
+    "zero padding after identity": lambda: one_by_one_then(conv(padding=1), identity(4, 2)),
+    "zero padding after a strided point": lambda: one_by_one_then(conv(padding=1), conv(1, stride=2)),
+    "zero padding after a fully padded kernel": lambda: one_by_one_then(conv(padding=1), conv(padding=2)),
+    "zero padding after a pointwise map labelled reflect": lambda: one_by_one_then(
+        conv(padding=1), conv(1, border="reflect")
+    ),
+    "identity after anything": lambda: one_by_one_then(identity(4, 2), conv(bias=True, padding=1, border="reflect")),
+    "identity alone": lambda: (add(identity(4, 2)), X),
+    "pointwise after anything": lambda: one_by_one_then(conv(1, bias=True), conv(bias=True, padding=1, stride=2)),
+    "kernel without padding after a biased, padded one": lambda: one_by_one_then(conv(), conv(bias=True, padding=1)),
+    "reflection after pointwise with bias": lambda: one_by_one_then(
+        conv(padding=1, border="reflect"), conv(1, bias=True)
+    ),
+    "replication after pointwise with bias": lambda: one_by_one_then(
+        conv(padding=2, border="replicate"), conv(1, bias=True)
+    ),
+    "circular padding after pointwise with bias": lambda: one_by_one_then(
+        conv(padding=2, border="circular"), conv(1, bias=True)
+    ),
+    "own bias around a biased map, then a kernel": lambda: own_border(conv()),
+    "own bias around a biased map, then a pool": lambda: own_border(average_pool(4, (3, 3), (2, 2), (0, 0))),
+    "own bias taken away, zeros, own bias added": border_without_bias,
+    "zero value around a map without bias": lambda: (
+        pad(conv(1), (1, 1), (1, 1), torch.zeros(4)),
+        padded(conv(1)(X), (1, 1), (1, 1)),
+    ),
+    "crop after a biased kernel": lambda: cropped(conv(bias=True, padding=1)),
+    "crop after a reflection": lambda: cropped(conv(padding=2, border="reflect")),
+    "sum of kernels of different size": lambda: total(conv(5, padding=2), conv(3, padding=1), conv(1), identity(4, 2)),
+    "sum of kernels of different dilation": lambda: total(conv(padding=1), conv(padding=2, dilation=2), conv(1)),
+    "sum of even and odd kernels": lambda: total(conv(padding=1), conv(2, padding=0, padding_after=1)),
+    "sum of strided kernels": lambda: total(conv(padding=1, stride=2), conv(1, stride=2)),
+    "sum of different groups": lambda: total(conv(padding=1, groups=2), conv(1, groups=4), conv(1)),
+    "sum of a kernel and a pool": lambda: total(conv(padding=1), average_pool(4, (3, 3), (1, 1), (1, 1))),
+    "sum of biased and unbiased": lambda: total(conv(padding=1, bias=True), conv(1), conv(1, bias=True)),
+    "sum of a reflecting kernel and a pointwise one": lambda: total(conv(padding=1, border="reflect"), conv(1)),
+    "sum of reflecting kernels": lambda: total(conv(padding=1, border="reflect"), conv(5, padding=2, border="reflect")),
+    "upsampling without bias": lambda: (upsampled(conv(padding=1), (2, 3)), stuffed(conv(padding=1)(X), (2, 3))),
+    "transposed convolution after pointwise without bias": lambda: one_by_one_then(
+        transposed_convolution(numbers(3, 4, 2, 3, 3), numbers(4, 2), 2, 1, 1), conv(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_does_not_refuse(name: str) -> None:
+    merged, truth = EXACT[name]()
+    assert_close(merged(X), truth)
+
+
+def test_sum_keeps_dilation_while_all_agree() -> None:
+    merged = add(conv(padding=2, dilation=2), conv(1), identity(4, 2))
+    assert (merged.size, merged.dilation) == ((3, 3), (2, 2))
+
+
+def test_composition_keeps_the_common_step_of_the_taps() -> None:
+    merged = compose(conv(dilation=3), conv(dilation=6))
+    assert (merged.size, merged.dilation) == ((7, 7), (3, 3))

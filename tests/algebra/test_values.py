@@ -1,0 +1,307 @@
+"""Operators are frozen values whose invariants are checked once, and stay cheap where they are sparse."""
+
+from __future__ import annotations
+
+import doctest
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from unbranch.algebra import (
+    ConvMap,
+    GridMap,
+    add,
+    average_pool,
+    compose,
+    concat,
+    convolution,
+    densified,
+    grid_add,
+    grid_compose,
+    grid_scale_shift,
+    identity,
+    pad,
+    scale_shift,
+    select,
+    split,
+    to_grid,
+    transposed_convolution,
+)
+from unbranch.errors import InputError
+
+from .strategies import numbers
+
+DOCS = Path(__file__).parents[2] / "docs"
+PLAIN = {"stride": (1, 1), "dilation": (1, 1), "lo": (0, 0), "hi": (0, 0)}
+WEIGHT = numbers(0, 4, 2, 3, 3)
+
+
+# --- construction --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weight": numbers(0, 4)},
+        {"weight": numbers(0, 4, 2, 3)},
+        {"weight": torch.zeros(4, 0, 3, 3)},
+        {"weight": torch.zeros(4, 2, 1, 1, 1, 1), **dict.fromkeys(PLAIN, (1,) * 4)},
+        {"stride": (1,)},
+        {"stride": (0, 1)},
+        {"dilation": (1, 0)},
+        {"dilation": (1, 1, 1)},
+        {"lo": (0,)},
+        {"hi": ()},
+        {"up": (1,)},
+        {"up": (0, 1)},
+        {"groups": 3},
+        {"groups": 0},
+        {"border": "mirror"},
+        {"bias": numbers(0, 3)},
+        {"bias": numbers(0, 4, 1)},
+        {"gain": numbers(0, 1)},
+    ],
+    ids=lambda wrong: " ".join(f"{k}" for k in wrong),
+)
+def test_map_of_wrong_parts_is_an_input_error(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        ConvMap(**({"weight": WEIGHT, "bias": None} | PLAIN | wrong))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "bias", "grid_in", "grid_out"),
+    [
+        (numbers(0, 1, 5, 4), None, (2, 2), (2, 2)),
+        (numbers(0, 1, 4, 5), None, (2, 2), (2, 2)),
+        (numbers(0, 1, 4, 4), numbers(0, 1), (2, 2), (2, 2)),
+        (numbers(0, 2, 4, 4), numbers(0, 1, 2, 2), (2, 2), (2, 2)),
+    ],
+)
+def test_grid_map_of_wrong_parts_is_an_input_error(
+    matrix: Tensor, bias: Tensor | None, grid_in: tuple[int, ...], grid_out: tuple[int, ...]
+) -> None:
+    with pytest.raises(InputError):
+        GridMap(matrix, bias, grid_in, grid_out)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda m: split(m, [1, 2]),
+        lambda m: select(m, []),
+        lambda m: select(m, None, []),
+        lambda m: densified(m, 3),
+        lambda m: densified(m, 1, (2, 2)),
+        lambda m: scale_shift(m, numbers(0, 3)),
+    ],
+)
+def test_argument_that_no_map_allows_is_an_input_error(wrong: object) -> None:
+    with pytest.raises(InputError):
+        wrong(ConvMap(WEIGHT, None, **PLAIN))
+
+
+def test_values_are_frozen() -> None:
+    for value in (ConvMap(WEIGHT, None, **PLAIN), to_grid(ConvMap(WEIGHT, None, **PLAIN), (3, 4))):
+        with pytest.raises(FrozenInstanceError):
+            value.bias = numbers(0, 4)
+
+
+def test_layers_give_values_without_gradients() -> None:
+    weight, bias = (torch.nn.Parameter(t) for t in (WEIGHT, numbers(1, 4)))
+    maps = [convolution(weight, bias), transposed_convolution(weight, numbers(1, 2).requires_grad_())]
+    maps.append(scale_shift(maps[0], bias, bias))
+    for m in maps:
+        assert not any(t is not None and t.requires_grad for t in (m.weight, m.bias, m.gain))
+
+
+# --- what a map says of itself -------------------------------------------------------------------
+
+
+def test_counts_are_those_of_pytorch() -> None:
+    m = convolution(WEIGHT, numbers(1, 4), stride=2, padding=1, groups=2)
+    x = numbers(2, 1, m.in_channels, 9, 7)
+    with FlopCounterMode(display=False) as counter:
+        y = m(x)
+    assert 2 * m.macs(y[0, 0].numel()) == counter.get_total_flops()
+    assert m.numbers == sum(p.numel() for p in torch.nn.Conv2d(4, 4, 3, groups=2).parameters())
+    assert replace(m, bias=None).numbers == WEIGHT.numel()
+
+
+def test_macs_of_a_transposed_convolution_are_those_of_its_input_points() -> None:
+    weight, x = numbers(0, 3, 2, 2, 2), numbers(1, 1, 3, 5, 4)
+    m = transposed_convolution(weight, None, 2)
+    assert m.macs(m(x)[0, 0].numel()) == weight.numel() * x[0, 0].numel()
+
+
+def test_pointwise_diagonal_and_padding_maps_know_that_they_are() -> None:
+    depthwise, dense = identity(4, 2), convolution(numbers(0, 4, 4, 1, 1))
+    assert depthwise.pointwise
+    assert depthwise.diagonal
+    assert dense.pointwise
+    assert not dense.diagonal
+    shifted = convolution(numbers(0, 4, 4, 1, 1), padding=1, padding_after=-1)
+    assert shifted.pads
+    assert not shifted.pointwise
+    assert not convolution(WEIGHT, padding=-1).pads
+    assert not replace(dense, stride=(2, 1)).pointwise
+    assert not replace(dense, up=(1, 2)).pointwise
+
+
+def test_names_show_kernel_and_channels() -> None:
+    assert repr(convolution(WEIGHT, groups=2)) == "ConvMap(4→4, 3x3, stride (1, 1), groups 2)"
+    assert repr(convolution(numbers(0, 5, 3))) == "ConvMap(3→5, matrix, stride (), groups 1)"
+
+
+# --- precision -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_laws_compute_in_float64_whatever_the_kernel_is(dtype: torch.dtype) -> None:
+    low, high = numbers(0, 4, 4, 3, 3).to(dtype), numbers(1, 4, 4, 1, 1).to(dtype)
+    bias, scale = numbers(2, 4).to(dtype), numbers(3, 4).to(dtype)
+
+    def merge(low: Tensor, high: Tensor, bias: Tensor, scale: Tensor) -> list[ConvMap]:
+        first, second = convolution(low, bias, padding=1), convolution(high, bias)
+        scaled = scale_shift(first, scale, bias)
+        both = add(scaled, second, identity(4, 2))
+        return [scaled, both, compose(second, scaled), concat(first, both), select(both, [2, 0]), densified(scaled, 1)]
+
+    exact = merge(low.double(), high.double(), bias.double(), scale.double())
+    for m, truth in zip(merge(low, high, bias, scale), exact, strict=True):
+        assert m.kernel.dtype == m.bias.dtype == torch.float64
+        assert torch.equal(m.kernel, truth.kernel)
+        assert torch.equal(m.bias, truth.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_map_applies_in_the_dtype_of_its_input(dtype: torch.dtype) -> None:
+    m = scale_shift(convolution(WEIGHT, numbers(1, 4), padding=1, groups=2), numbers(2, 4))
+    x = numbers(3, 1, 4, 6, 5).to(dtype)
+    assert m(x).dtype == to_grid(m, (6, 5))(x).dtype == dtype
+
+
+def test_scaling_leaves_the_kernel_uncopied() -> None:
+    weight = WEIGHT.float()
+    m = scale_shift(scale_shift(convolution(weight), numbers(1, 4)), numbers(2, 4))
+    assert m.weight.data_ptr() == weight.data_ptr()
+    assert m.weight.dtype == torch.float32
+
+
+# --- kernels without values ----------------------------------------------------------------------
+
+
+def chain(first: ConvMap, second: ConvMap, grid: tuple[int, int]) -> tuple[list[ConvMap], list[GridMap]]:
+    """Laws one after the other, as a network applies them."""
+    merged = scale_shift(compose(second, first), numbers(5, 4), numbers(6, 4))
+    both = add(merged, convolution(numbers(7, 4, 4, 1, 1), numbers(8, 4)), identity(4, 2))
+    maps = [merged, both, concat(both, first), select(both, [3, 1]), pad(merged, (-1, 0), (0, 0)), densified(both)]
+    last = to_grid(both, grid)
+    fully = grid_add(grid_scale_shift(last, numbers(5, 4), numbers(6, 4)), to_grid(first, grid))
+    return maps, [last, fully, grid_compose(fully, last), grid_compose(to_grid(identity(4, 2), grid), last)]
+
+
+def test_chain_of_laws_on_meta_kernels_gives_the_geometry_of_real_ones() -> None:
+    first = convolution(numbers(0, 4, 2, 3, 3), numbers(1, 4), padding=1, groups=2)
+    second = convolution(numbers(2, 4, 4, 1, 1), numbers(3, 4))
+    real, planned = chain(first, second, (5, 4)), chain(first.meta(), second.meta(), (5, 4))
+    for a, b in zip(real[0], planned[0], strict=True):
+        assert b.weight.is_meta
+        assert (a.weight.shape, a.stride, a.dilation, a.lo, a.hi, a.groups) == (
+            *(b.weight.shape, b.stride, b.dilation, b.lo, b.hi, b.groups),
+        )
+        assert (a.bias is None) == (b.bias is None)
+        assert a.numbers == b.numbers
+    for c, d in zip(real[1], planned[1], strict=True):
+        assert d.matrix.is_meta
+        assert (c.matrix.shape, c.grid_in, c.grid_out) == (d.matrix.shape, d.grid_in, d.grid_out)
+        assert (c.bias is None) == (d.bias is None)
+
+
+def test_real_and_meta_kernels_may_be_mixed() -> None:
+    m = convolution(numbers(0, 4, 4, 3, 3), numbers(1, 4), padding=1)
+    point = convolution(numbers(2, 4, 4, 1, 1), numbers(3, 4))
+    for law, maps in ((add, (m, point)), (concat, (m, point)), (compose, (point, m))):
+        truth = law(*maps).weight.shape
+        for mixed in ((maps[0].meta(), maps[1]), (maps[0], maps[1].meta())):
+            assert law(*mixed).weight.is_meta
+            assert law(*mixed).weight.shape == truth
+
+
+def test_bias_that_a_composition_leaves_unknown_is_not_taken_for_none() -> None:
+    inner, outer = (convolution(numbers(j, 4, 4, 1, 1), numbers(j + 1, 4)).meta() for j in (0, 2))
+    assert scale_shift(compose(outer, inner), None, numbers(4, 4)).bias is not None
+
+
+# --- no detour over dense kernels ----------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """Counts the entries of the largest tensor that is made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(part, Tensor):
+                self.entries = max(self.entries, part.numel())
+        return result
+
+
+def depthwise(channels: int, size: int) -> ConvMap:
+    return convolution(numbers(size, channels, 1, size, size), numbers(1, channels), 1, size // 2, 1, channels)
+
+
+def test_large_depthwise_kernels_stay_depthwise() -> None:
+    large, small = depthwise(1024, 31), depthwise(1024, 5)
+    point = scale_shift(identity(1024, 2), numbers(1, 1024))
+    with Largest() as largest:
+        results = [
+            compose(large, point),
+            compose(point, large),
+            add(large, small, identity(1024, 2), average_pool(1024, (3, 3), (1, 1), (1, 1))),
+            scale_shift(large, numbers(2, 1024), numbers(3, 1024)),
+            select(large, range(0, 1024, 2), range(0, 1024, 2)),
+            compose(pad(replace(small, bias=None), (-2, -2), (-2, -2)), replace(small, bias=None)),
+        ]
+    assert all(m.weight.shape[1] == 1 for m in results)
+    assert largest.entries <= 2 * 1024 * 31 * 31  # dense: 1024 times as many
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "groups", "width"),
+    [
+        (96, 96, 96, 1),
+        (4, 4, 4, 24),
+        (96, 4, 4, 24),
+        (4, 96, 4, 24),
+        (4, 8, 4, 24),
+        (12, 8, 4, 24),
+        (1, 96, 1, 96),
+        (3, 2, 1, 96),
+    ],
+)
+def test_composed_groups_are_no_wider_than_they_must_be(outer: int, inner: int, groups: int, width: int) -> None:
+    maps = [convolution(numbers(g, 96, 96 // g, 3, 3), groups=g) for g in (outer, inner)]
+    with Largest() as largest:
+        merged = compose(*maps)
+    assert (merged.groups, merged.weight.shape[1]) == (groups, width)
+    assert largest.entries <= 96 * width * 25
+
+
+def test_grid_matrices_keep_groups() -> None:
+    assert to_grid(depthwise(64, 3), (5, 4)).matrix.shape == (64, 20, 20)
+
+
+# --- documentation -------------------------------------------------------------------------------
+
+
+def test_examples_of_the_documentation_run() -> None:
+    result = doctest.testfile(str(DOCS / "algebra.md"), module_relative=False)
+    assert result.attempted > 5
+    assert result.failed == 0
