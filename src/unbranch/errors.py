@@ -3,7 +3,7 @@
 UnbranchError
 ├── InputError          an argument, a file or a name that can't be used
 ├── Inexact             a law whose condition isn't met: the merge would change the function
-│   └── NotAffine       the operation isn't an affine map of one input at all
+│   └── NotAffine       what comes out is no affine map of this family at all
 └── CollapseError       a network that strict conversion refuses
 """
 
@@ -23,7 +23,7 @@ class Inexact(UnbranchError):
 
 
 class NotAffine(Inexact):
-    """An operation that isn't an affine map of one input: opaque, and no reason to report it."""
+    """No map of the family, not even approximately: opaque like an activation, and no reason to report it."""
 
 
 class CollapseError(UnbranchError):

@@ -23,6 +23,18 @@ def formula(draw: Draw) -> Case:
 
 
 @st.composite
+def many_taps(draw: Draw) -> Case:
+    """Grouped kernels so large that they are evaluated by Fourier transform."""
+    size = draw(st.sampled_from([(65,), (8, 9), (13, 5), (5, 5, 3)]))
+    n, groups, seed = len(size), draw(st.integers(2, 3)), draw(SEEDS)
+    inputs, outputs = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
+    kernel, bias = numbers(seed, outputs, inputs // groups, *size), numbers(seed + 1, outputs)
+    stride, dilation = draw(per_dim(n, 1, 3)), draw(per_dim(n, 1, 2))
+    m = ConvMap(kernel, bias, stride, dilation, draw(per_dim(n, -1, 3)), draw(per_dim(n, -1, 3)), groups)
+    return on_map(m, draw(grids([m])), lambda x: by_formula(m, x))
+
+
+@st.composite
 def identities(draw: Draw) -> Case:
     channels, ndim = draw(CHANNELS), draw(NDIMS)
     grid = tuple(range(2, 2 + ndim))

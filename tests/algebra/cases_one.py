@@ -56,6 +56,12 @@ def amounts(draw: Draw, ndim: int, low: int = -1) -> tuple[tuple[int, ...], tupl
     return draw(per_dim(ndim, low, 3)), draw(per_dim(ndim, low, 3))
 
 
+def padding(lo: tuple[int, ...], hi: tuple[int, ...]) -> ConvMap:
+    """The padding alone: tells how large its input has to be."""
+    one = (1,) * len(lo)
+    return ConvMap(torch.ones(1, 1, *one), None, one, one, lo, hi)
+
+
 @st.composite
 def pads_by_constant(draw: Draw) -> Case:
     """Zeros around a map without bias, its own bias around one that has some."""
@@ -63,7 +69,7 @@ def pads_by_constant(draw: Draw) -> Case:
     biased = draw(st.booleans())
     m = draw(st.one_of(zero_beyond_maps(n, biased), pointwise_maps(n, biased)))
     lo, hi = draw(amounts(n))
-    return on_map(m, draw(grids([m], at_least=4)), lambda x: padded(m(x), lo, hi, m.bias), lo, hi, m.bias)
+    return on_map(m, draw(grids([m], [padding(lo, hi)])), lambda x: padded(m(x), lo, hi, m.bias), lo, hi, m.bias)
 
 
 @st.composite
@@ -72,7 +78,7 @@ def pads_by_border(draw: Draw) -> Case:
     m = draw(pointwise_maps(n))
     border = draw(st.sampled_from(BORDERS[1:]))
     lo, hi = draw(amounts(n))
-    grid = draw(grids([m], at_least=4))
+    grid = draw(grids([m], [padding(lo, hi)]))
     return on_map(m, grid, lambda x: padded(m(x), lo, hi, border=border), lo, hi, None, border)
 
 
@@ -81,8 +87,7 @@ def crops(draw: Draw) -> Case:
     n = draw(GRIDS)
     m = draw(conv_maps(n))
     lo, hi = (tuple(-v for v in draw(per_dim(n, 0, 2))) for _ in range(2))
-    after = ConvMap(torch.ones(1, 1, *(1,) * n), None, (1,) * n, (1,) * n, lo, hi)
-    return on_map(m, draw(grids([m], [after])), lambda x: padded(m(x), lo, hi), lo, hi)
+    return on_map(m, draw(grids([m], [padding(lo, hi)])), lambda x: padded(m(x), lo, hi), lo, hi)
 
 
 @st.composite
@@ -95,8 +100,7 @@ def any_pads(draw: Draw) -> Case:
     values = [None, None, m.bias, torch.zeros(m.out_channels, dtype=torch.float64), numbers(5, m.out_channels)]
     value = draw(st.sampled_from(values)) if border == "zeros" else None
     lo, hi = draw(amounts(n))
-    after = ConvMap(torch.ones(1, 1, *(1,) * n), None, (1,) * n, (1,) * n, lo, hi)
-    grid = draw(grids([m], [after]))
+    grid = draw(grids([m], [padding(lo, hi)]))
     return on_map(m, grid, lambda x: padded(m(x), lo, hi, value, border), lo, hi, value, border)
 
 

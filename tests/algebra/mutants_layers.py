@@ -29,6 +29,13 @@ MUTANTS[FORMULA, "hi forgotten"] = lambda m: replace(m, hi=m.lo)
 MUTANTS[FORMULA, "cropping ignored"] = lambda m: replace(m, lo=tuple(max(v, 0) for v in m.lo))
 MUTANTS[FORMULA, "zero-stuffing ignored"] = lambda m: replace(m, up=(1,) * m.ndim)
 
+MANY_TAPS = "a map of many taps computes its formula"
+MUTANTS[MANY_TAPS, "kernel flipped"] = flipped
+MUTANTS[MANY_TAPS, "dilation ignored"] = undilated
+MUTANTS[MANY_TAPS, "groups reversed"] = lambda m: replace(
+    m, weight=m.weight.unflatten(0, (m.groups, -1)).flip(0).flatten(0, 1)
+)
+
 IDENTITY = "identity changes nothing"
 MUTANTS[IDENTITY, "sums channels"] = lambda channels, n: convolution(
     torch.ones(channels, channels, *(1,) * n, dtype=torch.float64)

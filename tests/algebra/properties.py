@@ -13,6 +13,7 @@ def itself(m: object) -> object:
 
 PROPERTIES = {
     "a map computes its formula": Property(itself, cases_layers.formula()),
+    "a map of many taps computes its formula": Property(itself, cases_layers.many_taps()),
     "identity changes nothing": Property(A.identity, cases_layers.identities()),
     "convolution is F.conv and F.linear": Property(A.convolution, cases_layers.convolutions()),
     "transposed_convolution is F.conv_transpose": Property(A.transposed_convolution, cases_layers.transposed()),

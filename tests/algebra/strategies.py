@@ -153,14 +153,14 @@ def enough(maps: Sequence[ConvMap], grid: Sequence[int]) -> bool:
 
 
 @st.composite
-def grids(draw: Draw, maps: Sequence[ConvMap], then: Sequence[ConvMap] = (), at_least: int = 1) -> tuple[int, ...]:
+def grids(draw: Draw, maps: Sequence[ConvMap], then: Sequence[ConvMap] = ()) -> tuple[int, ...]:
     """A grid large enough for ``maps``, whose outputs are large enough for ``then``; sizes differ by dimension."""
 
     def fits(size: int) -> bool:
         grid = (size,) * maps[0].ndim
         return enough(maps, grid) and all(enough(then, m.output_size(grid)) for m in maps)
 
-    low = next(n for n in count(at_least) if all(fits(n + more) for more in range(4)))
+    low = next(n for n in count(1) if all(fits(n + more) for more in range(4)))
     order = draw(st.permutations(range(maps[0].ndim)))
     return tuple(low + j + draw(st.integers(0, 1)) * maps[0].ndim for j in order)
 

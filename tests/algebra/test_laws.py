@@ -11,9 +11,9 @@ from .properties import PROPERTIES
 
 VALUES = {"BORDERS", "ConvMap", "GridMap"}
 LAYERS = {"identity", "convolution", "transposed_convolution", "average_pool", "batch_norm_scale_shift"}
-NEEDS_VALUES = {"a map computes its formula", "a grid map computes its formula", "scale_shift takes a map's bias away"}
+NEEDS_VALUES = "scale_shift takes a map's bias away"
 WITHOUT_VALUES = {
-    name: p for name, p in PROPERTIES.items() if name.split()[0] not in LAYERS and name not in NEEDS_VALUES
+    name: p for name, p in PROPERTIES.items() if name.split()[0] not in LAYERS | {"a"} and name != NEEDS_VALUES
 }
 
 

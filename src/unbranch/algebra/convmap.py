@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
+from .evaluate import convolve
 
 BORDERS = ("zeros", "reflect", "replicate", "circular")
-_CONV = (F.conv1d, F.conv1d, F.conv2d, F.conv3d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,7 @@ class ConvMap:
         x = _continued(x, [max(v, 0) for v in self.lo], [max(v, 0) for v in self.hi], self.border)
         x = _continued(x, [min(v, 0) for v in self.lo], [min(v, 0) for v in self.hi], "zeros")
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return _CONV[n](x, self.kernel.to(x.dtype), bias, self.stride, 0, self.dilation, self.groups)
+        return convolve(x, self.kernel.to(x.dtype), bias, self.stride, self.dilation, self.groups)
 
     def _lifted(self) -> ConvMap:
         return replace(self, weight=self.weight.unsqueeze(-1), stride=(1,), dilation=(1,), lo=(0,), hi=(0,), up=(1,))

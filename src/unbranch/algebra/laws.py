@@ -14,7 +14,7 @@ from math import gcd, prod
 import torch
 from torch import Tensor
 
-from ..errors import Inexact, InputError
+from ..errors import Inexact, InputError, NotAffine
 from .convmap import ConvMap, on_grid
 
 _CANCELLED = 1e-12  # relative: below it, a bias minus itself is rounding
@@ -149,7 +149,7 @@ def _check_constant_border(m: ConvMap, lo: Sequence[int], hi: Sequence[int], val
         raise Inexact(f"zero padding after {m.border} padding")
     for before, after, reach, low, high, stride in zip(lo, hi, m.reach, m.lo, m.hi, m.stride, strict=True):
         if (before > 0 and reach - low >= stride) or (after > 0 and high < reach):
-            raise Inexact("padding after a convolution whose kernel still reaches into its input there")
+            raise NotAffine("padding after a convolution whose kernel still reaches into its input there")
     if value is None and m.bias is not None:
         raise Inexact("zero padding after a bias: the border would get the bias instead of zero")
     if value is not None:
@@ -302,6 +302,8 @@ def compose(outer: ConvMap, inner: ConvMap) -> ConvMap:
     """
     if outer.in_channels != inner.out_channels:
         raise Inexact(f"{inner.out_channels} channels meet a map of {outer.in_channels}")
+    if _is_identity(inner):
+        return outer
     inner = pad(upsampled(inner, outer.up), outer.lo, outer.hi, border=outer.border)
     outer = replace(outer, lo=(0,) * outer.ndim, hi=(0,) * outer.ndim, up=(1,) * outer.ndim)
     steps = [s * d for s, d in zip(inner.stride, outer.dilation, strict=True)]  # of outer's taps, in x
@@ -483,6 +485,11 @@ def _float64(bias: Tensor | None) -> Tensor | None:
 def _flat(weight: Tensor) -> Tensor:
     """``(O, I/groups, *k)`` with its taps in one dimension, ``(O, I/groups, taps)``."""
     return weight.reshape(*weight.shape[:2], -1)
+
+
+def _is_identity(m: ConvMap) -> bool:
+    plain = m.diagonal and m.bias is None and m.gain is None and not m.weight.is_meta
+    return plain and bool((m.weight == 1).all())
 
 
 def _cancelled(difference: Tensor, whole: Tensor) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..errors import CollapseError, Inexact
 from .costs import cost_of
@@ -128,34 +128,33 @@ class _Conversion:
 
     def _proved(self, region: Region, merge: Merge) -> tuple[nn.Module, float | None]:
         """The merged layer and its error against the operations it replaces, in float64 and before the cast."""
+        like = region.weight_like(merge)
+        example = None if like.is_meta else self._example(region, merge)
         try:
             value = region.realised(merge)
-        except Inexact as error:
-            raise Unplaceable(merge, str(error)) from error
-        like = region.weight_like(merge)
-        error = None if like.is_meta else self._error(region, merge, value)
+        except Inexact as refused:
+            raise Unplaceable(merge, str(refused)) from refused
+        error = None if example is None else _error(value, *example)
         if error is not None and not error <= TOLERANCE:
             raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
         layer = build(value.map, merge.layer, like)
         return trained_like(layer, list(region.parameters(merge)), self._mode(region, merge)), error
 
-    def _error(self, region: Region, merge: Merge, value: Affine) -> float:
-        """How far the merged map is from the operations it replaces, on random input in float64."""
+    def _example(self, region: Region, merge: Merge) -> tuple[Tensor, Tensor]:
+        """Random input of the operations that a merge replaces, and what they make of it in float64."""
         path = _between(merge.root, merge.target, region.order)
         known = {n: region.constant_value(n) for node in path for n in node.all_input_nodes if n in region.constant}
+        value = region.values[merge.target][merge.root]
+        assert isinstance(value, Affine)
         m = value.map
         smallest = [r + 1 + max(0, -a) + max(0, -b) for r, a, b in zip(m.reach, m.lo, m.hi, strict=True)]
         device = region.weight_like(merge).device
         problem: Exception | None = None
         for x in random_inputs(m.in_channels, smallest, device, value.last):
             try:
-                theirs = run_nodes(path, known | {merge.root: x}, region.trace.module)
+                return x, run_nodes(path, known | {merge.root: x}, region.trace.module)
             except Exception as error:  # channels on the last axis: the operations may want rank 2, or rank 3
                 problem = error
-                continue
-            with torch.no_grad():
-                ours = m(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if value.last else m(x)
-            return relative_error(ours, theirs)
         raise Unplaceable(merge, f"its operations can't be run on random input: {problem}")
 
     def _mode(self, region: Region, merge: Merge) -> bool:
@@ -187,11 +186,18 @@ class _Conversion:
         return Report(
             type(self.network).__name__,
             tuple(self.records),
-            tuple(self.refusals),
-            tuple(self.kept),
+            tuple(dict.fromkeys(self.refusals)),
+            tuple(dict.fromkeys(self.kept)),
             cost_of(self.network, inputs),
             cost_of(plain, inputs),
         )
+
+
+def _error(value: Affine, x: Tensor, theirs: Tensor) -> float:
+    """How far a merged map is from the operations it replaces, before any rounding to their dtype."""
+    with torch.no_grad():
+        ours = value.map(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if value.last else value.map(x)
+    return relative_error(ours, theirs)
 
 
 def _is_trivial(region: Region, node: fx.Node) -> bool:

@@ -8,11 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from ..algebra.evaluate import convolve
 from .rules import rule_of_module
+from .rules.layers import sequence
 
+_CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 _CASTS = {"float", "half", "bfloat16", "double"}
 
 
@@ -32,7 +36,21 @@ class Float64(TorchFunctionMode):
         if name in _CASTS:
             return _double(args[0])
         args, kwargs = tree_map(_double, (tuple(args), dict(kwargs)))
+        if func in _CONVOLUTIONS:
+            return _convolution(func, *args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _convolution(
+    func: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
+    padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """Grouped convolutions in a form that float64 has a fast one of."""
+    n = weight.dim() - 2
+    if groups == 1 or isinstance(padding, str) or input.dim() != n + 2:
+        return func(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+    amounts = [p for pad in reversed(sequence(padding, n)) for p in (pad, pad)]
+    return convolve(F.pad(input, amounts), weight, bias, sequence(stride, n), sequence(dilation, n), groups)
 
 
 def _double(value: Any) -> Any:

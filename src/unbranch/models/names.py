@@ -36,16 +36,18 @@ def create(name: str, **options: Any) -> nn.Module:
     return _built(name, builder, options)
 
 
-def example_input(network: nn.Module, size: tuple[int, ...] | None = None) -> Tensor | tuple[Any, ...]:
-    """A random batch as the network takes it, of ``size`` (channels, height, width), else of its own usual size.
+def example_input(
+    network: nn.Module, size: tuple[int, ...] | None = None, batch: int = 1
+) -> Tensor | tuple[list[Tensor]]:
+    """Random images as the network takes them, of ``size`` (channels, height, width), else of its own usual size.
 
-    A detector of torchvision takes a list of images.
+    ``(batch, channels, height, width)``, or a list of images for a detector of torchvision.
     """
     shape = size or input_size(network)
     generator = torch.Generator().manual_seed(0)
     if type(network).__module__.startswith("torchvision.models.detection"):
-        return ([torch.rand(shape, generator=generator)],)
-    return torch.randn((2, *shape), generator=generator)
+        return ([torch.rand(shape, generator=generator) for _ in range(batch)],)
+    return torch.randn((batch, *shape), generator=generator)
 
 
 def input_size(network: nn.Module) -> tuple[int, ...]:

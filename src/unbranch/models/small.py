@@ -55,9 +55,9 @@ class BasicBlock(nn.Module):
 class SmallResNet(nn.Module):
     """``(B, in_channels, H, W)`` to logits ``(B, num_classes)``."""
 
-    def __init__(self, make_conv: MakeConv, num_classes: int, in_channels: int, width: int) -> None:
+    def __init__(self, make_conv: MakeConv, num_classes: int, in_channels: int, width: int, stem_stride: int) -> None:
         super().__init__()
-        self.stem = make_conv(in_channels, width, 1)
+        self.stem = make_conv(in_channels, width, stem_stride)
         stages: list[nn.Module] = []
         channels = width
         for multiple, stride in STAGES:
@@ -71,9 +71,11 @@ class SmallResNet(nn.Module):
         return cast(Tensor, self.head(x.mean((2, 3))))  # (B, C, H, W) to (B, C)
 
 
-def small_resnet(block: str | None = None, num_classes: int = 10, in_channels: int = 1, width: int = 16) -> SmallResNet:
+def small_resnet(
+    block: str | None = None, num_classes: int = 10, in_channels: int = 1, width: int = 16, stem_stride: int = 1
+) -> SmallResNet:
     """A ResNet-8 whose 3×3 convolutions are plain (``None``) or blocks: ``"acb"``, ``"dbb"`` or ``"repvgg"``."""
     if block not in FACTORIES:
         names = ", ".join(repr(name) for name in FACTORIES)
         raise InputError(f"block={block!r} is none of {names}")
-    return SmallResNet(FACTORIES[block], num_classes, in_channels, width)
+    return SmallResNet(FACTORIES[block], num_classes, in_channels, width, stem_stride)

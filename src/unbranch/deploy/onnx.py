@@ -1,0 +1,143 @@
+"""ONNX files: written whole or not at all, checked, and compared with the network by ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from unbranch.errors import InputError
+from unbranch.files import all_or_nothing
+
+LARGEST = 2**31 - 2**20  # bytes that one protobuf message can hold, less some room for the graph
+TOLERANCE = 1e-3  # of the largest output: runtimes order float32 sums as they like
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What was written: nodes of the graph, and ONNX Runtime's worst error relative to the largest output.
+
+    ``max_rel`` is ``None`` where ONNX Runtime isn't installed.
+    """
+
+    path: Path
+    opset: int
+    nodes: int
+    max_rel: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
+
+def export_onnx(network: nn.Module, example_input: Tensor, path: Path) -> OnnxFile:
+    """Write the network, in eval mode, as ONNX with a batch of any size.
+
+    Raises InputError if a library is missing, the network can't be exported, or ONNX Runtime computes another
+    function.
+    """
+    with all_or_nothing(path) as (temporary,):
+        written = write_onnx(network, example_input, temporary)
+    return OnnxFile(path, written.opset, written.nodes, written.max_rel)
+
+
+def write_onnx(network: nn.Module, example_input: Tensor, path: Path) -> OnnxFile:
+    """As export_onnx, straight to ``path``."""
+    require_onnx()
+    size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    if size > LARGEST:
+        raise InputError(f"a network of {size / 2**30:.1f} GiB doesn't fit in one ONNX file of 2 GiB")
+    if not isinstance(example_input, Tensor):
+        raise InputError("ONNX export needs a network that takes one tensor; this one takes a list of images")
+    training = network.training
+    network.eval()
+    try:
+        _export(network, example_input, path)
+        opset, nodes = _checked(path)
+        return OnnxFile(path, opset, nodes, _compared(network, example_input, path))
+    finally:
+        network.train(training)
+
+
+def require_onnx() -> None:
+    """Raise InputError, which says what to install, unless ONNX files can be written."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"{' and '.join(missing)} isn't installed: pip install 'unbranch[onnx]'")
+
+
+def _export(network: nn.Module, example_input: Tensor, path: Path) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    example = example_input if len(example_input) > 1 else example_input.repeat(2, *[1] * (example_input.ndim - 1))
+    try:
+        with _quiet():
+            torch.onnx.export(
+                network,
+                (example,),
+                path,
+                input_names=["input"],
+                output_names=None,
+                dynamic_shapes=({0: batch},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises whatever stops it
+        reason = str(error).strip().splitlines() or [""]
+        raise InputError(f"torch can't export this network to ONNX: {type(error).__name__}: {reason[0]}") from error
+
+
+def _checked(path: Path) -> tuple[int, int]:
+    import onnx
+
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    return model.opset_import[0].version, len(model.graph.node)
+
+
+def _compared(network: nn.Module, example_input: Tensor, path: Path) -> float | None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: example_input.detach().cpu().numpy()})
+    with torch.no_grad():
+        expected = [v for v in tree_flatten(network(example_input))[0] if isinstance(v, Tensor)]
+    worst = max(
+        float(
+            (torch.from_numpy(ours).double() - theirs.cpu().double()).abs().max() / theirs.abs().max().clamp_min(1e-30)
+        )
+        for ours, theirs in zip(found, expected, strict=True)
+    )
+    if not worst <= TOLERANCE:
+        raise InputError(f"ONNX Runtime computes another function: {worst:.1e} of the largest output away")
+    return worst
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress, warnings and logs to itself."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,122 @@
+"""Reports as tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from unbranch.collapse import NetworkCost, Report, Verification
+
+ROWS = 20
+SOURCES = 3
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that doesn't fold tables to 80 columns where there is no terminal."""
+    plain = Console(stderr=stderr, highlight=False)
+    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=140)
+
+
+def progress_bar() -> Progress:
+    """A bar with the number of steps, the loss and the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+    )
+
+
+def show_report(report: Report) -> RenderableType:
+    """Costs before and after, then what was merged, refused and kept."""
+    parts: list[RenderableType] = [Text(report.network, style="bold"), cost_table(report.before, report.after)]
+    if report.worst_error is not None:
+        parts.append(Text(f"worst error of a merge: {report.worst_error:.0e} of its largest output, in float64"))
+    if report.merges:
+        rows = [(_at(m.path), _sources(m.sources), m.layer) for m in report.merges]
+        parts.append(_table(f"{len(rows)} merged", ("at", "from", "into"), rows))
+    for title, found in (("refused", report.refusals), ("kept, because merging costs more", report.kept)):
+        if found:
+            rows = [(_at(refusal.path), refusal.reason) for refusal in found]
+            parts.append(_table(f"{len(rows)} {title}", ("at", "reason"), rows))
+    return Group(*parts)
+
+
+def cost_table(before: NetworkCost, after: NetworkCost) -> Table:
+    """Multiply-accumulates, parameters, operations and layers of both forms."""
+    table = _grid(("", "training form", "deploy form"))
+    table.add_row("MACs", count(before.macs), count(after.macs))
+    table.add_row("parameters", count(before.params), count(after.params))
+    table.add_row("operations launched", count(before.launches), count(after.launches))
+    for kind, number in before.layers.items():
+        if number or after.layers.get(kind):
+            table.add_row(f"{kind} layers", count(number), count(after.layers.get(kind, 0)))
+    return table
+
+
+def show_verification(verification: Verification) -> RenderableType:
+    """The verdict, then the differences beside the noise of the network's own dtype."""
+    verdict = "the same function" if verification.ok else "NOT the same function"
+    table = _grid(("", "relative", "absolute"))
+    table.add_row("float64", f"{verification.max_rel:.1e}", f"{verification.max_abs:.1e}")
+    table.add_row("own dtype", f"{verification.native_rel:.1e}", f"{verification.native_abs:.1e}")
+    table.add_row("noise of the own dtype", f"{verification.noise_floor:.1e}", "")
+    parts: list[RenderableType] = [Text(verdict, style="bold green" if verification.ok else "bold red"), table]
+    if verification.first_difference is not None:
+        parts.append(Text(f"first module that differs: {verification.first_difference}"))
+    return Group(*parts)
+
+
+def show_files(paths: Iterable[Path]) -> RenderableType:
+    """One line for each file that was written."""
+    return Text("\n".join(f"wrote {path} ({_size(path)})" for path in paths))
+
+
+def count(number: int | None) -> str:
+    """``1,234``, ``12.3 M`` or ``1.36 G``; ``?`` if unknown."""
+    if number is None:
+        return "?"
+    for unit, size in (("G", 10**9), ("M", 10**6)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:,}"
+
+
+def _size(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
+
+
+def _at(path: str) -> str:
+    return path or "(the network)"
+
+
+def _sources(sources: tuple[str, ...]) -> str:
+    more = f" and {len(sources) - SOURCES} more" if len(sources) > SOURCES else ""
+    return ", ".join(sources[:SOURCES]) + more
+
+
+def _grid(header: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for n, name in enumerate(header):
+        table.add_column(name, justify="right" if n else "left")
+    return table
+
+
+def _table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.header_style = "dim"
+    for name in header:
+        table.add_column(name)
+    for row in rows[:ROWS]:
+        table.add_row(*map(Text, row))
+    if len(rows) > ROWS:
+        table.add_row(f"… and {len(rows) - ROWS} more; --json lists all", *[""] * (len(header) - 1))
+    return table
