@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from unbranch import __version__
 from unbranch.collapse import Report, collapse
-from unbranch.deploy import Latency, OnnxFile, compare_latency, require_onnx, write_onnx
+from unbranch.deploy import compare_latency, require_onnx, write_onnx
 from unbranch.errors import InputError, UnbranchError
 from unbranch.files import all_or_nothing
 from unbranch.models import Manifest, small_resnet, write_weights
+from unbranch.report import Account, Equality
 from unbranch.train import Images, Recipe, accuracy, fit, load, predict
 from unbranch.train.loop import OnStep
 
@@ -38,45 +39,6 @@ class Settings:
     seed: int = 0
     out: Path = Path("demo-out")
     data_dir: Path | None = None
-
-
-@dataclass(frozen=True)
-class Equality:
-    """How far the logits of both forms are apart over all test images, relative to the largest.
-
-    ``noise`` is float32 against float64 of the same, uncollapsed network.
-    """
-
-    images: int
-    same_class: int
-    float64: float
-    float32: float
-    noise: float
-
-
-@dataclass(frozen=True)
-class Account:
-    """What the demo found; accuracies as fractions, times in seconds, latencies for each batch size."""
-
-    settings: Settings
-    train_images: int
-    epochs: int
-    train_seconds: float
-    collapse_seconds: float
-    accuracy_before: float
-    accuracy_after: float
-    equality: Equality
-    report: Report
-    latency: dict[int, Latency]
-    onnx: OnnxFile
-    files: tuple[Path, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the list of merges."""
-        plain = asdict(self)
-        plain["report"] = {"before": plain["report"]["before"], "after": plain["report"]["after"]}
-        done: dict[str, Any] = json.loads(json.dumps(plain, default=str))
-        return done
 
 
 def run(settings: Settings, on_step: OnStep) -> Account:
@@ -106,7 +68,9 @@ def run(settings: Settings, on_step: OnStep) -> Account:
         size = tuple(images.test_images.shape[1:])
         write_weights(plain, weights, Manifest(__version__, "unbranch.models:small_resnet", arguments, size))
         account = Account(
-            settings=settings,
+            block=settings.block,
+            data=settings.data,
+            seed=settings.seed,
             train_images=len(images.train_labels),
             epochs=epochs,
             train_seconds=trained - start,

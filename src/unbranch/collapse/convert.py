@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import CollapseError, Inexact
 from .costs import cost_of
-from .emit import build
+from .emit import allocate, fill
 from .plan import Merge, Plan, Region, _between
 from .prove import random_inputs, relative_error, run_nodes
 from .report import MergeRecord, Refusal, Report
@@ -114,7 +114,8 @@ class _Conversion:
             plan = region.plan()
             try:
                 rewrites = rewrites_of(region, plan.merges)
-                layers = {merge: self._proved(region, merge) for merge in plan.merges}
+                largest_first = sorted(plan.merges, key=lambda m: -m.after.numbers)  # so that the peak is low
+                layers = {merge: self._proved(region, merge) for merge in largest_first}
             except Unplaceable as refused:
                 merge = refused.merge
                 barred.add((merge.root, merge.target))
@@ -129,6 +130,9 @@ class _Conversion:
     def _proved(self, region: Region, merge: Merge) -> tuple[nn.Module, float | None]:
         """The merged layer and its error against the operations it replaces, in float64 and before the cast."""
         like = region.weight_like(merge)
+        planned = region.values[merge.target][merge.root]
+        assert isinstance(planned, Affine)
+        layer = allocate(planned.map, merge.layer, like)  # before anything temporary, so that memory isn't torn
         example = None if like.is_meta else self._example(region, merge)
         try:
             value = region.realised(merge)
@@ -137,7 +141,7 @@ class _Conversion:
         error = None if example is None else _error(value, *example)
         if error is not None and not error <= TOLERANCE:
             raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
-        layer = build(value.map, merge.layer, like)
+        fill(layer, value.map, merge.layer)
         return trained_like(layer, list(region.parameters(merge)), self._mode(region, merge)), error
 
     def _example(self, region: Region, merge: Merge) -> tuple[Tensor, Tensor]:

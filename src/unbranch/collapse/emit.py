@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +45,14 @@ class Layer:
     def numbers(self, m: ConvMap) -> int:
         """Numbers that the layer stores."""
         bias = 0 if m.bias is None else m.out_channels
-        return m.weight.shape[0] * m.weight.shape[1] * prod(self._size(m)) + bias
+        return m.weight.shape[0] * m.weight.shape[1] * prod(self.size(m)) + bias
 
     def macs(self, m: ConvMap, positions: float) -> float:
         """Multiply-accumulates for that many output positions."""
-        return m.macs(positions) * prod(self._size(m)) / prod(m.size)
+        return m.macs(positions) * prod(self.size(m)) / prod(m.size)
 
-    def _size(self, m: ConvMap) -> tuple[int, ...]:
+    def size(self, m: ConvMap) -> tuple[int, ...]:
+        """Taps of the layer's kernel."""
         grow = self.grow or ((0, 0),) * m.ndim
         return tuple(k + a + b for k, (a, b) in zip(m.size, grow, strict=True))
 
@@ -94,46 +96,38 @@ def _transposed(m: ConvMap) -> Layer:
     return Layer(padding)
 
 
-def build(m: ConvMap, layer: Layer, like: Tensor) -> nn.Module:
-    """The layer itself, in the dtype, on the device and in the memory format of the weight ``like``."""
-    options = {"bias": m.bias is not None, "device": like.device, "dtype": like.dtype}
+def allocate(m: ConvMap, layer: Layer, like: Tensor) -> nn.Module:
+    """The layer without its values, in the dtype, on the device and in the memory format of the weight ``like``."""
+    options: dict[str, Any] = {"bias": m.bias is not None, "device": like.device, "dtype": like.dtype}
     if m.ndim == 0:
-        module: nn.Module = nn.Linear(m.in_channels, m.out_channels, **options)
-        weight, source = module.weight, m
-    elif max(m.up) > 1:
+        return nn.utils.skip_init(nn.Linear, m.in_channels, m.out_channels, **options)
+    options |= {"dilation": m.dilation, "groups": m.groups, "padding": layer.padding}
+    if max(m.up) > 1:
         extra = tuple(b - a for a, b in zip(m.lo, m.hi, strict=True))
-        module = _skipping_init(_TRANSPOSED[m.ndim], m, m.up, layer.padding, options | {"output_padding": extra})
-        weight, source = module.weight, m
+        kind = _TRANSPOSED[m.ndim]
+        options |= {"stride": m.up, "kernel_size": m.size, "output_padding": extra}
     else:
-        size = layer._size(m)
-        border = "zeros" if layer.before is not None else m.border
-        module = _skipping_init(_CONV[m.ndim], m, m.stride, layer.padding, options | {"padding_mode": border}, size)
-        weight, source = module.weight, m
-    with torch.no_grad():
-        _fill(weight, source, layer)
-        if m.bias is not None:
-            module.bias.copy_(m.bias)
+        kind = _CONV[m.ndim]
+        options |= {"stride": m.stride, "kernel_size": layer.size(m)}
+        options["padding_mode"] = "zeros" if layer.before is not None else m.border
+    module = nn.utils.skip_init(kind, m.in_channels, m.out_channels, **options)
     if m.ndim == 2:
         module = module.to(memory_format=_memory_format(like))
     if layer.before is None:
         return module
-    amounts = [v for pair in zip(reversed(layer.before[0]), reversed(layer.before[1]), strict=True) for v in pair]
-    pad_class = _PADS[m.border][m.ndim]
-    pad = pad_class(amounts if m.ndim > 1 else tuple(amounts))
-    return nn.Sequential(OrderedDict(pad=pad, conv=module))
+    amounts = tuple(v for pair in zip(reversed(layer.before[0]), reversed(layer.before[1]), strict=True) for v in pair)
+    return nn.Sequential(OrderedDict(pad=_PADS[m.border][m.ndim](amounts), conv=module))
 
 
-def _skipping_init(kind: type, m: ConvMap, stride: object, padding: object, options: dict, size: object = None):  # type: ignore[no-untyped-def, type-arg]
-    return nn.utils.skip_init(
-        kind, m.in_channels, m.out_channels, size or m.size, stride=stride, padding=padding,
-        dilation=m.dilation, groups=m.groups, **options,
-    )  # fmt: skip
-
-
-def _fill(weight: Tensor, m: ConvMap, layer: Layer) -> None:
-    """Cast the kernel into a layer's weight, a few rows at a time."""
+@torch.no_grad()
+def fill(module: nn.Module, m: ConvMap, layer: Layer) -> None:
+    """Cast a map's kernel and bias into an allocated layer, a few rows at a time."""
+    module = module.get_submodule("conv") if layer.before is not None else module
+    weight, bias = module.weight, module.bias
     if m.weight.is_meta or weight.is_meta:
         return
+    if bias is not None:
+        bias.copy_(m.bias) if m.bias is not None else bias.zero_()
     if max(m.up, default=1) > 1:
         kernel = m.kernel.flip(tuple(range(2, 2 + m.ndim)))
         kernel = kernel.reshape(m.groups, -1, *kernel.shape[1:]).transpose(1, 2)  # (groups, I/groups, O/groups, *k)

@@ -344,9 +344,22 @@ class Region:
             if step.root is not None and step.layer is not None:
                 inside = tuple(n for n in _between(step.root, target, self.order) if n not in chosen or n is target)
                 before = sum((self._own_cost(n) for n in inside), Cost())
-                merges.append(Merge(step.root, target, step.layer, inside, before, step.cost))
+                tail = tuple(self._identities_after(target, step.root))
+                merges.append(Merge(step.root, (target, *tail)[-1], step.layer, inside + tail, before, step.cost))
         merges.sort(key=lambda m: self.order[m.target])
         return Plan(merges, list(self._kept(chosen)))
+
+    def _identities_after(self, node: fx.Node, root: fx.Node) -> Iterator[fx.Node]:
+        """``nn.Identity`` layers that are all that reads a node: a merge takes them along."""
+        while len(node.users) == 1:
+            (node,) = node.users
+            known = root in self.values.get(node, ()) and node not in self.barriers
+            if not known or node.op != "call_module" or not self._is_identity_layer(node):
+                return
+            yield node
+
+    def _is_identity_layer(self, node: fx.Node) -> bool:
+        return type(self.trace.module.get_submodule(str(node.target))) is torch.nn.Identity
 
     def _demanded(self) -> Iterable[fx.Node]:
         """Values of affine operations that something else reads."""

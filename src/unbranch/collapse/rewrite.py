@@ -260,7 +260,7 @@ def rebuilt(
             env[node] = _copied(node, graph, env, parts, original, prefix, memo)
     graph.output(fx.node.map_arg(call.output, lambda n: env[n]))
     _drop_unused(graph)
-    return _module_of(graph, parts, type(original).__name__)
+    return _module_of(graph, parts)
 
 
 def _placeholders(graph: fx.Graph, call: Call, region: Region) -> dict[fx.Node, fx.Node]:
@@ -329,7 +329,7 @@ def _drop_unused(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _module_of(graph: fx.Graph, parts: dict[str, Any], name: str) -> nn.Module:
+def _module_of(graph: fx.Graph, parts: dict[str, Any]) -> nn.Module:
     """A graph as a layer or a sequence of layers where it is one, else as a module with its code."""
     nodes = list(graph.nodes)
     inputs = [n for n in nodes if n.op == "placeholder"]
@@ -344,7 +344,7 @@ def _module_of(graph: fx.Graph, parts: dict[str, Any], name: str) -> nn.Module:
     if chained and len({n.target for n in row}) == len(row) and all("." not in str(n.target) for n in row):
         return nn.Sequential(OrderedDict((str(n.target), parts[str(n.target)]) for n in row))
     graph.lint()
-    return fx.GraphModule(parts, graph, class_name=name)
+    return fx.GraphModule(parts, graph)
 
 
 # --- the whole network ------------------------------------------------------------------------------

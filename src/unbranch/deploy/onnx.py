@@ -39,7 +39,7 @@ class OnnxFile:
         return {**asdict(self), "path": str(self.path)}
 
 
-def export_onnx(network: nn.Module, example_input: Tensor, path: Path) -> OnnxFile:
+def export_onnx(network: nn.Module, example_input: Any, path: Path) -> OnnxFile:
     """Write the network, in eval mode, as ONNX with a batch of any size.
 
     Raises InputError if a library is missing, the network can't be exported, or ONNX Runtime computes another
@@ -50,7 +50,7 @@ def export_onnx(network: nn.Module, example_input: Tensor, path: Path) -> OnnxFi
     return OnnxFile(path, written.opset, written.nodes, written.max_rel)
 
 
-def write_onnx(network: nn.Module, example_input: Tensor, path: Path) -> OnnxFile:
+def write_onnx(network: nn.Module, example_input: Any, path: Path) -> OnnxFile:
     """As export_onnx, straight to ``path``."""
     require_onnx()
     size = sum(t.numel() * t.element_size() for t in network.state_dict().values())

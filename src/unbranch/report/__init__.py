@@ -1,5 +1,6 @@
 """Rendering: plain values in, tables on the terminal out."""
 
+from unbranch.report.account import Account, Equality, show_account
 from unbranch.report.console import (
     console,
     cost_table,
@@ -11,10 +12,13 @@ from unbranch.report.console import (
 )
 
 __all__ = [
+    "Account",
+    "Equality",
     "console",
     "cost_table",
     "count",
     "progress_bar",
+    "show_account",
     "show_files",
     "show_report",
     "show_verification",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -40,12 +41,12 @@ def show_report(report: Report) -> RenderableType:
     if report.worst_error is not None:
         parts.append(Text(f"worst error of a merge: {report.worst_error:.0e} of its largest output, in float64"))
     if report.merges:
-        rows = [(_at(m.path), _sources(m.sources), m.layer) for m in report.merges]
-        parts.append(_table(f"{len(rows)} merged", ("at", "from", "into"), rows))
+        merged = [(_at(m.path), _sources(m.path, m.sources), _layer(m.layer)) for m in report.merges]
+        parts.append(_table(f"{len(merged)} merged", ("at", "from", "into"), merged))
     for title, found in (("refused", report.refusals), ("kept, because merging costs more", report.kept)):
         if found:
-            rows = [(_at(refusal.path), refusal.reason) for refusal in found]
-            parts.append(_table(f"{len(rows)} {title}", ("at", "reason"), rows))
+            reasons = [(_at(refusal.path), refusal.reason) for refusal in found]
+            parts.append(_table(f"{len(reasons)} {title}", ("at", "reason"), reasons))
     return Group(*parts)
 
 
@@ -98,9 +99,16 @@ def _at(path: str) -> str:
     return path or "(the network)"
 
 
-def _sources(sources: tuple[str, ...]) -> str:
+def _sources(path: str, sources: tuple[str, ...]) -> str:
+    """The first few, without what ``path`` already says."""
     more = f" and {len(sources) - SOURCES} more" if len(sources) > SOURCES else ""
-    return ", ".join(sources[:SOURCES]) + more
+    return ", ".join(source.removeprefix(f"{path}.") for source in sources[:SOURCES]) + more
+
+
+def _layer(words: str) -> str:
+    """``Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))`` as ``Conv2d(3, 8, 3×3)``."""
+    words = re.sub(r", (stride|dilation)=\(1(, 1)*,?\)", "", words)
+    return re.sub(r"kernel_size=\(([\d, ]+?),?\)", lambda found: found[1].replace(", ", "×"), words)
 
 
 def _grid(header: tuple[str, ...]) -> Table:
@@ -110,7 +118,7 @@ def _grid(header: tuple[str, ...]) -> Table:
     return table
 
 
-def _table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.header_style = "dim"
     for name in header:
