@@ -33,7 +33,6 @@ from unbranch.models import (
     write_weights,
 )
 from unbranch.report import console, progress_bar, show_account, show_files, show_report, show_verification
-from unbranch.train import Step
 
 P = ParamSpec("P")
 
@@ -209,13 +208,9 @@ def demo_command(
     data_dir: Annotated[Path | None, typer.Option(help="Where the files of fashion-mnist are.")] = None,
 ) -> None:
     """Train a small network with branches on real images, collapse it, prove that nothing changed, time both."""
-    with progress_bar() as bar:
-        task = bar.add_task(f"training with {block}", total=None, loss=0.0)
-
-        def on_step(step: Step) -> None:
-            bar.update(task, total=step.total, completed=step.done, loss=step.loss)
-
-        account = demo.run(demo.Settings(block, data, epochs, seed, out, data_dir), on_step)
+    settings = demo.Settings(block, data, epochs, seed, out, data_dir)
+    with progress_bar(f"training with {block}") as advance:
+        account = demo.run(settings, lambda step: advance(step.done, step.total, step.loss))
     console().print(show_account(account))
 
 

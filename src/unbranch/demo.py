@@ -23,6 +23,7 @@ from unbranch.train import Images, Recipe, accuracy, fit, load, predict
 from unbranch.train.loop import OnStep
 
 EXACT = 1e-10  # of the largest logit, in float64
+BLOCKS = ("acb", "dbb", "repvgg")
 EPOCHS = {"digits": 20, "fashion-mnist": 1}
 BATCHES = (1, 64)
 FILES = ("deploy.safetensors", "deploy.onnx", "account.json")
@@ -119,6 +120,8 @@ def _check(settings: Settings) -> None:
     """Whatever can be known to fail before a minute of training."""
     if settings.data not in EPOCHS:
         raise InputError(f"data {settings.data!r} is none of {', '.join(EPOCHS)}")
+    if settings.block not in BLOCKS:
+        raise InputError(f"block {settings.block!r} is none of {', '.join(BLOCKS)}")
     if settings.out.exists() and not settings.out.is_dir():
         raise InputError(f"{settings.out} is a file, not a folder")
     require_onnx()

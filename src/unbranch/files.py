@@ -25,9 +25,16 @@ def all_or_nothing(*paths: Path) -> Iterator[list[Path]]:
     try:
         yield temporary
         for source, target in zip(temporary, paths, strict=True):
+            source.chmod(0o666 & ~_umask())  # safetensors keeps its files to their owner
             os.replace(source, target)
     except OSError as error:
         raise InputError(f"can't write {', '.join(map(str, paths))}: {error.strerror or error}") from error
     finally:
         for source in temporary:
             source.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    return mask

@@ -10,6 +10,7 @@ from unbranch.collapse import collapse
 from unbranch.errors import InputError
 from unbranch.models.checkpoints import load_weights, read_manifest
 from unbranch.models.names import create, example_input
+from unbranch.models.statistics import randomise_statistics
 
 
 def rebuild(path: Path) -> nn.Module:
@@ -21,6 +22,7 @@ def rebuild(path: Path) -> nn.Module:
     if manifest is None:
         raise InputError(f"{path} doesn't say which network it holds: it wasn't written by unbranch")
     network = create(manifest.network, **manifest.arguments).eval()
+    randomise_statistics(network)  # no norm may look like the identity, which merges differently
     plain = collapse(network, example_input(network, manifest.input_size))
     load_weights(plain, path)
     return plain.eval()

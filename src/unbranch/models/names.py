@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -41,13 +42,20 @@ def example_input(
 ) -> Tensor | tuple[list[Tensor]]:
     """Random images as the network takes them, of ``size`` (channels, height, width), else of its own usual size.
 
-    ``(batch, channels, height, width)``, or a list of images for a detector of torchvision.
+    ``(batch, channels, height, width)``, or a list of images for a detector of torchvision. Raises InputError if
+    the network can't take them.
     """
     shape = size or input_size(network)
     generator = torch.Generator().manual_seed(0)
+    images: Tensor | tuple[list[Tensor]] = torch.randn((batch, *shape), generator=generator)
     if type(network).__module__.startswith("torchvision.models.detection"):
-        return ([torch.rand(shape, generator=generator) for _ in range(batch)],)
-    return torch.randn((batch, *shape), generator=generator)
+        images = (list(torch.rand((batch, *shape), generator=generator)),)
+    try:
+        with torch.inference_mode():
+            copy.deepcopy(network).eval()(*(images if isinstance(images, tuple) else (images,)))
+    except Exception as error:  # whatever stops a forward
+        raise InputError(f"the network doesn't take an input of size {shape}: {error}; see --input-size") from error
+    return images
 
 
 def input_size(network: nn.Module) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -23,16 +24,29 @@ def console(*, stderr: bool = False) -> Console:
     return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=140)
 
 
-def progress_bar() -> Progress:
-    """A bar with the number of steps, the loss and the time left."""
-    return Progress(
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
+    """A bar on stderr that appears with the first call of ``(done, total, loss)``."""
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
-        console=console(stderr=True),
     )
+    bar = Progress(*columns, console=console(stderr=True))
+
+    def advance(done: int, total: int, loss: float) -> None:
+        if not bar.task_ids:
+            bar.start()
+            bar.add_task(title, total=total, loss=loss)
+        bar.update(bar.task_ids[0], completed=done, loss=loss)
+
+    try:
+        yield advance
+    finally:
+        if bar.task_ids:
+            bar.stop()
 
 
 def show_report(report: Report) -> RenderableType:

@@ -1,0 +1,53 @@
+"""Property: any program of layers and operations is collapsed exactly, and never costs more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import unbranch as ub
+
+from ..networks import randomised
+from .programs import random_program
+
+
+def stored(network: torch.nn.Module) -> int:
+    tensors = [*network.parameters(), *network.buffers()]
+    return sum(t.numel() for t in tensors if t.is_floating_point())
+
+
+def check(seed: int) -> None:
+    program = randomised(random_program(seed), seed)
+    x = torch.randn(2, 4, 13, 15, dtype=torch.float64)
+    with torch.no_grad():
+        expected = program(x.clone())
+    plain = ub.collapse(program, x)
+    with torch.no_grad():
+        found = plain(x.clone())
+    for ours, theirs in zip(found, expected, strict=True):
+        scale = theirs.abs().max().clamp_min(1e-30)
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() <= 1e-10 * scale
+    before, after = plain.collapse_report.before, plain.collapse_report.after
+    assert after.launches <= before.launches
+    assert after.macs <= before.macs
+    assert stored(plain) <= stored(program)
+    wider = torch.randn(1, 4, 16, 21, dtype=torch.float64)
+    with torch.no_grad():
+        for ours, theirs in zip(plain(wider.clone()), program(wider.clone()), strict=True):
+            assert (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max().clamp_min(1e-30)
+
+
+@settings(max_examples=80)
+@given(st.integers(0, 10**6))
+def test_random_programs(seed):
+    check(seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=400)
+@given(st.integers(10**6, 2 * 10**6))
+def test_many_random_programs(seed):
+    check(seed)
