@@ -105,7 +105,7 @@ def test_branch_scale_sets_the_three_norms_of_acb() -> None:
 
 def test_squeeze_excite_takes_its_place_around_the_activation() -> None:
     kinds = {
-        place: [type(module).__name__ for module in RepVGG(16, 16, activation=nn.ReLU, squeeze_excite=place).post]
+        place: [type(m).__name__ for m in RepVGG(16, 16, activation=nn.ReLU, squeeze_excite=place).post]
         for place in ("before", "after", None)
     }
     assert kinds == {"before": ["SqueezeExcite", "ReLU"], "after": ["ReLU", "SqueezeExcite"], None: ["ReLU"]}

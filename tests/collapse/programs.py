@@ -60,9 +60,10 @@ _OPERATIONS = {
 }
 
 
-def random_program(seed: int, length: int = 12) -> Program:
+def random_program(seed: int) -> Program:
     """A program that runs on inputs ``(N, 4, 13, 15)``, and whose sums never broadcast."""
     rng = random.Random(seed)
+    length = rng.randint(3, 26)
     torch.manual_seed(seed)
     steps: list[tuple[Any, ...]] = []
     layers: dict[str, nn.Module] = {}

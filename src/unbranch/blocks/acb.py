@@ -20,11 +20,9 @@ the input once for the three branches.
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 
-from unbranch.blocks.parts import Activation, Pair, conv_spec, init_scale
+from unbranch.blocks.parts import Activation, Pair, conv_spec, init_scale, through
 
 
 class ACB(nn.Module):
@@ -70,10 +68,10 @@ class ACB(nn.Module):
         self.square = spec.conv_bn((height, width))
         self.vertical = spec.conv_bn((height, 1))
         self.horizontal = spec.conv_bn((1, width))
-        self.activation = nn.Identity() if activation is None else activation()
+        self.activation = activation() if activation is not None else None
         for branch in (self.square, self.vertical, self.horizontal):
             init_scale(branch, branch_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pad(x)
-        return cast(Tensor, self.activation(self.square(x) + self.vertical(x) + self.horizontal(x)))
+        x = through(self.pad, x)
+        return through(self.activation, self.square(x) + self.vertical(x) + self.horizontal(x))

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbranch.blocks.parts import Activation, ConvSpec, Pair, conv_spec, init_scale
+from unbranch.blocks.parts import Activation, ConvSpec, Pair, conv_spec, init_scale, through
 
 
 class BorderBatchNorm2d(nn.Module):
@@ -121,17 +121,17 @@ class DBB(nn.Module):
         self.conv_1x1 = None if depthwise else spec.conv_bn((1, 1))
         self.average = _average(spec, depthwise)
         self.conv_1x1_kxk = _sequence(spec, internal_channels or (2 if depthwise else 1) * in_channels)
-        self.activation = nn.Identity() if activation is None else activation()
+        self.activation = activation() if activation is not None else None
         if single_init:
             for branch in (self.conv_1x1, self.average, self.conv_1x1_kxk):
                 init_scale(branch, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pad(x)
+        x = through(self.pad, x)
         y = self.conv_kxk(x) + self.average(x) + self.conv_1x1_kxk(x)
         if self.conv_1x1 is not None:
             y = y + self.conv_1x1(x)
-        return cast(Tensor, self.activation(y))
+        return through(self.activation, y)
 
 
 def _average(spec: ConvSpec, depthwise: bool) -> nn.Sequential:

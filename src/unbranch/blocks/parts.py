@@ -45,10 +45,10 @@ def resolve_padding(padding: int | Pair | str, kernel: Pair, dilation: Pair) -> 
     return reach[0] // 2, reach[1] // 2
 
 
-def input_pad(padding: Pair, mode: str) -> tuple[nn.Module, Pair]:
-    """A module that pads the block's input once for all branches, and the zero padding left for them to do."""
+def input_pad(padding: Pair, mode: str) -> tuple[nn.Module | None, Pair]:
+    """A module that pads the block's input once for all branches, if any, and the zero padding left for them to do."""
     if mode == "zeros":
-        return nn.Identity(), padding
+        return None, padding
     if mode not in _INPUT_PADS:
         raise InputError(f"padding_mode={mode!r} is none of zeros, {', '.join(_INPUT_PADS)}")
     vertical, horizontal = padding
@@ -130,6 +130,11 @@ class ConvSpec:
         return DilatedAvgPool2d(channels, self.kernel, self.stride, padding, self.dilation)
 
 
+def through(module: nn.Module | None, x: Tensor) -> Tensor:
+    """The module's output, or ``x`` itself where there is none."""
+    return x if module is None else cast(Tensor, module(x))
+
+
 def init_scale(branch: nn.Sequential | None, value: float) -> None:
     """Set γ of the batch norm that ends a branch."""
     if branch is not None:
@@ -168,8 +173,8 @@ def conv_spec(
     padding_mode: str,
     eps: float,
     momentum: float,
-) -> tuple[nn.Module, ConvSpec]:
-    """The module that pads the block's input, and the convolution that the branches then build."""
+) -> tuple[nn.Module | None, ConvSpec]:
+    """The module that pads the block's input, if any, and the convolution that the branches then build."""
     kernel, dilation = pair(kernel_size), pair(dilation)
     pad, padding = input_pad(resolve_padding(padding, kernel, dilation), padding_mode)
     return pad, ConvSpec(in_channels, out_channels, kernel, pair(stride), padding, dilation, groups, eps, momentum)

@@ -18,12 +18,10 @@ the whole map (there, a square window as wide as the map); the block is affine u
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
-from unbranch.blocks.parts import Activation, Pair, conv_spec
+from unbranch.blocks.parts import Activation, Pair, conv_spec, through
 from unbranch.errors import InputError
 
 
@@ -91,11 +89,11 @@ class RepVGG(nn.Module):
             first = squeeze_excite == "before"
             layer = SqueezeExcite(out_channels, reduction or (16 if first else 4))
             post.insert(0 if first else len(post), layer)
-        self.post = nn.Sequential(*post)
+        self.post = nn.Sequential(*post) if post else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pad(x)
+        x = through(self.pad, x)
         y = self.conv_kxk(x) + self.conv_1x1(x)
         if self.identity is not None:
             y = y + self.identity(x)
-        return cast(Tensor, self.post(y))
+        return through(self.post, y)

@@ -38,9 +38,9 @@ class Layer:
     grow: tuple[tuple[int, int], ...] = ()
     before: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
-    @property
-    def launches(self) -> int:
-        return 1 if self.before is None else 2
+    def launches(self, m: ConvMap) -> int:
+        """Operations launched: a border that isn't symmetric zeros is padded by an operation of its own."""
+        return 1 + (self.before is not None or own_padding(m, self.grow))
 
     def numbers(self, m: ConvMap) -> int:
         """Numbers that the layer stores."""
@@ -55,6 +55,11 @@ class Layer:
         """Taps of the layer's kernel."""
         grow = self.grow or ((0, 0),) * m.ndim
         return tuple(k + a + b for k, (a, b) in zip(m.size, grow, strict=True))
+
+
+def own_padding(m: ConvMap, grow: tuple[tuple[int, int], ...] = ()) -> bool:
+    """Whether a convolution layer of this map pads by an operation of its own, as PyTorch's do."""
+    return m.pads and (m.border != "zeros" or (m.lo != m.hi and not grow and max(m.up) == 1))
 
 
 def layers_for(m: ConvMap) -> list[Layer]:

@@ -8,7 +8,7 @@ stored numbers or launches than the operations it replaces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -18,14 +18,14 @@ from torch import fx
 
 from ..algebra import identity
 from ..errors import Inexact, NotAffine
-from .emit import Layer, layers_for
+from .emit import Layer, layers_for, own_padding
 from .prove import run_nodes
 from .rules import Rule, rule_of_function, rule_of_method, rule_of_module
 from .rules.layers import parameter_numbers
 from .trace import Trace
 from .value import Affine, Bundle
 
-POSITIONS = 14 * 14  # grid points assumed at a root whose size isn't known
+SIDE = 14  # grid points per dimension assumed at a root
 LAUNCH = 2.5e5  # one launch, in multiply-accumulates of the same time: 5 µs at 50 GMAC/s
 MOVED = 20.0  # one number read or written: 4 bytes at 10 GB/s
 _FARTHEST = 64  # roots considered for one value
@@ -126,7 +126,7 @@ class Region:
         self.order = {node: j for j, node in enumerate(self.trace.graph.nodes)}
         self.values: dict[fx.Node, dict[fx.Node, Affine | Bundle]] = {}
         self.refused: dict[fx.Node, str] = {}
-        self.density: dict[fx.Node, float] = {}
+        self.grids: dict[fx.Node, tuple[int, ...]] = {}
         self._identities: dict[fx.Node, Affine | None] = {}
         self.constant = {n for n in self.order if n.op == "get_attr"}
         for node in self.order:
@@ -173,7 +173,6 @@ class Region:
 
     def _interpret(self, node: fx.Node) -> None:
         rule = self.rule(node)
-        self.density[node] = max((self.density[n] for n in node.all_input_nodes), default=float(POSITIONS))
         if rule is None:
             return
         reason = self._stays(node)
@@ -192,12 +191,19 @@ class Region:
                 reason = f"its arguments aren't understood ({type(error).__name__}: {error})"
         if found:
             self.values[node] = found
-            nearest = next(iter(found.values()))
-            if isinstance(nearest, Affine) and rule.kind != "view":
-                root = next(iter(found))
-                self.density[node] = self.density[root] * prod(nearest.map.up) / prod(nearest.map.stride)
+            root, value = next(iter(found.items()))
+            m = value.map if isinstance(value, Affine) else value.parts[0].map
+            self.grids[node] = tuple(max(1, n) for n in m.output_size(self._grid(root, m.ndim)))
         if reason is not None:
             self.refused[node] = reason
+
+    def _grid(self, node: fx.Node, ndim: int) -> tuple[int, ...]:
+        """Size of a value's grid, on the assumption that it starts from roots of ``SIDE`` points."""
+        known = self.grids.get(node, ())
+        return known if len(known) == ndim else (SIDE,) * ndim
+
+    def _points(self, node: fx.Node, ndim: int) -> int:
+        return prod(self._grid(node, ndim))
 
     def roots_of(self, node: fx.Node) -> list[fx.Node]:
         """Values that all inputs of a node come from, nearest first."""
@@ -207,7 +213,11 @@ class Region:
                 continue
             roots = {source} if source in self.barriers else {source, *self.values.get(source, ())}
             common = roots if common is None else common & roots
-        allowed = [r for r in common or () if (r, node) not in self.barred and self._identity(r) is not None]
+        allowed = [
+            r
+            for r in common or ()
+            if (r, node) not in self.barred and r not in self.pinned and self._identity(r) is not None
+        ]
         return sorted(allowed, key=self.order.__getitem__, reverse=True)[:_FARTHEST]
 
     def evaluate(self, node: fx.Node, root: fx.Node, real: dict[fx.Node, Affine | Bundle]) -> Any:
@@ -334,12 +344,8 @@ class Region:
 
     def plan(self) -> Plan:
         """The cheapest way to compute what is needed."""
-        chosen: dict[fx.Node, _Step] = {}
+        chosen = self._choose()
         merges = []
-        for node in sorted(self._demanded(), key=self.order.__getitem__):
-            best, _ = self._best(node, chosen, {})
-            for target, step in best.items():
-                chosen[target] = step
         for target, step in chosen.items():
             if step.root is not None and step.layer is not None:
                 inside = tuple(n for n in _between(step.root, target, self.order) if n not in chosen or n is target)
@@ -348,6 +354,30 @@ class Region:
                 merges.append(Merge(step.root, (target, *tail)[-1], step.layer, inside + tail, before, step.cost))
         merges.sort(key=lambda m: self.order[m.target])
         return Plan(merges, list(self._kept(chosen)))
+
+    def _choose(self) -> dict[fx.Node, _Step]:
+        """A step for every node that has to be computed.
+
+        Needed values are planned in order. Where that would repeat operations, because two merges swallow them or
+        an earlier one did, and so would cost more than the original, the values they share are needed too.
+        """
+        needed = self._demanded()
+        while True:
+            chosen: dict[fx.Node, _Step] = {}
+            paid: set[fx.Node] = set()
+            for node in sorted(needed, key=self.order.__getitem__):
+                best, original = self._best(node, chosen, {})
+                limit = sum((c for n, c in original.items() if n not in paid), Cost())
+                if not _total(best).within(limit):
+                    shared = {n for n in original if _readers(n, original, paid) > 1} - needed
+                    if shared:
+                        needed |= shared
+                        break
+                    best = {n: _Step(c) for n, c in original.items()}
+                chosen |= best
+                paid |= set(original)
+            else:
+                return chosen
 
     def _identities_after(self, node: fx.Node, root: fx.Node) -> Iterator[fx.Node]:
         """``nn.Identity`` layers that are all that reads a node: a merge takes them along."""
@@ -361,7 +391,7 @@ class Region:
     def _is_identity_layer(self, node: fx.Node) -> bool:
         return type(self.trace.module.get_submodule(str(node.target))) is torch.nn.Identity
 
-    def _demanded(self) -> Iterable[fx.Node]:
+    def _demanded(self) -> set[fx.Node]:
         """Values of affine operations that something else reads."""
         needed: set[fx.Node] = {n for n in self.barriers if n in self.values}
         for node in self.order:
@@ -409,9 +439,10 @@ class Region:
     def _cost(self, node: fx.Node, root: fx.Node, layer: Layer) -> Cost:
         value = self.values[node][root]
         assert isinstance(value, Affine)
-        out = self.density[node]
-        moved = value.map.in_channels * self.density[root] + value.map.out_channels * out
-        return Cost(layer.macs(value.map, out), layer.numbers(value.map), layer.launches, moved)
+        ndim = value.map.ndim
+        out = self._points(node, ndim)
+        moved = value.map.in_channels * self._points(root, ndim) + value.map.out_channels * out
+        return Cost(layer.macs(value.map, out), layer.numbers(value.map), layer.launches(value.map), moved)
 
     def _own_cost(self, node: fx.Node) -> Cost:
         """What a node's own operation costs."""
@@ -425,13 +456,14 @@ class Region:
             numbers += parameter_numbers(self.trace.module.get_submodule(str(node.target)))
         if not isinstance(value, Affine):
             return Cost(numbers=numbers, launches=1)
-        out = self.density[node]
-        macs = 0.0
-        if rule.kind == "kernel":
-            near = self.values[node].get(sources[0])
-            macs = near.map.macs(out) if isinstance(near, Affine) else 0.0
-        width = sum(_width(self._any_value(s)) * self.density[s] for s in sources)
-        return Cost(macs, numbers, 1, width + value.channels * out)
+        ndim = value.map.ndim
+        out = self._points(node, ndim)
+        macs, launches = 0.0, 1
+        near = self.values[node].get(sources[0])
+        if rule.kind == "kernel" and isinstance(near, Affine):
+            macs, launches = near.map.macs(out), 1 + own_padding(near.map)
+        width = sum(_width(self._any_value(s)) * self._points(s, ndim) for s in sources)
+        return Cost(macs, numbers, launches, width + value.channels * out)
 
     def _any_value(self, node: fx.Node) -> Affine | Bundle | None:
         known = self.values.get(node)
@@ -460,6 +492,11 @@ class Region:
 
 _PASS = Rule(lambda _module, x, *args, **kwargs: x, "view")  # noqa: ARG005
 _CHANGES_CHANNELS = {torch.cat, torch.concat, torch.concatenate, torch.chunk, torch.split, "chunk", "split"}
+
+
+def _readers(node: fx.Node, original: dict[fx.Node, Cost], paid: set[fx.Node]) -> int:
+    """How many operations of a plan read a node; those that an earlier plan paid for count as one."""
+    return sum(u in original and u not in paid for u in node.users) + (node in paid)
 
 
 def run_attribute(trace: Trace, node: fx.Node) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -103,6 +104,21 @@ def _checks(graph: fx.Graph) -> set[fx.Node]:
     return checks
 
 
+class _Value(fx.Proxy):
+    """A traced value on which ``+=`` and its kin are seen as the in-place operations that they are."""
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    setattr(_Value, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class _Tracer(fx.Tracer):
     """Traces for all inputs at once; a module that can't be entered becomes an opaque leaf."""
 
@@ -133,6 +149,9 @@ class _Tracer(fx.Tracer):
         self.calls = [Call("", root, None)]
         self._stack = [self.calls[0]]
         return super().trace(root, concrete_args)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (

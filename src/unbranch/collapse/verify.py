@@ -167,7 +167,8 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def _dtype_of(network: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    tensors = (*network.parameters(), *network.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
 
 
 def _check_same_structure(ours: list[Tensor], theirs: list[Tensor]) -> None:

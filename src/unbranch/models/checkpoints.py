@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -117,12 +118,13 @@ def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "nsupported" in str(error) or "not an allowed global" in str(error):
-            raise InputError(
-                f"{path} holds Python objects, which could run code, and not only tensors: "
-                "save its state_dict alone and try again"
-            ) from error
-        raise InputError(f"{path} is damaged or no PyTorch file") from error
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise InputError(f"{path} is damaged or no PyTorch file") from error
+        raise InputError(
+            f"{path} holds not only tensors but {found[1]}, and Python objects can run code: "
+            "save its state_dict alone and try again"
+        ) from error
     except Exception as error:  # torch.load raises whatever its reader stumbles over
         raise InputError(f"{path} is damaged or no PyTorch file ({type(error).__name__})") from error
 

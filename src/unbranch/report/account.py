@@ -59,10 +59,11 @@ class Account:
 
 def show_account(account: Account) -> RenderableType:
     """A table of both forms, the proof that they are one function, and the files."""
+    epochs = "1 epoch" if account.epochs == 1 else f"{account.epochs} epochs"
     return Group(
         Text(f"\nA small residual network of {account.block.upper()} blocks on {account.data}", style="bold"),
         Text(
-            f"trained on {account.train_images:,} images, {account.epochs} epochs, in {account.train_seconds:.0f} s; "
+            f"trained on {account.train_images:,} images, {epochs}, in {account.train_seconds:.0f} s; "
             f"collapsed in {account.collapse_seconds:.1f} s\n"
         ),
         _forms(account),

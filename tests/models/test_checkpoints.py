@@ -1,0 +1,132 @@
+"""Weights of others load or tell everything that doesn't fit; files of ours know their network."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from unbranch.errors import InputError
+from unbranch.models import Manifest, load_weights, read_manifest, read_weights, write_weights
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "state_dict_ema", "model_ema"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_pickled_weights_load_from_every_wrapper(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
+    trained = network()
+    weights: dict[str, Any] = {prefix + key: value for key, value in trained.state_dict().items()}
+    torch.save({wrapper: weights, "epoch": 3} if wrapper else weights, tmp_path / "a.pth")
+    fresh = network()
+    load_weights(fresh, tmp_path / "a.pth")
+    assert same(fresh, trained)
+
+
+def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
+    last, averaged = network().state_dict(), network().state_dict()
+    torch.save({"state_dict": last, "state_dict_ema": averaged}, tmp_path / "a.pt")
+    assert torch.equal(read_weights(tmp_path / "a.pt")["0.weight"], averaged["0.weight"])
+
+
+def test_safetensors_load(tmp_path: Path) -> None:
+    trained, fresh = network(), network()
+    save_file(trained.state_dict(), tmp_path / "a.safetensors")
+    load_weights(fresh, tmp_path / "a.safetensors")
+    assert same(fresh, trained)
+
+
+def test_older_file_without_batch_counters_loads(tmp_path: Path) -> None:
+    weights = {key: value for key, value in network().state_dict().items() if "num_batches" not in key}
+    torch.save(weights, tmp_path / "a.pth")
+    load_weights(network(), tmp_path / "a.pth")
+
+
+def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded(tmp_path: Path) -> None:
+    weights = network().state_dict()
+    weights["0.bias"] = torch.zeros(9)
+    weights["head.weight"] = weights.pop("1.weight")
+    torch.save(weights, tmp_path / "a.pth")
+    fresh = network()
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    message = (
+        r"1 missing \(1.weight\); 1 unexpected \(head.weight\); "
+        r"1 wrong shape \(0.bias \(9,\) where the network has \(4,\)\)$"
+    )
+    with pytest.raises(InputError, match=message):
+        load_weights(fresh, tmp_path / "a.pth")
+    assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items())
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"6 missing \(0.weight, 0.bias, 1.weight, 1.bias and 2 more\)"):
+        load_weights(network(), tmp_path / "a.pth")
+
+
+def test_file_with_python_objects_is_not_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": network().state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"not only tensors but argparse\.Namespace"):
+        read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
+def test_damaged_file_is_told(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="is damaged or no"):
+        read_weights(tmp_path / name)
+
+
+def test_truncated_file_is_told(tmp_path: Path) -> None:
+    for name in ("a.pth", "a.safetensors"):
+        path = tmp_path / name
+        state = network().state_dict()
+        torch.save(state, path) if name == "a.pth" else save_file(state, path)
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(InputError, match="is damaged or no"):
+            read_weights(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": 3}, {}, torch.zeros(2)])
+def test_file_without_a_table_of_tensors_is_told(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="holds no table of tensors"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_missing_file_and_unknown_kind_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no file"):
+        read_weights(tmp_path / "a.pth")
+    (tmp_path / "a.h5").touch()
+    with pytest.raises(InputError, match=r"none of .safetensors, .pth"):
+        read_weights(tmp_path / "a.h5")
+
+
+def test_manifest_survives_the_file(tmp_path: Path) -> None:
+    manifest = Manifest("0.1", "timm:resnet18", {"num_classes": 5}, (3, 64, 64))
+    write_weights(network(), tmp_path / "a.safetensors", manifest)
+    assert read_manifest(tmp_path / "a.safetensors") == manifest
+
+
+def test_file_of_others_has_no_manifest(tmp_path: Path) -> None:
+    save_file(network().state_dict(), tmp_path / "a.safetensors")
+    assert read_manifest(tmp_path / "a.safetensors") is None
+    assert read_manifest(tmp_path / "a.pth") is None
+
+
+def test_manifest_of_a_later_version_is_told(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"unbranch": '{"colour": "red"}'})
+    with pytest.raises(InputError, match="manifest that this version can't read"):
+        read_manifest(tmp_path / "a.safetensors")

@@ -1,0 +1,154 @@
+"""The command line: what it writes, what it prints, and one readable line where it fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from unbranch import cli
+from unbranch.models import rebuild, small_resnet
+
+NETWORK = "unbranch.models:small_resnet"
+SMALL = ["--option", "width=4", "--option", "block=repvgg", "--input-size", "1,8,8"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)
+
+
+def test_collapse_writes_a_network_that_knows_itself(folder: Path) -> None:
+    result = run("collapse", NETWORK, *SMALL, "-o", "net.safetensors")
+    assert result.exit_code == 0
+    assert "wrote net.safetensors" in result.output
+    with safe_open("net.safetensors", "pt") as file:
+        manifest = json.loads(file.metadata()["unbranch"])
+    assert manifest["format"] == "unbranch"
+    assert manifest["network"] == NETWORK
+    assert manifest["arguments"] == {"width": 4, "block": "repvgg"}
+    assert rebuild(folder / "net.safetensors")(torch.randn(1, 1, 8, 8)).shape == (1, 10)
+    assert list(folder.iterdir()) == [folder / "net.safetensors"]
+
+
+def test_collapse_reads_weights_and_the_file_verifies_against_them(folder: Path) -> None:
+    torch.manual_seed(3)
+    torch.save({"model": small_resnet("repvgg", width=4).state_dict()}, "a.pth")
+    assert run("collapse", NETWORK, *SMALL, "--weights", "a.pth", "-o", "net.safetensors").exit_code == 0
+    same = run("verify", NETWORK, "net.safetensors", *SMALL, "--weights", "a.pth")
+    assert same.exit_code == 0
+    assert "the same function" in same.output
+    other = run("verify", NETWORK, "net.safetensors", *SMALL)
+    assert other.exit_code == 1
+    assert "NOT the same function" in other.output
+
+
+def test_collapse_as_json_prints_nothing_else(folder: Path) -> None:
+    result = run("collapse", NETWORK, *SMALL, "-o", "net.safetensors", "--json")
+    values = json.loads(result.stdout)
+    assert values["files"] == ["net.safetensors"]
+    assert values["after"]["params"] < values["before"]["params"]
+
+
+@pytest.mark.slow
+def test_collapse_writes_onnx_too(folder: Path) -> None:
+    result = run("collapse", NETWORK, *SMALL, "-o", "net.safetensors", "--onnx", "net.onnx", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["onnx"]["max_rel"] < 1e-5
+    assert sorted(path.name for path in folder.iterdir()) == ["net.onnx", "net.safetensors"]
+
+
+def test_no_file_is_written_where_the_second_one_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise cli.InputError("no such\noperator")
+
+    monkeypatch.setattr(cli, "write_onnx", fail)
+    result = run("collapse", NETWORK, *SMALL, "-o", "net.safetensors", "--onnx", "net.onnx")
+    assert result.exit_code == 1
+    assert result.stderr == "error: no such operator\n"
+    assert not list(folder.iterdir())
+
+
+def test_explain_tells_costs_and_merges_and_writes_nothing(folder: Path) -> None:
+    result = run("explain", NETWORK, *SMALL)
+    assert result.exit_code == 0
+    assert "MACs" in result.output
+    assert "merged" in result.output
+    values = json.loads(run("explain", NETWORK, *SMALL, "--json").stdout)
+    assert values["after"]["macs"] < values["before"]["macs"]
+    assert not list(folder.iterdir())
+
+
+def test_verify_compares_a_network_with_its_collapsed_form(folder: Path) -> None:
+    result = run("verify", NETWORK, *SMALL, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["ok"] is True
+
+
+def test_verify_compares_two_networks_and_two_files(folder: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(small_resnet("repvgg", width=4).state_dict(), "a.pth")
+    torch.save(small_resnet("repvgg", width=4).state_dict(), "b.pth")
+    assert run("verify", NETWORK, "a.pth", *SMALL, "--weights", "a.pth").exit_code == 0
+    assert run("verify", NETWORK, "b.pth", *SMALL, "--weights", "a.pth").exit_code == 1
+    (folder / "pair_of_networks.py").write_text(
+        "from unbranch.models import small_resnet\ndef make(): return small_resnet('repvgg', width=4)\n"
+    )
+    try:
+        arguments = ("verify", "pair_of_networks:make", "pair_of_networks:make", "--input-size", "1,8,8")
+        assert run(*arguments, "--weights", "a.pth", "--other-weights", "a.pth").exit_code == 0
+        assert run(*arguments, "--weights", "a.pth", "--other-weights", "b.pth").exit_code == 1
+    finally:
+        sys.modules.pop("pair_of_networks", None)
+
+
+FAILURES = {
+    "unknown network": (["explain", "timm:repvgg_a00"], "did you mean repvgg_a0"),
+    "no network": (["explain", "resnet18"], "names no network"),
+    "missing weights": (["collapse", NETWORK, "-o", "a.safetensors", "--weights", "no.pth"], "there is no file no.pth"),
+    "wrong output": (["collapse", NETWORK, "-o", "a.bin"], "should end in .safetensors"),
+    "missing folder": (["collapse", NETWORK, "-o", "no/a.safetensors"], "doesn't exist"),
+    "wrong size": (["explain", NETWORK, "--input-size", "big"], "should be numbers like 3,224,224"),
+    "size that does not fit": (["explain", NETWORK, "--input-size", "3,8,8"], "doesn't take an input of size"),
+    "wrong option": (["explain", NETWORK, "--option", "width"], "should read NAME=VALUE"),
+    "unknown option": (["explain", NETWORK, "--option", "depth=3"], "unexpected keyword argument 'depth'"),
+    "missing other file": (["verify", NETWORK, "no.safetensors", *SMALL], "there is no file no.safetensors"),
+    "weights of nothing": (["verify", NETWORK, *SMALL, "--other-weights", "a.pth"], "needs a second network"),
+    "unknown block": (["demo", "--block", "plain"], "block 'plain' is none of acb, dbb, repvgg"),
+    "unknown data": (["demo", "--data", "mnist"], "data 'mnist' is none of digits, fashion-mnist"),
+    "missing data": (["demo", "--data", "fashion-mnist", "--data-dir", "no"], "no Fashion-MNIST in no"),
+    "no epoch": (["demo", "--epochs", "0"], "training needs an epoch"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), FAILURES.values(), ids=FAILURES.keys())
+def test_failure_is_one_line_and_writes_nothing(folder: Path, arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("command", ["collapse", "explain", "verify", "demo"])
+def test_help_shows_examples(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"unbranch {command}" in result.output.split("Examples:")[1]
+
+
+def test_version_is_told() -> None:
+    assert run("--version").output.strip() == cli.__version__
