@@ -86,7 +86,7 @@ def _shape_after(program: Program, step: tuple[Any, ...], shapes: list[tuple[int
     try:
         with torch.no_grad():
             out = program.run(step, [torch.zeros(1, *s, dtype=torch.float64) for s in shapes])
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, IndexError):
         return None
     shape = tuple(out.shape[1:])
     return shape if 0 < shape[0] <= 16 and min(shape[1:]) > 3 else None

@@ -62,7 +62,7 @@ def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = Fals
         raise CollapseError(f"{len(report.refusals)} things can't be merged exactly:\n{listed}")
     if inputs is not None and not _is_meta(network):
         check = verify(network, plain, inputs)
-        if not check.ok:
+        if check.compared and not check.ok:
             raise CollapseError(f"the collapsed network differs; nothing is returned\n{check}")
     plain.collapse_report = report  # type: ignore[assignment]
     return plain
@@ -227,10 +227,10 @@ def _inner_path(trace: Trace, path: str) -> str:
 
 
 def _owners(network: nn.Module) -> dict[int, set[int]]:
-    """For each parameter (by id) the modules that hold it."""
+    """For each parameter and buffer (by id) the modules that hold it."""
     owners: dict[int, set[int]] = {}
     for module in network.modules():
-        for tensor in module._parameters.values():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 owners.setdefault(id(tensor), set()).add(id(module))
     return owners
@@ -243,7 +243,7 @@ def _shared(trace: Trace, owners: dict[int, set[int]]) -> dict[str, str]:
     for call in trace.calls:
         if not call.leaf or rule_of_module(call.module) is None:
             continue
-        own = [p for p in call.module._parameters.values() if p is not None]
+        own = [p for p in (*call.module._parameters.values(), *call.module._buffers.values()) if p is not None]
         if own and times[id(call.module)] > 1:
             found[call.path] = f"it is used {times[id(call.module)]} times, so its weights are shared"
         elif any(len(owners.get(id(p), ())) > 1 for p in own):

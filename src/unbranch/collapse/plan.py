@@ -270,7 +270,11 @@ class Region:
     def weight_like(self, merge: Merge) -> torch.Tensor:
         """The weight whose dtype, device and memory format the merged layer takes: the largest inside."""
         found = list(self.parameters(merge))
-        return max(found, key=lambda t: t.numel()) if found else torch.empty(0)
+        if found:
+            return max(found, key=lambda t: t.numel())
+        module = self.trace.module
+        around = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+        return next(around, torch.empty(0))
 
     def parameters(self, merge: Merge) -> Iterator[torch.Tensor]:
         """Floating parameters and buffers that take part in a merge."""

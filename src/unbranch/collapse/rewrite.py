@@ -259,7 +259,7 @@ def rebuilt(
         elif all(n in env for n in node.all_input_nodes):
             env[node] = _copied(node, graph, env, parts, original, prefix, memo)
     graph.output(fx.node.map_arg(call.output, lambda n: env[n]))
-    _drop_unused(graph)
+    _drop_unused(graph, parts)
     return _module_of(graph, parts)
 
 
@@ -321,12 +321,21 @@ def _free_name(name: str, taken: set[str]) -> str:
     return next(c for c in candidates if c not in taken)
 
 
-def _drop_unused(graph: fx.Graph) -> None:
+def _drop_unused(graph: fx.Graph, parts: dict[str, Any]) -> None:
+    """Remove constants that were computed only for what is gone, and readings of shapes."""
+    constant: set[fx.Node] = set()
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        computed = node.op in ("call_function", "call_method") and inputs and all(n in constant for n in inputs)
+        if node.op == "get_attr" or computed:
+            constant.add(node)
     for node in reversed(list(graph.nodes)):
-        harmless = node.op == "get_attr" or (node.op == "call_function" and node.target is getattr)
-        harmless = harmless or (node.op == "call_method" and node.target in ("size", "dim"))
-        if harmless and not node.users:
+        reads_shape = node.target is getattr or (node.op == "call_method" and node.target in ("size", "dim"))
+        if (node in constant or reads_shape) and not node.users:
             graph.erase_node(node)
+    used = {str(n.target) for n in graph.nodes if n.op in ("get_attr", "call_module")}
+    for name in set(parts) - used:
+        del parts[name]
 
 
 def _module_of(graph: fx.Graph, parts: dict[str, Any]) -> nn.Module:

@@ -27,6 +27,7 @@ class Verification:
         first_difference: path of the first module, in order of computation, that is in both networks under one
             name and differs in float64; None if none does.
         tolerance: what ``ok`` allows for ``max_rel``.
+        compared: how many numbers were compared; a detector that finds nothing gives none.
     """
 
     max_abs: float
@@ -37,17 +38,20 @@ class Verification:
     same_classes: float | None
     first_difference: str | None
     tolerance: float
+    compared: int
 
     @property
     def ok(self) -> bool:
-        """Whether the float64 outputs agree within the tolerance."""
-        return self.max_rel <= self.tolerance
+        """Whether there was something to compare and the float64 outputs agree within the tolerance."""
+        return self.compared > 0 and self.max_rel <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON."""
         return {**asdict(self), "ok": self.ok}
 
     def __str__(self) -> str:
+        if not self.compared:
+            return "nothing to compare: all outputs are empty on this input; try another"
         verdict = "the same function" if self.ok else "NOT the same function"
         lines = [
             f"{verdict} (tolerance {self.tolerance:.0e} of the largest output)",
@@ -117,6 +121,7 @@ def verify(
         same_classes=_same_classes(exact_b, exact_a),
         first_difference=_first_difference(seen, also, tolerance) if max_rel > tolerance else None,
         tolerance=tolerance,
+        compared=sum(t.numel() for t in exact_a),
     )
 
 

@@ -63,7 +63,7 @@ def _per_channel(x: Affine, constant: Any) -> float | Tensor:
     if not isinstance(constant, Tensor):
         raise NotAffine("an operand that isn't a number or a tensor")
     if constant.numel() == 1 and constant.dim() <= x.map.ndim + 2:
-        return float(constant)
+        return constant.detach().double().reshape(1).expand(x.channels)
     position = 1 if x.last else x.map.ndim + 1  # of the channel axis, from the right
     shape = list(constant.shape)
     if len(shape) < position or shape[-position] != x.channels or constant.numel() != x.channels:
