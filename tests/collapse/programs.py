@@ -115,7 +115,9 @@ def _random_layer(rng: random.Random, channels: int) -> nn.Module:
     if kind == "norm":
         return nn.BatchNorm2d(channels, affine=rng.random() < 0.9, track_running_stats=rng.random() < 0.95)
     if kind == "pool":
-        return nn.AvgPool2d(rng.choice([2, 3]), rng.choice([1, 2]), rng.choice([0, 1]), count_include_pad=rng.random() < 0.7)
+        return nn.AvgPool2d(
+            rng.choice([2, 3]), rng.choice([1, 2]), rng.choice([0, 1]), count_include_pad=rng.random() < 0.7
+        )
     if kind in ("dropout", "identity"):
         return nn.Dropout(0.5) if kind == "dropout" else nn.Identity()
     groups = rng.choice([g for g in (1, 1, 2, channels) if channels % g == 0])

@@ -11,10 +11,12 @@ from torch import Tensor, fx, nn
 from ..errors import CollapseError, Inexact
 from .costs import cost_of
 from .emit import allocate, fill
-from .plan import Merge, Plan, Region, _between
+from .place import Rebuild, Swap, Unplaceable, rewrites_of
+from .plan import Merge, Plan, plan_of
 from .prove import random_inputs, relative_error, run_nodes
+from .region import Region
 from .report import MergeRecord, Refusal, Report
-from .rewrite import Rebuild, Swap, Unplaceable, copied, replaced_modules, rewrites_of, trained_like
+from .rewrite import copied, replaced_modules, trained_like
 from .rules import rule_of_module
 from .shadow import has_hooks, shadow_of, unwrapped
 from .trace import Trace, traces_of
@@ -111,7 +113,7 @@ class _Conversion:
         reasons: dict[tuple[fx.Node, fx.Node], str] = {}
         while True:
             region = Region(trace, barred, inner, shared)
-            plan = region.plan()
+            plan = plan_of(region)
             try:
                 rewrites = rewrites_of(region, plan.merges)
                 largest_first = sorted(plan.merges, key=lambda m: -m.after.numbers)  # so that the peak is low
@@ -129,30 +131,30 @@ class _Conversion:
 
     def _proved(self, region: Region, merge: Merge) -> tuple[nn.Module, float | None]:
         """The merged layer and its error against the operations it replaces, in float64 and before the cast."""
-        like = region.weight_like(merge)
+        like = region.weight_like(merge.root, merge.target)
         planned = region.values[merge.target][merge.root]
         assert isinstance(planned, Affine)
         layer = allocate(planned.map, merge.layer, like)  # before anything temporary, so that memory isn't torn
         example = None if like.is_meta else self._example(region, merge)
         try:
-            value = region.realised(merge)
+            value = region.realised(merge.root, merge.target)
         except Inexact as refused:
             raise Unplaceable(merge, str(refused)) from refused
         error = None if example is None else _error(value, *example)
         if error is not None and not error <= TOLERANCE:
             raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
         fill(layer, value.map, merge.layer)
-        return trained_like(layer, list(region.parameters(merge)), self._mode(region, merge)), error
+        return trained_like(layer, list(region.parameters(merge.root, merge.target)), self._mode(region, merge)), error
 
     def _example(self, region: Region, merge: Merge) -> tuple[Tensor, Tensor]:
         """Random input of the operations that a merge replaces, and what they make of it in float64."""
-        path = _between(merge.root, merge.target, region.order)
+        path = region.between(merge.root, merge.target)
         known = {n: region.constant_value(n) for node in path for n in node.all_input_nodes if n in region.constant}
         value = region.values[merge.target][merge.root]
         assert isinstance(value, Affine)
         m = value.map
         smallest = [r + 1 + max(0, -a) + max(0, -b) for r, a, b in zip(m.reach, m.lo, m.hi, strict=True)]
-        device = region.weight_like(merge).device
+        device = region.weight_like(merge.root, merge.target).device
         problem: Exception | None = None
         for x in random_inputs(m.in_channels, smallest, device, value.last):
             try:

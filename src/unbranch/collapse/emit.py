@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..algebra import ConvMap
 from ..errors import Inexact
 
-_CONV = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_PADS = {
+_CONV: tuple[Any, ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED: tuple[Any, ...] = (nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_PADS: dict[str, tuple[Any, ...]] = {
     "zeros": (nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     "reflect": (nn.Identity, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
     "replicate": (nn.Identity, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
@@ -105,7 +105,7 @@ def allocate(m: ConvMap, layer: Layer, like: Tensor) -> nn.Module:
     """The layer without its values, in the dtype, on the device and in the memory format of the weight ``like``."""
     options: dict[str, Any] = {"bias": m.bias is not None, "device": like.device, "dtype": like.dtype}
     if m.ndim == 0:
-        return nn.utils.skip_init(nn.Linear, m.in_channels, m.out_channels, **options)
+        return _without_values(nn.Linear, m, options)
     options |= {"dilation": m.dilation, "groups": m.groups, "padding": layer.padding}
     if max(m.up) > 1:
         extra = tuple(b - a for a, b in zip(m.lo, m.hi, strict=True))
@@ -115,7 +115,7 @@ def allocate(m: ConvMap, layer: Layer, like: Tensor) -> nn.Module:
         kind = _CONV[m.ndim]
         options |= {"stride": m.stride, "kernel_size": layer.size(m)}
         options["padding_mode"] = "zeros" if layer.before is not None else m.border
-    module = nn.utils.skip_init(kind, m.in_channels, m.out_channels, **options)
+    module = _without_values(kind, m, options)
     if m.ndim == 2:
         module = module.to(memory_format=_memory_format(like))
     if layer.before is None:
@@ -124,11 +124,16 @@ def allocate(m: ConvMap, layer: Layer, like: Tensor) -> nn.Module:
     return nn.Sequential(OrderedDict(pad=_PADS[m.border][m.ndim](amounts), conv=module))
 
 
+def _without_values(kind: Any, m: ConvMap, options: dict[str, Any]) -> nn.Module:
+    module: nn.Module = nn.utils.skip_init(kind, m.in_channels, m.out_channels, **options)  # type: ignore[no-untyped-call]
+    return module
+
+
 @torch.no_grad()
 def fill(module: nn.Module, m: ConvMap, layer: Layer) -> None:
     """Cast a map's kernel and bias into an allocated layer, a few rows at a time."""
-    module = module.get_submodule("conv") if layer.before is not None else module
-    weight, bias = module.weight, module.bias
+    conv: Any = module if layer.before is None else module.get_submodule("conv")
+    weight, bias = conv.weight, conv.bias
     if m.weight.is_meta or weight.is_meta:
         return
     if bias is not None:

@@ -93,7 +93,12 @@ class Report:
             lines += _table(
                 ("at", "from", "to", "error"),
                 [
-                    (m.path or "(the network)", _shortened(m.sources), m.layer, "" if m.error is None else f"{m.error:.0e}")
+                    (
+                        m.path or "(the network)",
+                        _shortened(m.sources),
+                        m.layer,
+                        "" if m.error is None else f"{m.error:.0e}",
+                    )
                     for m in self.merges
                 ],
             )
@@ -103,7 +108,7 @@ class Report:
         return "\n".join(lines)
 
     def _cost_rows(self) -> list[tuple[str, ...]]:
-        rows = [
+        rows: list[tuple[str, ...]] = [
             ("multiply-accumulates", _number(self.before.macs), _number(self.after.macs)),
             ("parameters", _number(self.before.params), _number(self.after.params)),
             ("operations launched", _number(self.before.launches), _number(self.after.launches)),

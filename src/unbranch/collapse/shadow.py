@@ -80,9 +80,7 @@ def has_hooks(module: nn.Module) -> bool:
 def copy_hooks(source: nn.Module, target: nn.Module) -> None:
     """Give a module that takes another's place its hooks."""
     for name in _HOOKS:
-        hooks = OrderedDict(
-            (k, h) for k, h in getattr(source, name).items() if type(h).__name__ not in _WEIGHT_HOOKS
-        )
+        hooks = OrderedDict((k, h) for k, h in getattr(source, name).items() if type(h).__name__ not in _WEIGHT_HOOKS)
         if hooks:
             setattr(target, name, hooks)
     for name in ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"):

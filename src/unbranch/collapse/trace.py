@@ -99,7 +99,9 @@ def _checks(graph: fx.Graph) -> set[fx.Node]:
             about_shape.add(node)
     checks: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):
-        if node in about_shape and (node.target is torch._assert or (node.users and all(u in checks for u in node.users))):
+        if node in about_shape and (
+            node.target is torch._assert or (node.users and all(u in checks for u in node.users))
+        ):
             checks.add(node)
     return checks
 
@@ -201,7 +203,9 @@ class _Tracer(fx.Tracer):
         call.output = nodes_of(output)
         return output
 
-    def _leaf(self, path: str, m: nn.Module, args: Any, kwargs: Any, *, passes: bool = False, part: bool = False) -> fx.Proxy:
+    def _leaf(
+        self, path: str, m: nn.Module, args: Any, kwargs: Any, *, passes: bool = False, part: bool = False
+    ) -> fx.Proxy:
         call = Call(path, m, self._stack[-1], nodes_of(args), nodes_of(kwargs), leaf=True, part=part)
         self.calls.append(call)
         self._stack.append(call)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..algebra import ConvMap, add, compose, concat, lifted, pad, scale_shift, select
@@ -71,15 +72,9 @@ class Affine:
             raise Inexact("channels on the last axis meet channels on axis 1")
 
     def _filled(self, value: float) -> Tensor:
-        import torch
-
-        return torch.full((self.channels,), float(value), dtype=torch.float64, device=self._vector_device())
-
-    def _vector_device(self) -> object:
-        for vector in (self.map.bias, self.map.gain):
-            if vector is not None and not vector.is_meta:
-                return vector.device
-        return None if self.map.weight.is_meta else self.map.weight.device
+        vectors = (self.map.bias, self.map.gain, self.map.weight)
+        device = next((v.device for v in vectors if v is not None and not v.is_meta), None)
+        return torch.full((self.channels,), float(value), dtype=torch.float64, device=device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,9 +87,7 @@ def default_tolerance(dtype: torch.dtype, noise_floor: float) -> float:
     return 1e-10 if dtype == torch.float64 else max(64 * torch.finfo(dtype).eps, 4 * noise_floor)
 
 
-def verify(
-    a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float | None = None
-) -> Verification:
+def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float | None = None) -> Verification:
     """Compare two networks on an input; neither is changed, and both run in evaluation mode.
 
     Args:
@@ -183,7 +181,10 @@ def _check_same_structure(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 def _largest(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    return max((float((o.double() - t.double()).abs().max()) for o, t in zip(ours, theirs, strict=True) if o.numel()), default=0.0)
+    return max(
+        (float((o.double() - t.double()).abs().max()) for o, t in zip(ours, theirs, strict=True) if o.numel()),
+        default=0.0,
+    )
 
 
 def _worst(ours: list[Tensor], theirs: list[Tensor]) -> float:

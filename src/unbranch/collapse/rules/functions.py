@@ -109,8 +109,8 @@ def _transposed(
 ) -> Affine:  # fmt: skip
     _constant(x, weight, bias)
     n = weight.dim() - 2
-    geometry = [sequence(v, n) for v in (stride, padding, output_padding)]
-    return x.then(transposed_convolution(weight, bias, *geometry, groups, sequence(dilation, n)))
+    stride, padding, output_padding, dilation = (sequence(v, n) for v in (stride, padding, output_padding, dilation))
+    return x.then(transposed_convolution(weight, bias, stride, padding, output_padding, groups, dilation))
 
 
 def _constant(x: Any, weight: Any, bias: Any = None) -> None:
@@ -125,7 +125,7 @@ def _linear(x: Affine, weight: Tensor, bias: Tensor | None = None) -> Affine:
 
 def _batch_norm(
     x: Affine, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,  # noqa: ARG001
 ) -> Affine:  # fmt: skip
     if training or running_mean is None or running_var is None:
         raise Inexact("a batch norm that uses the statistics of the batch")
@@ -163,7 +163,7 @@ def _pad(x: Affine, pad: Sequence[int], mode: str = "constant", value: float | N
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
     kind="view",
 )  # fmt: skip
-def _dropout(x: Affine, p: float = 0.5, training: bool = True, inplace: bool = False) -> Affine:
+def _dropout(x: Affine, p: float = 0.5, training: bool = True, inplace: bool = False) -> Affine:  # noqa: ARG001
     if training and p:
         raise Inexact("a dropout that is on in evaluation too")
     return x
@@ -265,5 +265,3 @@ def _crop(part: slice) -> tuple[int, int, int]:
     if stop is not None and (not isinstance(stop, int) or stop >= 0):
         raise NotAffine("a slice to a fixed end, which depends on the input's size")
     return start, 0 if stop is None else -stop, step
-
-

@@ -18,17 +18,17 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORM_NDIM = {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 
 
-def weight_of(module: nn.Module) -> Tensor:
+def weight_of(module: Any) -> Tensor:
     """The weight that ``forward`` uses now; weight and spectral norm in their older, hook form are computed."""
+    weight: Tensor = module.weight
     for hook in module._forward_pre_hooks.values():
-        if type(hook).__name__ == "WeightNorm" and getattr(hook, "name", None) == "weight":
-            return hook.compute_weight(module)  # type: ignore[no-any-return, union-attr]
-        if type(hook).__name__ == "SpectralNorm" and getattr(hook, "name", None) == "weight":
-            return hook.compute_weight(module, do_power_iteration=False)  # type: ignore[no-any-return, union-attr]
-    weight = module.weight
+        if getattr(hook, "name", None) == "weight" and type(hook).__name__ == "WeightNorm":
+            weight = hook.compute_weight(module)
+        elif getattr(hook, "name", None) == "weight" and type(hook).__name__ == "SpectralNorm":
+            weight = hook.compute_weight(module, do_power_iteration=False)
     if is_lazy(weight):
         raise Inexact("its parameters aren't initialised yet")
-    return weight  # type: ignore[return-value]
+    return weight
 
 
 def _conv_input(module: Any) -> tuple[int, int, bool]:

@@ -93,9 +93,7 @@ def rule_of_module(module: nn.Module) -> Rule | None:
     for base in type(module).__mro__:
         rule = _MODULES.get(base) or _MODULES.get(f"{base.__module__}.{base.__qualname__}")
         if rule is not None:
-            same = all(
-                getattr(type(module), name, None) is getattr(base, name, None) for name in _METHODS_THAT_MATTER
-            )
+            same = all(getattr(type(module), name, None) is getattr(base, name, None) for name in _METHODS_THAT_MATTER)
             return rule if same else None
     return None
 

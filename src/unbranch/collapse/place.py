@@ -1,0 +1,211 @@
+"""Where a merge is written into the network, as locally as possible.
+
+A merge whose operations are whole modules in a row replaces the first of them and leaves identities for the
+others. Any other merge rebuilds the smallest module that holds it from its graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from ..errors import Inexact
+from .plan import Merge
+from .region import Region
+from .trace import Call, Trace, call_of
+
+
+@dataclass(frozen=True, eq=False)
+class Swap:
+    """Modules in a row, by path from the trace's root; the one at ``host`` becomes the merged layer."""
+
+    merge: Merge
+    calls: tuple[Call, ...]
+    host: int
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(call.path for call in self.calls)
+
+    @property
+    def place(self) -> str:
+        return self.paths[self.host]
+
+
+@dataclass(frozen=True, eq=False)
+class Rebuild:
+    """The module of ``call`` gets a new graph, in which the merges are single layers."""
+
+    call: Call
+    merges: tuple[Merge, ...]
+
+    @property
+    def place(self) -> str:
+        return self.call.path
+
+
+def rewrites_of(region: Region, merges: list[Merge]) -> list[Swap | Rebuild]:
+    """How each merge is put into the network; those that touch each other are rebuilt together.
+
+    Raises:
+        Unplaceable: for the first merge that has no place; it has to be barred.
+    """
+    plans: list[Swap | Rebuild] = []
+    for merge in merges:
+        plan: Swap | Rebuild | None = _as_swap(region, merge)
+        plans.append(plan or _as_rebuild(region, (merge,)))
+    while (pair := _touching(plans)) is not None:
+        joined = tuple(m for plan in pair for m in _merges_of(plan))
+        plans = [p for p in plans if p not in pair] + [_as_rebuild(region, joined)]
+    return plans
+
+
+def _merges_of(plan: Swap | Rebuild) -> tuple[Merge, ...]:
+    return plan.merges if isinstance(plan, Rebuild) else (plan.merge,)
+
+
+def _touching(plans: list[Swap | Rebuild]) -> tuple[Swap | Rebuild, Swap | Rebuild] | None:
+    """Two plans that remove one operation, or of which one opens a module that the other replaces."""
+    owner: dict[fx.Node | Call, Swap | Rebuild] = {}
+    for plan in plans:
+        nodes = {n for m in _merges_of(plan) for n in m.inside}
+        for key in nodes | (opened_by(plan.call, plan.merges) if isinstance(plan, Rebuild) else set()):
+            if owner.setdefault(key, plan) is not plan:
+                return owner[key], plan
+    for plan in plans:
+        for call in plan.calls if isinstance(plan, Swap) else ():
+            if call in owner:
+                return owner[call], plan
+    return None
+
+
+def _as_rebuild(region: Region, merges: tuple[Merge, ...]) -> Rebuild:
+    call = _smallest_call(merges)
+    for merge in merges:
+        _check_rebuildable(region, call, merge)
+    return Rebuild(call, merges)
+
+
+class Unplaceable(Inexact):
+    """A merge that can't be written into the network without losing something else."""
+
+    def __init__(self, merge: Merge, reason: str) -> None:
+        super().__init__(reason)
+        self.merge = merge
+
+
+# --- modules in a row -------------------------------------------------------------------------------
+
+
+def _as_swap(region: Region, merge: Merge) -> Swap | None:
+    trace = region.trace
+    inside = set(merge.inside)
+    times = trace.times_called()
+    row: list[Call] = []
+    for node in merge.inside:
+        call = _largest_call(trace, node, inside, region, times)
+        if call is None:
+            return None
+        if call not in row:
+            row.append(call)
+    source: Any = merge.root
+    for call in row:
+        entering = {n for node in call.nodes for n in node.all_input_nodes if n not in call.nodes}
+        if entering - region.constant != {source}:
+            return None
+        source = call.output
+        users = set(source.users) - trace.checks
+        if call is not row[-1] and not any(users <= set(later.nodes) for later in row):
+            return None
+    if source is not merge.target or (len(row) > 1 and _crosses_an_entry_point(row)):
+        return None
+    kernels = [j for j, call in enumerate(row) if any(_is_kernel(region, n) for n in call.nodes)]
+    return Swap(merge, tuple(row), kernels[0] if kernels else 0)
+
+
+def _largest_call(
+    trace: Trace, node: fx.Node, inside: set[fx.Node], region: Region, times: dict[int, int]
+) -> Call | None:
+    """The outermost module call around a node that the merge covers wholly."""
+    largest = None
+    for call in call_of(node).lineage():
+        whole = all(n in inside or n in region.constant or n in trace.checks for n in call.nodes)
+        if not whole or call is trace.root:
+            break
+        if isinstance(call.output, fx.Node) and call.output in inside and times[id(call.module)] <= 1:
+            largest = call
+    return largest
+
+
+def _is_kernel(region: Region, node: fx.Node) -> bool:
+    rule = region.rule(node)
+    return rule is not None and rule.kind == "kernel"
+
+
+def _crosses_an_entry_point(row: list[Call]) -> bool:
+    """Whether the row would change the output of a part of a network that offers its parts one by one."""
+    around = _common_call([c.parent for c in row if c.parent is not None])
+    return _has_entry_points(around.module) and any(c.parent is not around and not c.part for c in row)
+
+
+def _has_entry_points(module: nn.Module) -> bool:
+    return any(name.startswith("forward_") and callable(getattr(module, name, None)) for name in dir(type(module)))
+
+
+# --- rebuilding a module ----------------------------------------------------------------------------
+
+
+def _common_call(calls: list[Call]) -> Call:
+    lines = [list(call.lineage()) for call in calls]
+    return next(c for c in lines[0] if all(c in line for line in lines[1:]))
+
+
+def _smallest_call(merges: tuple[Merge, ...]) -> Call:
+    calls = [call_of(n) for merge in merges for n in merge.inside]
+    return _common_call([c.parent if c.leaf and c.parent is not None else c for c in calls])
+
+
+def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
+    name = type(call.module).__name__
+    if region.trace.times_called()[id(call.module)] > 1:
+        raise Unplaceable(merge, f"it lies in {name}, which is used several times")
+    if _has_entry_points(call.module):
+        raise Unplaceable(merge, f"it is spread over {name}, whose other methods (forward_…) would be lost")
+    inlined = opened_by(call, (merge,))
+    if any(has_hooks_at(region, c) for c in inlined if c is not call):
+        raise Unplaceable(merge, "it would remove a module with a hook")
+    nested = any(not isinstance(a, fx.Node) and _has_nodes(a) for a in (*call.args, *call.kwargs.values()))
+    entering = {n for node in call.nodes for n in node.all_input_nodes if n not in call.nodes}
+    given = {a for a in (*call.args, *call.kwargs.values()) if isinstance(a, fx.Node)}
+    if nested or (call is not region.trace.root and entering - given):
+        raise Unplaceable(merge, f"it lies in {name}, which receives more than tensors")
+
+
+def has_hooks_at(region: Region, call: Call) -> bool:
+    return call.path in region.hooked
+
+
+def _has_nodes(value: Any) -> bool:
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, found.append)
+    return bool(found)
+
+
+def opened_by(call: Call, merges: tuple[Merge, ...]) -> set[Call]:
+    """Calls inside ``call`` that a rebuild has to open: those that hold a removed operation or a merge's ends."""
+    opened = {call}
+    touched = [n for m in merges for n in m.inside]
+    for node in touched:
+        for inner in call_of(node).lineage():
+            if inner is call:
+                break
+            opened.add(inner)
+    for merge in merges:
+        for inner in call_of(merge.root).lineage():
+            if inner is call:
+                break
+            if inner.output is not merge.root and call in inner.lineage():
+                opened.add(inner)
+    return opened

@@ -1,0 +1,291 @@
+"""Interpretation: every value of a trace as a map of every earlier value that all its paths come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..algebra import identity
+from ..errors import Inexact, NotAffine
+from .inplace import pinned_in
+from .prove import attribute, run_nodes
+from .rules import Rule, rule_of_function, rule_of_method, rule_of_module
+from .trace import Trace
+from .value import Affine, Bundle
+
+SIDE = 14  # grid points per dimension assumed at a root
+_FARTHEST = 64  # roots considered for one value
+
+
+@dataclass(eq=False)
+class Region:
+    """Every value of a trace, interpreted relative to every earlier value that it is a map of.
+
+    Args:
+        barred: (root, target) pairs that were tried and found not exact.
+        hooked: paths of modules whose inputs and outputs someone watches.
+        shared: paths of leaves that must stay because their parameters are used elsewhere, with the reason.
+    """
+
+    trace: Trace
+    barred: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
+    hooked: frozenset[str] = frozenset()
+    shared: dict[str, str] = field(default_factory=dict)
+    constants: dict[fx.Node, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.order = {node: j for j, node in enumerate(self.trace.graph.nodes)}
+        self.values: dict[fx.Node, dict[fx.Node, Affine | Bundle]] = {}
+        self.refused: dict[fx.Node, str] = {}
+        self.grids: dict[fx.Node, tuple[int, ...]] = {}
+        self._identities: dict[fx.Node, Affine | None] = {}
+        self.constant = {n for n in self.order if n.op == "get_attr"}
+        for node in self.order:
+            sources = node.all_input_nodes if node.op in ("call_function", "call_method") else []
+            if sources and all(n in self.constant for n in sources):
+                self.constant.add(node)
+        self.pinned = pinned_in(self.trace)
+        self.barriers = self._barriers()
+        for node in self.order:
+            self._interpret(node)
+
+    # --- interpretation
+
+    def rule(self, node: fx.Node) -> Rule | None:
+        """The rule of a node's operation, if it has one and may be merged at all."""
+        if node in self.constant:
+            return None
+        if node.op == "call_module":
+            path = str(node.target)
+            if node.meta.get("passes"):
+                return _PASS
+            return rule_of_module(self.trace.module.get_submodule(path))
+        if node.op == "call_function":
+            return rule_of_function(node.target)
+        return rule_of_method(str(node.target)) if node.op == "call_method" else None
+
+    def _barriers(self) -> set[fx.Node]:
+        found: set[fx.Node] = set()
+        for call in self.trace.calls:
+            if call.path in self.hooked:
+                fx.node.map_arg((call.args, call.kwargs, call.output), found.add)
+        return found
+
+    def _stays(self, node: fx.Node) -> str | None:
+        """Why a node with a rule must be left as it is."""
+        if node in self.pinned:
+            return self.pinned[node]
+        if node.op == "call_module":
+            path = str(node.target)
+            if path in self.hooked:
+                return "it has a hook, which would be lost"
+            return self.shared.get(path)
+        return None
+
+    def _interpret(self, node: fx.Node) -> None:
+        rule = self.rule(node)
+        if rule is None:
+            return
+        reason = self._stays(node)
+        if reason is not None:
+            self.refused[node] = reason
+            return
+        found, reason = {}, None
+        for root in self.roots_of(node):
+            try:
+                found[root] = self.evaluate(node, root, {})
+            except NotAffine:
+                continue
+            except Inexact as error:
+                reason = str(error)
+            except Exception as error:  # a rule met arguments that it doesn't know: opaque, never fatal
+                reason = f"its arguments aren't understood ({type(error).__name__}: {error})"
+        if found:
+            self.values[node] = found
+            root, value = next(iter(found.items()))
+            m = value.map if isinstance(value, Affine) else value.parts[0].map
+            self.grids[node] = tuple(max(1, n) for n in m.output_size(self._grid(root, m.ndim)))
+        if reason is not None:
+            self.refused[node] = reason
+
+    def _grid(self, node: fx.Node, ndim: int) -> tuple[int, ...]:
+        """Size of a value's grid, on the assumption that it starts from roots of ``SIDE`` points."""
+        known = self.grids.get(node, ())
+        return known if len(known) == ndim else (SIDE,) * ndim
+
+    def points(self, node: fx.Node, ndim: int) -> int:
+        return prod(self._grid(node, ndim))
+
+    def roots_of(self, node: fx.Node) -> list[fx.Node]:
+        """Values that all inputs of a node come from, nearest first."""
+        common: set[fx.Node] | None = None
+        for source in node.all_input_nodes:
+            if source in self.constant:
+                continue
+            roots = {source} if source in self.barriers else {source, *self.values.get(source, ())}
+            common = roots if common is None else common & roots
+        allowed = [
+            r
+            for r in common or ()
+            if (r, node) not in self.barred and r not in self.pinned and self.identity_on(r) is not None
+        ]
+        return sorted(allowed, key=self.order.__getitem__, reverse=True)[:_FARTHEST]
+
+    def evaluate(self, node: fx.Node, root: fx.Node, real: dict[fx.Node, Affine | Bundle]) -> Any:
+        """Run one operation on operators: those in ``real``, or on the meta device where that is empty.
+
+        Raises:
+            Inexact: if a law refuses.
+        """
+        rule = self.rule(node)
+        assert rule is not None
+
+        def value(source: fx.Node) -> Any:
+            if source in self.constant:
+                return self.constant_value(source)
+            if real:
+                return real[source]
+            return self.identity_on(root) if source is root else self.values[source][root]
+
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+        if node.op == "call_module":
+            args = (self.trace.module.get_submodule(str(node.target)), *args)  # type: ignore[arg-type]
+        with torch.no_grad():
+            result = rule.apply(*args, **kwargs)
+        return result if real else _on_meta(result)
+
+    def realised(self, root: fx.Node, target: fx.Node) -> Affine:
+        """The map from ``root`` to ``target`` with its kernel's values, in float64.
+
+        Raises:
+            Inexact: if a law that planning took for granted refuses after all.
+        """
+        known = self.identity_on(root)
+        assert known is not None
+        device = self.weight_like(root, target).device
+        real: dict[fx.Node, Affine | Bundle] = {
+            root: Affine(identity(known.channels, known.map.ndim, device=device), known.last)
+        }
+        path = self.between(root, target)
+        for j, node in enumerate(path):
+            real[node] = self.evaluate(node, root, real)
+            needed = {n for later in path[j + 1 :] for n in later.all_input_nodes}
+            for done in [n for n in real if n not in needed and n is not node]:
+                del real[done]
+        result = real[target]
+        assert isinstance(result, Affine)
+        return result
+
+    def between(self, root: fx.Node, target: fx.Node) -> list[fx.Node]:
+        """Operations on the paths from ``root`` to ``target``, the target's included, in order."""
+        return operations_between(root, target, self.order)
+
+    def weight_like(self, root: fx.Node, target: fx.Node) -> Tensor:
+        """The weight whose dtype, device and memory format a merged layer takes: the largest on the way."""
+        found = list(self.parameters(root, target))
+        if found:
+            return max(found, key=lambda t: t.numel())
+        module = self.trace.module
+        around = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+        return next(around, torch.empty(0))
+
+    def parameters(self, root: fx.Node, target: fx.Node) -> Iterator[Tensor]:
+        """Floating parameters and buffers of the operations from ``root`` to ``target``."""
+        for node in self.between(root, target):
+            if node.op == "call_module":
+                module = self.trace.module.get_submodule(str(node.target))
+                yield from (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+            for source in node.all_input_nodes:
+                if source in self.constant:
+                    yield from (t for t in self.leaf_constants(source) if t.is_floating_point())
+
+    def leaf_constants(self, node: fx.Node) -> Iterator[Tensor]:
+        """The parameters and buffers that a constant is computed from."""
+        if node.op == "get_attr":
+            value = attribute(self.trace.module, str(node.target))
+            if isinstance(value, Tensor):
+                yield value
+        for source in node.all_input_nodes:
+            yield from self.leaf_constants(source)
+
+    def constant_value(self, node: fx.Node) -> Any:
+        if node not in self.constants:
+            if node.op == "get_attr":
+                self.constants[node] = attribute(self.trace.module, str(node.target))
+            else:
+                known = {n: self.constant_value(n) for n in node.all_input_nodes}
+                self.constants[node] = run_nodes([node], known, self.trace.module)
+        return self.constants[node]
+
+    def identity_on(self, root: fx.Node) -> Affine | None:
+        """The identity on a root, if something that reads it tells how many channels it has."""
+        if root not in self._identities:
+            found = self._channels(root, depth=4)
+            self._identities[root] = None if found is None else Affine(
+                identity(found[0], found[1], device="meta"), found[2]
+            )  # fmt: skip
+        return self._identities[root]
+
+    def _channels(self, node: fx.Node, depth: int) -> tuple[int, int, bool] | None:
+        best: tuple[int, int, bool] | None = None
+        for user in node.users:
+            rule = self.rule(user)
+            if rule is None:
+                continue
+            found: tuple[int, int, bool] | None = None
+            if rule.channels is not None:
+                found = rule.channels(self.trace.module.get_submodule(str(user.target)))
+            elif user.op == "call_function" and rule.kind == "kernel":
+                found = self._channels_of_function(user)
+            elif depth and (rule.kind == "view" or rule.kind == "elementwise") and len(user.all_input_nodes) < 3:
+                found = self._channels(user, depth - 1) if user.target not in _CHANGES_CHANNELS else None
+            if found is not None and (best is None or found[1] > best[1]):
+                best = found
+        return best
+
+    def _channels_of_function(self, node: fx.Node) -> tuple[int, int, bool] | None:
+        args = dict(zip(("input", "weight"), node.args, strict=False)) | dict(node.kwargs)
+        source = args.get("weight")
+        if not isinstance(source, fx.Node) or source not in self.constant:
+            return None
+        weight = self.constant_value(source)
+        if weight.dim() == 2:
+            return weight.shape[1], 0, True
+        groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
+        transposed = "transpose" in getattr(node.target, "__name__", "")
+        channels = weight.shape[0] if transposed else weight.shape[1] * groups
+        return (channels, weight.dim() - 2, False) if isinstance(groups, int) else None
+
+
+_PASS = Rule(lambda _module, x, *args, **kwargs: x, "view")  # noqa: ARG005
+_CHANGES_CHANNELS = {torch.cat, torch.concat, torch.concatenate, torch.chunk, torch.split, "chunk", "split"}
+
+
+def _on_meta(value: Any) -> Affine | Bundle:
+    if isinstance(value, Bundle):
+        return Bundle(tuple(Affine(p.map.meta(), p.last) for p in value.parts), value.stacked)
+    if not isinstance(value, Affine):
+        raise Inexact(f"its rule returned {type(value).__name__} instead of a value")
+    return Affine(value.map.meta(), value.last)
+
+
+def operations_between(root: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
+    """Operations on the paths from ``root`` to ``target``, the target's included, in order."""
+    found: set[fx.Node] = set()
+    stack = [target]
+    while stack:
+        node = stack.pop()
+        if node in found or node is root or order[node] < order[root]:
+            continue
+        found.add(node)
+        stack += node.all_input_nodes
+    reached = {root}
+    for node in sorted(found, key=order.__getitem__):
+        if any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+    return sorted(reached - {root}, key=order.__getitem__)
