@@ -119,7 +119,7 @@ def _as_swap(region: Region, merge: Merge) -> Swap | None:
         users = set(source.users) - trace.checks
         if call is not row[-1] and not any(users <= set(later.nodes) for later in row):
             return None
-    if source is not merge.target or (len(row) > 1 and _crosses_an_entry_point(row)):
+    if source is not merge.target or (len(row) > 1 and _crosses_an_entry_point(region, row)):
         return None
     kernels = [j for j, call in enumerate(row) if any(_is_kernel(region, n) for n in call.nodes)]
     return Swap(merge, tuple(row), kernels[0] if kernels else 0)
@@ -144,10 +144,16 @@ def _is_kernel(region: Region, node: fx.Node) -> bool:
     return rule is not None and rule.kind == "kernel"
 
 
-def _crosses_an_entry_point(row: list[Call]) -> bool:
-    """Whether the row would change the output of a part of a network that offers its parts one by one."""
+def _crosses_an_entry_point(region: Region, row: list[Call]) -> bool:
+    """Whether a kernel would move out of a part of a network that offers its parts one by one.
+
+    A norm behind such a part may go into it (the norm behind a stem of several convolutions), a kernel may not:
+    the part's own output, which ``forward_intermediates`` and its kin return, would change.
+    """
     around = _common_call([c.parent for c in row if c.parent is not None])
-    return _has_entry_points(around.module) and any(c.parent is not around and not c.part for c in row)
+    left = [j for j, call in enumerate(row) if call.parent is not around and not call.part]
+    follows = row[left[0] + 1 :] if left else []
+    return _has_entry_points(around.module) and any(_is_kernel(region, n) for call in follows for n in call.nodes)
 
 
 def _has_entry_points(module: nn.Module) -> bool:

@@ -18,7 +18,9 @@ from torch import fx
 from ..errors import Inexact
 from .emit import Layer, layers_for, own_padding
 from .region import Region
+from .rules import rule_of_module
 from .rules.layers import parameter_numbers
+from .trace import call_of
 from .value import Affine, Bundle
 
 LAUNCH = 2.5e5  # one launch, in multiply-accumulates of the same time: 5 µs at 50 GMAC/s
@@ -154,11 +156,15 @@ class _Planner:
             yield node
 
     def _is_identity_layer(self, node: fx.Node) -> bool:
+        around = call_of(node).parent
+        rule = None if around is None else rule_of_module(around.module)
+        if rule is not None and rule.rest:  # it goes with the activation
+            return False
         return type(self.region.trace.module.get_submodule(str(node.target))) is torch.nn.Identity
 
     def _demanded(self) -> set[fx.Node]:
-        """Values of affine operations that something else reads."""
-        needed: set[fx.Node] = {n for n in self.region.barriers if n in self.region.values}
+        """Values of affine operations that something else reads, or nothing: what is computed is converted."""
+        needed = {n for n in self.region.values if n in self.region.barriers or not n.users}
         for node in self.region.order:
             if node not in self.region.values and node not in self.region.trace.checks:
                 needed.update(n for n in node.all_input_nodes if n in self.region.values)
@@ -244,21 +250,26 @@ class _Planner:
         return next(iter(known.values())) if known else self.region.identity_on(node)
 
     def _kept(self, chosen: dict[fx.Node, _Step]) -> Iterator[Kept]:
-        """What stays although something linear stands before it, or a law refused."""
-        swallowed = {n for t, s in chosen.items() if s.root is not None for n in self.region.between(s.root, t)} - {
-            n for n, s in chosen.items() if s.root is None
-        }
-        for node, reason in self.region.refused.items():
-            if node not in swallowed:
-                yield Kept(node, reason, exact=False)
+        """Where a law refused, or something linear stands before a step and merging it too would cost more."""
+        refused = dict(self.region.refused)
         for node, step in chosen.items():
-            rule = self.region.rule(node)
-            if step.root is not None or node in self.region.refused or rule is None or rule.kind == "view":
-                continue
-            if any(
-                sum(1 for n in self.region.between(r, node) if self._launches(n)) > 1 for r in self.region.values[node]
-            ):
+            inside = self.region.between(step.root, node) if step.root is not None else [node]
+            if step.root is not None and step.root not in self.region.values:
+                for n in inside:
+                    refused.pop(n, None)  # merged from as far as there is anything linear
+            elif not any(n in refused for n in inside) and self._could_go_on(node, set(inside)):
                 yield Kept(node, "merging it would cost more than it saves", exact=True)
+        for node, reason in refused.items():
+            yield Kept(node, reason, exact=False)
+
+    def _could_go_on(self, node: fx.Node, inside: set[fx.Node]) -> bool:
+        """Whether a map from farther back exists, past an operation that does something."""
+        if not any(self._launches(n) for n in inside):
+            return False
+        return any(
+            self._launches(n) for root in self.region.values[node] for n in self.region.between(root, node)
+            if n not in inside
+        )  # fmt: skip
 
     def _launches(self, node: fx.Node) -> bool:
         rule = self.region.rule(node)

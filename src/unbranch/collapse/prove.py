@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,7 +76,8 @@ def random_inputs(channels: int, smallest: Sequence[int], device: torch.device, 
 def run_nodes(nodes: Sequence[fx.Node], known: dict[fx.Node, Any], root: nn.Module) -> Any:
     """Execute a piece of a graph in order, in float64; returns the last value."""
     values = dict(known)
-    with torch.no_grad(), Float64():
+    with warnings.catch_warnings(), torch.no_grad(), Float64():
+        warnings.simplefilter("ignore")
         for node in nodes:
             if node not in values:
                 values[node] = _run(node, values, root)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..algebra import identity
+from ..algebra import ConvMap, identity
 from ..errors import Inexact, NotAffine
 from .inplace import pinned_in
 from .prove import attribute, run_nodes
@@ -107,8 +107,8 @@ class Region:
                 reason = f"its arguments aren't understood ({type(error).__name__}: {error})"
         if found:
             self.values[node] = found
-            root, value = next(iter(found.items()))
-            m = value.map if isinstance(value, Affine) else value.parts[0].map
+            root, value = max(found.items(), key=lambda item: _map_of(item[1]).ndim)  # the nearest that knows the grid
+            m = _map_of(value)
             self.grids[node] = tuple(max(1, n) for n in m.output_size(self._grid(root, m.ndim)))
         if reason is not None:
             self.refused[node] = reason
@@ -264,6 +264,10 @@ class Region:
 
 _PASS = Rule(lambda _module, x, *args, **kwargs: x, "view")  # noqa: ARG005
 _CHANGES_CHANNELS = {torch.cat, torch.concat, torch.concatenate, torch.chunk, torch.split, "chunk", "split"}
+
+
+def _map_of(value: Affine | Bundle) -> ConvMap:
+    return value.map if isinstance(value, Affine) else value.parts[0].map
 
 
 def _on_meta(value: Any) -> Affine | Bundle:
