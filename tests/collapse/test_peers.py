@@ -1,5 +1,6 @@
 """Real networks, beside the peers: never more layers than timm's own conversion leaves, and the same function."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import warnings
@@ -10,10 +11,13 @@ from torch import nn
 
 import unbranch as ub
 
-from ..networks import linear_layers, randomised
+from ..networks import randomised
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
+
+from benchmarks.peers import by_timm
+from benchmarks.peers import layers as counted
 
 pytestmark = pytest.mark.slow
 
@@ -46,28 +50,6 @@ TORCHVISION = {
 }
 
 
-def counted(network: nn.Module) -> tuple[int, int]:
-    counts = linear_layers(network)
-    return counts["convolution"] + counts["linear"], counts["batch norm"]
-
-
-def timms_own(name: str) -> tuple[int, int]:
-    """What ``reparameterize_model``, then fusing convolutions with the batch norms behind them, leaves."""
-    from torch.fx.experimental.optimization import fuse
-
-    converted = timm.utils.reparameterize_model(timm.create_model(name).eval())
-    layers, norms = counted(converted)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            graph = fuse(converted).graph
-        except Exception:  # a network that torch.fx can't trace stays as timm left it
-            return layers, norms
-    functions = [n.target for n in graph.nodes if n.op == "call_function"]
-    modules = [type(graph.owning_module.get_submodule(n.target)) for n in graph.nodes if n.op == "call_module"]
-    return layers, functions.count(torch.nn.functional.batch_norm) + modules.count(nn.BatchNorm2d)
-
-
 def check_same(network: nn.Module, example: object) -> None:
     """In float32 against the noise floor, then in float64 to 1e-10."""
     own = ub.verify(network, ub.collapse(network), example)
@@ -84,7 +66,7 @@ def test_timm(name):
     torch.manual_seed(0)
     network = randomised(timm.create_model(name))
     plain = ub.collapse(network)
-    ours, peers = counted(plain), timms_own(name)
+    ours, peers = counted(plain), by_timm(network)
     assert ours == (layers, norms)
     assert ours[0] <= peers[0]
     assert ours[1] <= peers[1]
