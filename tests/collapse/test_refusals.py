@@ -335,3 +335,13 @@ def test_verify_reports_the_noise_floor():
     assert 0 < check.noise_floor < 1e-5
     assert check.ok
     assert check.native_rel <= 4 * check.noise_floor
+
+
+def test_a_converted_network_converts_again_where_identities_stand_between_layers():
+    """timm's own conversion leaves identities behind, across which there is more to merge."""
+    timm = pytest.importorskip("timm")
+    network = randomised(timm.create_model("repvit_m1_0").double())
+    converted = timm.utils.reparameterize_model(network)
+    plain = ub.collapse(converted)
+    assert sum(layers(plain)) < sum(layers(converted))
+    assert_same_function(network, plain, torch.randn(1, 3, 64, 64, dtype=torch.float64))

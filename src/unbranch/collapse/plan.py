@@ -112,12 +112,13 @@ class _Planner:
     def plan(self) -> Plan:
         """The cheapest way to compute what is needed."""
         chosen = self._choose()
+        roots = {step.root for step in chosen.values()}
         merges = []
         for target, step in chosen.items():
             if step.root is not None and step.layer is not None:
                 inside = tuple(n for n in self.region.between(step.root, target) if n not in chosen or n is target)
                 before = sum((self._own_cost(n) for n in inside), Cost())
-                tail = tuple(self._identities_after(target, step.root))
+                tail = () if target in roots else tuple(self._identities_after(target, step.root))
                 merges.append(Merge(step.root, (target, *tail)[-1], step.layer, inside + tail, before, step.cost))
         merges.sort(key=lambda m: self.region.order[m.target])
         return Plan(merges, list(self._kept(chosen)))
