@@ -337,11 +337,11 @@ def test_verify_reports_the_noise_floor():
     assert check.native_rel <= 4 * check.noise_floor
 
 
-def test_a_converted_network_converts_again_where_identities_stand_between_layers():
-    """timm's own conversion leaves identities behind, across which there is more to merge."""
+def test_a_merge_may_start_outside_the_module_it_ends_in():
+    """timm's own conversion leaves one: RepViT's third convolution merges with the second, whose output stays."""
     timm = pytest.importorskip("timm")
-    network = randomised(timm.create_model("repvit_m1_0").double())
-    converted = timm.utils.reparameterize_model(network)
+    converted = timm.utils.reparameterize_model(randomised(timm.create_model("repvit_m1_0").double()))
     plain = ub.collapse(converted)
-    assert sum(layers(plain)) < sum(layers(converted))
-    assert_same_function(network, plain, torch.randn(1, 3, 64, 64, dtype=torch.float64))
+    assert any(m.path == "stages.1.downsample" for m in plain.collapse_report.merges)
+    assert sum(layers(plain)) <= sum(layers(converted))
+    assert_same_function(converted, plain, torch.randn(1, 3, 64, 64, dtype=torch.float64))

@@ -169,8 +169,17 @@ def _common_call(calls: list[Call]) -> Call:
 
 
 def _smallest_call(merges: tuple[Merge, ...]) -> Call:
+    """The innermost call that holds all operations of the merges and can see their roots."""
     calls = [call_of(n) for merge in merges for n in merge.inside]
-    return _common_call([c.parent if c.leaf and c.parent is not None else c for c in calls])
+    call = _common_call([c.parent if c.leaf and c.parent is not None else c for c in calls])
+    roots = [merge.root for merge in merges]
+    while call.parent is not None and not all(r in _visible(call) for r in roots):
+        call = call.parent
+    return call
+
+
+def _visible(call: Call) -> set[fx.Node]:
+    return {*call.nodes, *(a for a in (*call.args, *call.kwargs.values()) if isinstance(a, fx.Node))}
 
 
 def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
