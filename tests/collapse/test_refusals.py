@@ -340,7 +340,7 @@ def test_verify_reports_the_noise_floor():
 def test_a_merge_may_start_outside_the_module_it_ends_in():
     """timm's own conversion leaves one: RepViT's third convolution merges with the second, whose output stays."""
     timm = pytest.importorskip("timm")
-    converted = timm.utils.reparameterize_model(randomised(timm.create_model("repvit_m1_0").double()))
+    converted = timm.utils.reparameterize_model(randomised(timm.create_model("repvit_m1_0"))).double()
     plain = ub.collapse(converted)
     assert any(m.path == "stages.1.downsample" for m in plain.collapse_report.merges)
     assert sum(layers(plain)) <= sum(layers(converted))
