@@ -6,6 +6,7 @@ others. Any other merge rebuilds the smallest module that holds it from its grap
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +180,10 @@ def _smallest_call(merges: tuple[Merge, ...]) -> Call:
 
 
 def _visible(call: Call) -> set[fx.Node]:
-    return {*call.nodes, *(a for a in (*call.args, *call.kwargs.values()) if isinstance(a, fx.Node))}
+    """Nodes inside a call or given to it, alone or in lists."""
+    seen = set(call.nodes)
+    fx.node.map_arg((call.args, call.kwargs), seen.add)
+    return seen
 
 
 def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
@@ -191,21 +195,16 @@ def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
     inlined = opened_by(call, (merge,))
     if any(has_hooks_at(region, c) for c in inlined if c is not call):
         raise Unplaceable(merge, "it would remove a module with a hook")
-    nested = any(not isinstance(a, fx.Node) and _has_nodes(a) for a in (*call.args, *call.kwargs.values()))
-    entering = {n for node in call.nodes for n in node.all_input_nodes if n not in call.nodes}
-    given = {a for a in (*call.args, *call.kwargs.values()) if isinstance(a, fx.Node)}
-    if nested or (call is not region.trace.root and entering - given):
-        raise Unplaceable(merge, f"it lies in {name}, which receives more than tensors")
+    entering = {n for node in call.nodes for n in node.all_input_nodes}
+    if call is not region.trace.root and not entering <= _visible(call):
+        raise Unplaceable(merge, f"it lies in {name}, which reads tensors that it isn't given")
+    kinds = {p.kind for p in inspect.signature(call.module.forward).parameters.values()}
+    if call is not region.trace.root and inspect.Parameter.VAR_KEYWORD in kinds and call.kwargs:
+        raise Unplaceable(merge, f"it lies in {name}, which takes any keywords")
 
 
 def has_hooks_at(region: Region, call: Call) -> bool:
     return call.path in region.hooked
-
-
-def _has_nodes(value: Any) -> bool:
-    found: list[fx.Node] = []
-    fx.node.map_arg(value, found.append)
-    return bool(found)
 
 
 def opened_by(call: Call, merges: tuple[Merge, ...]) -> set[Call]:

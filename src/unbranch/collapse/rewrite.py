@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 from collections import OrderedDict
 from typing import Any
 
@@ -71,16 +72,27 @@ def _placeholders(graph: fx.Graph, call: Call, region: Region) -> dict[fx.Node, 
         return {
             n: graph.placeholder(str(n.target).lstrip("*")) for n in region.trace.graph.nodes if n.op == "placeholder"
         }
-    bound = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs)
     env: dict[fx.Node, fx.Node] = {}
-    for name, value in bound.arguments.items():
-        values = value if isinstance(value, tuple) and not isinstance(value, fx.Node) else (value,)
-        for j, one in enumerate(values):
-            label = name if len(values) == 1 else f"{name}_{j}"
-            if isinstance(one, fx.Node):
-                env.setdefault(one, graph.placeholder(label))
-            else:
-                graph.placeholder(label, default_value=one)
+
+    def bind(value: Any, node: fx.Node) -> None:
+        """Where the nodes of an argument are found in the new graph's."""
+        if isinstance(value, fx.Node):
+            env.setdefault(value, node)
+        elif isinstance(value, tuple | list | dict):
+            for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(one, fx.Node | tuple | list | dict):
+                    bind(one, graph.call_function(operator.getitem, (node, key)))
+
+    signature = inspect.signature(call.module.forward)
+    given: list[tuple[Any, fx.Node]] = []
+    for name, value in signature.bind(*call.args, **call.kwargs).arguments.items():
+        spread = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+        for j, one in enumerate(value if spread else (value,)):
+            label = f"{name}_{j}" if spread else name
+            plain = isinstance(one, bool | int | float | str | None)
+            given.append((one, graph.placeholder(label, default_value=one) if plain else graph.placeholder(label)))
+    for value, node in given:
+        bind(value, node)
     return env
 
 
@@ -128,7 +140,7 @@ def _drop_unused(graph: fx.Graph, parts: dict[str, Any]) -> None:
         if node.op == "get_attr" or computed:
             constant.add(node)
     for node in reversed(list(graph.nodes)):
-        reads_shape = node.target is getattr or (node.op == "call_method" and node.target in ("size", "dim"))
+        reads_shape = node.target in (getattr, operator.getitem) or (node.op == "call_method" and node.target in ("size", "dim"))
         if (node in constant or reads_shape) and not node.users:
             graph.erase_node(node)
     used = {str(n.target) for n in graph.nodes if n.op in ("get_attr", "call_module")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,7 +180,7 @@ class _Tracer(fx.Tracer):
         if self.is_leaf_module(m, path) and not (rule and rule.rest):
             return self._leaf(path, m, args, kwargs)
         call = Call(path, m, self._stack[-1], nodes_of(args), nodes_of(kwargs))
-        calls = len(self.calls)
+        calls, entered = len(self.calls), list(self.module_stack.items())
         self.calls.append(call)
         self._stack.append(call)
         try:
@@ -194,6 +194,7 @@ class _Tracer(fx.Tracer):
         except Exception as error:
             self.failures[path] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             passed_through = True  # and so replaced by a leaf
+            self.module_stack = OrderedDict(entered)  # torch.fx leaves modules on it that raise
         finally:
             self._stack.pop()
         if passed_through:
@@ -265,6 +266,10 @@ def traces_of(network: nn.Module) -> tuple[list[Trace], dict[str, str]]:
         seen.add(id(module))
         if rule_of_module(module) is not None:
             continue
+        children = [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            queue += children
+            continue
         trace = trace_module(path, module, leaves - {id(module)})
         reused = _reused(trace) if isinstance(trace, Trace) else []
         while isinstance(trace, Trace) and reused:
@@ -273,7 +278,7 @@ def traces_of(network: nn.Module) -> tuple[list[Trace], dict[str, str]]:
             reused = _reused(trace) if isinstance(trace, Trace) else []
         if isinstance(trace, str):
             unread[path] = trace
-            queue += [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
+            queue += children
             continue
         traces.append(trace)
         queue += _not_covered(trace)
