@@ -345,3 +345,41 @@ def test_a_merge_may_start_outside_the_module_it_ends_in():
     assert any(m.path == "stages.1.downsample" for m in plain.collapse_report.merges)
     assert sum(layers(plain)) <= sum(layers(converted))
     assert_same_function(converted, plain, torch.randn(1, 3, 64, 64, dtype=torch.float64))
+
+
+def test_networks_that_cast_are_verified():
+    def forward(m, x):
+        gate = (x > 0).float().mean((2, 3), keepdim=True) + torch.arange(4).float()[:, None, None]
+        return m.n(m.a(x)) * gate.to(x.dtype)
+
+    assert layers(collapsed(Of(forward, a=conv(), n=norm()))) == (1, 0)
+
+
+def test_lists_of_tensors_as_arguments():
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.n = conv(8), conv(8, size=1), norm()
+
+        def forward(self, parts: list[Tensor], scale: float = 1.0) -> Tensor:
+            x = torch.cat(parts, 1) * scale
+            return F.relu(self.n(self.a(x)) + self.b(x))
+
+    network = Of(lambda m, x: m.joined([F.relu(x), F.gelu(x)], scale=2.0), joined=Joined())
+    assert layers(collapsed(network)) == (1, 0)
+
+
+def test_a_module_that_cannot_be_traced_leaves_the_rest_traceable():
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(conv(), norm())
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.inner(x)
+            return y if float(x.sum()) > 0 else -y
+
+    network = nn.Sequential(nn.Sequential(conv(), norm()), nn.Sequential(Counted(), nn.ReLU()), conv(), norm())
+    plain = collapsed(network)
+    assert layers(plain) == (3, 0)
+    assert "1.0" in reasons(plain)

@@ -35,7 +35,7 @@ class Float64(TorchFunctionMode):
         if name in ("__get__", "__set__", "requires_grad_", "detach"):
             return func(*args, **kwargs)
         if name in _CASTS:
-            return _double(args[0])
+            return args[0].double()
         args, kwargs = tree_map(_double, (tuple(args), dict(kwargs)))
         if func in _CONVOLUTIONS:
             return _convolution(func, *args, **kwargs)

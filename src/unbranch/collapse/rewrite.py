@@ -140,7 +140,9 @@ def _drop_unused(graph: fx.Graph, parts: dict[str, Any]) -> None:
         if node.op == "get_attr" or computed:
             constant.add(node)
     for node in reversed(list(graph.nodes)):
-        reads_shape = node.target in (getattr, operator.getitem) or (node.op == "call_method" and node.target in ("size", "dim"))
+        reads_shape = node.target in (getattr, operator.getitem) or (
+            node.op == "call_method" and node.target in ("size", "dim")
+        )
         if (node in constant or reads_shape) and not node.users:
             graph.erase_node(node)
     used = {str(n.target) for n in graph.nodes if n.op in ("get_attr", "call_module")}
