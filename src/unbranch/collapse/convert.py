@@ -110,7 +110,7 @@ class _Conversion:
         inner = frozenset(_inner_path(trace, p) for p in hooked if _is_inside(trace, p))
         shared = _shared(trace, owners)
         barred: set[tuple[fx.Node, fx.Node]] = set()
-        reasons: dict[tuple[fx.Node, fx.Node], str] = {}
+        reasons: dict[str, str] = {}
         while True:
             region = Region(trace, barred, inner, shared)
             plan = plan_of(region)
@@ -121,7 +121,7 @@ class _Conversion:
             except Unplaceable as refused:
                 merge = refused.merge
                 barred.add((merge.root, merge.target))
-                reasons[merge.root, merge.target] = str(refused)
+                reasons[" + ".join(_sources(region, merge))] = str(refused)
                 continue
             break
         errors = {merge: error for merge, (_, error) in layers.items()}
@@ -171,16 +171,14 @@ class _Conversion:
 
     def _record(
         self, region: Region, plan: Plan, rewrites: list[Swap | Rebuild], errors: dict[Merge, float | None],
-        built: dict[Merge, nn.Module], reasons: dict[tuple[fx.Node, fx.Node], str],
+        built: dict[Merge, nn.Module], reasons: dict[str, str],
     ) -> None:  # fmt: skip
         trace = region.trace
         for rewrite in rewrites:
             for merge in rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,):
-                sources = tuple(_name(trace, n) for n in merge.inside if not _is_trivial(region, n))
                 place = trace.full_path(rewrite.place)
-                self.records.append(MergeRecord(place, sources, repr(built[merge]), errors[merge]))
-        for (_, target), reason in reasons.items():
-            self.refusals.append(Refusal(_name(trace, target), reason))
+                self.records.append(MergeRecord(place, _sources(region, merge), repr(built[merge]), errors[merge]))
+        self.refusals += [Refusal(names, reason) for names, reason in reasons.items()]
         for kept in plan.kept:
             refusal = Refusal(_name(trace, kept.node), kept.reason, kept.exact)
             (self.kept if kept.exact else self.refusals).append(refusal)
@@ -204,6 +202,10 @@ def _error(value: Affine, x: Tensor, theirs: Tensor) -> float:
     with torch.no_grad():
         ours = value.map(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if value.last else value.map(x)
     return relative_error(ours, theirs)
+
+
+def _sources(region: Region, merge: Merge) -> tuple[str, ...]:
+    return tuple(_name(region.trace, n) for n in merge.inside if not _is_trivial(region, n))
 
 
 def _is_trivial(region: Region, node: fx.Node) -> bool:

@@ -67,7 +67,7 @@ def _per_channel(x: Affine, constant: Any) -> float | Tensor:
     position = 1 if x.last else x.map.ndim + 1  # of the channel axis, from the right
     shape = list(constant.shape)
     if len(shape) < position or shape[-position] != x.channels or constant.numel() != x.channels:
-        raise Inexact(f"a constant of shape {tuple(shape)}, which isn't one number per channel")
+        raise NotAffine(f"a constant of shape {tuple(shape)}, which isn't one number per channel")
     return constant.detach().double().flatten()
 
 
