@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import CollapseError, Inexact
 from .costs import cost_of
-from .emit import allocate, fill
+from .emit import Layer, allocate, fill
 from .place import Rebuild, Swap, Unplaceable, rewrites_of
 from .plan import Merge, Plan, plan_of
 from .prove import random_inputs, relative_error, run_nodes
@@ -111,21 +111,23 @@ class _Conversion:
         shared = _shared(trace, owners)
         barred: set[tuple[fx.Node, fx.Node]] = set()
         reasons: dict[str, str] = {}
+        done: dict[tuple[fx.Node, fx.Node, Layer], tuple[nn.Module, float | None]] = {}
         while True:
             region = Region(trace, barred, inner, shared)
             plan = plan_of(region)
             try:
                 rewrites = rewrites_of(region, plan.merges)
-                largest_first = sorted(plan.merges, key=lambda m: -m.after.numbers)  # so that the peak is low
-                layers = {merge: self._proved(region, merge) for merge in largest_first}
+                for merge in sorted(plan.merges, key=lambda m: -m.after.numbers):  # so that the peak is low
+                    if merge.key not in done:
+                        done[merge.key] = self._proved(region, merge)
             except Unplaceable as refused:
                 merge = refused.merge
                 barred.add((merge.root, merge.target))
                 reasons[" + ".join(_sources(region, merge))] = str(refused)
                 continue
             break
-        errors = {merge: error for merge, (_, error) in layers.items()}
-        built = {merge: layer for merge, (layer, _) in layers.items()}
+        built = {merge: done[merge.key][0] for merge in plan.merges}
+        errors = {merge: done[merge.key][1] for merge in plan.merges}
         replaced_modules(region, rewrites, self.network, built, self.memo)
         self._record(region, plan, rewrites, errors, built, reasons)
 

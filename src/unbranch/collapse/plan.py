@@ -73,6 +73,11 @@ class Merge:
     before: Cost
     after: Cost
 
+    @property
+    def key(self) -> tuple[fx.Node, fx.Node, Layer]:
+        """What the merged layer depends on."""
+        return self.root, self.target, self.layer
+
 
 @dataclass(frozen=True, eq=False)
 class Kept:

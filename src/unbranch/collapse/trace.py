@@ -267,7 +267,7 @@ def traces_of(network: nn.Module) -> tuple[list[Trace], dict[str, str]]:
         if rule_of_module(module) is not None:
             continue
         children = [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
-        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        if type(module).forward is nn.Module.forward:  # a list or dictionary of modules
             queue += children
             continue
         trace = trace_module(path, module, leaves - {id(module)})
