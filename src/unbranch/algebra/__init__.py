@@ -1,25 +1,21 @@
 """Frozen operator values and their laws; imports torch only."""
 
+from .compose import compose
 from .convmap import BORDERS, ConvMap
 from .gridmap import GridMap, grid_add, grid_compose, grid_scale_shift, grid_select, to_grid
 from .laws import (
     add,
-    average_pool,
-    batch_norm_scale_shift,
     block_diagonal,
-    compose,
     concat,
-    convolution,
     densified,
-    identity,
     lifted,
     pad,
     scale_shift,
     select,
     split,
-    transposed_convolution,
     upsampled,
 )
+from .layers import average_pool, batch_norm_scale_shift, convolution, identity, transposed_convolution
 
 __all__ = [
     "BORDERS",
