@@ -383,3 +383,27 @@ def test_a_module_that_cannot_be_traced_leaves_the_rest_traceable():
     plain = collapsed(network)
     assert layers(plain) == (3, 0)
     assert "1.0" in reasons(plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weight_norm_in_float32_in_both_its_forms():
+    old = nn.Sequential(nn.utils.weight_norm(conv()), norm())
+    new = nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), norm())
+    for network in (old, new):
+        network(IMAGE.float())
+        plain = ub.collapse(randomised(network), IMAGE.float())
+        assert layers(plain) == (1, 0)
+
+
+def test_layers_that_are_not_initialised_are_refused():
+    plain = ub.collapse(nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)))
+    assert not plain.collapse_report.merges
+    assert plain.collapse_report.refusals
+    assert plain.eval()(torch.randn(1, 3, 5, 5)).shape == (1, 4, 3, 3)
+
+
+def test_blocks_collapse_on_the_meta_device():
+    from unbranch.blocks import ACB, DBB, RepVGG
+
+    for block in (ACB, DBB, RepVGG):
+        assert isinstance(ub.collapse(block(8, 8, 3, padding=1).to("meta")), nn.Conv2d)

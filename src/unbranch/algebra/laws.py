@@ -26,7 +26,8 @@ _CANCELLED = 1e-12  # relative: below it, a bias minus itself is rounding
 def scale_shift(m: ConvMap, scale: Tensor | None = None, shift: Tensor | None = None) -> ConvMap:
     """``scale·m(x) + shift``, per output channel, each ``(O,)``. Always exact.
 
-    A shift that takes the map's own bias away leaves a map without bias, which may be zero-padded.
+    A shift that takes the map's own bias away leaves a map without bias, which may be zero-padded; a shift alone whose
+    values are on the meta device is taken to be one, as ``pad`` takes a value there to be the bias.
     """
     gain, bias = m.gain, m.bias
     if scale is not None:
@@ -36,8 +37,9 @@ def scale_shift(m: ConvMap, scale: Tensor | None = None, shift: Tensor | None = 
     if shift is not None:
         shift = shift.detach().double()
         moved = shift if bias is None else bias + shift.to(bias.device)
-        taken_away = bias is not None and not moved.is_meta and _cancelled(moved, shift)
-        bias = None if taken_away else moved
+        unknown = scale is None and shift.is_meta
+        taken_away = unknown or (not moved.is_meta and _cancelled(moved, shift))
+        bias = None if bias is not None and taken_away else moved
     return replace(m, gain=gain, bias=bias)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,7 +47,7 @@ def cost_of(network: nn.Module, inputs: tuple[Any, ...] | None) -> NetworkCost:
     macs = launches = None
     if inputs is not None:
         macs, launches = _counted(network, inputs)
-    params = sum(p.numel() for p in network.parameters())
+    params = sum(p.numel() for p in network.parameters() if not is_lazy(p))
     return NetworkCost(params, macs, launches, layer_counts(network))
 
 

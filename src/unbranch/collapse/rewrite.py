@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..errors import Inexact
+from ..errors import Inexact, InputError
 from .place import Rebuild, Swap, opened_by
 from .plan import Merge
 from .prove import attribute
@@ -211,8 +211,15 @@ def _take_place(old: nn.Module, new: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def copied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """The network with its successors in place; what didn't change is copied."""
-    return copy.deepcopy(network, memo)
+    """The network with its successors in place; what didn't change is copied.
+
+    Raises:
+        InputError: if something in it can't be.
+    """
+    try:
+        return copy.deepcopy(network, memo)
+    except RuntimeError as error:
+        raise InputError(f"{type(network).__name__} can't be copied: {error}") from error
 
 
 def trained_like(layer: nn.Module, sources: list[Tensor], training: bool) -> nn.Module:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..errors import InputError
-from .prove import Float64, relative_error
+from .float64 import Float64
+from .prove import relative_error
 from .shadow import shadow_of, unwrapped
 
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from ...algebra import ConvMap, batch_norm_scale_shift, convolution, transposed_convolution
 from ...errors import Inexact, NotAffine
+from ..float64 import sequence
 from ..value import Affine, Bundle
-from .layers import padded, padding_of, pooled, sequence
+from .layers import padded, padding_of, pooled
 from .registry import register_method, register_rule
 
 Value = Affine | Tensor | float | int

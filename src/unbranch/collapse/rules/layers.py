@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ...algebra import average_pool, batch_norm_scale_shift, convolution, transposed_convolution
 from ...errors import Inexact
+from ..float64 import Float64, sequence
 from ..value import Affine
 from .registry import register_rule
 
@@ -20,12 +22,15 @@ _NORM_NDIM = {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 
 def weight_of(module: Any) -> Tensor:
     """The weight that ``forward`` uses now; weight and spectral norm in their older, hook form are computed."""
-    weight: Tensor = module.weight
+    with Float64() if hasattr(module, "parametrizations") else contextlib.nullcontext():
+        weight: Tensor = module.weight
     for hook in module._forward_pre_hooks.values():
         if getattr(hook, "name", None) == "weight" and type(hook).__name__ == "WeightNorm":
-            weight = hook.compute_weight(module)
+            with Float64():
+                weight = hook.compute_weight(module)
         elif getattr(hook, "name", None) == "weight" and type(hook).__name__ == "SpectralNorm":
-            weight = hook.compute_weight(module, do_power_iteration=False)
+            with Float64():
+                weight = hook.compute_weight(module, do_power_iteration=False)
     if is_lazy(weight):
         raise Inexact("its parameters aren't initialised yet")
     return weight
@@ -119,13 +124,6 @@ def pooled(
         raise Inexact("an average pool that doesn't count its padding averages over fewer points at the edge")
     device = x.map.weight.device
     return x.then(average_pool(x.channels, size, stride, padding, divisor=divisor, device=device))
-
-
-def sequence(value: Any, ndim: int) -> tuple[int, ...]:
-    """One integer per grid dimension, as PyTorch's arguments allow."""
-    if isinstance(value, int):
-        return (value,) * ndim
-    return tuple(value) * (ndim if len(value) == 1 else 1)
 
 
 @register_rule(
