@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "unbranch"
 FLOORS = (
     ("errors",),
     ("files",),
+    ("history",),
     ("algebra",),
     ("collapse",),
     ("blocks",),
