@@ -61,10 +61,22 @@ def grid_sums(draw: Draw) -> Case:
 
 
 @st.composite
+def grid_sums_of_other_groups(draw: Draw) -> Case:
+    a, b, wide, high = (draw(st.integers(1, 2)) for _ in range(4))
+    grid_in, grid_out = draw(small_grids(draw(NDIMS))), draw(small_grids(draw(NDIMS)))
+    maps = [
+        draw(grid_maps(groups, (2 * a * b * wide // groups, 2 * a * b * high // groups), grid_in, grid_out))
+        for groups in (a, 2 * b)
+    ]
+    return Case(tuple(maps), lambda x: torch.stack([m(x) for m in maps]).sum(0), maps[0].in_channels, (grid_in,))
+
+
+@st.composite
 def grid_compositions(draw: Draw) -> Case:
-    inner = draw(any_grid_map())
-    widths = inner.out_channels // inner.groups, draw(st.integers(1, 3))
-    outer = draw(grid_maps(inner.groups, widths, inner.grid_out, draw(small_grids(draw(NDIMS)))))
+    first, second, wide = draw(GROUPS), draw(GROUPS), draw(st.integers(1, 2))
+    grids_ = [draw(small_grids(draw(NDIMS))) for _ in range(3)]
+    inner = draw(grid_maps(first, (draw(st.integers(1, 2)), second * wide), grids_[0], grids_[1]))
+    outer = draw(grid_maps(second, (first * wide, draw(st.integers(1, 2))), grids_[1], grids_[2]))
     return Case((outer, inner), lambda x: outer(inner(x)), inner.in_channels, (inner.grid_in,))
 
 
@@ -124,3 +136,14 @@ def grid_selections(draw: Draw) -> Case:
 
     count = m.in_channels if ins is None else len(ins)
     return Case((m, outs, ins), truth, count, (m.grid_in,))
+
+
+@st.composite
+def regriddings(draw: Draw) -> Case:
+    """Outputs seen as channels on another grid, as RepMLP's fully connected layer sees an image."""
+    m = draw(any_grid_map())
+    sizes = [n for n in range(1, m.features + 1) if m.features % n == 0]
+    first = draw(st.sampled_from(sizes))
+    second = draw(st.sampled_from([n for n in sizes if m.features // first % n == 0]))
+    grid = (first, second)
+    return on_grid_map(m, lambda x: m(x).reshape(len(x), -1, *grid), grid)

@@ -15,6 +15,7 @@ from unbranch.algebra import (
     grid_compose,
     grid_scale_shift,
     grid_select,
+    regridded,
     to_grid,
 )
 
@@ -99,3 +100,25 @@ MUTANTS[GRID_SELECT, "order of outputs lost"] = lambda m, outs, ins: grid_select
 MUTANTS[GRID_SELECT, "bias not selected"] = lambda m, outs, ins: replace(
     grid_select(unbiased(m), outs, ins), bias=None if m.bias is None else m.bias[: len(outs or m.bias)]
 )
+
+REGRID = "regridded is a reshape"
+MUTANTS[REGRID, "bias kept in place of reshaped"] = lambda m, grid: unbiased(regridded(m, grid))
+
+
+@breaks(REGRID, "columns of the grid before rows")
+def regridded_transposed(m: GridMap, grid: tuple[int, ...]) -> GridMap:
+    true = regridded(m, grid)
+    return replace(true, matrix=true.matrix.unflatten(1, (-1, *grid)).transpose(2, 3).flatten(1, 3))
+
+
+@breaks(REGRID, "points before channels")
+def regridded_points_first(m: GridMap, grid: tuple[int, ...]) -> GridMap:
+    true = regridded(m, grid)
+    rows = true.matrix.unflatten(1, (-1, prod(grid))).transpose(1, 2).flatten(1, 2)
+    return replace(true, matrix=rows)
+
+
+@breaks("grid_add coarsens groups to their gcd", "blocks of the finer map in the first place")
+def grid_add_misplaced(a: GridMap, b: GridMap) -> GridMap:
+    true = grid_add(a, b)
+    return replace(true, matrix=true.matrix.roll(1, 2)) if a.groups != b.groups else true

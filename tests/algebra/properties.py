@@ -44,9 +44,11 @@ PROPERTIES = {
     "a grid map computes its formula": Property(itself, cases_grid.grid_formula()),
     "to_grid is the convolution": Property(A.to_grid, cases_grid.matrices_of_convolutions()),
     "grid_add sums outputs": Property(A.grid_add, cases_grid.grid_sums()),
+    "grid_add coarsens groups to their gcd": Property(A.grid_add, cases_grid.grid_sums_of_other_groups()),
     "grid_add is exact or refuses": Property(A.grid_add, cases_grid.any_grid_sums(), refusable=True),
     "grid_compose is one map after the other": Property(A.grid_compose, cases_grid.grid_compositions()),
     "grid_compose is exact or refuses": Property(A.grid_compose, cases_grid.any_grid_compositions(), refusable=True),
+    "regridded is a reshape": Property(A.regridded, cases_grid.regriddings()),
     "grid_scale_shift scales and shifts": Property(A.grid_scale_shift, cases_grid.grid_scales()),
     "grid_select slices channels": Property(A.grid_select, cases_grid.grid_selections()),
 }

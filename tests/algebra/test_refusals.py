@@ -22,7 +22,9 @@ from unbranch.algebra import (
     identity,
     lifted,
     pad,
+    regridded,
     scale_shift,
+    select,
     to_grid,
     transposed_convolution,
     upsampled,
@@ -101,9 +103,13 @@ REFUSED: dict[str, tuple[str, Callable[[], object]]] = {
         "grid_in",
         lambda: grid_add(to_grid(conv(1), (3, 4)), to_grid(conv(1), (4, 3))),
     ),
-    "grid maps of different groups added": (
-        "groups",
-        lambda: grid_add(to_grid(conv(1), (3, 3)), to_grid(conv(1, groups=2), (3, 3))),
+    "grid maps of different channels added": (
+        "out_channels",
+        lambda: grid_add(to_grid(conv(1), (3, 3)), to_grid(select(conv(1), [0]), (3, 3))),
+    ),
+    "a reshape that doesn't divide": (
+        "don't divide",
+        lambda: regridded(to_grid(conv(1), (3, 3)), (5, 7)),
     ),
     "grid maps that don't fit composed": (
         "fit",

@@ -112,12 +112,17 @@ def test_values_are_frozen() -> None:
             value.bias = numbers(0, 4)
 
 
-def test_layers_give_values_without_gradients() -> None:
-    weight, bias = (torch.nn.Parameter(t) for t in (WEIGHT, numbers(1, 4)))
-    maps = [convolution(weight, bias), transposed_convolution(weight, numbers(1, 2).requires_grad_())]
-    maps.append(scale_shift(maps[0], bias, bias))
-    for m in maps:
-        assert not any(t is not None and t.requires_grad for t in (m.weight, m.bias, m.gain))
+def test_laws_are_differentiable() -> None:
+    """A merged kernel is a function of the weights that it is made of: what penalties and quantisation need."""
+    first, second = (numbers(j, 4, 4, 3, 3).requires_grad_() for j in range(2))
+    scale, shift = (numbers(j, 4).requires_grad_() for j in (2, 3))
+
+    def merged(first: Tensor, second: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor | None]:
+        inner = scale_shift(convolution(first), scale, shift)
+        whole = add(compose(convolution(second), inner), convolution(numbers(5, 4, 4, 5, 5)))
+        return whole.kernel, whole.bias
+
+    assert torch.autograd.gradcheck(merged, (first, second, scale, shift))
 
 
 # --- what a map says of itself -------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from .compose import compose
 from .convmap import BORDERS, ConvMap
-from .gridmap import GridMap, grid_add, grid_compose, grid_scale_shift, grid_select, to_grid
+from .gridmap import GridMap, grid_add, grid_compose, grid_scale_shift, grid_select, regridded, to_grid
 from .laws import (
     add,
     block_diagonal,
@@ -36,6 +36,7 @@ __all__ = [
     "identity",
     "lifted",
     "pad",
+    "regridded",
     "scale_shift",
     "select",
     "split",

@@ -72,7 +72,7 @@ def _convolved(outer: ConvMap, inner: ConvMap, size: Sequence[int], step_out: li
             slice(t * s, t * s + (k - 1) * o + 1, max(o, 1))
             for t, s, k, o in zip(tap, step, other, other_step, strict=True)
         ]
-        total[on_grid(place)] += part
+        total[on_grid(place)].add_(part)
     return total
 
 

@@ -50,7 +50,7 @@ class Frame:
             step = max(1, _CHUNK // max(1, m.weight[0].numel()))
             for row in range(0, m.out_channels, step):
                 rows = slice(row, row + step)
-                inside[rows] += m.rows(rows)
+                inside[rows].add_(m.rows(rows))
         else:
             r = m.groups // self.groups
             blocks = diagonal_blocks(total, self.groups, m.groups)[on_grid(place)]

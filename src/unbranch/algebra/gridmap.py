@@ -8,13 +8,14 @@ RepMLP's fully connected layer is one, and every convolution becomes one on a gr
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
+from math import gcd, prod
 
 import torch
 from torch import Tensor
 
 from ..errors import Inexact, InputError
 from .convmap import ConvMap
+from .frame import coarsened
 from .laws import select
 
 
@@ -56,6 +57,21 @@ class GridMap:
     def in_channels(self) -> int:
         return self.groups * int(self.matrix.shape[2]) // prod(self.grid_in)
 
+    @property
+    def ndim(self) -> int:
+        """Number of grid dimensions of the input."""
+        return len(self.grid_in)
+
+    @property
+    def features(self) -> int:
+        """Numbers of one output image, ``O·|grid_out|``."""
+        return int(self.matrix.shape[0] * self.matrix.shape[1])
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of the map: its matrices, and one bias a channel."""
+        return self.matrix.numel() + (0 if self.bias is None else self.out_channels)
+
     def meta(self) -> GridMap:
         """The same map without its values: enough to plan with."""
         return replace(self, matrix=self.matrix.to("meta"), bias=None if self.bias is None else self.bias.to("meta"))
@@ -74,6 +90,9 @@ def to_grid(m: ConvMap, grid: tuple[int, ...]) -> GridMap:
     The groups stay; a depthwise kernel gives one ``|grid'| x |grid|`` matrix per channel.
     """
     width, points = m.in_channels // m.groups, prod(grid)
+    if points == 1 and m.pointwise:
+        matrix = m.kernel.reshape(m.groups, -1, width)
+        return _alike(GridMap(matrix, None if m.bias is None else m.bias.reshape(-1, *grid), grid, grid))[0]
     units = torch.eye(width * points, dtype=torch.float64, device=m.weight.device)
     units = units.reshape(width * points, width, *grid).repeat(1, m.groups, *(1,) * len(grid))
     images = replace(m, bias=None)(units)  # (I/groups·|grid|, O, *grid')
@@ -89,10 +108,10 @@ def _alike(*maps: GridMap) -> list[GridMap]:
 
 
 def grid_add(*maps: GridMap) -> GridMap:
-    """The sum of maps between the same grids with the same groups."""
-    maps = tuple(_alike(*maps))
+    """The sum of maps between the same grids, groups coarsened to their gcd."""
+    maps = tuple(_alike(*_grouped_alike(*maps)))
     first = maps[0]
-    for name in ("grid_in", "grid_out", "groups", "in_channels", "out_channels"):
+    for name in ("grid_in", "grid_out", "in_channels", "out_channels"):
         if len({getattr(m, name) for m in maps}) > 1:
             raise Inexact(f"a sum of grid maps that differ in {name}")
     biases = [m.bias for m in maps if m.bias is not None]
@@ -101,14 +120,46 @@ def grid_add(*maps: GridMap) -> GridMap:
 
 
 def grid_compose(outer: GridMap, inner: GridMap) -> GridMap:
-    """``outer(inner(x))`` for maps of equally many groups. Always exact: a grid has no border."""
-    if (outer.grid_in, outer.in_channels, outer.groups) != (inner.grid_out, inner.out_channels, inner.groups):
+    """``outer(inner(x))``, groups coarsened to their gcd. Always exact: a grid has no border."""
+    if (outer.grid_in, outer.in_channels) != (inner.grid_out, inner.out_channels):
         raise Inexact("grid maps that don't fit one after the other")
-    outer, inner = _alike(outer, inner)
+    outer, inner = _alike(*_grouped_alike(outer, inner))
     bias = outer.bias
     if inner.bias is not None:
         bias = outer(inner.bias.unsqueeze(0)).squeeze(0)
-    return GridMap(outer.matrix @ inner.matrix, bias, inner.grid_in, outer.grid_out)
+    matrix = outer.matrix if _is_identity(inner) else outer.matrix @ inner.matrix
+    return GridMap(matrix, bias, inner.grid_in, outer.grid_out)
+
+
+def regridded(m: GridMap, grid: tuple[int, ...]) -> GridMap:
+    """The same numbers seen as channels on another grid, in the order of their memory: a reshape. Always exact.
+
+    Raises:
+        Inexact: if they don't divide into such grids.
+    """
+    if m.features % prod(grid):
+        raise Inexact(f"{m.features} numbers don't divide into grids of {grid}")
+    channels = m.features // prod(grid)
+    if channels % m.groups:
+        m = _with_groups(m, gcd(channels, m.groups))
+    return replace(m, grid_out=grid, bias=None if m.bias is None else m.bias.reshape(channels, *grid))
+
+
+def _grouped_alike(*maps: GridMap) -> list[GridMap]:
+    return [_with_groups(m, gcd(*(n.groups for n in maps))) for m in maps]
+
+
+def _with_groups(m: GridMap, fewer: int) -> GridMap:
+    """The same map with its blocks written in fewer, larger ones."""
+    if fewer == m.groups:
+        return m
+    matrix = coarsened(m.matrix.flatten(0, 1), m.groups, fewer)
+    return replace(m, matrix=matrix.reshape(fewer, -1, matrix.shape[1]))
+
+
+def _is_identity(m: GridMap) -> bool:
+    square = m.matrix.shape[1] == m.matrix.shape[2] and not m.matrix.is_meta
+    return square and bool((m.matrix == torch.eye(m.matrix.shape[1], device=m.matrix.device)).all())
 
 
 def grid_scale_shift(m: GridMap, scale: Tensor | None = None, shift: Tensor | None = None) -> GridMap:
@@ -117,12 +168,12 @@ def grid_scale_shift(m: GridMap, scale: Tensor | None = None, shift: Tensor | No
     (m,) = _alike(m)
     matrix, bias = m.matrix, m.bias
     if scale is not None:
-        factor = scale.detach().double().to(matrix.device)
+        factor = scale.double().to(matrix.device)
         rows = factor.reshape(m.groups, -1, 1).repeat_interleave(prod(m.grid_out), 1)
         matrix = matrix * rows
         bias = None if bias is None else bias * factor.reshape(column)
     if shift is not None:
-        moved = shift.detach().double().to(matrix.device).reshape(column).expand(-1, *m.grid_out)
+        moved = shift.double().to(matrix.device).reshape(column).expand(-1, *m.grid_out)
         bias = moved if bias is None else bias + moved
     return replace(m, matrix=matrix, bias=bias)
 

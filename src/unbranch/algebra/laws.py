@@ -31,11 +31,11 @@ def scale_shift(m: ConvMap, scale: Tensor | None = None, shift: Tensor | None = 
     """
     gain, bias = m.gain, m.bias
     if scale is not None:
-        scale = scale.detach().double()
+        scale = scale.double()
         gain = scale if gain is None else gain * scale
         bias = None if bias is None else bias * scale.to(bias.device)
     if shift is not None:
-        shift = shift.detach().double()
+        shift = shift.double()
         moved = shift if bias is None else bias + shift.to(bias.device)
         unknown = scale is None and shift.is_meta
         taken_away = unknown or (not moved.is_meta and _cancelled(moved, shift))

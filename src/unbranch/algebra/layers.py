@@ -32,9 +32,7 @@ def convolution(
     n = weight.dim() - 2
     lo = _tuple(padding, n)
     hi = lo if padding_after is None else _tuple(padding_after, n)
-    return ConvMap(
-        weight.detach(), _float64(bias), _tuple(stride, n), _tuple(dilation, n), lo, hi, groups, border=border
-    )
+    return ConvMap(weight, _float64(bias), _tuple(stride, n), _tuple(dilation, n), lo, hi, groups, border=border)
 
 
 def transposed_convolution(
@@ -49,7 +47,7 @@ def transposed_convolution(
     """``F.conv_transpose{1,2,3}d`` with its weight ``(I, O/groups, *k)``: a flipped kernel on a zero-stuffed grid."""
     n = weight.dim() - 2
     inputs, outputs, *size = weight.shape
-    kernel = weight.detach().reshape(groups, inputs // groups, outputs, *size).transpose(1, 2)
+    kernel = weight.reshape(groups, inputs // groups, outputs, *size).transpose(1, 2)
     kernel = kernel.reshape(groups * outputs, inputs // groups, *size).flip(tuple(range(2, 2 + n)))
     spread, pad, extra = _tuple(dilation, n), _tuple(padding, n), _tuple(output_padding, n)
     lo = tuple(d * (k - 1) - p for d, k, p in zip(spread, size, pad, strict=True))
@@ -75,11 +73,11 @@ def batch_norm_scale_shift(
     mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Scale ``γ/√(σ²+ε)`` and shift ``β - μγ/√(σ²+ε)`` of a batch norm in evaluation, each ``(C,)`` in float64."""
-    scale = (variance.detach().double() + eps).rsqrt()
+    scale = (variance.double() + eps).rsqrt()
     if weight is not None:
-        scale = scale * weight.detach().double()
-    shift = -mean.detach().double() * scale
-    return scale, shift if bias is None else shift + bias.detach().double()
+        scale = scale * weight.double()
+    shift = -mean.double() * scale
+    return scale, shift if bias is None else shift + bias.double()
 
 
 def _tuple(value: Sequence[int] | int, n: int) -> tuple[int, ...]:
@@ -87,4 +85,4 @@ def _tuple(value: Sequence[int] | int, n: int) -> tuple[int, ...]:
 
 
 def _float64(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach().double()
+    return None if bias is None else bias.double()
