@@ -1,6 +1,8 @@
 """The converter: any network in, an equal and plainer network out, with a report and a proof."""
 
 from .convert import collapse, explain
+from .kernel import EquivalentKernel, equivalent_kernel
+from .replay import collapsed_again
 from .report import MergeRecord, NetworkCost, Refusal, Report
 from .rules import register_method, register_rule
 from .value import Affine, Bundle
@@ -9,12 +11,15 @@ from .verify import Verification, verify
 __all__ = [
     "Affine",
     "Bundle",
+    "EquivalentKernel",
     "MergeRecord",
     "NetworkCost",
     "Refusal",
     "Report",
     "Verification",
     "collapse",
+    "collapsed_again",
+    "equivalent_kernel",
     "explain",
     "register_method",
     "register_rule",

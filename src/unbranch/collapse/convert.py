@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from ..errors import CollapseError, Inexact
 from .costs import cost_of
 from .emit import Layer, allocate, fill
+from .emit_grid import GridLayer
 from .place import Rebuild, Swap, Unplaceable, rewrites_of
 from .plan import Merge, Plan, plan_of
 from .prove import random_inputs, relative_error, run_nodes
@@ -19,8 +20,9 @@ from .report import MergeRecord, Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
 from .rules import rule_of_module
 from .shadow import has_hooks, shadow_of, unwrapped
+from .step import record_step
 from .trace import Trace, traces_of
-from .value import Affine
+from .value import Affine, Gridded
 from .verify import as_inputs, verify
 
 TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output
@@ -67,6 +69,7 @@ def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = Fals
         if check.compared and not check.ok:
             raise CollapseError(f"the collapsed network differs; nothing is returned\n{check}")
     plain.collapse_report = report  # type: ignore[assignment]
+    record_step(network, plain, report, inputs)
     return plain
 
 
@@ -111,7 +114,7 @@ class _Conversion:
         shared = _shared(trace, owners)
         barred: set[tuple[fx.Node, fx.Node]] = set()
         reasons: dict[str, str] = {}
-        done: dict[tuple[fx.Node, fx.Node, Layer], tuple[nn.Module, float | None]] = {}
+        done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], tuple[nn.Module, float | None]] = {}
         while True:
             region = Region(trace, barred, inner, shared)
             plan = plan_of(region)
@@ -136,7 +139,7 @@ class _Conversion:
         like = region.weight_like(merge.root, merge.target)
         planned = region.values[merge.target][merge.root]
         assert isinstance(planned, Affine)
-        layer = allocate(planned.map, merge.layer, like)  # before anything temporary, so that memory isn't torn
+        layer = allocate(planned, merge.layer, like)  # before anything temporary, so that memory isn't torn
         example = None if like.is_meta else self._example(region, merge)
         try:
             value = region.realised(merge.root, merge.target)
@@ -145,20 +148,19 @@ class _Conversion:
         error = None if example is None else _error(value, *example)
         if error is not None and not error <= TOLERANCE:
             raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
-        fill(layer, value.map, merge.layer)
+        fill(layer, value, merge.layer)
         return trained_like(layer, list(region.parameters(merge.root, merge.target)), self._mode(region, merge)), error
 
+    @torch.no_grad()
     def _example(self, region: Region, merge: Merge) -> tuple[Tensor, Tensor]:
         """Random input of the operations that a merge replaces, and what they make of it in float64."""
         path = region.between(merge.root, merge.target)
         known = {n: region.constant_value(n) for node in path for n in node.all_input_nodes if n in region.constant}
         value = region.values[merge.target][merge.root]
         assert isinstance(value, Affine)
-        m = value.map
-        smallest = [r + 1 + max(0, -a) + max(0, -b) for r, a, b in zip(m.reach, m.lo, m.hi, strict=True)]
         device = region.weight_like(merge.root, merge.target).device
         problem: Exception | None = None
-        for x in random_inputs(m.in_channels, smallest, device, value.last):
+        for x in random_inputs(value, device):
             try:
                 return x, run_nodes(path, known | {merge.root: x}, region.trace.module)
             except Exception as error:  # channels on the last axis: the operations may want rank 2, or rank 3
@@ -179,7 +181,9 @@ class _Conversion:
         for rewrite in rewrites:
             for merge in rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,):
                 place = trace.full_path(rewrite.place)
-                self.records.append(MergeRecord(place, _sources(region, merge), repr(built[merge]), errors[merge]))
+                self.records.append(
+                    MergeRecord(place, _sources(region, merge), _described(built[merge]), errors[merge])
+                )
         self.refusals += [Refusal(names, reason) for names, reason in reasons.items()]
         for kept in plan.kept:
             refusal = Refusal(_name(trace, kept.node), kept.reason, kept.exact)
@@ -202,8 +206,16 @@ class _Conversion:
 def _error(value: Affine, x: Tensor, theirs: Tensor) -> float:
     """How far a merged map is from the operations it replaces, before any rounding to their dtype."""
     with torch.no_grad():
-        ours = value.map(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if value.last else value.map(x)
+        if isinstance(value, Gridded):
+            ours = value.map(x).reshape(len(x), *value.shape)
+        else:
+            ours = value.map(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if value.last else value.map(x)
     return relative_error(ours, theirs)
+
+
+def _described(layer: nn.Module) -> str:
+    """A merged layer in one line."""
+    return " → ".join(map(repr, layer)) if isinstance(layer, nn.Sequential) else repr(layer)
 
 
 def _sources(region: Region, merge: Merge) -> tuple[str, ...]:

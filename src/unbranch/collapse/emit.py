@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ..algebra import ConvMap
 from ..errors import Inexact
+from .emit_grid import GridLayer
+from .value import Affine, Gridded
 
 _CONV: tuple[Any, ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED: tuple[Any, ...] = (nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -62,12 +64,15 @@ def own_padding(m: ConvMap, grow: tuple[tuple[int, int], ...] = ()) -> bool:
     return m.pads and (m.border != "zeros" or (m.lo != m.hi and not grow and max(m.up) == 1))
 
 
-def layers_for(m: ConvMap) -> list[Layer]:
-    """The ways to build a map as a layer, cheapest arithmetic first.
+def layers_for(value: Affine) -> list[Layer | GridLayer]:
+    """The ways to build a value's map as a layer, cheapest arithmetic first.
 
     Raises:
         Inexact: if no layer of PyTorch's computes it.
     """
+    if isinstance(value, Gridded):
+        return [GridLayer(value.shape)]
+    m = value.map
     if m.ndim == 0:
         if m.groups > 1:
             raise Inexact("a grouped matrix isn't a linear layer")
@@ -83,7 +88,7 @@ def layers_for(m: ConvMap) -> list[Layer]:
         if min(m.lo + m.hi) < 0:
             raise Inexact(f"a kernel off the centre with {m.border} padding")
         return [Layer((0,) * m.ndim, before=(m.lo, m.hi))]
-    options = [Layer((0,) * m.ndim, before=(m.lo, m.hi))]
+    options: list[Layer | GridLayer] = [Layer((0,) * m.ndim, before=(m.lo, m.hi))]
     padding = tuple(max(a, b, 0) for a, b in zip(m.lo, m.hi, strict=True))
     missing = [(p - a, p - b) for p, a, b in zip(padding, m.lo, m.hi, strict=True)]
     if all(v % d == 0 for pair, d in zip(missing, m.dilation, strict=True) for v in pair):
@@ -101,8 +106,12 @@ def _transposed(m: ConvMap) -> Layer:
     return Layer(padding)
 
 
-def allocate(m: ConvMap, layer: Layer, like: Tensor) -> nn.Module:
+def allocate(value: Affine, layer: Layer | GridLayer, like: Tensor) -> nn.Module:
     """The layer without its values, in the dtype, on the device and in the memory format of the weight ``like``."""
+    if isinstance(value, Gridded) and isinstance(layer, GridLayer):
+        return layer.allocate(value.map, like)
+    assert isinstance(layer, Layer)
+    m = value.map
     options: dict[str, Any] = {"bias": m.bias is not None, "device": like.device, "dtype": like.dtype}
     if m.ndim == 0:
         return _without_values(nn.Linear, m, options)
@@ -130,19 +139,23 @@ def _without_values(kind: Any, m: ConvMap, options: dict[str, Any]) -> nn.Module
 
 
 @torch.no_grad()
-def fill(module: nn.Module, m: ConvMap, layer: Layer) -> None:
+def fill(module: nn.Module, value: Affine, layer: Layer | GridLayer) -> None:
     """Cast a map's kernel and bias into an allocated layer, a few rows at a time."""
+    if isinstance(value, Gridded) and isinstance(layer, GridLayer):
+        return layer.fill(module, value.map)
+    assert isinstance(layer, Layer)
+    m = value.map
     conv: Any = module if layer.before is None else module.get_submodule("conv")
     weight, bias = conv.weight, conv.bias
     if m.weight.is_meta or weight.is_meta:
-        return
+        return None
     if bias is not None:
         bias.copy_(m.bias) if m.bias is not None else bias.zero_()
     if max(m.up, default=1) > 1:
         kernel = m.kernel.flip(tuple(range(2, 2 + m.ndim)))
         kernel = kernel.reshape(m.groups, -1, *kernel.shape[1:]).transpose(1, 2)  # (groups, I/groups, O/groups, *k)
         weight.copy_(kernel.reshape(weight.shape))
-        return
+        return None
     inside = weight
     if layer.grow:
         weight.zero_()
@@ -150,6 +163,7 @@ def fill(module: nn.Module, m: ConvMap, layer: Layer) -> None:
     step = max(1, _CHUNK // max(1, m.weight[0].numel()))
     for row in range(0, m.out_channels, step):
         inside[row : row + step] = m.rows(slice(row, row + step)).to(weight.dtype)
+    return None
 
 
 def _memory_format(like: Tensor) -> torch.memory_format:

@@ -17,6 +17,7 @@ from torch import fx
 
 from ..errors import Inexact
 from .emit import Layer, layers_for, own_padding
+from .emit_grid import GridLayer
 from .region import Region
 from .rules import rule_of_module
 from .rules.layers import parameter_numbers
@@ -51,6 +52,12 @@ class Cost:
             )
         )  # fmt: skip
 
+    def better_than(self, other: Cost) -> bool:
+        """Less arithmetic, or as much in less time: what a layer that goes away saves isn't spent on another."""
+        slack = 1 - 1e-9
+        as_much = self.macs * slack <= other.macs and other.macs * slack <= self.macs
+        return self.time < other.time * slack if as_much else self.macs < other.macs
+
     @property
     def time(self) -> float:
         return self.macs + LAUNCH * self.launches + MOVED * self.moved
@@ -68,13 +75,13 @@ class Merge:
 
     root: fx.Node
     target: fx.Node
-    layer: Layer
+    layer: Layer | GridLayer
     inside: tuple[fx.Node, ...]
     before: Cost
     after: Cost
 
     @property
-    def key(self) -> tuple[fx.Node, fx.Node, Layer]:
+    def key(self) -> tuple[fx.Node, fx.Node, Layer | GridLayer]:
         """What the merged layer depends on."""
         return self.root, self.target, self.layer
 
@@ -102,7 +109,7 @@ class _Step:
 
     cost: Cost
     root: fx.Node | None = None
-    layer: Layer | None = None
+    layer: Layer | GridLayer | None = None
 
 
 def plan_of(region: Region) -> Plan:
@@ -201,27 +208,27 @@ class _Planner:
                     node: _Step(self._cost(node, root, layer), root, layer)
                 }
                 cost = _total(candidate)
-                if cost.within(limit) and cost.time < cheapest.time * (1 - 1e-9):
+                if cost.within(limit) and cost.better_than(cheapest):
                     steps, cheapest = candidate, cost
         memo[node] = steps, original
         return steps, original
 
-    def _layers(self, node: fx.Node, root: fx.Node) -> list[Layer]:
+    def _layers(self, node: fx.Node, root: fx.Node) -> list[Layer | GridLayer]:
         value = self.region.values[node][root]
         if not isinstance(value, Affine):
             return []
         try:
-            return layers_for(value.map)
+            return layers_for(value)
         except Inexact:
             return []
 
-    def _cost(self, node: fx.Node, root: fx.Node, layer: Layer) -> Cost:
+    def _cost(self, node: fx.Node, root: fx.Node, layer: Layer | GridLayer) -> Cost:
         value = self.region.values[node][root]
         assert isinstance(value, Affine)
-        ndim = value.map.ndim
-        out = self.region.points(node, ndim)
-        moved = value.map.in_channels * self.region.points(root, ndim) + value.map.out_channels * out
-        return Cost(layer.macs(value.map, out), layer.numbers(value.map), layer.launches(value.map), moved)
+        m: Any = value.map
+        out = self.region.points(node, value.ndim)
+        moved = m.in_channels * self.region.points(root, m.ndim) + value.channels * out
+        return Cost(layer.macs(m, out), layer.numbers(m), layer.launches(m), moved)
 
     def _own_cost(self, node: fx.Node) -> Cost:
         """What a node's own operation costs."""
@@ -242,7 +249,7 @@ class _Planner:
             numbers += parameter_numbers(self.region.trace.module.get_submodule(str(node.target)))
         if not isinstance(value, Affine):
             return Cost(numbers=numbers, launches=1)
-        ndim = value.map.ndim
+        ndim = value.ndim
         out = self.region.points(node, ndim)
         macs, launches = 0.0, 1
         near = self.region.values[node].get(sources[0])

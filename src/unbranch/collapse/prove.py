@@ -12,15 +12,24 @@ from torch import Tensor, fx, nn
 
 from .float64 import Float64
 from .rules import rule_of_module
+from .value import Affine
 
 
-def random_inputs(channels: int, smallest: Sequence[int], device: torch.device, last: bool) -> list[Tensor]:
-    """Normal noise ``(2, channels, *grid)`` whose grid sizes differ and exceed ``smallest``; seeded.
+def random_inputs(value: Affine, device: torch.device) -> list[Tensor]:
+    """Seeded normal noise for the root of a value, ``(2, channels, *grid)``.
 
-    With channels on the last axis there are two candidates, of rank 3 and of rank 2.
+    The grid is the root's own where the graph fixes it; otherwise its sizes differ and exceed the kernel's reach. With
+    channels on the last axis there are two candidates, of rank 3 and of rank 2.
     """
-    grid = tuple(max(4, s) + 1 + j for j, s in enumerate(smallest))
-    shapes = [(2, 3, channels), (6, channels)] if last else [(2, channels, *grid)]
+    channels = value.map.in_channels
+    if value.root_grid is not None:
+        shapes = [(2, channels, *value.root_grid)]
+    elif value.last:
+        shapes = [(2, 3, channels), (6, channels)]
+    else:
+        m = value.map
+        smallest = [r + 1 + max(0, -a) + max(0, -b) for r, a, b in zip(m.reach, m.lo, m.hi, strict=True)]
+        shapes = [(2, channels, *(max(4, s) + 1 + j for j, s in enumerate(smallest)))]
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for shape in shapes]
 
@@ -28,7 +37,7 @@ def random_inputs(channels: int, smallest: Sequence[int], device: torch.device, 
 def run_nodes(nodes: Sequence[fx.Node], known: dict[fx.Node, Any], root: nn.Module) -> Any:
     """Execute a piece of a graph in order, in float64; returns the last value."""
     values = dict(known)
-    with warnings.catch_warnings(), torch.no_grad(), Float64():
+    with warnings.catch_warnings(), Float64():
         warnings.simplefilter("ignore")
         for node in nodes:
             if node not in values:

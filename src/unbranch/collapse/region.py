@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from ..algebra import ConvMap, identity
+from ..algebra import identity
 from ..errors import Inexact, NotAffine
 from .inplace import pinned_in
 from .prove import attribute, run_nodes
-from .rules import Rule, rule_of_function, rule_of_method, rule_of_module
+from .rules import Rule, rule_of_function, rule_of_method, rule_of_module, shape_after
 from .trace import Trace
-from .value import Affine, Bundle
+from .value import Affine, Bundle, Gridded
 
 SIDE = 14  # grid points per dimension assumed at a root
 _FARTHEST = 64  # roots considered for one value
@@ -30,12 +30,14 @@ class Region:
         barred: (root, target) pairs that were tried and found not exact.
         hooked: paths of modules whose inputs and outputs someone watches.
         shared: paths of leaves that must stay because their parameters are used elsewhere, with the reason.
+        differentiable: whether realised maps carry gradients to the parameters.
     """
 
     trace: Trace
     barred: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
     hooked: frozenset[str] = frozenset()
     shared: dict[str, str] = field(default_factory=dict)
+    differentiable: bool = False
     constants: dict[fx.Node, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,15 +109,18 @@ class Region:
                 reason = f"its arguments aren't understood ({type(error).__name__}: {error})"
         if found:
             self.values[node] = found
-            root, value = max(found.items(), key=lambda item: _map_of(item[1]).ndim)  # the nearest that knows the grid
-            m = _map_of(value)
-            self.grids[node] = tuple(max(1, n) for n in m.output_size(self._grid(root, m.ndim)))
+            root, value = max(found.items(), key=lambda item: _first(item[1]).ndim)  # the nearest that knows the grid
+            one = _first(value)
+            if isinstance(one, Gridded):
+                self.grids[node] = one.shape[1:]
+            else:
+                self.grids[node] = tuple(max(1, n) for n in one.map.output_size(self._grid(root, one.ndim)))
         if reason is not None:
             self.refused[node] = reason
 
     def _grid(self, node: fx.Node, ndim: int) -> tuple[int, ...]:
         """Size of a value's grid, on the assumption that it starts from roots of ``SIDE`` points."""
-        known = self.grids.get(node, ())
+        known = self.grids.get(node) or (shape_after(node) or ())[1:]
         return known if len(known) == ndim else (SIDE,) * ndim
 
     def points(self, node: fx.Node, ndim: int) -> int:
@@ -155,9 +160,9 @@ class Region:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
         if node.op == "call_module":
             args = (self.trace.module.get_submodule(str(node.target)), *args)  # type: ignore[arg-type]
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.differentiable and bool(real)):
             result = rule.apply(*args, **kwargs)
-        return result if real else _on_meta(result)
+            return result if real else _on_meta(result)
 
     def realised(self, root: fx.Node, target: fx.Node) -> Affine:
         """The map from ``root`` to ``target`` with its kernel's values, in float64.
@@ -169,7 +174,7 @@ class Region:
         assert known is not None
         device = self.weight_like(root, target).device
         real: dict[fx.Node, Affine | Bundle] = {
-            root: Affine(identity(known.channels, known.map.ndim, device=device), known.last)
+            root: replace(known, map=identity(known.channels, known.ndim, device=device))
         }
         path = self.between(root, target)
         for j, node in enumerate(path):
@@ -214,22 +219,32 @@ class Region:
             yield from self.leaf_constants(source)
 
     def constant_value(self, node: fx.Node) -> Any:
-        if node not in self.constants:
-            if node.op == "get_attr":
-                self.constants[node] = attribute(self.trace.module, str(node.target))
-            else:
-                known = {n: self.constant_value(n) for n in node.all_input_nodes}
+        if node.op == "get_attr":
+            return attribute(self.trace.module, str(node.target))
+        if self.differentiable and node.target in ("detach", torch.detach):
+            # A border padded with a detached norm's value moves with the norm in the map that is differentiated.
+            return self.constant_value(node.all_input_nodes[0])
+        if self.differentiable or node not in self.constants:
+            known = {n: self.constant_value(n) for n in node.all_input_nodes}
+            with torch.set_grad_enabled(self.differentiable):
                 self.constants[node] = run_nodes([node], known, self.trace.module)
         return self.constants[node]
 
     def identity_on(self, root: fx.Node) -> Affine | None:
         """The identity on a root, if something that reads it tells how many channels it has."""
         if root not in self._identities:
-            found = self._channels(root, depth=4)
-            self._identities[root] = None if found is None else Affine(
-                identity(found[0], found[1], device="meta"), found[2]
-            )  # fmt: skip
+            self._identities[root] = self._identity_on(root)
         return self._identities[root]
+
+    def _identity_on(self, root: fx.Node) -> Affine | None:
+        fixed = shape_after(root)
+        found = self._channels(root, depth=4)
+        if found is None and fixed is None:
+            return None
+        known = None if fixed is None else (fixed[0], len(fixed) - 1, False)
+        channels, ndim, last = found or known or (0, 0, False)
+        grid = fixed[1:] if fixed is not None and (channels, ndim, last) == known else None
+        return Affine(identity(channels, ndim, device="meta"), last, grid)
 
     def _channels(self, node: fx.Node, depth: int) -> tuple[int, int, bool] | None:
         best: tuple[int, int, bool] | None = None
@@ -243,10 +258,15 @@ class Region:
             elif user.op == "call_function" and rule.kind == "kernel":
                 found = self._channels_of_function(user)
             elif depth and (rule.kind == "view" or rule.kind == "elementwise") and len(user.all_input_nodes) < 3:
-                found = self._channels(user, depth - 1) if user.target not in _CHANGES_CHANNELS else None
+                found = None if self._changes_channels(user) else self._channels(user, depth - 1)
             if found is not None and (best is None or found[1] > best[1]):
                 best = found
         return best
+
+    def _changes_channels(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(self.trace.module.get_submodule(str(node.target)), nn.Flatten | nn.Unflatten)
+        return node.target in _CHANGES_CHANNELS
 
     def _channels_of_function(self, node: fx.Node) -> tuple[int, int, bool] | None:
         args = dict(zip(("input", "weight"), node.args, strict=False)) | dict(node.kwargs)
@@ -263,19 +283,22 @@ class Region:
 
 
 _PASS = Rule(lambda _module, x, *args, **kwargs: x, "view")  # noqa: ARG005
-_CHANGES_CHANNELS = {torch.cat, torch.concat, torch.concatenate, torch.chunk, torch.split, "chunk", "split"}
+_CHANGES_CHANNELS = {
+    torch.cat, torch.concat, torch.concatenate, torch.chunk, torch.split, "chunk", "split",
+    torch.reshape, torch.flatten, "reshape", "view", "flatten",
+}  # fmt: skip
 
 
-def _map_of(value: Affine | Bundle) -> ConvMap:
-    return value.map if isinstance(value, Affine) else value.parts[0].map
+def _first(value: Affine | Bundle) -> Affine:
+    return value if isinstance(value, Affine) else value.parts[0]
 
 
 def _on_meta(value: Any) -> Affine | Bundle:
     if isinstance(value, Bundle):
-        return Bundle(tuple(Affine(p.map.meta(), p.last) for p in value.parts), value.stacked)
+        return Bundle(tuple(p.on_meta() for p in value.parts), value.stacked)
     if not isinstance(value, Affine):
         raise Inexact(f"its rule returned {type(value).__name__} instead of a value")
-    return Affine(value.map.meta(), value.last)
+    return value.on_meta()
 
 
 def operations_between(root: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:

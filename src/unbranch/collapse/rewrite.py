@@ -47,7 +47,7 @@ def rebuilt(
         outer = _outermost_closed(node, call, opened)
         if node in by_target:
             layer = layers[by_target[node]]
-            name = _free_name("linear" if isinstance(layer, nn.Linear) else "conv", taken)
+            name = _free_name(_name_of(layer), taken)
             taken.add(name)
             parts[name] = layer
             env[node] = graph.call_module(name, (env[by_target[node].root],))
@@ -126,6 +126,13 @@ def _copied(
     return graph.create_node(node.op, target, tuple(args), dict(kwargs))
 
 
+def _name_of(layer: nn.Module) -> str:
+    """What a merged layer is called in its new place."""
+    if hasattr(layer, "fc"):  # between reshapes
+        return "fc"
+    return "linear" if isinstance(layer, nn.Linear) else "conv"
+
+
 def _free_name(name: str, taken: set[str]) -> str:
     candidates = [name, *(f"{name}{j}" for j in range(2, len(taken) + 3))]
     return next(c for c in candidates if c not in taken)
@@ -181,7 +188,7 @@ def replaced_modules(
     for swap in swaps:
         for j, path in enumerate(swap.paths):
             old = network.get_submodule(trace.full_path(path))
-            new = _with_rest(layers[swap.merge] if j == swap.host else None, old, memo)
+            new = with_rest(layers[swap.merge] if j == swap.host else None, old, memo)
             _take_place(old, new, memo)
     rebuilds = [p for p in plans if isinstance(p, Rebuild)]
     for plan in sorted(rebuilds, key=lambda p: -len(list(p.call.lineage()))):
@@ -191,7 +198,7 @@ def replaced_modules(
         _take_place(old, new, memo)
 
 
-def _with_rest(layer: nn.Module | None, old: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def with_rest(layer: nn.Module | None, old: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A merged layer or nothing, followed by what comes after the affine part of the old module."""
     rule = rule_of_module(old)
     rest = rule.rest if rule is not None else ()

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
 
-from ..algebra import ConvMap, add, compose, concat, lifted, pad, scale_shift, select
-from ..errors import Inexact
+from ..algebra import (
+    ConvMap,
+    GridMap,
+    add,
+    compose,
+    concat,
+    grid_add,
+    grid_compose,
+    grid_scale_shift,
+    grid_select,
+    lifted,
+    pad,
+    regridded,
+    scale_shift,
+    select,
+    to_grid,
+)
+from ..errors import Inexact, NotAffine
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,20 +37,31 @@ class Affine:
         map: the operator.
         last: whether channels lie on the last axis of a tensor of any rank (``nn.Linear``) instead of
             axis 1, followed by the grid.
+        root_grid: size of the root's grid, where the graph fixes it.
     """
 
     map: ConvMap
     last: bool = False
+    root_grid: tuple[int, ...] | None = None
 
     @property
     def channels(self) -> int:
         return self.map.out_channels
 
+    @property
+    def ndim(self) -> int:
+        """Number of grid dimensions of the tensor."""
+        return self.map.ndim
+
+    @property
+    def device(self) -> torch.device:
+        return self.map.weight.device
+
     def then(self, outer: ConvMap, *, last: bool = False) -> Affine:
         """Apply one more map: ``outer(self)``."""
         self._check_axis(outer.ndim, last)
         inner = lifted(self.map, outer.ndim) if outer.ndim else self.map
-        return Affine(compose(outer, inner), last or self.last)
+        return replace(self, map=compose(outer, inner), last=last or self.last)
 
     def scaled(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Affine:
         """``scale·self + shift`` with one number per channel, ``(C,)`` each."""
@@ -55,17 +83,35 @@ class Affine:
 
     def plus(self, *others: Affine) -> Affine:
         """The sum of values of one root."""
+        gridded = [v for v in others if isinstance(v, Gridded)]
+        if gridded:
+            return gridded[0].plus(self, *(v for v in others if v is not gridded[0]))
         maps, last = _joined((self, *others))
-        return Affine(add(*maps), last)
+        return Affine(add(*maps), last, self.root_grid)
 
     def joined(self, *others: Affine) -> Affine:
         """Concatenation along the channels."""
         maps, last = _joined((self, *others))
-        return Affine(concat(*maps), last)
+        return Affine(concat(*maps), last, self.root_grid)
 
     def selected(self, channels: Sequence[int]) -> Affine:
         """Some of the channels."""
         return replace(self, map=select(self.map, channels))
+
+    def on_meta(self) -> Affine:
+        """The same without its kernel's values."""
+        return replace(self, map=self.map.meta())
+
+    def viewed(self, shape: Sequence[int]) -> Affine:
+        """Reshaped to images of another shape, ``(B, *shape)``, with the order of the numbers in memory kept."""
+        return self.gridded().viewed(shape)
+
+    def gridded(self) -> Gridded:
+        """The same value as matrices on its grid, where the graph fixes the grid's size."""
+        if self.root_grid is None or self.last or len(self.root_grid) != self.map.ndim:
+            raise NotAffine("a reshape of a tensor whose size depends on the input")
+        m = to_grid(self.map, self.root_grid)
+        return Gridded(m, False, self.root_grid, (m.out_channels, *m.grid_out))
 
     def _check_axis(self, ndim: int, last: bool) -> None:
         if (self.last and ndim) or (last and self.map.ndim):
@@ -75,6 +121,73 @@ class Affine:
         vectors = (self.map.bias, self.map.gain, self.map.weight)
         device = next((v.device for v in vectors if v is not None and not v.is_meta), None)
         return torch.full((self.channels,), float(value), dtype=torch.float64, device=device)
+
+
+@dataclass(frozen=True, eq=False)
+class Gridded(Affine):
+    """A tensor of known size that is matrices times the root's grid: fully connected layers, and what joins them.
+
+    Args:
+        shape: of one image as the tensor has it now, channels first; the map's own channels and grid are others
+            after a reshape, the order of the numbers is the same.
+    """
+
+    map: GridMap  # type: ignore[assignment]
+    shape: tuple[int, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape) - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.map.matrix.device
+
+    def then(self, outer: ConvMap, *, last: bool = False) -> Gridded:
+        grid = self.shape[1:]
+        if outer.ndim != len(grid) or (last and grid) or outer.in_channels != self.channels:
+            raise NotAffine("a layer of other dimensions after a reshape")
+        after = to_grid(outer, grid)
+        m = grid_compose(after, regridded(self.map, grid))
+        return replace(self, map=m, shape=(m.out_channels, *m.grid_out))
+
+    def scaled(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Gridded:
+        return replace(self, map=grid_scale_shift(regridded(self.map, self.shape[1:]), scale, shift))
+
+    def padded(self, lo: Sequence[int], hi: Sequence[int], value: float = 0.0, border: str = "zeros") -> Gridded:  # noqa: ARG002
+        raise NotAffine("padding after a reshape")
+
+    def plus(self, *others: Affine) -> Gridded:
+        parts = [self, *(v.gridded() for v in others)]
+        if len({v.shape for v in parts}) > 1:
+            raise NotAffine("a sum of tensors of different shapes")
+        return replace(self, map=grid_add(*(regridded(v.map, self.shape[1:]) for v in parts)))
+
+    def joined(self, *others: Affine) -> Gridded:  # noqa: ARG002
+        raise NotAffine("a concatenation after a reshape")
+
+    def selected(self, channels: Sequence[int]) -> Gridded:
+        kept = list(channels)
+        m = grid_select(regridded(self.map, self.shape[1:]), kept)
+        return replace(self, map=m, shape=(len(kept), *self.shape[1:]))
+
+    def viewed(self, shape: Sequence[int]) -> Gridded:
+        if prod(shape) != self.map.features:
+            raise NotAffine("a reshape that moves numbers between images")
+        return replace(self, shape=tuple(shape))
+
+    def gridded(self) -> Gridded:
+        return self
+
+    def on_meta(self) -> Gridded:
+        return replace(self, map=self.map.meta())
+
+    def _filled(self, value: float) -> Tensor:
+        return torch.full((self.channels,), float(value), dtype=torch.float64, device=self.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """The rules by which modules, functions and methods are run on operators."""
 
-from . import foreign, functions, layers  # noqa: F401  (they register themselves)
+from . import foreign, functions, layers, views  # noqa: F401  (they register themselves)
 from .registry import (
     Rule,
     register_method,
@@ -10,6 +10,7 @@ from .registry import (
     rule_of_module,
     users_functions,
 )
+from .views import shape_after
 
 __all__ = [
     "Rule",
@@ -18,5 +19,6 @@ __all__ = [
     "rule_of_function",
     "rule_of_method",
     "rule_of_module",
+    "shape_after",
     "users_functions",
 ]

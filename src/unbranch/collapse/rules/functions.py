@@ -63,13 +63,13 @@ def _per_channel(x: Affine, constant: Any) -> float | Tensor:
         return float(constant)
     if not isinstance(constant, Tensor):
         raise NotAffine("an operand that isn't a number or a tensor")
-    if constant.numel() == 1 and constant.dim() <= x.map.ndim + 2:
-        return constant.detach().double().reshape(1).expand(x.channels)
-    position = 1 if x.last else x.map.ndim + 1  # of the channel axis, from the right
+    if constant.numel() == 1 and constant.dim() <= x.ndim + 2:
+        return constant.double().reshape(1).expand(x.channels)
+    position = 1 if x.last else x.ndim + 1  # of the channel axis, from the right
     shape = list(constant.shape)
     if len(shape) < position or shape[-position] != x.channels or constant.numel() != x.channels:
         raise NotAffine(f"a constant of shape {tuple(shape)}, which isn't one number per channel")
-    return constant.detach().double().flatten()
+    return constant.double().flatten()
 
 
 register_rule(operator.add, operator.iadd, torch.add)(_add)
@@ -174,7 +174,7 @@ def _dropout(x: Affine, p: float = 0.5, training: bool = True, inplace: bool = F
 
 
 def _is_channel_axis(x: Affine, dim: int) -> bool:
-    return dim == -1 if x.last else dim in (1, -(x.map.ndim + 1))
+    return dim == -1 if x.last else dim in (1, -(x.ndim + 1))
 
 
 @register_rule(torch.cat, torch.concat, torch.concatenate)
@@ -240,7 +240,7 @@ def _getitem(x: Affine | Bundle, index: Any) -> Affine:
 
 
 def _sliced(x: Affine, index: tuple[Any, ...]) -> Affine:
-    rank = x.map.ndim + 2
+    rank = x.ndim + 2
     if x.last or Ellipsis in index[:-1] or any(not isinstance(i, slice) and i is not Ellipsis for i in index):
         raise NotAffine("indexing other than by plain slices")
     parts = [i for i in index if i is not Ellipsis]
@@ -253,7 +253,7 @@ def _sliced(x: Affine, index: tuple[Any, ...]) -> Affine:
     if any(lo) or any(hi):
         x = x.padded([-v for v in lo], [-v for v in hi])
     if any(s > 1 for s in step):
-        one = ConvMap(torch.ones(x.channels, 1, *(1,) * len(step), dtype=torch.float64, device=x.map.weight.device),
+        one = ConvMap(torch.ones(x.channels, 1, *(1,) * len(step), dtype=torch.float64, device=x.device),
                       None, step, (1,) * len(step), (0,) * len(step), (0,) * len(step), x.channels)  # fmt: skip
         x = x.then(one)
     return x

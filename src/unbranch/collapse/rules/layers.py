@@ -122,7 +122,7 @@ def pooled(
         raise Inexact("an average pool with ceil_mode=True averages over fewer points at the edge")
     if any(padding) and not count_include_pad and divisor is None:
         raise Inexact("an average pool that doesn't count its padding averages over fewer points at the edge")
-    device = x.map.weight.device
+    device = x.device
     return x.then(average_pool(x.channels, size, stride, padding, divisor=divisor, device=device))
 
 
@@ -147,8 +147,8 @@ def padded(x: Affine, amounts: Sequence[int], border: str = "zeros", value: floa
     pairs = list(zip(amounts[::2], amounts[1::2], strict=True))[::-1]
     if x.last or any(not isinstance(a, int) for a in amounts):
         raise Inexact("padding of another axis, or by an amount that depends on the input")
-    ndim = max(x.map.ndim, len(pairs))
-    if x.map.ndim and len(pairs) > x.map.ndim:
+    ndim = max(x.ndim, len(pairs))
+    if x.ndim and len(pairs) > x.ndim:
         raise Inexact("padding of the channel axis")
     pairs = [(0, 0)] * (ndim - len(pairs)) + pairs
     return x.padded([a for a, _ in pairs], [b for _, b in pairs], float(value), border)

@@ -1,0 +1,138 @@
+"""The merged kernel of a block while it trains, as a function of its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, fx, nn
+
+from ..errors import InputError
+from .plan import plan_of
+from .region import Region
+from .shadow import shadow_of, unwrapped
+from .trace import Trace, traces_of
+from .value import Affine, Gridded
+
+
+class EquivalentKernel(NamedTuple):
+    """Kernel ``(O, I/groups, *k)`` and bias ``(O,)`` of one merged layer."""
+
+    kernel: Tensor
+    bias: Tensor
+
+
+def equivalent_kernel(module: nn.Module, *, constant_norms: bool = False) -> EquivalentKernel:
+    """The kernel and bias that ``module`` deploys with, differentiable in all parameters that they depend on.
+
+    Batch norms count with their running statistics, as in evaluation, whatever the mode; ``module`` isn't changed.
+    For a block that ends in an activation or another non-linear layer it is the kernel of the one convolution that
+    its branches merge into. A fully connected layer on a grid gives ``(C·h·w, h·w·C/groups, 1, 1)``. The structure is
+    read once per module and kept, so that a call in every training step costs little more than the arithmetic.
+
+    Args:
+        module: a block, or any module with one merged layer.
+        constant_norms: take the norms' scales and shifts as constants: no gradient reaches γ and β.
+
+    Returns:
+        Tensors of the dtype and on the device of the module's largest weight.
+
+    Raises:
+        InputError: if there is no such layer, or more than one.
+
+    Example:
+        >>> import torch, unbranch as ub
+        >>> block = ub.blocks.RepVGG(4, 4, 3, padding=1)
+        >>> kernel, bias = ub.equivalent_kernel(block)
+        >>> kernel.square().sum().backward()  # a penalty on what will be deployed
+        >>> kernel.shape, block.conv_1x1.conv.weight.grad is not None
+        (torch.Size([4, 4, 3, 3]), True)
+    """
+    network = unwrapped(module)
+    cached = _READ.setdefault(network, {}).get(constant_norms)
+    state = _state(network)
+    if cached is None or cached.state != state:
+        cached = _read(network, state, constant_norms)
+        _READ[network][constant_norms] = cached
+    value = cached.region.realised(cached.root, cached.target)
+    like = cached.region.weight_like(cached.root, cached.target)
+    kernel, bias = _tensors(value)
+    return EquivalentKernel(kernel.to(like.dtype), bias.to(like))
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """What a module was found to be, and the state of it that this holds for."""
+
+    state: tuple[Any, ...]
+    region: Region
+    root: fx.Node
+    target: fx.Node
+
+
+_READ: WeakKeyDictionary[nn.Module, dict[bool, _Reading]] = WeakKeyDictionary()
+
+
+def _state(network: nn.Module) -> tuple[Any, ...]:
+    """What a reading depends on: the modules, their settings and their tensors, but not the tensors' values."""
+    found: list[Any] = []
+    for module in network.modules():
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        found.append((id(module), module.extra_repr(), *(id(t) for t in tensors)))
+    return tuple(found)
+
+
+def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _Reading:
+    shadow = nn.Sequential(shadow_of(network))  # so that a single layer has a graph, too
+    if constant_norms:
+        _freeze_norms(shadow)
+    traces, unread = traces_of(shadow.eval())
+    trace = next((t for t in traces if not t.path), None)
+    if trace is None:
+        reason = next(iter(unread.values()), "it holds no linear layer")
+        raise InputError(f"{type(network).__name__} has no equivalent kernel: {reason}")
+    region = Region(trace, differentiable=True)
+    root, target = _whole(region, trace) or _only_merge(region, network)
+    return _Reading(state, region, root, target)
+
+
+def _freeze_norms(shadow: nn.Module) -> None:
+    for module in shadow.modules():
+        if isinstance(getattr(module, "running_var", None), Tensor):
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
+
+
+def _whole(region: Region, trace: Trace) -> tuple[fx.Node, fx.Node] | None:
+    """The module's input and output, if it is one map."""
+    output = trace.root.output
+    roots = region.values.get(output, {}) if isinstance(output, fx.Node) else {}
+    first = next((r for r in roots if r.op == "placeholder" and isinstance(roots[r], Affine)), None)
+    return None if first is None else (first, output)
+
+
+def _only_merge(region: Region, network: nn.Module) -> tuple[fx.Node, fx.Node]:
+    """Where the one merged layer starts and ends, or else the one layer with a kernel."""
+    merges = [(m.root, m.target) for m in plan_of(region).merges]
+    found = merges or [
+        (n.all_input_nodes[0], n) for n in region.values if (rule := region.rule(n)) and rule.kind == "kernel"
+    ]
+    if len(found) == 1:
+        return found[0]
+    name = type(network).__name__
+    if not found:
+        reason = next(iter(region.trace.failures.values()), "nothing in it is a linear map")
+        raise InputError(f"{name} has no equivalent kernel: {reason}")
+    inside = ", ".join(str(target.target).removeprefix("0.") for _, target in found[:4])
+    raise InputError(f"{name} has {len(found)} merged layers ({inside}, …); ask a submodule that has one")
+
+
+def _tensors(value: Affine) -> tuple[Tensor, Tensor]:
+    if isinstance(value, Gridded):
+        grid = value.map
+        kernel = grid.matrix.reshape(grid.features, -1, 1, 1)
+        return kernel, kernel.new_zeros(grid.features) if grid.bias is None else grid.bias.flatten()
+    m = value.map
+    return m.kernel, m.kernel.new_zeros(m.out_channels) if m.bias is None else m.bias

@@ -1,0 +1,62 @@
+"""Reshapes that keep every image's numbers in order: what lies around a fully connected layer on a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ...errors import NotAffine
+from ..value import Affine
+from .registry import register_method, register_rule
+
+
+def image_shape(sizes: Sequence[Any]) -> tuple[int, ...] | None:
+    """The shape of one image in ``reshape``'s arguments ``-1, C, …``, None unless it is fixed."""
+    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+        sizes = sizes[0]
+    batch, *image = sizes or (None,)
+    fixed = image and all(type(n) is int and n > 0 for n in image)
+    return tuple(image) if type(batch) is int and batch == -1 and fixed else None
+
+
+def shape_after(node: fx.Node) -> tuple[int, ...] | None:
+    """The shape of one image of a node that reshapes to a fixed one."""
+    reshapes = node.op in ("call_function", "call_method") and node.target in _RESHAPES and not node.kwargs
+    return image_shape(node.args[1:]) if reshapes else None
+
+
+@register_rule(torch.reshape, kind="view")
+def _reshape(x: Affine, *sizes: Any) -> Affine:
+    shape = image_shape(sizes)
+    if shape is None:
+        raise NotAffine("a reshape to a size that depends on the input, or of the batch")
+    return x.viewed(shape)
+
+
+register_method("reshape", "view", kind="view")(_reshape)
+_RESHAPES = (torch.reshape, "reshape", "view")
+
+
+@register_rule(torch.flatten, kind="view")
+def _flatten(x: Affine, start_dim: int = 0, end_dim: int = -1) -> Affine:
+    if start_dim != 1 or end_dim != -1:
+        raise NotAffine("a flattening of other axes than all of an image")
+    return x.viewed((x.gridded().map.features,))
+
+
+register_method("flatten", kind="view")(_flatten)
+
+
+@register_rule(nn.Flatten, kind="view")
+def _flatten_layer(module: nn.Flatten, x: Affine) -> Affine:
+    return _flatten(x, module.start_dim, module.end_dim)
+
+
+@register_rule(nn.Unflatten, kind="view")
+def _unflatten_layer(module: Any, x: Affine) -> Affine:
+    if module.dim != 1:
+        raise NotAffine("an unflattening of another axis than the first of an image")
+    return _reshape(x, -1, *module.unflattened_size, *x.gridded().shape[1:])

@@ -1,0 +1,42 @@
+"""Values of a network that was never trained, as if it had been."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+@torch.no_grad()
+def randomise_statistics(network: nn.Module, seed: int = 0) -> None:
+    """Give every batch norm statistics, scales (some negative) and shifts as if it had been trained.
+
+    A fresh norm is the identity up to a constant: two networks that merge it wrongly would still agree.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+        if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+            continue
+        mean.copy_(_uniform(mean, -0.5, 0.5, generator))
+        variance.copy_(_uniform(variance, 0.5, 2.0, generator))
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(weight, Tensor):
+            sign = torch.where(_uniform(weight, 0, 1, generator) < 0.15, -1.0, 1.0).to(weight)
+            weight.copy_(sign * _uniform(weight, 0.4, 1.2, generator))
+        if isinstance(bias, Tensor):
+            bias.copy_(_uniform(bias, -0.3, 0.3, generator))
+
+
+@torch.no_grad()
+def randomise_values(network: nn.Module, seed: int = 0) -> None:
+    """Give every parameter and floating buffer positive random values, and batch norms theirs: none is special."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if not is_lazy(tensor) and tensor.is_floating_point():
+            tensor.copy_(_uniform(tensor, 0.5, 1.5, generator))
+    randomise_statistics(network, seed)
+
+
+def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return (torch.rand(like.shape, generator=generator) * (high - low) + low).to(like)
