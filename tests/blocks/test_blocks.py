@@ -1,113 +1,357 @@
-"""Blocks stand where a convolution stood: same shapes, every geometry, gradients, gentle errors."""
+"""What single blocks promise beyond the contract: their starts, their branches, their borders, their refusals."""
 
 from __future__ import annotations
 
+import doctest
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
-from unbranch.blocks import ACB, DBB, RepVGG
-from unbranch.blocks.dbb import BorderBatchNorm2d
-from unbranch.errors import InputError
+import unbranch as ub
+from tests.blocks.rows import CONVOLUTIONS, ROWS, Row
+from tests.blocks.test_contract import assert_equal, kernels, trained
+from unbranch.blocks import (
+    ACB,
+    BRANCHES,
+    DBB,
+    BranchedConv,
+    Compactor,
+    ConvFFN,
+    ConvSpec,
+    DropPath,
+    LargeKernel,
+    Mixed,
+    RepMLP,
+    RepVGG,
+    custom_l2,
+    initialise,
+)
 
-BLOCKS = [ACB, DBB, RepVGG]
-GEOMETRIES: dict[str, dict[str, Any]] = {
-    "same": {"kernel_size": 3, "padding": 1},
-    "word": {"kernel_size": (5, 3), "padding": "same", "dilation": 2},
-    "unpadded": {"kernel_size": 3},
-    "overpadded": {"kernel_size": 3, "padding": 4},
-    "strided": {"kernel_size": 5, "padding": 2, "stride": (2, 3)},
-    "dilated": {"kernel_size": 3, "padding": (2, 4), "dilation": (2, 4)},
-    "tall": {"kernel_size": (5, 1), "padding": (2, 0)},
-    "even": {"kernel_size": (4, 2), "padding": 1},
-    "pointwise": {"kernel_size": 1},
-    "grouped": {"kernel_size": 3, "padding": 1, "groups": 2},
-    "depthwise": {"kernel_size": 3, "padding": 1, "groups": 8, "stride": 2},
-    "depthwise dilated": {"kernel_size": 3, "padding": 3, "groups": 8, "dilation": 3},
-    "reflect": {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
-    "circular": {"kernel_size": 3, "padding": (1, 2), "padding_mode": "circular"},
-}
-
-
-@pytest.fixture(params=BLOCKS, ids=lambda block: block.__name__)
-def block(request: pytest.FixtureRequest) -> Callable[..., nn.Module]:
-    return request.param
+EACH = pytest.mark.parametrize("row", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+PLANAR = [ACB, DBB, RepVGG, LargeKernel, Mixed]
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
-@pytest.mark.parametrize("out_channels", [8, 16])
-def test_block_has_the_shape_of_the_convolution(
-    block: Callable[..., nn.Module], geometry: dict[str, Any], out_channels: int
+def make(kind: Callable[..., nn.Module], *args: Any, **options: Any) -> nn.Module:
+    return kind(*args, **options, **({"small_kernel": 1} if kind is LargeKernel else {}))
+
+
+# --- a convolution's arguments ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PLANAR)
+def test_block_takes_a_convolutions_arguments_by_position(kind: type[BranchedConv]) -> None:
+    arguments = (4, 8, 3, 2, 1, 1, 2, False, "reflect", torch.device("cpu"), torch.float64)
+    block, conv = make(kind, *arguments), nn.Conv2d(*arguments)
+    x = torch.randn(1, 4, 7, 8, dtype=torch.float64)
+    assert block(x).shape == conv(x).shape
+    assert block(x).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", PLANAR)
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"groups": 3}, "groups=3 divides not both in_channels=4 and out_channels=6"),
+        ({"groups": 0}, "groups is at least 1"),
+        ({"in_channels": 0}, "in_channels is at least 1"),
+        ({"out_channels": -1}, "out_channels is at least 1"),
+        ({"kernel_size": 0}, "kernel_size is one whole number or 2, each at least 1; got 0"),
+        ({"kernel_size": (3,)}, r"kernel_size is one whole number or 2, each at least 1; got \(3,\)"),
+        ({"kernel_size": (3, 3, 3)}, "kernel_size is one whole number or 2"),
+        ({"kernel_size": 2.5}, "kernel_size is one whole number or 2"),
+        ({"stride": 0}, "stride is one whole number or 2, each at least 1"),
+        ({"dilation": (1, 0)}, "dilation is one whole number or 2"),
+        ({"padding": -1}, "padding is one whole number or 2, each at least 0"),
+        ({"padding": "all"}, "padding='all' is neither 'same' nor 'valid'"),
+        ({"padding": "same", "stride": 2}, "padding='same' needs stride 1"),
+        ({"padding": "same", "kernel_size": 2}, "padding='same' needs an odd kernel"),
+        ({"padding_mode": "mirror"}, "padding_mode='mirror' is none of zeros, reflect, replicate, circular"),
+        ({"ndim": 4}, "ndim is 1, 2 or 3; got 4"),
+        ({"init": "dirac"}, "init='dirac' is neither a number nor one of single, zero, identity"),
+    ],
+)
+def test_argument_that_makes_no_convolution_is_refused(
+    kind: type[BranchedConv], arguments: dict[str, Any], reason: str
 ) -> None:
-    x = torch.randn(2, 8, 13, 16)
-    expected = nn.Conv2d(8, out_channels, **geometry)(x)
-    network = block(8, out_channels, **geometry)
-    assert network(x).shape == network.eval()(x).shape == expected.shape
+    with pytest.raises(ub.InputError, match=reason):
+        make(kind, **{"in_channels": 4, "out_channels": 6, "kernel_size": 3} | arguments)
 
 
-def test_every_parameter_gets_a_gradient(block: Callable[..., nn.Module]) -> None:
-    network = block(4, 4, 3, padding=1)
-    network(torch.randn(2, 4, 6, 7)).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
+@pytest.mark.parametrize("padding_mode", ["reflect", "circular"])
+def test_input_is_padded_once(padding_mode: str) -> None:
+    block = DBB(4, 4, 3, padding=1, padding_mode=padding_mode)
+    assert isinstance(block.pad, nn.ReflectionPad2d | nn.CircularPad2d)
+    assert all(m.padding == (0, 0) for m in block.modules() if isinstance(m, nn.Conv2d))
 
 
-def test_scaling_the_input_and_shifting_it_is_all_that_an_affine_block_does(block: Callable[..., nn.Module]) -> None:
-    network = block(3, 5, 3, padding=1).double().eval()
-    a, b = torch.randn(2, 1, 3, 6, 7, dtype=torch.float64)
-    mixed = network(0.3 * a + 0.7 * b)
-    assert torch.allclose(mixed, 0.3 * network(a) + 0.7 * network(b), rtol=0, atol=1e-12)
+def test_block_prints_the_convolution_it_stands_for() -> None:
+    printed = repr(ACB(4, 8, 3, 2, 1, groups=2))
+    assert printed.startswith("ACB(\n  4, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), groups=2\n")
 
 
-def test_padding_mode_that_does_not_exist_is_refused(block: Callable[..., nn.Module]) -> None:
-    with pytest.raises(InputError, match="padding_mode='mirror'"):
-        block(3, 5, 3, padding=1, padding_mode="mirror")
+# --- how a block starts ----------------------------------------------------------------------------------
 
 
-def test_same_padding_of_an_even_kernel_is_refused(block: Callable[..., nn.Module]) -> None:
-    with pytest.raises(InputError, match="odd kernel"):
-        block(3, 5, 2, padding="same")
+def closing_scales(block: BranchedConv) -> dict[str, float]:
+    branches = {name: block.get_submodule(name) for name in block.branch_names}
+    return {n: b.bn.weight.unique().item() for n, b in branches.items() if hasattr(b, "bn")}
 
 
-def test_border_is_what_the_norm_gives_to_zero() -> None:
-    norm = BorderBatchNorm2d(4, (1, 2)).double()
-    norm(torch.randn(8, 4, 6, 7, dtype=torch.float64) + 3)  # moves the running statistics
-    nn.init.uniform_(norm.bn.weight, -1, 1)
-    nn.init.uniform_(norm.bn.bias, -1, 1)
-    x = torch.randn(1, 4, 5, 6, dtype=torch.float64)
-    padded = nn.functional.pad(x, (2, 2, 1, 1))
-    norm.eval()
-    assert torch.allclose(norm(x), norm.bn(padded), rtol=0, atol=1e-12)
+@EACH
+def test_number_is_the_scale_of_every_closing_norm(row: Row) -> None:
+    block = row.make(**row.arguments, init=1 / 3)
+    assert set(closing_scales(block).values()) == {torch.tensor(1 / 3).item()}
+    inner = [m for n, m in block.named_modules() if n.endswith("border_bn.bn")]
+    assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in inner)
 
 
-def test_dilated_average_is_exact_in_float64_when_built_in_float32() -> None:
-    block = DBB(2, 2, 3, padding=2, dilation=2, groups=2).double().eval()
-    x = torch.randn(1, 2, 9, 8, dtype=torch.float64)
-    taps = torch.full((2, 1, 3, 3), 1 / 9, dtype=torch.float64)
-    expected = nn.functional.conv2d(x, taps, None, 1, 2, 2, 2)
-    assert torch.allclose(block.average.pool(x), expected, rtol=0, atol=1e-15)
+@EACH
+def test_single_starts_as_the_main_branch_alone(row: Row) -> None:
+    block, x = row.make(**row.arguments, init="single"), torch.randn(row.shape)
+    skipped = x if "skip" in block.branch_names else 0  # has no norm
+    assert torch.equal(block(x), block.get_submodule(block.main)(x) + skipped)
 
 
-def test_single_init_starts_dbb_as_its_convolution() -> None:
-    block = DBB(3, 5, 3, padding=1, single_init=True)
-    x = torch.randn(2, 3, 6, 7)
-    assert torch.equal(block(x), block.conv_kxk(x))
+@EACH
+def test_identity_starts_as_the_main_norm_of_the_input(row: Row) -> None:
+    block, x = row.make(**row.arguments | {"groups": 2}, init="identity").eval(), torch.randn(row.shape)
+    skips = "skip" in block.branch_names
+    assert_equal(block(x), x / math.sqrt(1 + 1e-5) + skips * x, 1e-6)
 
 
-def test_branch_scale_sets_the_three_norms_of_acb() -> None:
-    block = ACB(3, 5, 3, branch_scale=1 / 3)
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(norms) == 3
-    assert all(torch.equal(norm.weight, torch.full((5,), 1 / 3)) for norm in norms)
+@EACH
+def test_zero_sets_every_closing_norm_and_can_come_later(row: Row) -> None:
+    block = row.make(**row.arguments)
+    initialise(block, "zero")
+    assert set(closing_scales(block).values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"out_channels": 8},
+        {"stride": 2},
+        {"padding": 0},
+        {"kernel_size": 2, "padding": 1},
+        {"dilation": 2},
+    ],
+    ids=str,
+)
+def test_identity_is_refused_where_the_block_can_not_be_one(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ub.InputError, match="init='identity' needs in_channels == out_channels, stride 1"):
+        ACB(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1} | arguments, init="identity")
+
+
+def test_norms_without_scale_can_not_be_initialised() -> None:
+    with pytest.raises(ub.InputError, match="with affine=False the norms have no scale"):
+        DBB(4, 4, 3, init="single", affine=False)
+
+
+@pytest.mark.parametrize("kind", PLANAR)
+def test_main_branch_may_be_an_existing_convolution(kind: type[BranchedConv]) -> None:
+    """What ``expand`` does: a convolution with a bias in place of ours, no norm behind it, the others at zero."""
+    conv, x = nn.Conv2d(4, 6, 3, 2, 1), torch.randn(2, 4, 7, 8)
+    block = make(kind, 4, 6, 3, 2, 1, init="single")
+    main = block.get_submodule(block.main)
+    main.conv, main.bn = conv, nn.Identity()
+    assert torch.equal(block(x), conv(x))
+    initialise(block, "single")
+    assert torch.equal(block(x), conv(x))
+    assert_equal(ub.collapse(block.double().eval(), x.double())(x.double()), block(x.double()))
+
+
+# --- branches --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("block", "names"),
+    [
+        (ACB(4, 4, 3), ("square", "vertical", "horizontal")),
+        (ACB(4, 4, 3, ndim=3), ("square", "depth", "vertical", "horizontal")),
+        (DBB(4, 4, 3), ("conv_kxk", "conv_1x1", "average", "conv_1x1_kxk")),
+        (DBB(4, 4, 3, groups=4), ("conv_kxk", "average", "conv_1x1_kxk")),
+        (RepVGG(4, 4, 3), ("conv_kxk", "conv_1x1", "identity")),
+        (RepVGG(4, 4, 3, 2), ("conv_kxk", "conv_1x1")),
+        (LargeKernel(4, 4, 7), ("large", "small")),
+        (LargeKernel(4, 4, 7, small_kernel=None), ("large",)),
+    ],
+)
+def test_branches_are_children_under_their_names(block: BranchedConv, names: tuple[str, ...]) -> None:
+    assert block.branch_names == names
+    assert tuple(dict(block.named_children())) == names
+
+
+@pytest.mark.parametrize("name", [name for name in BRANCHES if name not in ("kxk", "depth")])
+def test_every_branch_can_stand_beside_another(name: str) -> None:
+    block = trained(Row(Mixed, {"in_channels": 6, "out_channels": 6, "kernel_size": 5, "padding": 2,
+                                "branches": ("kxk", name)}, (2, 6, 9, 8)))  # fmt: skip
+    x = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    plain = ub.collapse(block, x, strict=True)
+    assert_equal(plain(x), block(x))
+    assert len(kernels(plain)) == 1
+    assert block.main == "kxk"
+
+
+@pytest.mark.parametrize(
+    ("branches", "options", "reason"),
+    [
+        (("kxk", "identity"), {"stride": 2}, "branch 'identity': an identity needs .* stride"),
+        (("kxk", "skip"), {"out_channels": 8}, "branch 'skip': an identity needs in_channels == out_channels"),
+        (("kxk", "depth"), {}, "branch 'depth': a grid of 2 dimensions has no depth axis"),
+        (("kxk", "vertical"), {"ndim": 1}, "branch 'vertical': in 1-D a line is the whole kernel"),
+        (("kxk", "small"), {}, r"branch 'small': a branch with kernel \(5, 5\) doesn't fit"),
+        (("kxk", "3x1"), {}, "'3x1' isn't one of kxk, 1x1"),
+        (("kxk", "kxk"), {}, "not twice"),
+        (("1x1", "identity"), {}, "none of the branches 1x1, identity holds the whole kernel"),
+        ({"post": ConvSpec.conv_bn}, {}, "a branch can't have the name 'post'"),
+        ({"kernel_size": ConvSpec.conv_bn}, {}, "a branch can't have the name 'kernel_size'"),
+    ],
+)
+def test_branch_that_is_not_possible_is_named(branches: Any, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ub.InputError, match=reason):
+        Mixed(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3} | options, branches=branches)
+
+
+def test_branch_of_ones_own_merges_with_the_others() -> None:
+    def squeeze_and_spread(spec: ConvSpec) -> nn.Module:
+        """A bottleneck of two channels, and a norm."""
+        inner = nn.Conv2d(spec.in_channels, 2, spec.kernel, spec.stride, spec.padding, bias=False)
+        return nn.Sequential(inner, nn.Conv2d(2, spec.out_channels, 1, bias=False), spec.norm(spec.out_channels))
+
+    branches = {"own": squeeze_and_spread, "whole": ConvSpec.conv_bn, "line": BRANCHES["vertical"]}
+    row = Row(Mixed, {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1, "branches": branches},
+              (2, 4, 6, 7))  # fmt: skip
+    block, x = trained(row), torch.randn(2, 4, 6, 7, dtype=torch.float64)
+    assert (block.main, block.branch_names) == ("whole", ("own", "whole", "line"))
+    plain = ub.collapse(block, x, strict=True)
+    assert_equal(plain(x), block(x))
+    assert len(kernels(plain)) == 1
 
 
 def test_squeeze_excite_takes_its_place_around_the_activation() -> None:
-    kinds = {
-        place: [type(m).__name__ for m in RepVGG(16, 16, activation=nn.ReLU, squeeze_excite=place).post]
-        for place in ("before", "after", None)
-    }
-    assert kinds == {"before": ["SqueezeExcite", "ReLU"], "after": ["ReLU", "SqueezeExcite"], None: ["ReLU"]}
-    with pytest.raises(InputError, match="squeeze_excite='inside'"):
-        RepVGG(16, 16, squeeze_excite="inside")
+    def kinds(place: str) -> list[str]:
+        return [type(m).__name__ for m in RepVGG(16, 16, activation=nn.ReLU, squeeze_excite=place).post]
+
+    assert (kinds("before"), kinds("after")) == (["SqueezeExcite", "ReLU"], ["ReLU", "SqueezeExcite"])
+    assert isinstance(RepVGG(16, 16, activation=nn.ReLU).post, nn.ReLU)
+    assert RepVGG(16, 16).post is None
+
+
+@pytest.mark.parametrize("make_border", [lambda b: b.average, lambda b: b.conv_1x1_kxk])
+def test_border_is_what_the_norm_gives_to_zero(make_border: Callable[[nn.Module], nn.Module]) -> None:
+    row = Row(DBB, {"in_channels": 4, "out_channels": 4, "kernel_size": (3, 5), "padding": (1, 2)}, (8, 4, 6, 7))
+    norm = make_border(trained(row)).border_bn
+    x = torch.randn(1, 4, 5, 6, dtype=torch.float64)
+    assert_equal(norm(x), norm.bn(nn.functional.pad(x, (2, 2, 1, 1))), 1e-12)
+
+
+def test_wrong_border_would_be_seen() -> None:
+    """The proof has teeth: zeros in place of the norm's border change the block by far more than is allowed."""
+    block, x = trained(ROWS["DBB"]), torch.randn(2, 8, 6, 7, dtype=torch.float64)
+    expected = block(x)
+    for border in (block.average.border_bn, block.conv_1x1_kxk.border_bn):
+        border.forward = lambda y, norm=border.bn: nn.functional.pad(norm(y), (1, 1, 1, 1))
+    assert (block(x) - expected).abs().max() > 1e-2 * expected.abs().max()
+
+
+# --- RepVGG's penalty ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, (3, 5)], ids=str)
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_custom_l2_decays_the_kernel_that_is_served(kernel: Any, ndim: int) -> None:
+    kernel = kernel if isinstance(kernel, int) else (*kernel, 2)[:ndim]
+    shape = (1, 4, 7, 8, 9)[: ndim + 2]
+    block = trained(Row(RepVGG, {"in_channels": 4, "out_channels": 6, "kernel_size": kernel, "ndim": ndim}, shape))
+    served, _ = ub.equivalent_kernel(block)  # no identity here: K·t + k·u at the centre
+    centre = (..., *((k - 1) // 2 for k in block.kernel_size))
+    large, scales = block.conv_kxk.conv.weight, []
+    for branch in (block.conv_kxk, block.conv_1x1):
+        scales.append((branch.bn.weight / (branch.bn.running_var + branch.bn.eps).sqrt())[:, None])
+    around = large.square().sum() - large[centre].square().sum()
+    expected = around + (served[centre].square() / (scales[0].square() + scales[1].square())).sum()
+    penalty = custom_l2(block)
+    assert torch.isclose(penalty, expected, rtol=1e-12, atol=0)
+    penalty.backward()
+    reached = {name for name, parameter in block.named_parameters() if parameter.grad is not None}
+    assert reached == {"conv_kxk.conv.weight", "conv_1x1.conv.weight"}
+
+
+# --- RepMLP ----------------------------------------------------------------------------------------------
+
+
+def test_windows_and_runs_are_joined_in_the_published_order() -> None:
+    """Sample number r = q·G + c goes to run r div P and window r mod P."""
+    channels, sharesets, (h, w), (height, width) = 8, 2, (3, 4), (6, 12)
+    runs, columns = channels // sharesets, width // w
+    windows = (height // h) * columns
+    block = RepMLP(channels, (h, w), None, sharesets).eval()
+    block.perceptron, block.gate = nn.Identity(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Threshold(math.inf, 1.0))
+    x = torch.randn(2, channels, height, width)
+    output = block(x)
+    for q in range(windows):
+        for c in range(runs):
+            run, window = divmod(q * runs + c, windows)
+            theirs = _window(output, run, window, sharesets, (h, w), columns)
+            assert torch.equal(theirs, _window(x, c, q, sharesets, (h, w), columns))
+
+
+def _window(x: Tensor, run: int, window: int, sharesets: int, size: tuple[int, int], columns: int) -> Tensor:
+    (h, w), (row, column) = size, divmod(window, columns)
+    return x[:, run * sharesets : (run + 1) * sharesets, row * h : (row + 1) * h, column * w : (column + 1) * w]
+
+
+def test_check_of_the_window_survives_tracing_export_and_collapse() -> None:
+    block, wrong = trained(ROWS["RepMLP"]), torch.zeros(1, 8, 7, 8, dtype=torch.float64)
+    x = torch.randn(2, 8, 6, 12, dtype=torch.float64)
+    traced = fx.symbolic_trace(block)
+    plain = ub.collapse(block, x)
+    exported = torch.export.export(block, (x,)).module()
+    for form in (traced, plain, exported):
+        assert_equal(form(x), block(x))
+    for form in (traced, plain):
+        with pytest.raises(ub.InputError, match="multiple of its window"):
+            form(wrong)
+    with pytest.raises(ub.InputError, match="multiple of its window"):
+        torch.export.export(block, (wrong,))
+
+
+# --- smaller parts ---------------------------------------------------------------------------------------
+
+
+def test_drop_path_zeroes_whole_samples_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    drop, x = DropPath(0.25), torch.ones(4000, 2, 3)
+    factors = drop(x)
+    assert torch.equal(factors, factors[:, :1, :1].expand_as(x))
+    assert set(factors.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert abs(factors.mean().item() - 1) < 0.05
+    assert drop.eval()(x) is x
+    with pytest.raises(ub.InputError, match=r"lies in \[0, 1\); got 1"):
+        DropPath(1.0)
+
+
+def test_convffn_without_shortcut_is_refused() -> None:
+    with pytest.raises(ub.InputError, match="in_channels == out_channels; got 4 and 6"):
+        ConvFFN(4, 8, 6)
+
+
+def test_compactor_starts_as_the_identity_and_does_not_read_its_mask() -> None:
+    for ndim in (1, 2, 3):
+        compactor, x = Compactor(3, ndim), torch.randn(2, 3, 4, 5, 6)[(..., *(0,) * (3 - ndim))]
+        compactor.mask.zero_()
+        assert torch.equal(compactor(x), x)
+    with pytest.raises(ub.InputError, match="at least 1 channel on 1 to 3 dimensions; got 0 on 2"):
+        Compactor(0)
+
+
+def test_examples_of_the_documentation_are_true() -> None:
+    page = Path(__file__).parents[2] / "docs" / "blocks.md"
+    failures, examples = doctest.testfile(str(page), module_relative=False)
+    assert examples > 5
+    assert not failures

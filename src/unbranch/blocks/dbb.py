@@ -13,7 +13,7 @@ https://arxiv.org/abs/2103.13425, section 3.
 BNᵖ pads *after* normalising, with the value the norm gives to a zero, so that the border of the padded map is what
 the 1×1 convolution would have made of padded zeros. Only this makes the sequence one convolution at the border.
 
-Where the sequence keeps the number of channels, its 1×1 starts as the identity: weight = identity + difference, and
+Where the sequence keeps the number of channels, its 1×1 starts as the identity: kernel = identity + difference, and
 the difference, initially 0, is what is stored and decayed. A depthwise block (groups = C_in = C_out) has no 1×1
 branch, averages x itself, and widens to 2·C_in channels inside the sequence.
 
@@ -24,136 +24,126 @@ depthwise; a padding mode other than zeros pads the input once.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbranch.blocks.parts import Activation, ConvSpec, Pair, conv_spec, init_scale, through
+from unbranch.blocks.branched import BranchedConv, BranchOptions
+from unbranch.blocks.parts import Device, Size, last_axis_first
+from unbranch.blocks.spec import ConvSpec, Layers
+from unbranch.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class BorderBatchNorm2d(nn.Module):
+class BorderBatchNorm(nn.Module):
     """Batch norm, then a border of the value that it gives to zero: ``v = β − μ·γ/√(σ² + ε)``, by running statistics.
 
-    ``(B, C, H, W)`` to ``(B, C, H + 2·border[0], W + 2·border[1])``. In training the border follows this batch's
-    update of the statistics, and no gradient reaches γ and β through it.
+    ``(B, C, *size)`` to ``(B, C, *size + 2·border)``. In training the border follows this batch's update of the
+    statistics, and no gradient reaches γ and β through it.
     """
 
-    def __init__(self, channels: int, border: Pair, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(self, spec: ConvSpec, channels: int) -> None:
         super().__init__()
-        self.bn = nn.BatchNorm2d(channels, eps, momentum)
-        self.border = (border[1], border[1], border[0], border[0])
+        self.bn = spec.norm(channels)
+        self.border = last_axis_first(tuple((p, p) for p in spec.padding))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn(x)
-        mean, variance = cast(Tensor, self.bn.running_mean), cast(Tensor, self.bn.running_var)
-        scale = self.bn.weight.detach() / torch.sqrt(variance + self.bn.eps)
-        zero = (self.bn.bias.detach() - mean * scale).view(1, -1, 1, 1)  # (1, C, 1, 1)
+        y = cast(Tensor, self.bn(x))
+        if not any(self.border):
+            return y
+        zero = self._of_zero().view(1, -1, *(1,) * (len(self.border) // 2))  # (1, C, 1…)
         return F.pad(y - zero, self.border) + zero
 
+    def _of_zero(self) -> Tensor:
+        """What the norm makes of zero, ``(C,)``."""
+        bn = cast(nn.BatchNorm2d, self.bn)
+        mean, variance = cast(Tensor, bn.running_mean), cast(Tensor, bn.running_var)
+        normal = -mean / torch.sqrt(variance + bn.eps)
+        return normal * bn.weight.detach() + bn.bias.detach() if bn.affine else normal
 
-class IdentityConv1x1(nn.Module):
-    """A 1×1 convolution that starts as the identity: ``(I + difference) * x``, ``(B, C, H, W)`` to the same.
 
-    ``weight`` ``(C, C/g, 1, 1)`` is the difference.
+class IdentityConv(nn.Module):
+    """A 1×1 convolution that starts as the identity: ``x + difference * x``, ``(B, C, *size)`` to the same.
+
+    ``weight`` ``(C, C/g, 1…)`` is the difference.
     """
 
-    identity: Tensor
-
-    def __init__(self, channels: int, groups: int = 1) -> None:
+    def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
-        self.groups = groups
-        width = channels // groups
-        self.weight = nn.Parameter(torch.zeros(channels, width, 1, 1))
-        rows = torch.arange(channels)
-        identity = torch.zeros(channels, width, 1, 1)
-        identity[rows, rows % width] = 1.0
-        self.register_buffer("identity", identity, persistent=False)
+        self.groups, self.ndim, channels = spec.groups, spec.ndim, spec.in_channels
+        shape = (channels, channels // spec.groups, *(1,) * spec.ndim)
+        self.weight = nn.Parameter(torch.zeros(shape, device=spec.device, dtype=spec.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.identity + self.weight, groups=self.groups)
+        conv = (F.conv1d, F.conv2d, F.conv3d)[self.ndim - 1]
+        return x + conv(x, self.weight, groups=self.groups)
 
 
-class DBB(nn.Module):
+def average(spec: ConvSpec) -> nn.Sequential:
+    """``BN(AVG(BNᵖ(1×1 * x)))``, or ``BN(AVG(x))`` with zeros around x where the block is depthwise."""
+    width = spec.out_channels
+    layers = Layers()
+    if not spec.depthwise:
+        layers["conv_1x1"] = spec.conv(spec.in_channels, width, (1,) * spec.ndim, strided=False)
+        layers["border_bn"] = BorderBatchNorm(spec, width)
+    layers |= spec.average(spec.padding if spec.depthwise else (0,) * spec.ndim)
+    layers["bn"] = spec.norm(width)
+    return nn.Sequential(layers)
+
+
+def sequence(spec: ConvSpec, width: int | None = None) -> nn.Sequential:
+    """``BN(K×K * BNᵖ(1×1 * x))`` with ``width`` channels between the two: C_in unless given, 2·C_in if depthwise.
+
+    Raises:
+        InputError: if the groups don't divide the width.
+    """
+    width = (1 + spec.depthwise) * spec.in_channels if width is None else width
+    if width < 1 or width % spec.groups:
+        raise InputError(f"internal_channels is a multiple of groups={spec.groups}; got {width}")
+    layers = Layers()
+    if width == spec.in_channels:
+        layers["identity_1x1"] = IdentityConv(spec)
+    else:
+        layers["conv_1x1"] = spec.conv(spec.in_channels, width, (1,) * spec.ndim, strided=False)
+    layers["border_bn"] = BorderBatchNorm(spec, width)
+    layers["conv_kxk"] = spec.conv(width, spec.out_channels, spec.kernel)
+    layers["bn"] = spec.norm(spec.out_channels)
+    return nn.Sequential(layers)
+
+
+class DBB(BranchedConv):
     """``BN(K×K) + BN(1×1) + BN(AVG(BN(1×1))) + BN(K×K(BN(1×1)))``, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')``.
 
-    ``internal_channels`` is the width inside the 1×1 → K×K branch: ``C_in`` unless given, ``2·C_in`` if depthwise.
-    ``single_init`` starts the block as its K×K branch alone. Section 3.2, table 1.
+    Arguments as for ``BranchedConv``, and ``internal_channels``, the width inside the 1×1 → K×K branch: ``C_in``
+    unless given, ``2·C_in`` if depthwise. ``init="single"`` starts the block as its K×K branch alone.
+    Section 3.2, table 1.
 
     >>> DBB(3, 8, 3, padding=1)(torch.zeros(1, 3, 6, 7)).shape
     torch.Size([1, 8, 6, 7])
     """
 
+    main = "conv_kxk"
+
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Pair,
-        stride: int | Pair = 1,
-        padding: int | Pair | str = 0,
-        dilation: int | Pair = 1,
-        groups: int = 1,
-        padding_mode: str = "zeros",
-        *,
-        internal_channels: int | None = None,
-        activation: Activation = None,
-        single_init: bool = False,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-    ) -> None:
-        super().__init__()
-        self.pad, spec = conv_spec(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-            eps,
-            momentum,
-        )
-        depthwise = groups == in_channels == out_channels
-        self.conv_kxk = spec.conv_bn(spec.kernel)
-        self.conv_1x1 = None if depthwise else spec.conv_bn((1, 1))
-        self.average = _average(spec, depthwise)
-        self.conv_1x1_kxk = _sequence(spec, internal_channels or (2 if depthwise else 1) * in_channels)
-        self.activation = activation() if activation is not None else None
-        if single_init:
-            for branch in (self.conv_1x1, self.average, self.conv_1x1_kxk):
-                init_scale(branch, 0.0)
+        self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+        dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Device = None,
+        dtype: torch.dtype | None = None, *, internal_channels: int | None = None, **options: Unpack[BranchOptions],
+    ) -> None:  # fmt: skip
+        self.internal_channels = internal_channels
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
+            dtype, **options,
+        )  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = through(self.pad, x)
-        y = self.conv_kxk(x) + self.average(x) + self.conv_1x1_kxk(x)
-        if self.conv_1x1 is not None:
-            y = y + self.conv_1x1(x)
-        return through(self.activation, y)
-
-
-def _average(spec: ConvSpec, depthwise: bool) -> nn.Sequential:
-    """``BN(AVG(BNᵖ(1×1 * x)))``, or ``BN(AVG(x))`` with the pool's own zero padding."""
-    width = spec.out_channels
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if not depthwise:
-        layers["conv_1x1"] = spec.conv_1x1(width)
-        layers["border_bn"] = BorderBatchNorm2d(width, spec.padding, spec.eps, spec.momentum)
-    layers["pool"] = spec.average(width, spec.padding if depthwise else (0, 0))
-    layers["bn"] = spec.norm(width)
-    return nn.Sequential(layers)
-
-
-def _sequence(spec: ConvSpec, width: int) -> nn.Sequential:
-    """``BN(K×K * BNᵖ(1×1 * x))``, ``width`` channels between the two."""
-    same = width == spec.in_channels
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv_1x1"] = IdentityConv1x1(width, spec.groups) if same else spec.conv_1x1(width)
-    layers["border_bn"] = BorderBatchNorm2d(width, spec.padding, spec.eps, spec.momentum)
-    layers["conv_kxk"] = nn.Conv2d(
-        width, spec.out_channels, spec.kernel, spec.stride, 0, spec.dilation, spec.groups, bias=False
-    )
-    layers["bn"] = spec.norm(spec.out_channels)
-    return nn.Sequential(layers)
+    def make_branches(self, spec: ConvSpec) -> dict[str, nn.Module]:
+        point = {} if spec.depthwise else {"conv_1x1": spec.conv_bn((1,) * spec.ndim)}
+        return {
+            "conv_kxk": spec.conv_bn(),
+            **point,
+            "average": average(spec),
+            "conv_1x1_kxk": sequence(spec, self.internal_channels),
+        }

@@ -12,88 +12,96 @@ https://arxiv.org/abs/2101.03697, section 3.
 The third branch exists where input and output have the same channels and the stride is 1. Squeeze-and-excitation
 comes before the activation in RepVGG-D2se and after it in RepVGGplus.
 
-Deviations from the published code: any kernel, padding and dilation, for all branches; squeeze-and-excitation pools
-the whole map (there, a square window as wide as the map); the block is affine unless an activation is named.
+Deviations from the published code: any kernel, padding and dilation, for all branches (there, the training branches
+ignore dilation and padding mode); squeeze-and-excitation pools the whole map (there, a square window as wide as the
+map) and keeps at least one hidden channel; the block is affine unless an activation is named.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
 import torch
 from torch import Tensor, nn
 
-from unbranch.blocks.parts import Activation, Pair, conv_spec, through
+from unbranch.algebra import batch_norm_scale_shift
+from unbranch.blocks.branched import BranchedConv, BranchOptions
+from unbranch.blocks.parts import Activation, Device, Size, SqueezeExcite
+from unbranch.blocks.spec import ConvSpec, centre
 from unbranch.errors import InputError
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class SqueezeExcite(nn.Module):
-    """``x · σ(up(ReLU(down(mean(x)))))``, ``(B, C, H, W)`` to the same. Hu et al., CVPR 2018."""
-
-    def __init__(self, channels: int, reduction: int) -> None:
-        super().__init__()
-        self.down = nn.Conv2d(channels, channels // reduction, 1)
-        self.up = nn.Conv2d(channels // reduction, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        return x * torch.sigmoid(self.up(torch.relu(self.down(mean))))
+REDUCTION = {"before": 16, "after": 4}  # published, by place relative to the activation
 
 
-class RepVGG(nn.Module):
+class RepVGG(BranchedConv):
     """``BN(K×K * x) + BN(1×1 * x) + BN(x)``, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')`` as nn.Conv2d.
 
-    ``squeeze_excite`` is ``"before"`` or ``"after"`` the activation, or ``None``; ``reduction`` is 16 before and 4
-    after unless given. The published block has ``activation=nn.ReLU``. Section 3.
+    Arguments as for ``BranchedConv``, and ``squeeze_excite``, which is ``"before"`` or ``"after"`` the activation or
+    ``None``, with ``reduction`` 16 before and 4 after unless given. The published block has ``activation=nn.ReLU``.
+    Section 3.
 
     >>> RepVGG(8, 8, 3, padding=1, activation=nn.ReLU)(torch.zeros(1, 8, 6, 7)).shape
     torch.Size([1, 8, 6, 7])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Pair = 3,
-        stride: int | Pair = 1,
-        padding: int | Pair | str = 0,
-        dilation: int | Pair = 1,
-        groups: int = 1,
-        padding_mode: str = "zeros",
-        *,
-        activation: Activation = None,
-        squeeze_excite: str | None = None,
-        reduction: int | None = None,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-    ) -> None:
-        super().__init__()
-        if squeeze_excite not in (None, "before", "after"):
-            raise InputError(f"squeeze_excite={squeeze_excite!r} is none of None, 'before', 'after' (the activation)")
-        self.pad, spec = conv_spec(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-            eps,
-            momentum,
-        )
-        shortcut = in_channels == out_channels and spec.stride == (1, 1)
-        self.conv_kxk = spec.conv_bn(spec.kernel)
-        self.conv_1x1 = spec.conv_bn((1, 1))
-        self.identity = spec.identity_bn() if shortcut else None
-        post: list[nn.Module] = [] if activation is None else [activation()]
-        if squeeze_excite is not None:
-            first = squeeze_excite == "before"
-            layer = SqueezeExcite(out_channels, reduction or (16 if first else 4))
-            post.insert(0 if first else len(post), layer)
-        self.post = nn.Sequential(*post) if post else None
+    main = "conv_kxk"
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = through(self.pad, x)
-        y = self.conv_kxk(x) + self.conv_1x1(x)
-        if self.identity is not None:
-            y = y + self.identity(x)
-        return through(self.post, y)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1, padding: Size | str = 0,
+        dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Device = None,
+        dtype: torch.dtype | None = None, *, squeeze_excite: str | None = None, reduction: int | None = None,
+        **options: Unpack[BranchOptions],
+    ) -> None:  # fmt: skip
+        if squeeze_excite not in (None, *REDUCTION):
+            raise InputError(f"squeeze_excite={squeeze_excite!r} is none of None, 'before', 'after' (the activation)")
+        if squeeze_excite is not None:
+            hidden = max(1, out_channels // (reduction or REDUCTION[squeeze_excite]))
+            gate = partial(SqueezeExcite, out_channels, hidden, ndim=options.get("ndim", 2))
+            options["activation"] = _around(options.get("activation"), squeeze_excite, gate)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
+            dtype, **options,
+        )  # fmt: skip
+
+    def make_branches(self, spec: ConvSpec) -> dict[str, nn.Module]:
+        shortcut = {"identity": spec.identity_bn()} if spec.keeps_shape else {}
+        return {"conv_kxk": spec.conv_bn(), "conv_1x1": spec.conv_bn((1,) * spec.ndim), **shortcut}
+
+
+def _around(activation: Activation, place: str, gate: partial[SqueezeExcite]) -> Activation:
+    """What makes the gate and the activation, in their order."""
+    makers: list[Callable[[], nn.Module]] = [gate]
+    if activation is not None:
+        makers.insert(1 if place == "before" else 0, activation)
+    return lambda: nn.Sequential(*(make() for make in makers))
+
+
+def custom_l2(block: RepVGG) -> Tensor:
+    """The penalty that the authors put in place of weight decay on the kernels of K×K and 1×1, a scalar.
+
+        Σ K² off the centre + Σ (t·K_centre + u·k)² / (t² + u²)
+
+    with K and k the kernels of the two branches and t, u the scales γ/√(σ² + ε) of their norms, to which no gradient
+    goes: what is decayed at the centre is the kernel that is served. From ``get_custom_L2`` of the published code;
+    add ½ · weight decay times it to the loss, and leave the two kernels out of the ordinary decay.
+    """
+    large, point = (cast(nn.Conv2d, block.get_submodule(f"{name}.conv")) for name in ("conv_kxk", "conv_1x1"))
+    taps = tuple(slice(centre(k), centre(k) + 1) for k in block.kernel_size)
+    middle = large.weight[(slice(None), slice(None), *taps)]  # (O, I/g, 1…)
+    t, u = (_scale(block.get_submodule(f"{name}.bn"), middle) for name in ("conv_kxk", "conv_1x1"))
+    served = (t * middle + u * point.weight).square() / (t.square() + u.square())
+    return large.weight.square().sum() - middle.square().sum() + served.sum()
+
+
+def _scale(norm: nn.Module, like: Tensor) -> Tensor:
+    """The factor per channel of a norm in evaluation, ``(O, 1…)``; 1 where the norm was taken off."""
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        return torch.ones_like(like[:, :1])
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    scale, _ = batch_norm_scale_shift(mean, variance, norm.weight, norm.bias, norm.eps)
+    return scale.detach().to(like).view(-1, *(1,) * (like.dim() - 1))

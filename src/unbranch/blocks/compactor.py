@@ -1,0 +1,47 @@
+"""The compactor, a layer that learns which channels a network can do without.
+
+Ding, Hao, Tan, Liu, Han, Guo, Ding: "ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting",
+ICCV 2021, https://arxiv.org/abs/2007.03260, section 3.2.
+
+    y = 1×1 * BN(K×K * x)        deploys as   a K×K with as many output channels as rows of the 1×1 are left
+
+    x ── K×K ── BN ── compactor ── y
+
+It is put behind a batch norm and starts as the identity, so that it changes nothing. Training drives rows of its
+kernel to zero; a row of zeros is an output channel that is constant, and can go.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from unbranch.blocks.parts import CONVS, Device
+from unbranch.errors import InputError
+
+
+class Compactor(nn.Module):
+    """A bias-free 1×1 convolution that starts as the identity, ``(B, C, *size)`` to the same.
+
+    The buffer ``mask`` ``(C,)`` is 1 for the channels that training may still use. It is for the training step, which
+    stops the gradients of the others; the forward doesn't read it.
+
+    >>> x = torch.randn(1, 4, 5, 6)
+    >>> torch.equal(Compactor(4)(x), x)
+    True
+    """
+
+    mask: Tensor
+
+    def __init__(self, channels: int, ndim: int = 2, device: Device = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        if channels < 1 or ndim not in CONVS:
+            raise InputError(f"a compactor needs at least 1 channel on 1 to 3 dimensions; got {channels} on {ndim}")
+        self.conv = CONVS[ndim](channels, channels, 1, bias=False, device=device, dtype=dtype)
+        nn.init.dirac_(self.conv.weight)
+        self.register_buffer("mask", torch.ones(channels, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.conv(x))

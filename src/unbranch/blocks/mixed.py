@@ -1,0 +1,105 @@
+"""Mixed, a block of branches by name, whichever paper they come from.
+
+The branches of a sum needn't be of one paper: whatever is a convolution in the same frame merges with the others.
+
+    y = Σ branch(x)        deploys as   K×K * x + b
+
+    name          branch                     from
+    kxk           BN(K×K * x)                all
+    1x1           BN(1×1 * x)                RepVGG, DBB
+    identity      BN(x)                      RepVGG, RepGhost
+    skip          x                          RepGhost (repid)
+    depth         BN(K×1×1 * x)              ACB in 3-D
+    vertical      BN(K×1 * x)                ACB
+    horizontal    BN(1×K * x)                ACB
+    average       BN(AVG(BNᵖ(1×1 * x)))      DBB
+    1x1_kxk       BN(K×K * BNᵖ(1×1 * x))     DBB
+    small         BN(5×5 * x)                RepLKNet
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import nn
+
+from unbranch.blocks.acb import AXES, line
+from unbranch.blocks.branched import BranchedConv, BranchOptions
+from unbranch.blocks.dbb import average, sequence
+from unbranch.blocks.parts import Device, Size
+from unbranch.blocks.spec import ConvSpec
+from unbranch.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+MakeBranch: TypeAlias = Callable[[ConvSpec], nn.Module]
+
+BRANCHES: dict[str, MakeBranch] = {
+    "kxk": ConvSpec.conv_bn,
+    "1x1": lambda spec: spec.conv_bn((1,) * spec.ndim),
+    "identity": ConvSpec.identity_bn,
+    "skip": ConvSpec.identity,
+    **{name: lambda spec, name=name: line(spec, name) for name in AXES},  # type: ignore[misc]
+    "average": average,
+    "1x1_kxk": sequence,
+    "small": lambda spec: spec.conv_bn((5,) * spec.ndim),
+}
+
+
+class Mixed(BranchedConv):
+    """The sum of the branches that are named, ``(B, C_in, *size)`` to ``(B, C_out, *size')`` as nn.ConvNd.
+
+    Arguments as for ``BranchedConv``, and ``branches``: names from the table above, or a mapping from names to
+    functions that make a branch of the convolution's ``ConvSpec``, for branches of one's own. The first branch that
+    holds the whole kernel is ``main``.
+
+    Raises:
+        InputError: if a branch isn't known or isn't possible here, or if none holds the whole kernel.
+
+    >>> Mixed(8, 8, 3, padding=1, branches=("kxk", "identity", "vertical", "average")).branch_names
+    ('kxk', 'identity', 'vertical', 'average')
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
+        dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Device = None,
+        dtype: torch.dtype | None = None, *, branches: Sequence[str] | Mapping[str, MakeBranch] = ("kxk",),
+        **options: Unpack[BranchOptions],
+    ) -> None:  # fmt: skip
+        self._makers = dict(branches) if isinstance(branches, Mapping) else _by_name(branches)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
+            dtype, **options,
+        )  # fmt: skip
+        del self._makers  # a researcher's function may be one that can't be pickled
+
+    def make_branches(self, spec: ConvSpec) -> dict[str, nn.Module]:
+        made = {name: _made(name, make, spec) for name, make in self._makers.items()}
+        whole = [name for name, branch in made.items() if _holds_kernel(branch, spec)]
+        if not whole:
+            raise InputError(f"none of the branches {', '.join(made)} holds the whole kernel, as 'kxk' does")
+        self.main = whole[0]
+        return made
+
+
+def _by_name(names: Sequence[str]) -> dict[str, MakeBranch]:
+    unknown = [name for name in names if name not in BRANCHES]
+    if unknown or len(set(names)) < len(names):
+        wrong = f"{unknown[0]!r} isn't" if unknown else "not twice:"
+        raise InputError(f"branches={tuple(names)!r}: {wrong} one of {', '.join(BRANCHES)}")
+    return {name: BRANCHES[name] for name in names}
+
+
+def _made(name: str, make: MakeBranch, spec: ConvSpec) -> nn.Module:
+    try:
+        return make(spec)
+    except InputError as error:
+        raise InputError(f"branch {name!r}: {error}") from error
+
+
+def _holds_kernel(branch: nn.Module, spec: ConvSpec) -> bool:
+    children = dict(branch.named_children())
+    return {"conv", "bn"} <= children.keys() and getattr(children["conv"], "kernel_size", None) == spec.kernel

@@ -1,0 +1,197 @@
+"""The convolution that a block stands in for, and the branches that fit into its frame."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from unbranch.blocks.parts import CONVS, NORMS, PADS, POOLS, Device, DilatedAvgPool, Ints, Size, last_axis_first
+from unbranch.errors import InputError
+
+Frames: TypeAlias = tuple[tuple[int, int], ...]
+"""Padding ``(low, high)`` of each axis; negative amounts crop."""
+Layers: TypeAlias = OrderedDict[str, nn.Module]
+
+
+def per_axis(value: Size, ndim: int, name: str, least: int) -> Ints:
+    """One number per axis of a value given once or ``ndim`` times.
+
+    Raises:
+        InputError: if there are fewer or more, or one is below ``least``.
+    """
+    axes = tuple(value) if isinstance(value, Sequence) else (value,) * ndim
+    if len(axes) != ndim or not all(isinstance(a, int) and a >= least for a in axes):
+        raise InputError(f"{name} is one whole number or {ndim}, each at least {least}; got {value!r}")
+    return axes
+
+
+def resolve_padding(padding: Size | str, kernel: Ints, stride: Ints, dilation: Ints) -> Ints:
+    """Padding per axis, with the words of nn.Conv2d, ``"valid"`` and ``"same"``, turned into numbers.
+
+    Raises:
+        InputError: for another word, and where "same" would need a stride of 1 or a side that is longer.
+    """
+    if not isinstance(padding, str):
+        return per_axis(padding, len(kernel), "padding", 0)
+    if padding not in ("same", "valid"):
+        raise InputError(f"padding={padding!r} is neither 'same' nor 'valid' nor numbers")
+    if padding == "valid":
+        return (0,) * len(kernel)
+    reach = tuple(d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
+    if any(s != 1 for s in stride):
+        raise InputError(f"padding='same' needs stride 1; got {stride}")
+    if any(r % 2 for r in reach):
+        raise InputError(f"padding='same' needs an odd kernel; got kernel {kernel} with dilation {dilation}")
+    return tuple(r // 2 for r in reach)
+
+
+def centre(length: int) -> int:
+    """The middle tap; an even kernel has none, and its tap ``(length - 1) // 2`` is taken."""
+    return (length - 1) // 2
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """A convolution, and what the batch norms of its branches have in common.
+
+    A branch of any kernel shape is put where the whole kernel has its centre: it sees the input padded or cropped
+    so that its centre tap sees what the centre tap of the whole kernel sees.
+
+    Raises:
+        InputError: if channels or groups don't fit.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: Ints
+    stride: Ints
+    padding: Ints
+    dilation: Ints
+    groups: int = 1
+    affine: bool = True
+    eps: float = 1e-5
+    momentum: float = 0.1
+    device: Device = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "out_channels", "groups"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is at least 1; got {getattr(self, name)}")
+        if gcd(self.in_channels, self.out_channels) % self.groups:
+            raise InputError(
+                f"groups={self.groups} divides not both in_channels={self.in_channels} "
+                f"and out_channels={self.out_channels}"
+            )
+
+    @property
+    def ndim(self) -> int:
+        return len(self.kernel)
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.in_channels == self.out_channels
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether input and output have the same channels and step."""
+        return self.in_channels == self.out_channels and all(s == 1 for s in self.stride)
+
+    def padded_by(self, mode: str) -> tuple[nn.Module | None, ConvSpec]:
+        """A module that pads the input once for all branches, if any, and the convolution left to do.
+
+        Raises:
+            InputError: if there is no such mode.
+        """
+        if mode not in PADS:
+            raise InputError(f"padding_mode={mode!r} is none of {', '.join(PADS)}")
+        if mode == "zeros" or not any(self.padding):
+            return None, self
+        amounts = last_axis_first(tuple((p, p) for p in self.padding))
+        return PADS[mode][self.ndim](amounts), replace(self, padding=(0,) * self.ndim)
+
+    def frames(self, shape: Ints) -> Frames:
+        """Padding with which a kernel of this shape has its centre where the whole kernel has it.
+
+        Raises:
+            InputError: if the shape doesn't fit into the kernel.
+        """
+        if len(shape) != self.ndim or any(s > k for s, k in zip(shape, self.kernel, strict=True)):
+            raise InputError(f"a branch with kernel {shape} doesn't fit into kernel {self.kernel}")
+        frames = []
+        for short, long, p, d in zip(shape, self.kernel, self.padding, self.dilation, strict=True):
+            before = centre(long) - centre(short)
+            frames.append((p - d * before, p - d * (long - short - before)))
+        return tuple(frames)
+
+    # --- layers
+
+    def norm(self, channels: int) -> nn.Module:
+        return NORMS[self.ndim](
+            channels, self.eps, self.momentum, self.affine, device=self.device, dtype=self.dtype
+        )  # fmt: skip
+
+    def zero_pad(self, frames: Frames) -> Layers:
+        """A layer that pads and crops, where that is needed."""
+        pad = PADS["zeros"][self.ndim](last_axis_first(frames))
+        return OrderedDict(crop=pad) if any(any(frame) for frame in frames) else OrderedDict()
+
+    def conv(
+        self, in_channels: int, out_channels: int, shape: Ints, padding: Ints | None = None, strided: bool = True
+    ) -> nn.Module:
+        """A bias-free convolution of another shape, with the same groups; unstrided ones aren't dilated either."""
+        one = (1,) * self.ndim
+        return CONVS[self.ndim](
+            in_channels, out_channels, shape, self.stride if strided else one, padding or (0,) * self.ndim,
+            self.dilation if strided else one, self.groups, bias=False, device=self.device, dtype=self.dtype,
+        )  # fmt: skip
+
+    # --- branches
+
+    def conv_bn(self, shape: Ints | None = None) -> nn.Sequential:
+        """``BN(conv(x))`` with a kernel of this shape, the whole one unless given."""
+        shape = shape or self.kernel
+        frames = self.frames(shape)
+        shared = tuple(max(min(frame), 0) for frame in frames)  # what a convolution can pad itself
+        layers = self.zero_pad(tuple((low - s, high - s) for (low, high), s in zip(frames, shared, strict=True)))
+        layers["conv"] = self.conv(self.in_channels, self.out_channels, shape, shared)
+        layers["bn"] = self.norm(self.out_channels)
+        return nn.Sequential(layers)
+
+    def identity(self) -> nn.Sequential:
+        """``x`` itself, as the centre tap sees it.
+
+        Raises:
+            InputError: if input and output differ in channels or step.
+        """
+        if not self.keeps_shape:
+            raise InputError(
+                f"an identity needs in_channels == out_channels and stride 1; "
+                f"got {self.in_channels} to {self.out_channels} with stride {self.stride}"
+            )
+        return nn.Sequential(self.zero_pad(self.frames((1,) * self.ndim)))
+
+    def identity_bn(self) -> nn.Sequential:
+        """``BN(x)``; raises as ``identity``."""
+        branch = self.identity()
+        branch.add_module("bn", self.norm(self.out_channels))
+        return branch
+
+    def average(self, padding: Ints) -> Layers:
+        """The mean over the kernel's taps, zeros of the padding counted; nn.AvgPool where that can do it."""
+        plain = all(d == 1 for d in self.dilation)
+        if plain and all(2 * p <= k for p, k in zip(padding, self.kernel, strict=True)):
+            return OrderedDict(pool=POOLS[self.ndim](self.kernel, self.stride, padding))
+        layers = self.zero_pad(tuple((p, p) for p in padding))
+        layers["pool"] = (
+            POOLS[self.ndim](self.kernel, self.stride)
+            if plain
+            else DilatedAvgPool(self.kernel, self.stride, self.dilation)
+        )
+        return layers
