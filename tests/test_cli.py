@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from unbranch import cli
-from unbranch.models import rebuild, small_resnet
+from unbranch.history import history_of, set_history
+from unbranch.models import create, load, randomise_statistics, save, small_resnet
 
 NETWORK = "unbranch.models:small_resnet"
 SMALL = ["--option", "width=4", "--option", "block=repvgg", "--input-size", "1,8,8"]
@@ -35,10 +37,10 @@ def test_collapse_writes_a_network_that_knows_itself(folder: Path) -> None:
     assert "wrote net.safetensors" in result.output
     with safe_open("net.safetensors", "pt") as file:
         manifest = json.loads(file.metadata()["unbranch"])
-    assert manifest["format"] == "unbranch"
-    assert manifest["network"] == NETWORK
+    assert manifest["network"] == "small_resnet"
     assert manifest["arguments"] == {"width": 4, "block": "repvgg"}
-    assert rebuild(folder / "net.safetensors")(torch.randn(1, 1, 8, 8)).shape == (1, 10)
+    assert manifest["input_size"] == [1, 8, 8]
+    assert load(folder / "net.safetensors")(torch.randn(1, 1, 8, 8)).shape == (1, 10)
     assert list(folder.iterdir()) == [folder / "net.safetensors"]
 
 
@@ -113,6 +115,38 @@ def test_verify_compares_two_networks_and_two_files(folder: Path) -> None:
         sys.modules.pop("pair_of_networks", None)
 
 
+def test_a_file_of_ours_stands_for_its_network(folder: Path) -> None:
+    network = create("small_resnet", block="acb", width=4)
+    randomise_statistics(network)
+    set_history(network, replace(history_of(network), input_size=(1, 8, 12)))
+    save(network, "trained.safetensors")
+    values = json.loads(run("explain", "trained.safetensors", "--json").stdout)
+    assert values["after"]["params"] < values["before"]["params"]
+    assert run("collapse", "trained.safetensors", "-o", "plain.safetensors").exit_code == 0
+    result = run("verify", "trained.safetensors", "plain.safetensors", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["compared"] == 10
+    assert run("explain", "plain.safetensors").exit_code == 0
+    torch.save(network.state_dict(), "weights.pth")
+    assert run("verify", "trained.safetensors", "weights.pth").exit_code == 0
+
+
+def test_a_file_of_the_users_own_network_is_verified_against_that_network(folder: Path) -> None:
+    (folder / "own_networks.py").write_text(
+        "import torch\nfrom unbranch.models import small_resnet\n"
+        "def make():\n    torch.manual_seed(0)\n    return small_resnet('repvgg', width=4)\n"
+    )
+    try:
+        size = ("--input-size", "1,8,8")
+        assert run("collapse", "own_networks:make", "-o", "net.safetensors", *size).exit_code == 0
+        assert run("verify", "own_networks:make", "net.safetensors", *size).exit_code == 0
+        result = run("explain", "net.safetensors")
+    finally:
+        sys.modules.pop("own_networks", None)
+    assert result.exit_code == 1
+    assert "your own code own_networks:make, which no file runs; pass into=own_networks.make(…)" in result.stderr
+
+
 FAILURES = {
     "unknown network": (["explain", "timm:repvgg_a00"], "did you mean repvgg_a0"),
     "no network": (["explain", "resnet18"], "names no network"),
@@ -122,6 +156,8 @@ FAILURES = {
     "wrong size": (["explain", NETWORK, "--input-size", "big"], "should be numbers like 3,224,224"),
     "size that does not fit": (["explain", NETWORK, "--input-size", "3,8,8"], "doesn't take an input of size"),
     "wrong option": (["explain", NETWORK, "--option", "width"], "should read NAME=VALUE"),
+    "option of a file": (["explain", "a.safetensors", "--option", "width=4"], "a.safetensors is a file"),
+    "missing network file": (["explain", "a.safetensors"], "there is no file a.safetensors"),
     "unknown option": (["explain", NETWORK, "--option", "depth=3"], "unexpected keyword argument 'depth'"),
     "missing other file": (["verify", NETWORK, "no.safetensors", *SMALL], "there is no file no.safetensors"),
     "weights of nothing": (["verify", NETWORK, *SMALL, "--other-weights", "a.pth"], "needs a second network"),

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from unbranch import cli, demo
 from unbranch.errors import UnbranchError
-from unbranch.models import rebuild, small_resnet
+from unbranch.models import load, small_resnet
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_demo_trains_collapses_proves_and_writes(block: str, tmp_path: Path) -> 
     assert account["equality"]["float64"] < 1e-12
     before, after = account["report"]["before"], account["report"]["after"]
     assert all(after[kind] < before[kind] for kind in ("params", "macs", "launches"))
-    assert rebuild(out / "deploy.safetensors")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert load(out / "deploy.safetensors")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_demo_refuses_a_network_that_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,3 +48,80 @@ def test_a_file_that_was_not_written_fails_readably(tmp_path: Path) -> None:
 def test_a_place_that_can_not_be_written_is_refused_first(tmp_path: Path, target: str) -> None:
     with pytest.raises(InputError, match="can't write"), all_or_nothing(tmp_path / target):
         pytest.fail("the block ran")
+
+
+def test_two_writers_of_one_path_do_not_meet(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    with all_or_nothing(target) as (first,), all_or_nothing(target) as (second,):
+        assert first != second
+        first.write_text("one")
+        second.write_text("two")
+    assert target.read_text() == "one"  # the outer one ends last
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_many_threads_leave_one_whole_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+
+    def write(letter: str) -> None:
+        for _ in range(20):
+            with all_or_nothing(target) as (temporary,):
+                temporary.write_text(letter * 10_000)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, "abcd"))
+    assert target.read_text() in {letter * 10_000 for letter in "abcd"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_rename_that_fails_is_told_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    old = tmp_path / "a.txt"
+    old.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(InputError, match=os.strerror(reason)), all_or_nothing(old) as (temporary,):
+        temporary.write_text("new")
+    assert old.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_full_disk_while_writing_is_told(tmp_path: Path) -> None:
+    def fail() -> None:
+        with all_or_nothing(tmp_path / "a.txt") as (temporary,):
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(InputError, match="No space left"):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_can_not_be_written_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "touch", fail)
+    with pytest.raises(InputError, match="Permission denied"), all_or_nothing(tmp_path / "a.txt"):
+        pytest.fail("the block ran")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "usual.txt").touch()
+    with all_or_nothing(tmp_path / "a.txt") as (temporary,):
+        temporary.write_text("")
+        temporary.chmod(0o600)
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "usual.txt").stat().st_mode
+
+
+def test_a_long_name_can_be_written(tmp_path: Path) -> None:
+    target = tmp_path / ("a" * 240 + ".txt")
+    with all_or_nothing(target) as (temporary,):
+        temporary.write_text("a")
+    assert target.exists()

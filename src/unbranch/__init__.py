@@ -3,18 +3,22 @@
 Exact structural re-parameterization for any PyTorch network.
 """
 
+from . import blocks
 from .algebra import ConvMap, GridMap
 from .collapse import (
     Affine,
     Report,
     Verification,
     collapse,
+    equivalent_kernel,
     explain,
     register_method,
     register_rule,
     verify,
 )
 from .errors import CollapseError, Inexact, InputError, UnbranchError
+from .expand import Expansion, expand
+from .models import load, save
 
 __version__ = "0.1.0"
 
@@ -22,6 +26,7 @@ __all__ = [
     "Affine",
     "CollapseError",
     "ConvMap",
+    "Expansion",
     "GridMap",
     "Inexact",
     "InputError",
@@ -29,9 +34,14 @@ __all__ = [
     "UnbranchError",
     "Verification",
     "__version__",
+    "blocks",
     "collapse",
+    "equivalent_kernel",
+    "expand",
     "explain",
+    "load",
     "register_method",
     "register_rule",
+    "save",
     "verify",
 ]

@@ -21,16 +21,16 @@ from unbranch.collapse import Report, collapse, explain, verify
 from unbranch.deploy import OnnxFile, require_onnx, write_onnx
 from unbranch.errors import InputError, UnbranchError
 from unbranch.files import all_or_nothing
+from unbranch.history import history_of, set_history
 from unbranch.models import (
-    Manifest,
     create,
     example_input,
     input_size,
+    load,
     load_weights,
     randomise_statistics,
-    read_manifest,
-    rebuild,
-    write_weights,
+    save,
+    tells_its_network,
 )
 from unbranch.report import console, progress_bar, show_account, show_files, show_report, show_verification
 
@@ -47,7 +47,10 @@ app = typer.Typer(
 )
 
 Network = Annotated[
-    str, typer.Argument(metavar="NETWORK", help="timm:NAME, torchvision:NAME or package.module:factory.")
+    str,
+    typer.Argument(
+        metavar="NETWORK", help="timm:NAME, torchvision:NAME, package.module:factory, or a file of ours, .safetensors."
+    ),
 ]
 Weights = Annotated[
     Path | None, typer.Option(help="Trained weights: .safetensors, or .pth, .pt with nothing but tensors in it.")
@@ -81,17 +84,22 @@ class Named:
 
     network: nn.Module
     example: Tensor | tuple[list[Tensor]]
-    manifest: Manifest
 
 
 def named(name: str, weights: Path | None, size: str | None, options: list[str] | None) -> Named:
     """Build and load what the arguments of a command describe."""
     arguments = _arguments(options or [])
-    network = create(name, **arguments).eval()
+    if name.endswith(".safetensors"):
+        if arguments:
+            raise InputError(f"--option is for a network by name, and {name} is a file")
+        network = load(name)
+    else:
+        network = create(name, **arguments).eval()
     if weights is not None:
         load_weights(network, weights)
     shape = _size(size) or input_size(network)
-    return Named(network, example_input(network, shape), Manifest(__version__, name, arguments, shape))
+    set_history(network, replace(history_of(network), input_size=shape))
+    return Named(network, example_input(network, shape))
 
 
 @app.command(
@@ -122,7 +130,7 @@ def collapse_command(
     with all_or_nothing(*paths) as temporary:
         found = named(network, weights, input_size, option)
         plain = collapse(found.network, found.example, strict=strict)
-        write_weights(plain, temporary[0], found.manifest)
+        save(plain, temporary[0])
         if onnx is not None:
             exported = replace(write_onnx(plain, found.example, temporary[1]), path=onnx)
     report = cast(Report, plain.collapse_report)
@@ -234,16 +242,11 @@ def _other(found: Named, other: str | None, weights: Path | None) -> nn.Module:
         if weights is not None:
             raise InputError("--other-weights needs a second network")
         return collapse(found.network, found.example)
-    path = Path(other)
-    if ":" in other and not path.exists():
-        return named(other, weights, ",".join(map(str, found.manifest.input_size or ())), None).network
+    if ":" in other and not Path(other).exists():
+        return named(other, weights, ",".join(map(str, input_size(found.network))), None).network
     if weights is not None:
         raise InputError(f"--other-weights is for a network, and {other} is taken as a file")
-    if read_manifest(path) is not None:
-        return rebuild(path)
-    network = create(found.manifest.network, **found.manifest.arguments).eval()
-    load_weights(network, path)
-    return network
+    return load(other, None if tells_its_network(Path(other)) else found.network)
 
 
 def _arguments(options: list[str]) -> dict[str, Any]:

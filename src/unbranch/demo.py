@@ -12,12 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from unbranch import __version__
 from unbranch.collapse import Report, collapse
 from unbranch.deploy import compare_latency, require_onnx, write_onnx
 from unbranch.errors import InputError, UnbranchError
 from unbranch.files import all_or_nothing
-from unbranch.models import Manifest, small_resnet, write_weights
+from unbranch.models import create, save
 from unbranch.report import Account, Equality
 from unbranch.train import Images, Recipe, accuracy, fit, load, predict
 from unbranch.train.loop import OnStep
@@ -53,7 +52,7 @@ def run(settings: Settings, on_step: OnStep) -> Account:
     epochs = EPOCHS[settings.data] if settings.epochs is None else settings.epochs
     recipe = Recipe(epochs=epochs, seed=settings.seed, channels_last=True)
     torch.manual_seed(settings.seed)
-    network = small_resnet(**arguments)
+    network = create("small_resnet", **arguments)
 
     start = time.perf_counter()
     fit(network, images, recipe, on_step)
@@ -66,8 +65,7 @@ def run(settings: Settings, on_step: OnStep) -> Account:
     settings.out.mkdir(parents=True, exist_ok=True)
     files = tuple(settings.out / name for name in FILES)
     with all_or_nothing(*files) as (weights, onnx, story):
-        size = tuple(images.test_images.shape[1:])
-        write_weights(plain, weights, Manifest(__version__, "unbranch.models:small_resnet", arguments, size))
+        save(plain, weights)
         account = Account(
             block=settings.block,
             data=settings.data,

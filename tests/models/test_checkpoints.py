@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import copy
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unbranch.errors import InputError
-from unbranch.models import Manifest, load_weights, read_manifest, read_weights, write_weights
+from unbranch.models import load_weights, read_weights
 
 
 def network() -> nn.Sequential:
@@ -24,7 +27,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "state_dict_ema", "model_ema"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
 def test_pickled_weights_load_from_every_wrapper(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
     trained = network()
     weights: dict[str, Any] = {prefix + key: value for key, value in trained.state_dict().items()}
@@ -114,19 +117,103 @@ def test_missing_file_and_unknown_kind_are_told(tmp_path: Path) -> None:
         read_weights(tmp_path / "a.h5")
 
 
-def test_manifest_survives_the_file(tmp_path: Path) -> None:
-    manifest = Manifest("0.1", "timm:resnet18", {"num_classes": 5}, (3, 64, 64))
-    write_weights(network(), tmp_path / "a.safetensors", manifest)
-    assert read_manifest(tmp_path / "a.safetensors") == manifest
+def test_weights_of_an_averaging_wrapper_load(tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(network())
+    torch.save({"model": network().state_dict(), "model_ema": averaged.state_dict()}, tmp_path / "a.pth")
+    fresh = network()
+    load_weights(fresh, tmp_path / "a.pth")
+    assert same(fresh, averaged.module)
 
 
-def test_file_of_others_has_no_manifest(tmp_path: Path) -> None:
-    save_file(network().state_dict(), tmp_path / "a.safetensors")
-    assert read_manifest(tmp_path / "a.safetensors") is None
-    assert read_manifest(tmp_path / "a.pth") is None
+def test_wrappers_lie_in_each_other(tmp_path: Path) -> None:
+    trained, fresh = network(), network()
+    torch.save({"model": {"state_dict": trained.state_dict()}}, tmp_path / "a.ckpt")
+    load_weights(fresh, tmp_path / "a.ckpt")
+    assert same(fresh, trained)
 
 
-def test_manifest_of_a_later_version_is_told(tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"unbranch": '{"colour": "red"}'})
-    with pytest.raises(InputError, match="manifest that this version can't read"):
-        read_manifest(tmp_path / "a.safetensors")
+def test_a_wrapper_that_holds_itself_is_told(tmp_path: Path) -> None:
+    endless: dict[str, Any] = {}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="holds no table of tensors"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_a_prefix_of_the_networks_own_stays(tmp_path: Path) -> None:
+    trained, fresh = (nn.ModuleDict({"module": network()}) for _ in range(2))
+    torch.save(trained.state_dict(), tmp_path / "a.pth")
+    load_weights(fresh, tmp_path / "a.pth")
+    assert same(fresh, trained)
+
+
+def test_half_precision_weights_load_into_the_networks_own_precision(tmp_path: Path) -> None:
+    trained, fresh = network(), network()
+    torch.save(copy.deepcopy(trained).half().state_dict(), tmp_path / "a.pth")
+    load_weights(fresh, tmp_path / "a.pth")
+    assert torch.equal(fresh[0].weight, trained[0].weight.half().float())
+
+
+def tied() -> nn.Sequential:
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    network[1].weight = network[0].weight
+    return network
+
+
+def test_a_shared_tensor_is_found_under_either_name(tmp_path: Path) -> None:
+    trained, fresh = tied(), tied()
+    weights = trained.state_dict()
+    del weights["0.weight"]  # as the libraries of others leave out what is shared
+    save_file(weights, tmp_path / "a.safetensors")
+    load_weights(fresh, tmp_path / "a.safetensors")
+    assert same(fresh, trained)
+
+
+def test_unequal_values_of_a_shared_tensor_are_told(tmp_path: Path) -> None:
+    torch.save({**tied().state_dict(), "1.weight": torch.zeros(3, 3)}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"1 unequal though shared \(0.weight and 1.weight\)"):
+        load_weights(tied(), tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta")], ids=["sparse", "meta"]
+)
+def test_tensors_without_ordinary_values_are_refused(tmp_path: Path, value: torch.Tensor) -> None:
+    torch.save({"a": value}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="holds no table of tensors"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_values_of_another_kind_are_told(tmp_path: Path) -> None:
+    weights = network().state_dict()
+    weights["1.num_batches_tracked"] = torch.tensor(1.5)
+    torch.save(weights, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"1 wrong type \(1.num_batches_tracked torch.float32 where"):
+        load_weights(network(), tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("empty", [nn.LazyLinear(2), nn.Linear(2, 2, device="meta")])
+def test_networks_without_values_are_refused(tmp_path: Path, empty: nn.Module) -> None:
+    torch.save({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="no values yet"):
+        load_weights(empty, tmp_path / "a.pth")
+
+
+def test_a_program_is_told_and_not_loaded(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(network().eval(), torch.zeros(1, 3, 8, 8)).save(tmp_path / "a.pt")
+    with pytest.raises(InputError, match="is a TorchScript program"):
+        read_weights(tmp_path / "a.pt")
+
+
+def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(50 << 20))
+    with pytest.raises(InputError, match="it is compressed"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_a_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder, not a file"):
+        read_weights(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from unbranch.errors import InputError
+from unbranch.history import history_of, set_history
 from unbranch.models import create, example_input, input_size, names
 
 MODULE = """
@@ -18,6 +20,9 @@ NUMBER = 3
 NET = nn.Linear(2, 2)
 def make(width=4): return nn.Linear(2, width)
 def make_text(): return "net"
+def make_ours():
+    from unbranch.models import create
+    return create("small_resnet", width=4)
 class Nested:
     @staticmethod
     def make(): return nn.Linear(2, 1)
@@ -53,6 +58,32 @@ def test_torchvision_classifier_and_detector_are_built_without_downloads() -> No
     detector = create("torchvision:ssdlite320_mobilenet_v3_large", num_classes=3).eval()
     (images,) = example_input(detector, (3, 64, 64), batch=2)
     assert [image.shape for image in images] == [(3, 64, 64)] * 2
+
+
+def test_a_network_of_ours_knows_its_name_however_it_was_called() -> None:
+    for name in ("small_resnet", "unbranch.models:small_resnet", "unbranch.models.small:small_resnet"):
+        made = history_of(create(name, width=4))
+        assert (made.network, made.arguments) == ("small_resnet", {"width": 4})
+
+
+def test_a_factory_that_calls_another_by_name_leaves_it_its_name(folder: Path) -> None:
+    assert history_of(create("some_networks:make_ours")).network == "small_resnet"
+    assert history_of(create("some_networks:make", width=2)).network == "some_networks:make"
+
+
+def test_history_leaves_out_where_weights_came_from(folder: Path) -> None:
+    assert history_of(create("torchvision:mnasnet0_5", weights=None, num_classes=3)).arguments == {"num_classes": 3}
+
+
+def test_a_network_with_arguments_that_no_file_can_hold_has_no_name() -> None:
+    made = history_of(create("timm:test_resnet", act_layer=nn.SiLU))
+    assert (made.network, made.arguments, made.made_by) == (None, {}, "timm.models.resnet.ResNet")
+
+
+def test_input_size_is_that_of_the_history_first() -> None:
+    network = create("timm:test_vit")
+    set_history(network, replace(history_of(network), input_size=(3, 64, 96)))
+    assert input_size(network) == (3, 64, 96)
 
 
 @pytest.mark.parametrize(

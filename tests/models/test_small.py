@@ -8,7 +8,7 @@ from torch import nn
 
 from unbranch import collapse, verify
 from unbranch.errors import InputError
-from unbranch.models import Manifest, randomise_statistics, rebuild, small_resnet, write_weights
+from unbranch.models import randomise_statistics, small_resnet
 
 BLOCKS = ["acb", "dbb", "repvgg"]
 
@@ -35,15 +35,3 @@ def test_every_form_collapses_to_the_parameters_of_the_plain_one(block: str) -> 
     assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in merged.parameters())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.modules())
     assert verify(network, plain, x).max_rel < 1e-12
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-def test_deploy_form_is_built_again_from_its_file(block: str, tmp_path) -> None:
-    arguments = {"block": block, "width": 4}
-    network = small_resnet(**arguments).eval()
-    randomise_statistics(network, seed=3)
-    x = torch.randn(2, 1, 8, 8)
-    plain = collapse(network, x)
-    path = tmp_path / "net.safetensors"
-    write_weights(plain, path, Manifest("0.1", "unbranch.models:small_resnet", arguments, (1, 8, 8)))
-    assert torch.equal(rebuild(path)(x), plain(x))

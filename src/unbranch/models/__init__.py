@@ -1,8 +1,9 @@
-"""Networks: by name from other libraries, small ones of our own, and the files that hold their weights."""
+"""Networks: by name from other libraries, small ones of our own, and the files that hold them."""
 
-from unbranch.models.checkpoints import Manifest, load_weights, read_manifest, read_weights, write_weights
-from unbranch.models.deployed import rebuild
+from unbranch.models.checkpoints import load_weights, read_weights
+from unbranch.models.manifest import Manifest, read_manifest
 from unbranch.models.names import create, example_input, input_size
+from unbranch.models.saved import load, save, tells_its_network
 from unbranch.models.small import small_resnet
 from unbranch.models.statistics import randomise_statistics
 
@@ -11,11 +12,12 @@ __all__ = [
     "create",
     "example_input",
     "input_size",
+    "load",
     "load_weights",
     "randomise_statistics",
     "read_manifest",
     "read_weights",
-    "rebuild",
+    "save",
     "small_resnet",
-    "write_weights",
+    "tells_its_network",
 ]

@@ -1,109 +1,143 @@
-"""Weights from files of others, and files of our own that say which network they hold."""
+"""Weights from files of any origin: read without running anything, and loaded whole or not at all."""
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from unbranch.errors import InputError
+from unbranch.models.manifest import require_file, shown
 
-PICKLED = (".pth", ".pt", ".tar")
+PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 # Under which a training script puts the weights; averaged ones are what its author reports.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 SHOWN = 4
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """Which network a file holds the deploy form of, enough to build it again."""
-
-    version: str
-    network: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    input_size: tuple[int, ...] | None = None
-    format: str = "unbranch"
-
-    def to_metadata(self) -> dict[str, str]:
-        """As safetensors keeps it: one JSON text."""
-        return {"format": "pt", "unbranch": json.dumps(asdict(self))}
-
-
-def read_manifest(path: Path) -> Manifest | None:
-    """The manifest of one of our files, ``None`` for a file of others. Raises InputError if it can't be read."""
-    if path.suffix != ".safetensors":
-        return None
-    _require(path)
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("unbranch")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}") from error
-    if text is None:
-        return None
-    try:
-        values = json.loads(text)
-        size = values.pop("input_size", None)
-        return Manifest(**values, input_size=tuple(size) if size else None)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} has a manifest that this version can't read: {error}") from error
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors``, ``.pth`` or ``.pt`` file by name, unwrapped, without ``module.``.
+    """The tensors of a ``.safetensors``, ``.pth`` or ``.pt`` file by name, wrappers taken off.
 
     Pickled files are read with ``weights_only=True``. Raises InputError if the file is missing, damaged or holds
     anything else.
     """
-    _require(path)
+    require_file(path)
     if path.suffix == ".safetensors":
-        weights = _read_safetensors(path)
-    elif path.suffix in PICKLED:
-        weights = _unwrapped(_read_pickle(path), path)
-    else:
+        return _read_safetensors(path)
+    if path.suffix not in PICKLED:
         raise InputError(f"{path} is none of .safetensors, {', '.join(PICKLED)}")
-    if weights and all(key.startswith("module.") for key in weights):
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    return weights
+    return _unwrapped(_read_pickle(path), path)
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Fill the network from the file; raises InputError, listing every disagreement, and then changes nothing."""
-    weights, own = read_weights(path), network.state_dict()
-    counters = {key for key in own if key.endswith("num_batches_tracked")}  # older files have none
-    shapes = [
-        f"{key} {tuple(weights[key].shape)} where the network has {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    problems = [
-        _listed("missing", [key for key in own if key not in weights and key not in counters]),
-        _listed("unexpected", [key for key in weights if key not in own]),
-        _listed("wrong shape", shapes),
-    ]
-    if any(problems):
-        raise InputError(f"{path} doesn't fit the network: {'; '.join(filter(None, problems))}")
-    network.load_state_dict(weights, strict=False)
+    """Fill the network from a file of any origin; what wrappers put before the names is taken off where it has to be.
+
+    Raises InputError, listing every disagreement, and then changes nothing.
+    """
+    weights = read_weights(path)
+    own = network.state_dict().keys()
+    fill(network, weights if own & weights.keys() else _without_prefixes(weights), path)
 
 
-def write_weights(network: nn.Module, path: Path, manifest: Manifest) -> None:
-    """Write the network's tensors by name, and the manifest; a shared tensor is written under each of its names."""
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
-    save_file(tensors, path, metadata=manifest.to_metadata())
+def fill(network: nn.Module, weights: dict[str, Tensor], path: Path, *, keep_dtype: bool = False) -> None:
+    """Fill the network with tensors by name, all or none; ``path`` is where they come from, for messages.
+
+    Args:
+        keep_dtype: floating tensors get the dtype of the file instead of the network's.
+
+    Raises:
+        InputError: listing what is missing, unexpected or of another shape.
+    """
+    tensors = _tensors_of(network)
+    if any(is_lazy(tensor) or tensor.is_meta for tensor in tensors.values()):
+        raise InputError(f"{path} can't be loaded into a network whose layers have no values yet (lazy, or on meta)")
+    _check_fit(network, weights, path)
+    if keep_dtype:
+        _adopt_dtypes(network, weights)
+    try:
+        network.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"{path} doesn't fit the network: {error}") from error
 
 
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
+def _check_fit(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    own = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    same, twins = own.keys() & weights.keys(), _twins_of(network)
+    shared = {key for key in own if any(twin in weights for twin in twins.get(key, ()))}
+    missing = own.keys() - weights.keys() - shared
+    problems = {
+        # files of older versions of PyTorch have no counters
+        "missing": [shown(key) for key in own if key in missing and not key.endswith("num_batches_tracked")],
+        "unexpected": [shown(key) for key in weights if key not in own],
+        "wrong shape": [
+            f"{shown(key)} {tuple(weights[key].shape)} where the network has {tuple(own[key].shape)}"
+            for key in own
+            if key in same and weights[key].shape != own[key].shape
+        ],
+        "wrong type": [
+            f"{shown(key)} {weights[key].dtype} where the network has {own[key].dtype}"
+            for key in own
+            if key in same and _kind(weights[key]) != _kind(own[key])
+        ],
+        "unequal though shared": [
+            f"{shown(key)} and {shown(twin)}"
+            for key in own
+            for twin in twins.get(key, ())
+            if key < twin and {key, twin} <= same and not _equal(weights[key], weights[twin])
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(_listed(kind, names) for kind, names in problems.items() if names)
+        raise InputError(f"{path} doesn't fit the network: {listed}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return "floating" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "whole"
+
+
+def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under each of their names."""
+    return {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _twins_of(network: nn.Module) -> dict[str, list[str]]:
+    """For every name of a shared tensor, its other names."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in _tensors_of(network).items():
+        names.setdefault(id(tensor), []).append(name)
+    return {name: [twin for twin in group if twin != name] for group in names.values() for name in group}
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bytes."""
+    return a.dtype == b.dtype and torch.equal(*(t.flatten().contiguous().view(torch.uint8) for t in (a, b)))
+
+
+def _adopt_dtypes(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Change floating tensors of the network, in place so that shared ones stay shared, to the dtypes of the file.
+
+    Buffers that no file holds go with the others of their dtype.
+    """
+    floating = {name: tensor for name, tensor in _tensors_of(network).items() if tensor.is_floating_point()}
+    wanted = {name: weights[name].dtype for name in floating if name in weights}
+    moves: dict[torch.dtype, set[torch.dtype]] = {}
+    for name, dtype in wanted.items():
+        moves.setdefault(floating[name].dtype, set()).add(dtype)
+    usual = {old: next(iter(new)) for old, new in moves.items() if len(new) == 1}
+    for name, tensor in floating.items():
+        tensor.data = tensor.data.to(wanted.get(name, usual.get(tensor.dtype, tensor.dtype)))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -112,35 +146,66 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged or no safetensors file: {error}") from error
+    except Exception as error:  # a type of tensor that PyTorch hasn't
+        raise InputError(f"{path} holds what can't be read here ({type(error).__name__}: {error})") from error
 
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
             raise InputError(f"{path} is damaged or no PyTorch file") from error
         raise InputError(
-            f"{path} holds not only tensors but {found[1]}, and Python objects can run code: "
-            "save its state_dict alone and try again"
+            f"{path} holds not only tensors but {shown(found[1])}, and Python objects can run code: "
+            "save its state_dict() alone, or as .safetensors, and try again"
         ) from error
     except Exception as error:  # torch.load raises whatever its reader stumbles over
         raise InputError(f"{path} is damaged or no PyTorch file ({type(error).__name__})") from error
 
 
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that holds a program, or that unpacks to more than it is."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise InputError(f"{path} is a TorchScript program, not weights: save its state_dict() instead")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise InputError(f"{path} is damaged or no PyTorch file (it is compressed)")
+
+
 def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-            break
-    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+    for _ in WRAPPERS:  # they can lie in each other
+        inner = (found.get(wrapper) for wrapper in WRAPPERS) if isinstance(found, Mapping) else ()
+        found = next((value for value in inner if isinstance(value, Mapping)), found)
+    if not isinstance(found, Mapping) or not found or not all(is_plain(value) for value in found.values()):
         raise InputError(f"{path} holds no table of tensors, neither at its top nor under {', '.join(WRAPPERS)}")
     return {str(key): value for key, value in found.items()}
 
 
+def is_plain(value: Any) -> bool:
+    """Whether this is an ordinary tensor with values: not sparse, quantized, nested or on the meta device."""
+    plain = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_meta
+    return plain and not value.is_quantized and not value.is_nested
+
+
+def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what data-parallel, averaging and compiling wrappers put before the names."""
+    named = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
+    averaged = {key: value for key, value in named.items() if key != "n_averaged"}
+    if averaged and all(key.startswith("module.") for key in averaged):
+        named = {key.removeprefix("module."): value for key, value in averaged.items()}
+    return named if named else weights
+
+
 def _listed(kind: str, names: list[str]) -> str:
-    if not names:
-        return ""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{more})"

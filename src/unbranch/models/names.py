@@ -1,4 +1,4 @@
-"""A network from its name: ``timm:NAME``, ``torchvision:NAME`` or ``package.module:factory``."""
+"""A network from its name: one of ours, ``timm:NAME``, ``torchvision:NAME`` or ``package.module:factory``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import copy
 import difflib
 import importlib
 import inspect
+import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,24 +20,51 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.errors import InputError
+from unbranch.history import history_of, set_history
+from unbranch.models.small import small_resnet
 
 Builder = Callable[..., Any]
+NETWORKS: dict[str, Builder] = {"small_resnet": small_resnet}
+# Where weights come from and how layers are compiled, which says nothing about the network.
+ASIDE = re.compile(
+    r"pretrained(_cfg.*|_strict|_custom_load)?|checkpoint_path|weights.*|cache_dir|progress|scriptable|exportable|no_jit"
+)
 
 
-def create(name: str, **options: Any) -> nn.Module:
+def create(name: str, /, **options: Any) -> nn.Module:
     """Build the network called ``name`` with random weights, handing ``options`` to its factory.
 
     Raises InputError for a name that doesn't exist, a library that isn't installed or an option that doesn't fit.
     """
+    builder = _builder(name)
+    network = _built(name, builder, options)
+    ours = next((known for known, factory in NETWORKS.items() if factory is builder), name)
+    described = {key: value for key, value in options.items() if not ASIDE.fullmatch(key)}
+    history = history_of(network)  # a factory may have named it by what it was made from
+    if history.network is None and _is_json(described):  # if not, a file can't tell how to make it
+        set_history(network, replace(history, network=ours, arguments=described))
+    return network
+
+
+def _builder(name: str) -> Builder:
     source, colon, rest = name.partition(":")
-    if not colon or not source or not rest:
+    if not colon and name in NETWORKS:
+        return NETWORKS[name]
+    if not source or not rest:
         raise InputError(
-            f"{name!r} names no network: write timm:NAME, torchvision:NAME or package.module:factory, "
-            "for example timm:repvgg_a0"
+            f"{name!r} names no network: write timm:NAME, torchvision:NAME, package.module:factory or one of ours "
+            f"({', '.join(NETWORKS)}), for example timm:repvgg_a0"
         )
     find = {"timm": _timm, "torchvision": _torchvision}.get(source)
-    builder = find(rest) if find else _factory(source, rest)
-    return _built(name, builder, options)
+    return find(rest) if find else _factory(source, rest)
+
+
+def _is_json(options: dict[str, Any]) -> bool:
+    """Whether JSON gives the very same values back."""
+    try:
+        return bool(json.loads(json.dumps(options, allow_nan=False)) == options)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def example_input(
@@ -59,12 +89,15 @@ def example_input(
 
 
 def input_size(network: nn.Module) -> tuple[int, ...]:
-    """What the network says of itself, ``(channels, height, width)``; ``(3, 224, 224)`` where it says nothing."""
-    for field in ("pretrained_cfg", "default_cfg"):
-        size = (getattr(network, field, None) or {}).get("input_size")
-        if size:
-            return tuple(size)
-    return (3, 224, 224)
+    """What is known of the network, ``(channels, height, width)``; ``(3, 224, 224)`` where nothing is."""
+    return known_input_size(network) or (3, 224, 224)
+
+
+def known_input_size(network: nn.Module) -> tuple[int, ...] | None:
+    """Input size by the network's history, or by what it says of itself; None if neither tells."""
+    configurations = [getattr(network, field, None) or {} for field in ("pretrained_cfg", "default_cfg")]
+    told = [history_of(network).input_size, *(known.get("input_size") for known in configurations)]
+    return next((tuple(size) for size in told if size), None)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

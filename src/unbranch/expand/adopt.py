@@ -1,0 +1,145 @@
+"""A block in place of a convolution, computing what the convolution and the norm behind it computed."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from unbranch.algebra import batch_norm_scale_shift
+from unbranch.blocks import ACB, DBB, BranchedConv, Compactor, LargeKernel, RepVGG, initialise
+from unbranch.collapse import equivalent_kernel
+from unbranch.errors import InputError
+
+BLOCKS: dict[str, Callable[..., nn.Module]] = {
+    "acb": ACB,
+    "dbb": DBB,
+    "repvgg": RepVGG,
+    "replk": LargeKernel,
+    "compactor": Compactor,
+}
+STARTS = ("zero", "subtracted")
+_FAINT = 1e-3  # of the largest scale of a norm: below it, nothing can be subtracted behind it
+
+
+def why_pointless(name: str, conv: Any, options: dict[str, Any]) -> str | None:
+    """Why a block would add nothing to a convolution, unless it is asked for by name."""
+    taps = [k for k in conv.kernel_size if k > 1]
+    if name in ("dbb", "repvgg") and not taps:
+        return "its kernel has one tap"
+    if name == "acb" and len(taps) < 2:
+        return "its kernel is a line or a point already"
+    if name == "compactor" and conv.groups > 1:
+        return "a compactor mixes channels, which a grouped convolution keeps apart: it couldn't be merged for less"
+    small = options.get("small_kernel", 5)
+    if name == "replk" and isinstance(small, int) and max(conv.kernel_size) <= small:
+        return f"its kernel isn't larger than the small one, {small}"
+    return None
+
+
+def adopted(
+    kind: Callable[..., nn.Module], conv: Any, norm: nn.Module | None, start: str, options: dict[str, Any],
+    memo: dict[int, Any],
+) -> nn.Module:  # fmt: skip
+    """The block that computes ``norm(conv(x))``, with both of them copied into its main branch.
+
+    Raises:
+        InputError: if the block can't stand for this convolution.
+    """
+    if kind is Compactor:
+        return _compacted(conv, norm, options, memo)
+    made: dict[str, Any] = {}
+    if isinstance(norm, _BatchNorm):
+        made = {"eps": norm.eps, "momentum": 0.1 if norm.momentum is None else norm.momentum}
+    weight = conv.weight
+    block = kind(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
+        True, conv.padding_mode, weight.device, weight.dtype, ndim=weight.dim() - 2, **{**made, **options},
+    )  # fmt: skip
+    if not isinstance(block, BranchedConv) or block.post is not None:
+        raise InputError(f"{kind} makes a {type(block).__name__}, which isn't a sum of branches and nothing else")
+    if start == "zero":
+        initialise(block, "single")
+    _put_main(block, conv, norm, memo)
+    if not weight.is_meta:
+        _subtract_branches(block)
+    return _like(block, conv)
+
+
+def _put_main(block: BranchedConv, conv: Any, norm: nn.Module | None, memo: dict[int, Any]) -> None:
+    main: Any = block.get_submodule(block.main)
+    if main.conv.weight.shape != conv.weight.shape:
+        raise InputError(f"the main branch of {type(block).__name__} has another kernel than the convolution")
+    main.conv.weight = copy.deepcopy(conv.weight, memo)
+    main.conv.bias = copy.deepcopy(conv.bias, memo)
+    main.bn = nn.Identity() if norm is None else plain_norm(norm, memo)
+
+
+def plain_norm(norm: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy of a norm without the activation that some norms bring along."""
+    if type(norm).__module__.startswith("torch.") or not isinstance(norm, _BatchNorm):
+        return copy.deepcopy(norm, memo)
+    kinds = (nn.SyncBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    kind = next(k for k in kinds if isinstance(norm, k))
+    bare = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    for name in (*norm._parameters, *norm._buffers):
+        setattr(bare, name, copy.deepcopy(getattr(norm, name), memo))
+    return bare
+
+
+@torch.no_grad()
+def _subtract_branches(block: BranchedConv) -> None:
+    """Take what the added branches compute out of the main one, where they compute anything.
+
+    Raises:
+        InputError: if the norm of the main branch scales a channel by almost nothing.
+    """
+    main: Any = block.get_submodule(block.main)
+    weight, bias, norm = main.conv.weight, main.conv.bias, main.bn
+    main.conv.weight, main.conv.bias, main.bn = nn.Parameter(torch.zeros_like(weight)), None, nn.Identity()
+    kernel, shift = equivalent_kernel(block)
+    main.conv.weight, main.conv.bias, main.bn = weight, bias, norm
+    if not kernel.any() and not shift.any():
+        return
+    if not isinstance(norm, nn.Identity) and norm.bias is None:
+        raise InputError("its norm has no shift (affine=False) to subtract from")
+    scale = _scale_of(norm, shift)
+    if float(scale.abs().min()) <= _FAINT * float(scale.abs().max()):
+        raise InputError("its norm scales a channel by almost nothing, so that branches can't be subtracted before it")
+    weight.sub_((kernel / scale.reshape(-1, *(1,) * (kernel.dim() - 1))).to(weight.dtype))
+    if not isinstance(norm, nn.Identity):
+        norm.bias.sub_(shift)
+    elif bias is None:
+        main.conv.bias = nn.Parameter(-shift)
+    else:
+        bias.sub_(shift)
+
+
+def _scale_of(norm: Any, like: Tensor) -> Tensor:
+    """What a norm multiplies each channel with, ``(C,)``."""
+    if isinstance(norm, nn.Identity):
+        return torch.ones_like(like)
+    return batch_norm_scale_shift(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)[0]
+
+
+def _compacted(conv: Any, norm: nn.Module | None, options: dict[str, Any], memo: dict[int, Any]) -> nn.Module:
+    weight = conv.weight
+    compactor = Compactor(conv.out_channels, weight.dim() - 2, weight.device, weight.dtype, **options)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=copy.deepcopy(conv, memo))
+    if norm is not None:
+        layers["bn"] = plain_norm(norm, memo)
+    layers["compactor"] = compactor
+    return _like(nn.Sequential(layers), conv)
+
+
+def _like(block: nn.Module, conv: Any) -> nn.Module:
+    """In the mode and the memory format of the convolution."""
+    weight = conv.weight
+    if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+        block = block.to(memory_format=torch.channels_last)
+    return block.train(conv.training)

@@ -1,0 +1,111 @@
+"""The network that a manifest names, built without trusting the manifest.
+
+Only networks of a known library are made, with arguments that neither read nor fetch files. Before anything is
+allocated, the network is built with hollow tensors, which have a shape and no values, to see that it has about the
+size of the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.overrides import TorchFunctionMode
+
+from unbranch.errors import InputError
+from unbranch.history import History
+from unbranch.models.manifest import shown
+from unbranch.models.names import ASIDE, NETWORKS, create
+
+BUILDABLE = re.compile(r"(timm|torchvision):\w+(\.\w+)?", re.ASCII)
+WORD = re.compile(r"[\w .,+-]{0,64}", re.ASCII)  # neither a path nor an address
+LARGEST = 1 << 22  # of all numbers in the arguments together
+# A training form has at most so many times the numbers and the modules of what it collapses to, and some more.
+NUMBERS = (64, 1 << 20)
+MODULES = (64, 1 << 11)
+
+
+def is_buildable(network: str | None) -> bool:
+    """Whether a name in a file may be built: ours, timm's or torchvision's, and nobody's own code."""
+    return network is not None and (network in NETWORKS or BUILDABLE.fullmatch(network) is not None)
+
+
+def built(history: History, sizes: Sequence[int]) -> nn.Module:
+    """The network of a history before its steps, with random weights.
+
+    Args:
+        sizes: how many numbers each tensor of the file has; a network far larger than they are isn't built.
+
+    Raises:
+        InputError: if the name isn't one of those that a file may ask for, or its arguments, or the network's size.
+    """
+    network = history.network
+    if network is None:
+        raise InputError(f"it holds a network of your own code ({shown(history.made_by)}); pass one as into=")
+    if not is_buildable(network):
+        made = shown(network)
+        raise InputError(
+            f"it was made by your own code {made}, which no file runs; pass into={made.replace(':', '.')}(…)"
+        )
+    _check_arguments(history.arguments)
+    with _hollow(MODULES[0] * len(sizes) + MODULES[1]):
+        hollow = create(network, **history.arguments)
+    numbers, limit = sum(p.numel() for p in hollow.parameters()), NUMBERS[0] * sum(sizes) + NUMBERS[1]
+    if numbers > limit:
+        raise InputError(f"it asks for a network of {numbers} numbers and holds only {sum(sizes)}")
+    return create(network, **history.arguments)
+
+
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    refused = [key for key in arguments if ASIDE.fullmatch(key)]
+    refused += [word for word in _leaves(arguments) if isinstance(word, str) and not WORD.fullmatch(word)]
+    if refused:
+        raise InputError(f"it asks for {shown(', '.join(refused))}, which no file may; build it and pass it as into=")
+    numbers = (value for value in _leaves(arguments) if isinstance(value, int | float))
+    if sum(min(abs(number), LARGEST + 1) for number in numbers) > LARGEST:
+        raise InputError(f"its arguments add up to more than {LARGEST}; build the network and pass it as into=")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Everything in a JSON value that isn't a list or an object, keys included."""
+    if isinstance(value, dict):
+        yield from value
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(inner)
+    else:
+        yield value
+
+
+@contextmanager
+def _hollow(modules: int) -> Iterator[None]:
+    """Build with tensors that take no memory, and at most so many modules."""
+    count = 0
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > modules:
+            raise InputError(f"it asks for a network of more than {modules} modules, far more than it holds tensors")
+
+    handle = register_module_module_registration_hook(counted)
+    try:
+        with _HollowTensors():
+            yield
+    finally:
+        handle.remove()
+
+
+class _HollowTensors(TorchFunctionMode):
+    """What layers make their weights with goes to the meta device; ranges, which constructors read, stay real."""
+
+    _SIZED = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return func(*args, **({**kwargs, "device": "meta"} if func in self._SIZED else kwargs))

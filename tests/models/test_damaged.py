@@ -1,0 +1,112 @@
+"""A damaged or hostile file gives one clear error and executes nothing, or what it held is all there."""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import unbranch as ub
+from tests.models.damage import File, damaged_files, manifests
+from tests.networks import randomised
+from unbranch.errors import InputError
+from unbranch.models import create
+
+MEMORY = 1 << 20  # KiB that all of them together may add to the most that the process ever had
+SECONDS = 5.0  # for one
+
+
+def network() -> nn.Module:
+    return create("small_resnet", block="acb", width=2)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> list[File]:
+    """Ours, collapsed and as trained, then those of others."""
+    folder = tmp_path_factory.mktemp("good")
+    trained = randomised(network())
+    state = trained.state_dict()
+    ub.save(ub.collapse(trained), folder / "0.safetensors")
+    ub.save(trained, folder / "1.safetensors")
+    save_file(state, folder / "2.safetensors")
+    torch.save(state, folder / "3.pth")
+    torch.save({"state_dict": state, "epoch": 3}, folder / "4.pth", _use_new_zipfile_serialization=False)
+    torch.save({"model": state}, folder / "5.pt")
+    files = sorted(folder.iterdir())
+    for path in files:
+        ub.load(path, into=network())
+    return [(path.suffix, path.read_bytes()) for path in files]
+
+
+class Feeder:
+    """Loads files one by one and counts what becomes of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.marker = folder, folder / "executed"
+        self.shapes = {
+            frozenset((key, value.shape) for key, value in made.state_dict().items())
+            for made in (network(), ub.collapse(randomised(network())))
+        }
+        self.refused = self.loaded = 0
+
+    def feed(self, what: str, file: File, into: nn.Module | None) -> None:
+        path = self.folder / f"file{file[0]}"
+        path.write_bytes(file[1])
+        start = time.perf_counter()
+        state, error = _outcome(path, into)
+        assert time.perf_counter() - start < SECONDS, what
+        assert not self.marker.exists(), what
+        if error is None:
+            assert frozenset((key, value.shape) for key, value in state.items()) in self.shapes, what
+            self.loaded += 1
+        else:
+            assert type(error) is InputError, what
+            assert str(path) in str(error), what
+            assert str(error).isprintable(), what
+            assert len(str(error)) < 1200, what
+            self.refused += 1
+
+
+def _outcome(path: Path, into: nn.Module | None) -> tuple[dict[str, Tensor], Exception | None]:
+    try:
+        return ub.load(path, into=into).state_dict(), None
+    except Exception as error:
+        return {}, error
+
+
+@pytest.mark.slow
+def test_a_thousand_damaged_files_give_one_clear_error_each(tmp_path: Path, good: list[File]) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    feeder, into = Feeder(tmp_path), network()
+    for what, file in damaged_files(good, str(feeder.marker)):
+        feeder.feed(what, file, into)
+    assert feeder.refused + feeder.loaded >= 1000
+    assert feeder.refused > 600
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY
+
+
+@pytest.mark.slow
+def test_hostile_manifests_give_one_clear_error_each(tmp_path: Path, good: list[File]) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    feeder = Feeder(tmp_path)
+    for suffix, content in good[:2]:
+        for what, edited in manifests(content, random.Random(0)):
+            feeder.feed(what, (suffix, edited), None)
+    assert feeder.refused + feeder.loaded >= 700
+    assert feeder.refused > 600
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY
+
+
+def test_folders_and_what_is_not_there_are_told(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "a.pth"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(InputError, match="is a folder, not a file"):
+            ub.load(tmp_path / name)
+        with pytest.raises(InputError, match="there is no file"):
+            ub.load(tmp_path / f"b{name}")
