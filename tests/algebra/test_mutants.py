@@ -15,7 +15,7 @@ from .properties import PROPERTIES
 def test_mutant_is_caught(prop: str, bug: str) -> None:
     with pytest.raises((AssertionError, UnbranchError, RuntimeError)):
         PROPERTIES[prop].prove(
-            MUTANTS[prop, bug], phases=[Phase.generate], max_examples=150, derandomize=True, report_multiple_bugs=False
+            MUTANTS[prop, bug], phases=[Phase.generate], max_examples=1000, derandomize=True, report_multiple_bugs=False
         )
 
 

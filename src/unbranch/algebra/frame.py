@@ -100,5 +100,8 @@ def diagonal_blocks(weight: Tensor, groups: int, finer: int) -> Tensor:
 
 
 def same_device(vectors: Sequence[Tensor]) -> list[Tensor]:
-    """All on the meta device if one of them is."""
-    return [v.to("meta") for v in vectors] if any(v.is_meta for v in vectors) else list(vectors)
+    """All on one device: the meta device if one of them is there, else that of the first that isn't on the CPU."""
+    devices = [v.device for v in vectors]
+    kinds = {d.type: d for d in reversed(devices)}
+    device = kinds.get("meta") or next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
+    return [v.to(device) for v in vectors]

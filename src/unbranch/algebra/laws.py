@@ -26,19 +26,19 @@ _CANCELLED = 1e-12  # relative: below it, a bias minus itself is rounding
 def scale_shift(m: ConvMap, scale: Tensor | None = None, shift: Tensor | None = None) -> ConvMap:
     """``scale·m(x) + shift``, per output channel, each ``(O,)``. Always exact.
 
-    A shift that takes the map's own bias away leaves a map without bias, which may be zero-padded; a shift alone whose
-    values are on the meta device is taken to be one, as ``pad`` takes a value there to be the bias.
+    A shift alone that takes the map's own bias away leaves a map without bias, which may be zero-padded; one whose
+    values are on the meta device is taken to do so, as ``pad`` takes a value there to be the bias.
     """
     gain, bias = m.gain, m.bias
     if scale is not None:
         scale = scale.double()
-        gain = scale if gain is None else gain * scale
-        bias = None if bias is None else bias * scale.to(bias.device)
+        gain = scale if gain is None else torch.mul(*same_device([gain, scale]))
+        bias = None if bias is None else torch.mul(*same_device([bias, scale]))
     if shift is not None:
         shift = shift.double()
-        moved = shift if bias is None else bias + shift.to(bias.device)
-        unknown = scale is None and shift.is_meta
-        taken_away = unknown or (not moved.is_meta and _cancelled(moved, shift))
+        moved = shift if bias is None else torch.add(*same_device([bias, shift]))
+        known = not moved.is_meta and not shift.is_meta
+        taken_away = scale is None and (_cancelled(moved, shift) if known else shift.is_meta)
         bias = None if bias is not None and taken_away else moved
     return replace(m, gain=gain, bias=bias)
 

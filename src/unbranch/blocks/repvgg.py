@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from unbranch.algebra import batch_norm_scale_shift
 from unbranch.blocks.branched import BranchedConv, BranchOptions
 from unbranch.blocks.parts import Activation, Device, Size, SqueezeExcite
 from unbranch.blocks.spec import ConvSpec, centre
+from unbranch.collapse import equivalent_kernel
 from unbranch.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,18 +85,20 @@ def _around(activation: Activation, place: str, gate: partial[SqueezeExcite]) ->
 def custom_l2(block: RepVGG) -> Tensor:
     """The penalty that the authors put in place of weight decay on the kernels of K×K and 1×1, a scalar.
 
-        Σ K² off the centre + Σ (t·K_centre + u·k)² / (t² + u²)
+        Σ K² off the centre + Σ E_centre² / (t² + u²)
 
-    with K and k the kernels of the two branches and t, u the scales γ/√(σ² + ε) of their norms, to which no gradient
-    goes: what is decayed at the centre is the kernel that is served. From ``get_custom_L2`` of the published code;
-    add ½ · weight decay times it to the loss, and leave the two kernels out of the ordinary decay.
+    with K the kernel of the large branch, E the equivalent kernel of the two branches together, and t, u the scales
+    γ/√(σ² + ε) of their norms, to which no gradient goes: what is decayed at the centre is the kernel that is served.
+    From ``get_custom_L2`` of the published code; add ½ · weight decay times it to the loss, and leave the two kernels
+    out of the ordinary decay.
     """
-    large, point = (cast(nn.Conv2d, block.get_submodule(f"{name}.conv")) for name in ("conv_kxk", "conv_1x1"))
-    taps = tuple(slice(centre(k), centre(k) + 1) for k in block.kernel_size)
-    middle = large.weight[(slice(None), slice(None), *taps)]  # (O, I/g, 1…)
-    t, u = (_scale(block.get_submodule(f"{name}.bn"), middle) for name in ("conv_kxk", "conv_1x1"))
-    served = (t * middle + u * point.weight).square() / (t.square() + u.square())
-    return large.weight.square().sum() - middle.square().sum() + served.sum()
+    large, point = (block.get_submodule(name) for name in ("conv_kxk", "conv_1x1"))
+    middle: tuple[Any, ...] = (..., *(slice(centre(k), centre(k) + 1) for k in block.kernel_size))
+    kernel = cast(Tensor, large.get_submodule("conv").weight)  # (O, I/g, *K)
+    served = equivalent_kernel(large, constant_norms=True).kernel[middle]  # (O, I/g, 1…)
+    served = served + equivalent_kernel(point, constant_norms=True).kernel
+    scales = sum(_scale(branch.get_submodule("bn"), served).square() for branch in (large, point))
+    return kernel.square().sum() - kernel[middle].square().sum() + (served.square() / scales).sum()
 
 
 def _scale(norm: nn.Module, like: Tensor) -> Tensor:
