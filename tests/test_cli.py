@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+import unbranch as ub
 from unbranch import cli
 from unbranch.history import history_of, set_history
 from unbranch.models import create, load, randomise_statistics, save, small_resnet
@@ -73,9 +74,9 @@ def test_collapse_writes_onnx_too(folder: Path) -> None:
 
 def test_no_file_is_written_where_the_second_one_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
-        raise cli.InputError("no such\noperator")
+        raise ub.InputError("no such\noperator")
 
-    monkeypatch.setattr(cli, "write_onnx", fail)
+    monkeypatch.setattr("unbranch.cli.commands.write_onnx", fail)
     result = run("collapse", NETWORK, *SMALL, "-o", "net.safetensors", "--onnx", "net.onnx")
     assert result.exit_code == 1
     assert result.stderr == "error: no such operator\n"
@@ -186,5 +187,51 @@ def test_help_shows_examples(command: str) -> None:
     assert f"unbranch {command}" in result.output.split("Examples:")[1]
 
 
+PLAIN = ["--option", "width=4", "--input-size", "1,8,8"]
+
+
+def test_expand_writes_a_network_that_explain_and_collapse_take(folder: Path) -> None:
+    result = run("expand", NETWORK, *PLAIN, "--block", "dbb", "--where", "stages.*", "-o", "branched.safetensors")
+    assert result.exit_code == 0
+    assert "stages.0.conv1.conv" in result.output
+    assert "stages.0.conv1.bn" in result.output
+    assert "wrote branched.safetensors" in result.output
+    explained = json.loads(run("explain", "branched.safetensors", "--json").output)
+    assert explained["before"]["layers"]["convolution"] > explained["after"]["layers"]["convolution"]
+    assert run("collapse", "branched.safetensors", "-o", "plain.safetensors").exit_code == 0
+    assert run("verify", "branched.safetensors", "plain.safetensors").exit_code == 0
+    branched = ub.load("branched.safetensors")
+    assert isinstance(branched.stages[0].conv1.conv, ub.blocks.DBB)
+    assert not isinstance(branched.stem.conv, ub.blocks.DBB)
+
+
+def test_expand_takes_arguments_for_the_block(folder: Path) -> None:
+    given = ["--block", "replk", "--block-option", "small_kernel=1", "--json", "-o", "branched.safetensors"]
+    result = json.loads(run("expand", NETWORK, *PLAIN, *given).output)
+    assert result["block"] == "replk"
+    assert {place["norm"] for place in result["taken"]} >= {"stem.bn"}
+    assert all("isn't larger than the small one, 1" in reason for _, reason in result["left"])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--block", "repvg", "-o", "net.safetensors"], "did you mean 'repvgg'?"),
+        (["--block", "dbb", "-o", "net.pth"], "should end in .safetensors"),
+        (["--block", "dbb", "--where", "layer9.*", "-o", "net.safetensors"], "names no convolution"),
+        (["--block", "dbb", "--start", "one", "-o", "net.safetensors"], "none of zero, subtracted"),
+        (["--block", "dbb", "--block-option", "width=3", "-o", "net.safetensors"], "doesn't take"),
+        (["--block", "dbb", "--block-option", "width", "-o", "net.safetensors"], "NAME=VALUE"),
+    ],
+    ids=["block", "suffix", "pattern", "start", "option", "form"],
+)
+def test_expand_says_in_one_line_what_is_wrong(folder: Path, given: list[str], words: str) -> None:
+    result = run("expand", NETWORK, *PLAIN, *given)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(folder.iterdir())
+
+
 def test_version_is_told() -> None:
-    assert run("--version").output.strip() == cli.__version__
+    assert run("--version").output.strip() == ub.__version__

@@ -62,7 +62,7 @@ def adopted(
         True, conv.padding_mode, weight.device, weight.dtype, ndim=weight.dim() - 2, **{**made, **options},
     )  # fmt: skip
     if not isinstance(block, BranchedConv) or block.post is not None:
-        raise InputError(f"{kind} makes a {type(block).__name__}, which isn't a sum of branches and nothing else")
+        raise InputError(f"the block made is a {type(block).__name__} that isn't a sum of branches and nothing else")
     if start == "zero":
         initialise(block, "single")
     _put_main(block, conv, norm, memo)

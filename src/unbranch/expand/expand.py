@@ -72,7 +72,7 @@ def expand(
         The network, with its ``Expansion`` as ``expand_report``: what was taken and what was left alone, and why.
 
     Raises:
-        InputError: for an unknown block or option, or if no convolution was found.
+        InputError: for an unknown block or option, or if no convolution was found that can become a block.
 
     Example:
         >>> import unbranch as ub
@@ -97,9 +97,12 @@ def expand(
         else:
             reasons[path] = reason
     result, refused = _expanded(network, kind, places, start, options)
-    taken = tuple(p for p in places if p.path not in refused)
+    taken, reasons = tuple(p for p in places if p.path not in refused), refused | reasons
+    if not taken:
+        path, reason = next(iter(reasons.items()))
+        raise InputError(f"nothing in {type(network).__name__} can become a {name} block; {path or 'it'}: {reason}")
     counts = [sum(p.numel() for p in n.parameters()) for n in (network, result)]
-    result.expand_report = Expansion(name, taken, tuple({**reasons, **refused}.items()), *counts)  # type: ignore[assignment]
+    result.expand_report = Expansion(name, taken, tuple(reasons.items()), *counts)  # type: ignore[assignment]
     if example_input is not None:
         _check(network, result, example_input)
     step = {"kind": "expand", "block": name, "options": options, "places": [[p.path, p.norm] for p in taken]}

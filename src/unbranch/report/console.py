@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unbranch.collapse import NetworkCost, Report, Verification
+from unbranch.expand import Expansion
 
 ROWS = 20
 SOURCES = 3
@@ -74,6 +75,19 @@ def cost_table(before: NetworkCost, after: NetworkCost) -> Table:
         if number or after.layers.get(kind):
             table.add_row(f"{kind} layers", count(number), count(after.layers.get(kind, 0)))
     return table
+
+
+def show_expansion(expansion: Expansion) -> RenderableType:
+    """What became a block, and what was left alone and why."""
+    table = _grid(("", "before", "after"))
+    table.add_row("parameters", count(expansion.params_before), count(expansion.params_after))
+    taken = [(_at(place.path), place.norm or "") for place in expansion.taken]
+    parts: list[RenderableType] = [table]
+    parts.append(_table(f"{len(taken)} convolutions became {expansion.block}", ("at", "with the norm"), taken))
+    if expansion.left:
+        left = [(_at(path), reason) for path, reason in expansion.left]
+        parts.append(_table(f"{len(left)} left alone", ("at", "reason"), left))
+    return Group(*parts)
 
 
 def show_verification(verification: Verification) -> RenderableType:

@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import RenderableType
-from rich.text import Text
-from torch import Tensor, nn
+from torch import nn
 
 from unbranch import __version__, demo
+from unbranch.cli.arguments import (
+    AsJson,
+    Named,
+    Network,
+    Options,
+    Size,
+    Weights,
+    arguments,
+    named,
+    readable,
+    require_safetensors,
+)
 from unbranch.collapse import Report, collapse, explain, verify
 from unbranch.deploy import OnnxFile, require_onnx, write_onnx
-from unbranch.errors import InputError, UnbranchError
+from unbranch.errors import InputError
+from unbranch.expand import BLOCKS, Expansion, expand
 from unbranch.files import all_or_nothing
-from unbranch.history import history_of, set_history
 from unbranch.models import (
-    create,
-    example_input,
     input_size,
     load,
-    load_weights,
     randomise_statistics,
     save,
     tells_its_network,
 )
-from unbranch.report import console, progress_bar, show_account, show_files, show_report, show_verification
-
-P = ParamSpec("P")
+from unbranch.report import (
+    console,
+    progress_bar,
+    show_account,
+    show_expansion,
+    show_files,
+    show_report,
+    show_verification,
+)
 
 app = typer.Typer(
     name="unbranch",
@@ -45,61 +57,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Network = Annotated[
-    str,
-    typer.Argument(
-        metavar="NETWORK", help="timm:NAME, torchvision:NAME, package.module:factory, or a file of ours, .safetensors."
-    ),
-]
-Weights = Annotated[
-    Path | None, typer.Option(help="Trained weights: .safetensors, or .pth, .pt with nothing but tensors in it.")
-]
-Size = Annotated[str | None, typer.Option(help="Input size, for example 3,224,224; the network's own otherwise.")]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", metavar="NAME=VALUE", help="An argument for the network's factory; may be repeated."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
-
-def readable(command: Callable[P, None]) -> Callable[P, None]:
-    """End with exit code 1 and one line on stderr where the library raises one of its errors."""
-
-    @functools.wraps(command)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except UnbranchError as error:
-            line = " ".join(str(error).split())
-            console(stderr=True).print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
-            raise typer.Exit(1) from error
-
-    return guarded
-
-
-@dataclass(frozen=True)
-class Named:
-    """A network as the command line names it, in eval mode, with images that it takes."""
-
-    network: nn.Module
-    example: Tensor | tuple[list[Tensor]]
-
-
-def named(name: str, weights: Path | None, size: str | None, options: list[str] | None) -> Named:
-    """Build and load what the arguments of a command describe."""
-    arguments = _arguments(options or [])
-    if name.endswith(".safetensors"):
-        if arguments:
-            raise InputError(f"--option is for a network by name, and {name} is a file")
-        network = load(name)
-    else:
-        network = create(name, **arguments).eval()
-    if weights is not None:
-        load_weights(network, weights)
-    shape = _size(size) or input_size(network)
-    set_history(network, replace(history_of(network), input_size=shape))
-    return Named(network, example_input(network, shape))
 
 
 @app.command(
@@ -121,8 +78,7 @@ def collapse_command(
     as_json: AsJson = False,
 ) -> None:
     """Collapse a network and write the plain one."""
-    if output.suffix != ".safetensors":
-        raise InputError(f"--output {output} should end in .safetensors")
+    require_safetensors(output)
     if onnx is not None:
         require_onnx()
     paths = [output, *([onnx] if onnx else [])]
@@ -158,6 +114,47 @@ def explain_command(
     found = named(network, weights, input_size, option)
     report = explain(found.network, found.example)
     _print(report.to_dict(), as_json, show_report(report))
+
+
+@app.command(
+    "expand",
+    epilog="""Examples:\n
+  unbranch expand torchvision:mobilenet_v2 --block repvgg --weights mobilenet.pth -o branched.safetensors\n
+  unbranch expand timm:resnet18 --block dbb --where 'layer3.*' --where 'layer4.*' -o branched.safetensors\n
+  unbranch expand my.models:make --block replk --block-option small_kernel=3 -o branched.safetensors""",
+)
+@readable
+def expand_command(
+    network: Network,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the expanded network, .safetensors.")],
+    block: Annotated[str, typer.Option(help=f"{', '.join(BLOCKS)}.")],
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Paths of convolutions; may be repeated. Default: all.")
+    ] = None,
+    start: Annotated[str, typer.Option(help="How added branches start: zero, or subtracted from the kernel.")] = "zero",
+    weights: Weights = None,
+    input_size: Size = None,
+    option: Options = None,
+    block_option: Annotated[
+        list[str] | None,
+        typer.Option("--block-option", metavar="NAME=VALUE", help="An argument for the block; may be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put blocks with branches in place of a network's convolutions, keeping its function, and write it for training.
+
+    Read it back with unbranch.load(file), or unbranch.load(file, into=network) if its code is your own; explain and
+    collapse take the file, too.
+    """
+    require_safetensors(output)
+    with all_or_nothing(output) as (temporary,):
+        found = named(network, weights, input_size, option)
+        blocks = arguments(block_option or [], "--block-option")
+        branched = expand(found.network, block, where or None, start=start, example_input=found.example, **blocks)
+        save(branched, temporary)
+    expansion = cast(Expansion, branched.expand_report)
+    values = {**expansion.to_dict(), "files": [str(output)]}
+    _print(values, as_json, show_expansion(expansion), show_files([output]))
 
 
 @app.command(
@@ -249,38 +246,8 @@ def _other(found: Named, other: str | None, weights: Path | None) -> nn.Module:
     return load(other, None if tells_its_network(Path(other)) else found.network)
 
 
-def _arguments(options: list[str]) -> dict[str, Any]:
-    """``["width=32", "block=dbb"]`` to ``{"width": 32, "block": "dbb"}``: values are JSON, else text."""
-    arguments: dict[str, Any] = {}
-    for option in options:
-        name, equals, text = option.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(f"--option {option} should read NAME=VALUE")
-        try:
-            arguments[name] = json.loads(text)
-        except json.JSONDecodeError:
-            arguments[name] = text
-    return arguments
-
-
-def _size(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        size = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        size = ()
-    if not size or min(size) < 1:
-        raise InputError(f"--input-size {text} should be numbers like 3,224,224")
-    return size
-
-
 def _print(values: dict[str, Any], as_json: bool, *tables: RenderableType) -> None:
     if as_json:
         sys.stdout.write(json.dumps(values, indent=2, default=str) + "\n")
     else:
         console().print(*tables, sep="\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""The command ``unbranch``."""
+
+from unbranch.cli.commands import app, main
+
+__all__ = ["app", "main"]

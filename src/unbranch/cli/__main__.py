@@ -1,0 +1,3 @@
+from unbranch.cli.commands import main
+
+main()
