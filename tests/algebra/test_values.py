@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 from dataclasses import FrozenInstanceError, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +35,6 @@ from unbranch.errors import InputError
 from .checks import geometry
 from .strategies import numbers
 
-DOCS = Path(__file__).parents[2] / "docs"
 PLAIN = {"stride": (1, 1), "dilation": (1, 1), "lo": (0, 0), "hi": (0, 0)}
 WEIGHT = numbers(0, 4, 2, 3, 3)
 
@@ -298,12 +295,3 @@ def test_composed_groups_are_no_wider_than_they_must_be(outer: int, inner: int, 
 
 def test_grid_matrices_keep_groups() -> None:
     assert to_grid(depthwise(64, 3), (5, 4)).matrix.shape == (64, 20, 20)
-
-
-# --- documentation -------------------------------------------------------------------------------
-
-
-def test_examples_of_the_documentation_run() -> None:
-    result = doctest.testfile(str(DOCS / "algebra.md"), module_relative=False)
-    assert result.attempted > 5
-    assert result.failed == 0

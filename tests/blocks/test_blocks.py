@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -348,10 +346,3 @@ def test_compactor_starts_as_the_identity_and_does_not_read_its_mask() -> None:
         assert torch.equal(compactor(x), x)
     with pytest.raises(ub.InputError, match="at least 1 channel on 1 to 3 dimensions; got 0 on 2"):
         Compactor(0)
-
-
-def test_examples_of_the_documentation_are_true() -> None:
-    page = Path(__file__).parents[2] / "docs" / "blocks.md"
-    failures, examples = doctest.testfile(str(page), module_relative=False)
-    assert examples > 5
-    assert not failures

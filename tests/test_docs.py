@@ -1,0 +1,30 @@
+"""The documentation's examples run, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if ">>>" in p.read_text()], ids=lambda page: page.name)
+def test_examples_are_true(page: Path) -> None:
+    failures, examples = doctest.testfile(str(page), module_relative=False)
+    assert examples > 2
+    assert not failures
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = [t for t in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in t]
+    assert all((page.parent / target).exists() for target in targets), targets
+
+
+def test_every_page_is_listed() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert all(f"({page.name})" in index for page in (ROOT / "docs").glob("*.md") if page.name != "README.md")
