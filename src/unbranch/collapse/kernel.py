@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import InputError
 from .plan import plan_of
@@ -75,12 +76,25 @@ _READ: WeakKeyDictionary[nn.Module, dict[bool, _Reading]] = WeakKeyDictionary()
 
 
 def _state(network: nn.Module) -> tuple[Any, ...]:
-    """What a reading depends on: the modules, their settings and their tensors, but not the tensors' values."""
-    found: list[Any] = []
-    for module in network.modules():
-        tensors = (*module._parameters.values(), *module._buffers.values())
-        found.append((id(module), module.extra_repr(), *(id(t) for t in tensors)))
-    return tuple(found)
+    """What a reading depends on: the modules, their attributes and where their tensors are, but not their values."""
+    return tuple(
+        (id(module), *((name, _key(value)) for name, value in vars(module).items() if name not in _UNREAD))
+        for module in network.modules()
+    )
+
+
+_UNREAD = {"training", "_is_full_backward_hook", "_non_persistent_buffers_set"}
+
+
+def _key(value: Any) -> Any:
+    """A number or a text as it is, a container by its parts, a tensor by its place, anything else by identity."""
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, Tensor):
+        return id(value), 0 if is_lazy(value) else value.data_ptr()
+    if isinstance(value, dict):
+        return tuple((key, _key(part)) for key, part in value.items())
+    return tuple(map(_key, value)) if isinstance(value, tuple | list) else id(value)
 
 
 def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _Reading:

@@ -129,13 +129,14 @@ def _as_swap(region: Region, merge: Merge) -> Swap | None:
 def _largest_call(
     trace: Trace, node: fx.Node, inside: set[fx.Node], region: Region, times: dict[int, int]
 ) -> Call | None:
-    """The outermost module call around a node that the merge covers wholly."""
-    largest = None
+    """The outermost module call around a node that the merge covers wholly; one that only calls another is kept."""
+    largest: Call | None = None
     for call in call_of(node).lineage():
         whole = all(n in inside or n in region.constant or n in trace.checks for n in call.nodes)
         if not whole or call is trace.root:
             break
-        if isinstance(call.output, fx.Node) and call.output in inside and times[id(call.module)] <= 1:
+        fits = isinstance(call.output, fx.Node) and call.output in inside and times[id(call.module)] <= 1
+        if fits and (largest is None or len(call.nodes) > len(largest.nodes)):
             largest = call
     return largest
 

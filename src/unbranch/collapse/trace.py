@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -104,6 +105,9 @@ def _checks(graph: fx.Graph) -> set[fx.Node]:
         ):
             checks.add(node)
     return checks
+
+
+_ONE_AT_A_TIME = threading.RLock()  # torch.fx patches nn.Module for all threads while it traces
 
 
 class _Value(fx.Proxy):
@@ -240,7 +244,8 @@ def trace_module(path: str, module: nn.Module, leaves: set[int]) -> Trace | str:
     """The trace of a module, or why there is none."""
     tracer = _Tracer(leaves)
     try:
-        graph = tracer.trace(module)
+        with _ONE_AT_A_TIME:
+            graph = tracer.trace(module)
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     output = next(n for n in graph.nodes if n.op == "output")
@@ -286,8 +291,13 @@ def traces_of(network: nn.Module) -> tuple[list[Trace], dict[str, str]]:
 
 
 def _reused(trace: Trace) -> list[Call]:
+    """Calls of the outermost modules that are called several times; what is inside them is read with them."""
     times = trace.times_called()
-    return [c for c in trace.calls[1:] if times[id(c.module)] > 1 and not c.leaf and has_rules_inside(c.module)]
+
+    def reused(call: Call) -> bool:
+        return times[id(call.module)] > 1 and not call.leaf and has_rules_inside(call.module)
+
+    return [c for c in trace.calls[1:] if reused(c) and not any(reused(outer) for outer in list(c.lineage())[1:-1])]
 
 
 def _not_covered(trace: Trace) -> list[tuple[str, nn.Module]]:

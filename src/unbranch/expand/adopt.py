@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from unbranch.algebra import batch_norm_scale_shift
 from unbranch.blocks import ACB, DBB, BranchedConv, Compactor, LargeKernel, RepVGG, initialise
 from unbranch.collapse import equivalent_kernel
+from unbranch.collapse.rewrite import with_rest
+from unbranch.collapse.rules import rule_of_module
 from unbranch.errors import InputError
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
@@ -43,10 +45,12 @@ def why_pointless(name: str, conv: Any, options: dict[str, Any]) -> str | None:
 
 
 def adopted(
-    kind: Callable[..., nn.Module], conv: Any, norm: nn.Module | None, start: str, options: dict[str, Any],
+    kind: Callable[..., nn.Module], conv: Any, norm: nn.Module | None, start: str | None, options: dict[str, Any],
     memo: dict[int, Any],
 ) -> nn.Module:  # fmt: skip
     """The block that computes ``norm(conv(x))``, with both of them copied into its main branch.
+
+    Without a ``start`` the added branches stay as they were made: weights will be loaded.
 
     Raises:
         InputError: if the block can't stand for this convolution.
@@ -66,9 +70,9 @@ def adopted(
     if start == "zero":
         initialise(block, "single")
     _put_main(block, conv, norm, memo)
-    if not weight.is_meta:
+    if start is not None and not weight.is_meta:
         _subtract_branches(block)
-    return _like(block, conv)
+    return _like(block, conv, norm)
 
 
 def _put_main(block: BranchedConv, conv: Any, norm: nn.Module | None, memo: dict[int, Any]) -> None:
@@ -90,6 +94,17 @@ def plain_norm(norm: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for name in (*norm._parameters, *norm._buffers):
         setattr(bare, name, copy.deepcopy(getattr(norm, name), memo))
     return bare
+
+
+def left_of(norm: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What stays where a norm was: nothing, or the activation that came with it.
+
+    An activation that does nothing is an empty nn.Sequential and not an nn.Identity, since the converter replaces a
+    module as a whole where nothing but identities follow, and here something could.
+    """
+    rest = with_rest(None, norm, memo)
+    rule = rule_of_module(norm)
+    return nn.Sequential() if rule is not None and rule.rest and isinstance(rest, nn.Identity) else rest
 
 
 @torch.no_grad()
@@ -134,12 +149,12 @@ def _compacted(conv: Any, norm: nn.Module | None, options: dict[str, Any], memo:
     if norm is not None:
         layers["bn"] = plain_norm(norm, memo)
     layers["compactor"] = compactor
-    return _like(nn.Sequential(layers), conv)
+    return _like(nn.Sequential(layers), conv, norm)
 
 
-def _like(block: nn.Module, conv: Any) -> nn.Module:
-    """In the mode and the memory format of the convolution."""
+def _like(block: nn.Module, conv: Any, norm: nn.Module | None) -> nn.Module:
+    """In the memory format of the convolution, and in the mode of the norm: frozen statistics stay frozen."""
     weight = conv.weight
     if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
         block = block.to(memory_format=torch.channels_last)
-    return block.train(conv.training)
+    return block.train(conv.training if norm is None else norm.training)

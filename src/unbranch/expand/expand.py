@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from unbranch.collapse import verify
-from unbranch.collapse.rewrite import copied, with_rest
+from unbranch.collapse.rewrite import copied
 from unbranch.collapse.shadow import unwrapped
 from unbranch.errors import CollapseError, InputError
-from unbranch.expand.adopt import BLOCKS, STARTS, adopted, why_pointless
-from unbranch.expand.places import Place, convolutions, is_norm, norms_behind, why_left
+from unbranch.expand.adopt import BLOCKS, STARTS, adopted, left_of, why_pointless
+from unbranch.expand.places import Place, convolutions, is_norm, places_in
 from unbranch.history import replays, with_step
 
 Where: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
@@ -56,7 +56,8 @@ def expand(
     reads it; where there is none, the main branch has no norm either. Added branches start with γ = 0, so that
     nothing changes in training either, or, with ``start="subtracted"``, at work from the first step, with what they
     compute taken out of the main kernel (equal in evaluation; in training their norms see the batch). ``collapse``
-    leads back to the structure and the cost that the network's own collapsed form has.
+    leads back to the structure and the cost that the network's own collapsed form has, but for the bias of a
+    convolution that had neither bias nor norm.
 
     Args:
         model: any network, in any mode; it isn't changed.
@@ -87,13 +88,13 @@ def expand(
     if start not in STARTS:
         raise InputError(f"start={start!r} is none of {', '.join(STARTS)}")
     wanted = _wanted(network, where)
-    left, norms = why_left(network), norms_behind(network)
+    possible, left = places_in(network)
     reasons: dict[str, str] = {}
     places: list[Place] = []
     for path, conv in wanted.items():
         reason = left.get(path) or (why_pointless(name, conv, options) if where is None else None)
         if reason is None:
-            places.append(Place(path, norms.get(path)))
+            places.append(possible[path])
         else:
             reasons[path] = reason
     result, refused = _expanded(network, kind, places, start, options)
@@ -111,6 +112,8 @@ def expand(
 
 
 def _named(block: str | Callable[..., nn.Module]) -> tuple[str, Callable[..., nn.Module]]:
+    if not isinstance(block, str) and not callable(block):
+        raise InputError(f"block={block!r} is none of {', '.join(BLOCKS)}, and no class or function either")
     if not isinstance(block, str):
         known = next((name for name, kind in BLOCKS.items() if kind is block), None)
         return known or str(getattr(block, "__name__", block)), block
@@ -140,11 +143,13 @@ def _wanted(network: nn.Module, where: Where | Iterable[Where] | None) -> dict[s
 def _matches(part: Any, path: str, conv: nn.Module) -> bool:
     if isinstance(part, str):
         return fnmatchcase(path, part)
+    if not callable(part):
+        raise InputError(f"where={part!r} is neither a pattern of paths nor a class nor a function of path and module")
     return isinstance(conv, part) if isinstance(part, type) else bool(part(path, conv))
 
 
 def _expanded(
-    network: nn.Module, kind: Callable[..., nn.Module], places: list[Place], start: str, options: dict[str, Any]
+    network: nn.Module, kind: Callable[..., nn.Module], places: list[Place], start: str | None, options: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, str]]:
     """The copy with blocks at the places, and the places that the block refused with the reason."""
     memo: dict[int, Any] = {}
@@ -161,12 +166,17 @@ def _expanded(
             raise InputError(f"the block doesn't take {options}: {error}") from error
         memo[id(conv)] = new
         if norm is not None:
-            memo[id(norm)] = with_rest(None, norm, memo)
+            memo[id(norm)] = left_of(norm, memo)
     return copied(network, memo), refused
 
 
 def _check(network: nn.Module, result: nn.Module, example_input: Any) -> None:
-    check = verify(network, result, example_input)
+    try:
+        check = verify(network, result, example_input)
+    except InputError:
+        raise
+    except Exception as error:  # whatever stops a forward
+        raise InputError(f"the network can't be run on example_input, before or after: {error}") from error
     if check.compared and not check.ok:
         raise CollapseError(f"the expanded network differs; nothing is returned\n{check}")
 
@@ -179,10 +189,12 @@ def _replay(network: nn.Module, step: dict[str, Any]) -> nn.Module:
         raise InputError(f"it was expanded with a block of its author's, {name}: expand the network, then load into it")
     places = _places(network, step.get("places"))
     if places is None or not isinstance(options, dict):
-        raise InputError("its record of an expansion doesn't fit the network")
-    result, refused = _expanded(network, BLOCKS[name], places, "zero", options)
+        raise InputError(
+            "its record of an expansion doesn't fit the network, which has to be as it was before expanding"
+        )
+    result, refused = _expanded(network, BLOCKS[name], places, None, options)
     if refused:
-        raise InputError(f"its record of an expansion doesn't fit the network: {next(iter(refused.items()))}")
+        raise InputError(f"its expansion doesn't fit the network: {next(iter(refused.items()))}")
     with_step(network, result, step)
     return result
 

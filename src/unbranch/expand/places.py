@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
-from unbranch.blocks import BranchedConv
+from unbranch.blocks import BranchedConv, Compactor
 from unbranch.collapse.rules import rule_of_module
 from unbranch.collapse.shadow import has_hooks, shadow_of
 from unbranch.collapse.trace import Trace, traces_of
@@ -29,31 +29,64 @@ def convolutions(network: nn.Module) -> dict[str, Any]:
     return {path: m for path, m in network.named_modules() if isinstance(m, _ConvNd)}
 
 
-def norms_behind(network: nn.Module) -> dict[str, str]:
-    """For each convolution that one batch norm reads, and nothing else, the path of that norm.
+def places_in(network: nn.Module) -> tuple[dict[str, Place], dict[str, str]]:
+    """Where a block can stand, by path, and the convolutions that must be left alone, by path with the reason."""
+    graphs = [_traces(network, training) for training in (False, True)]
+    read = set().union(*(_read_by_hand(traces) for traces in graphs))
+    owners, inside = _owners(network), _inside_blocks(network)
+    norms = _norms_behind(network, graphs, read, owners)
+    places, left = {}, {}
+    for path, conv in convolutions(network).items():
+        reason = _reason(path, conv, owners, inside, read)
+        if reason is None:
+            places[path] = Place(path, norms.get(path))
+        else:
+            left[path] = reason
+    return places, left
 
-    Both have to be used once, without hooks and with parameters of their own.
+
+def _traces(network: nn.Module, training: bool) -> list[Trace]:
+    return traces_of(shadow_of(network).train(training))[0]
+
+
+def _read_by_hand(traces: list[Trace]) -> set[str]:
+    """Paths of modules whose parameters or buffers someone else's forward reads."""
+    return {
+        trace.full_path(str(node.target)).rpartition(".")[0]
+        for trace in traces
+        for node in trace.graph.nodes
+        if node.op == "get_attr"
+    }
+
+
+def _norms_behind(
+    network: nn.Module, graphs: list[list[Trace]], read: set[str], owners: Counter[int]
+) -> dict[str, str]:
+    """For each convolution that one batch norm reads, and nothing else, in evaluation and in training, its path.
+
+    Both have to be used once, without hooks and with parameters of their own that only they read.
     """
+    evaluation, training = (_readers(traces) for traces in graphs)
     found: dict[str, str] = {}
-    owners = _owners(network)
-    for trace in traces_of(shadow_of(network))[0]:
-        times = trace.times_called()
-        for call in trace.calls:
-            conv = trace.full_path(call.path)
-            if call.leaf and isinstance(call.module, _ConvNd) and times[id(call.module)] == 1:
-                path = _norm_behind(trace, call.output)
-                norm = None if path is None else network.get_submodule(trace.full_path(path))
-                if path is not None and norm is not None and not has_hooks(norm) and _owns_all(norm, owners):
-                    found[conv] = trace.full_path(path)
+    for conv, path in evaluation.items():
+        if path is None or training.get(conv, path) != path or path in read:
+            continue
+        norm = network.get_submodule(path)
+        if not has_hooks(norm) and _owns_all(norm, owners):
+            found[conv] = path
     return found
 
 
-def why_left(network: nn.Module) -> dict[str, str]:
-    """Convolutions that no block can take the place of, by path, with the reason."""
-    owners, inside = _owners(network), _inside_blocks(network)
-    return {
-        path: reason for path, conv in convolutions(network).items() if (reason := _reason(path, conv, owners, inside))
-    }
+def _readers(traces: list[Trace]) -> dict[str, str | None]:
+    """For each convolution that is called, the norm that alone reads it, or None."""
+    found: dict[str, str | None] = {}
+    for trace in traces:
+        times = trace.times_called()
+        for call in trace.calls:
+            if call.leaf and isinstance(call.module, _ConvNd):
+                norm = _norm_behind(trace, call.output) if times[id(call.module)] == 1 else None
+                found[trace.full_path(call.path)] = None if norm is None else trace.full_path(norm)
+    return found
 
 
 def is_norm(module: Any) -> bool:
@@ -61,7 +94,7 @@ def is_norm(module: Any) -> bool:
     return isinstance(getattr(module, "running_var", None), Tensor) and rule_of_module(module) is not None
 
 
-def _reason(path: str, conv: Any, owners: Counter[int], inside: set[str]) -> str | None:
+def _reason(path: str, conv: Any, owners: Counter[int], inside: set[str], read: set[str]) -> str | None:
     if path in inside:
         return "it is a branch of a block"
     if isinstance(conv, _ConvTransposeNd):
@@ -72,6 +105,8 @@ def _reason(path: str, conv: Any, owners: Counter[int], inside: set[str]) -> str
         return "its parameters aren't initialised yet"
     if has_hooks(conv):
         return "it has a hook, which would be lost"
+    if path in read:
+        return "the network reads its weight by itself"
     return None if _owns_all(conv, owners) else "it shares its weights with another module"
 
 
@@ -91,7 +126,7 @@ def _norm_behind(trace: Trace, node: Any) -> str | None:
 
 
 def _inside_blocks(network: nn.Module) -> set[str]:
-    blocks = [path for path, m in network.named_modules() if isinstance(m, BranchedConv)]
+    blocks = [path for path, m in network.named_modules() if isinstance(m, BranchedConv | Compactor)]
     return {path for path in convolutions(network) if any(path.startswith(f"{b}." if b else "") for b in blocks)}
 
 
