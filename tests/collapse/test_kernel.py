@@ -6,6 +6,8 @@ import copy
 import gc
 import pickle
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from types import MethodType
 
 import pytest
 import torch
@@ -85,6 +87,42 @@ def test_structure_is_read_again_when_it_changes() -> None:
     assert ub.equivalent_kernel(block).kernel.dtype == torch.float64
     block.load_state_dict({k: torch.zeros_like(v) for k, v in block.state_dict().items()}, assign=True)
     assert not ub.equivalent_kernel(block).kernel.any()
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.factor, self.shape, self.mask = nn.Conv2d(4, 4, 3), 2.0, [1.0], torch.ones(1, 4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * self.factor * self.mask
+
+
+def test_attributes_that_a_forward_reads_count() -> None:
+    block = Scaled()
+    for factor in (2.0, 5.0):
+        block.factor = factor
+        assert torch.allclose(ub.equivalent_kernel(block).kernel, factor * block.conv.weight)
+    block.mask = torch.zeros(1, 4, 1, 1)
+    assert not ub.equivalent_kernel(block).kernel.any()
+    block.forward = MethodType(lambda self, x: self.conv(x), block)
+    assert torch.equal(ub.equivalent_kernel(block).kernel, block.conv.weight)
+
+
+def test_new_data_of_a_parameter_counts() -> None:
+    block = RepVGG(4, 4, 3, padding=1)
+    ub.equivalent_kernel(block, constant_norms=True)
+    block.conv_kxk.bn.weight.data = block.conv_kxk.bn.weight.data * 3
+    kernels = [ub.equivalent_kernel(block, constant_norms=flag).kernel for flag in (False, True)]
+    assert torch.equal(*kernels)
+
+
+def test_several_threads_read_modules() -> None:
+    blocks = [DBB(4, 4, 3, padding=1) for _ in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        kernels = list(pool.map(ub.equivalent_kernel, blocks))
+    assert all(torch.equal(k.kernel, ub.equivalent_kernel(b).kernel) for k, b in zip(kernels, blocks, strict=True))
+    assert nn.Linear(3, 3)(torch.zeros(1, 3)).shape == (1, 3)
 
 
 def test_constant_norms_get_no_gradient() -> None:

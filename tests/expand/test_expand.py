@@ -263,10 +263,25 @@ def test_expanding_twice_leaves_blocks_alone() -> None:
         ({"block": "dbb", "small_kernel": 3}, "doesn't take"),
         ({"block": nn.Conv2d}, "doesn't take|sum of branches"),
         ({"block": "repvgg", "activation": nn.ReLU}, "sum of branches"),
+        ({"block": None}, "no class or function"),
+        ({"block": "dbb", "where": 3}, "neither a pattern"),
+        ({"block": "dbb", "example_input": torch.zeros(1, 2, 3, 3)}, "example_input"),
         ({"block": "replk"}, "isn't larger than the small one, 5"),
         ({"block": "replk", "where": "point", "small_kernel": 3}, "doesn't fit into kernel"),
     ],
-    ids=["block", "where", "start", "option", "class", "activation", "nothing", "nothing there"],
+    ids=[
+        "block",
+        "where",
+        "start",
+        "option",
+        "class",
+        "activation",
+        "none",
+        "number",
+        "example",
+        "nothing",
+        "nothing there",
+    ],
 )
 def test_bad_arguments_are_told(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ub.InputError, match=words):
@@ -276,6 +291,94 @@ def test_bad_arguments_are_told(given: dict[str, Any], words: str) -> None:
 def test_network_without_convolutions_is_refused() -> None:
     with pytest.raises(ub.InputError, match="no convolution"):
         ub.expand(nn.Linear(3, 4), "dbb")
+
+
+class Reads(nn.Module):
+    """A forward that reads a convolution's weight, and one that reads a norm's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.other, self.scaled = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x.to(self.conv.weight.dtype))))
+        return self.scaled(self.other(x)) * self.scaled.weight.sum()
+
+
+def test_what_the_network_reads_by_itself_stays() -> None:
+    network = randomised(Reads()).double()
+    branched = ub.expand(network, "repvgg")
+    assert dict(branched.expand_report.left) == {"conv": "the network reads its weight by itself"}
+    assert [(p.path, p.norm) for p in branched.expand_report.taken] == [("other", None)]
+    assert_same_function(network, branched, torch.randn(1, 4, 7, 8, dtype=torch.float64), 1e-13)
+
+
+class Noisy(nn.Module):
+    """Something between convolution and norm that happens in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.norm(x * 2 + 1 if self.training else x)
+
+
+def test_norm_is_taken_only_where_it_reads_the_convolution_in_training_too() -> None:
+    network = Noisy().double()
+    branched = ub.expand(network, "repvgg")
+    assert [p.norm for p in branched.expand_report.taken] == [None]
+    x = torch.randn(3, 4, 7, 8, dtype=torch.float64)
+    assert torch.allclose(branched(x), network(x), rtol=0, atol=1e-12)
+
+
+def test_frozen_norm_stays_frozen_and_so_are_those_beside_it() -> None:
+    network = plain().train()
+    network.dense_norm.eval()
+    branched, x = ub.expand(network, "repvgg"), images()
+    assert torch.allclose(branched(x), network(x), rtol=0, atol=1e-12)
+    block = branched.dense
+    assert not any(m.training for m in block.modules())
+    assert torch.equal(block.conv_kxk.bn.running_mean, network.dense_norm.running_mean)
+    assert branched.depthwise[0].training
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.relu(self.conv(x)))
+
+
+def test_convolution_that_is_called_twice_comes_back() -> None:
+    network = Twice().double()
+    x = torch.randn(1, 4, 7, 8, dtype=torch.float64)
+    back = ub.collapse(ub.expand(network, "dbb"), x)
+    assert isinstance(back.conv, nn.Conv2d)
+    assert_same_function(network, back, x, 1e-13)
+
+
+@pytest.mark.parametrize("name", ["rexnet_100", "repvit_m1", "pit_ti_224"])
+def test_names_of_timm_networks_come_back(name: str) -> None:
+    """Norms that bring an activation or none, parts of a convolution and a norm, and parts of a convolution alone."""
+    timm = pytest.importorskip("timm")
+    network = timm.create_model(name).eval()
+    straight = ub.collapse(network)
+    for block in ("repvgg", "compactor"):
+        back = ub.collapse(ub.expand(network, block))
+        assert back.state_dict().keys() == straight.state_dict().keys()
+
+
+def test_compactors_are_not_compacted() -> None:
+    once = ub.expand(plain(), "compactor")
+    report = ub.expand(once, "repvgg", where="*").expand_report
+    assert all("compactor" not in place.path for place in report.taken)
+    with pytest.raises(ub.InputError, match="nothing in Plain"):
+        ub.expand(once, "compactor", where="*.compactor.conv")
 
 
 # --- what the network keeps -------------------------------------------------------------------------
@@ -336,6 +439,12 @@ def test_expanded_network_of_ones_own_is_saved_and_loaded(block: str, collapsed:
     loaded = ub.load(tmp_path / "net.safetensors", into=Plain())
     assert torch.equal(loaded(x), network.eval()(x))
     assert [type(m) for m in loaded.modules()] == [type(m) for m in network.modules()]
+
+
+def test_options_that_only_a_start_allows_are_loaded(tmp_path: Any) -> None:
+    network = ub.expand(plain(), "repvgg", affine=False, start="subtracted")
+    ub.save(network, tmp_path / "net.safetensors")
+    assert_same_function(network, ub.load(tmp_path / "net.safetensors", into=Plain()), images(), 0)
 
 
 def test_file_with_a_block_of_ones_own_says_how_to_load_it(tmp_path: Any) -> None:
