@@ -205,6 +205,18 @@ def test_expand_writes_a_network_that_explain_and_collapse_take(folder: Path) ->
     assert not isinstance(branched.stem.conv, ub.blocks.DBB)
 
 
+def test_expanded_network_of_ones_own_code_is_collapsed_by_its_factory_and_the_file(folder: Path) -> None:
+    (folder / "mine.py").write_text("import torch.nn as nn\ndef make(): return nn.Sequential(nn.Conv2d(3, 4, 3))\n")
+    size = ["--input-size", "3,8,8"]
+    assert run("expand", "mine:make", *size, "--block", "acb", "-o", "branched.safetensors").exit_code == 0
+    result = run(
+        "collapse", "mine:make", *size, "--weights", "branched.safetensors", "-o", "plain.safetensors", "--json"
+    )
+    assert result.exit_code == 0
+    assert json.loads(result.output)["before"]["layers"]["convolution"] == 3
+    assert "which no file runs" in run("explain", "branched.safetensors").stderr
+
+
 def test_expand_takes_arguments_for_the_block(folder: Path) -> None:
     given = ["--block", "replk", "--block-option", "small_kernel=1", "--json", "-o", "branched.safetensors"]
     result = json.loads(run("expand", NETWORK, *PLAIN, *given).output)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unbranch.errors import InputError, UnbranchError
 from unbranch.history import history_of, set_history
-from unbranch.models import create, example_input, input_size, load, load_weights
+from unbranch.models import create, example_input, input_size, load
 from unbranch.report import console
 
 P = ParamSpec("P")
@@ -27,7 +27,10 @@ Network = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option(help="Trained weights: .safetensors, or .pth, .pt with nothing but tensors in it.")
+    Path | None,
+    typer.Option(
+        help="Weights: .safetensors, ours of an expanded network, too; or .pth, .pt with nothing but tensors."
+    ),
 ]
 Size = Annotated[str | None, typer.Option(help="Input size, for example 3,224,224; the network's own otherwise.")]
 Options = Annotated[
@@ -70,7 +73,7 @@ def named(name: str, weights: Path | None, size: str | None, options: list[str] 
     else:
         network = create(name, **given).eval()
     if weights is not None:
-        load_weights(network, weights)
+        network = load(weights, into=network)
     shape = _size(size) or input_size(network)
     set_history(network, replace(history_of(network), input_size=shape))
     return Named(network, example_input(network, shape))
