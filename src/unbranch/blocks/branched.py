@@ -8,7 +8,7 @@ of nn.Conv2d, so that it can stand where a convolution stood.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from unbranch.blocks.parts import CONVS, Activation, Device, Size, on, through
 from unbranch.blocks.spec import ConvSpec, per_axis, resolve_padding
 from unbranch.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 WAYS = ("single", "zero", "identity")
 

@@ -19,7 +19,7 @@ from .region import Region
 from .report import MergeRecord, Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
 from .rules import rule_of_module
-from .shadow import has_hooks, shadow_of, unwrapped
+from .shadow import has_hooks, owners_of, shadow_of, unwrapped
 from .step import record_step
 from .trace import Trace, traces_of
 from .value import Affine, Gridded
@@ -99,7 +99,7 @@ class _Conversion:
         shadow = shadow_of(self.network)
         traces, unread = traces_of(shadow)
         hooked = {name for name, module in self.network.named_modules() if has_hooks(module)}
-        owners = _owners(self.network)
+        owners = owners_of(self.network)
         for path, reason in unread.items():
             self.refusals.append(Refusal(path, f"its forward can't be traced ({reason}); its children were tried"))
         for trace in traces:
@@ -242,16 +242,6 @@ def _is_inside(trace: Trace, path: str) -> bool:
 
 def _inner_path(trace: Trace, path: str) -> str:
     return path[len(trace.path) :].lstrip(".")
-
-
-def _owners(network: nn.Module) -> dict[int, set[int]]:
-    """For each parameter and buffer (by id) the modules that hold it."""
-    owners: dict[int, set[int]] = {}
-    for module in network.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                owners.setdefault(id(tensor), set()).add(id(module))
-    return owners
 
 
 def _shared(trace: Trace, owners: dict[int, set[int]]) -> dict[str, str]:

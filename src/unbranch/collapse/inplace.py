@@ -12,8 +12,7 @@ _VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "chunk", "split"
 
 
 def pinned_in(trace: Trace) -> dict[fx.Node, str]:
-    """Nodes that no merge may reach across, with the reason."""
-    """Nodes whose value changes in place while something else reads it: they keep their operations."""
+    """Nodes whose value changes in place while something else reads it, with the reason: no merge may reach across."""
     base: dict[fx.Node, fx.Node] = {}
     family: dict[fx.Node, set[fx.Node]] = {}
     for node in trace.graph.nodes:

@@ -85,3 +85,13 @@ def copy_hooks(source: nn.Module, target: nn.Module) -> None:
             setattr(target, name, hooks)
     for name in ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"):
         setattr(target, name, OrderedDict(getattr(source, name)))
+
+
+def owners_of(network: nn.Module) -> dict[int, set[int]]:
+    """For each parameter and buffer (by id) the modules that hold it."""
+    owners: dict[int, set[int]] = {}
+    for module in network.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                owners.setdefault(id(tensor), set()).add(id(module))
+    return owners

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from unbranch.blocks import BranchedConv, Compactor
 from unbranch.collapse.rules import rule_of_module
-from unbranch.collapse.shadow import has_hooks, shadow_of
+from unbranch.collapse.shadow import has_hooks, owners_of, shadow_of
 from unbranch.collapse.trace import Trace, traces_of
 
 
@@ -33,7 +32,7 @@ def places_in(network: nn.Module) -> tuple[dict[str, Place], dict[str, str]]:
     """Where a block can stand, by path, and the convolutions that must be left alone, by path with the reason."""
     graphs = [_traces(network, training) for training in (False, True)]
     read = set().union(*(_read_by_hand(traces) for traces in graphs))
-    owners, inside = _owners(network), _inside_blocks(network)
+    owners, inside = owners_of(network), _inside_blocks(network)
     norms = _norms_behind(network, graphs, read, owners)
     places, left = {}, {}
     for path, conv in convolutions(network).items():
@@ -60,7 +59,7 @@ def _read_by_hand(traces: list[Trace]) -> set[str]:
 
 
 def _norms_behind(
-    network: nn.Module, graphs: list[list[Trace]], read: set[str], owners: Counter[int]
+    network: nn.Module, graphs: list[list[Trace]], read: set[str], owners: dict[int, set[int]]
 ) -> dict[str, str]:
     """For each convolution that one batch norm reads, and nothing else, in evaluation and in training, its path.
 
@@ -90,11 +89,11 @@ def _readers(traces: list[Trace]) -> dict[str, str | None]:
 
 
 def is_norm(module: Any) -> bool:
-    """Whether a module is a batch norm with statistics, or ends in nothing but one and an activation."""
+    """Whether a module is a batch norm with statistics, alone or with the activation that some norms bring along."""
     return isinstance(getattr(module, "running_var", None), Tensor) and rule_of_module(module) is not None
 
 
-def _reason(path: str, conv: Any, owners: Counter[int], inside: set[str], read: set[str]) -> str | None:
+def _reason(path: str, conv: Any, owners: dict[int, set[int]], inside: set[str], read: set[str]) -> str | None:
     if path in inside:
         return "it is a branch of a block"
     if isinstance(conv, _ConvTransposeNd):
@@ -130,12 +129,7 @@ def _inside_blocks(network: nn.Module) -> set[str]:
     return {path for path in convolutions(network) if any(path.startswith(f"{b}." if b else "") for b in blocks)}
 
 
-def _owners(network: nn.Module) -> Counter[int]:
-    """How many modules hold each parameter and buffer, by id."""
-    return Counter(
-        id(t) for m in network.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None
-    )
-
-
-def _owns_all(module: nn.Module, owners: Counter[int]) -> bool:
-    return all(owners[id(t)] == 1 for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+def _owns_all(module: nn.Module, owners: dict[int, set[int]]) -> bool:
+    """Whether no other module holds one of its parameters or buffers."""
+    own = (*module._parameters.values(), *module._buffers.values())
+    return all(owners[id(t)] == {id(module)} for t in own if t is not None)

@@ -1,11 +1,11 @@
 """Networks: by name from other libraries, small ones of our own, and the files that hold them."""
 
+from unbranch.collapse.statistics import randomise_statistics
 from unbranch.models.checkpoints import load_weights, read_weights
 from unbranch.models.manifest import Manifest, read_manifest
 from unbranch.models.names import create, example_input, input_size
 from unbranch.models.saved import load, save, tells_its_network
 from unbranch.models.small import small_resnet
-from unbranch.models.statistics import randomise_statistics
 
 __all__ = [
     "Manifest",
