@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbranch.blocks.mixed import Mixed
-from unbranch.blocks.parts import SqueezeExcite, conv_bn, through
+from unbranch.blocks.parts import DropPath, SqueezeExcite, conv_bn, through
 from unbranch.errors import InputError
 
 FUSIONS = {
@@ -99,7 +99,7 @@ class RepGhostBottleneck(nn.Module):
 
     ``kernel_size`` is that of the strided depthwise convolution between the modules and of the one in the shortcut.
     ``se_ratio`` is the relative width of squeeze-and-excitation, 0 for none. ``shortcut=False`` leaves out the
-    shortcut where it would be the identity. Figure 4.
+    shortcut where it would be the identity; ``drop_path`` is the rate of stochastic depth around one. Figure 4.
 
     Raises:
         InputError: if the kernel is even and the shortcut has it at stride 1, so that the sizes differ.
@@ -115,6 +115,7 @@ class RepGhostBottleneck(nn.Module):
         se_ratio: float = 0.0,
         shortcut: bool = True,
         fusion: str = "bn",
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         same = in_channels == out_channels and stride == 1
@@ -128,6 +129,7 @@ class RepGhostBottleneck(nn.Module):
         self.se = _squeeze_excite(mid_channels, se_ratio) if se_ratio else None
         self.ghost2 = RepGhostModule(mid_channels, out_channels, relu=False, fusion=fusion)
         self.has_shortcut = shortcut or not same
+        self.drop_path = DropPath(drop_path if self.has_shortcut else 0.0)
         self.shortcut = (
             None
             if same
@@ -142,7 +144,7 @@ class RepGhostBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = through(self.se, through(self.depthwise, self.ghost1(x)))
         y = cast(Tensor, self.ghost2(y))
-        return y + through(self.shortcut, x) if self.has_shortcut else y
+        return cast(Tensor, self.drop_path(y)) + through(self.shortcut, x) if self.has_shortcut else y
 
 
 def _squeeze_excite(channels: int, ratio: float) -> SqueezeExcite:

@@ -29,7 +29,7 @@ from typing import cast
 
 from torch import Tensor, fx, nn
 
-from unbranch.blocks.parts import Activation, ChannelGate, Size, conv_bn
+from unbranch.blocks.parts import Activation, ChannelGate, DropPath, Size, conv_bn
 from unbranch.blocks.spec import ConvSpec, centre, per_axis
 from unbranch.errors import InputError
 
@@ -157,7 +157,8 @@ class FFN(nn.Module):
 class RepMLPUnit(nn.Module):
     """``z + FFN(BN(z))`` with ``z = x + RepMLP(BN(x))``, ``(B, C, H, W)`` to the same.
 
-    ``expansion`` is the width of the FFN over C; the other arguments are RepMLP's. Figure 2.
+    ``expansion`` is the width of the FFN over C, ``drop_path`` the rate of stochastic depth of both halves; the other
+    arguments are RepMLP's. Figure 2.
     """
 
     def __init__(
@@ -168,13 +169,15 @@ class RepMLPUnit(nn.Module):
         sharesets: int = 1,
         reduction: int = 4,
         expansion: int = 4,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.block = RepMLP(channels, window, kernels, sharesets, reduction)
         self.ffn = FFN(channels, channels * expansion)
         self.norm1 = nn.BatchNorm2d(channels)
         self.norm2 = nn.BatchNorm2d(channels)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.block(self.norm1(x))
-        return x + cast(Tensor, self.ffn(self.norm2(x)))
+        x = x + cast(Tensor, self.drop_path(self.block(self.norm1(x))))
+        return x + cast(Tensor, self.drop_path(self.ffn(self.norm2(x))))

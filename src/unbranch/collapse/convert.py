@@ -19,7 +19,7 @@ from .region import Region
 from .report import MergeRecord, Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
 from .rules import rule_of_module
-from .shadow import has_hooks, owners_of, shadow_of, unwrapped
+from .shadow import has_hooks, owners_of, shadow_of, training_parts, unwrapped
 from .step import record_step
 from .trace import Trace, traces_of
 from .value import Affine, Gridded
@@ -33,7 +33,8 @@ def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = Fals
 
     Parallel and sequential linear operations are merged wherever that is exact and saves work; ``model`` isn't
     changed. Classes and paths outside the rewritten modules stay, as do mode, device, dtype, memory format and
-    ``requires_grad``. ``DistributedDataParallel``, averaging and compiling wrappers are taken off.
+    ``requires_grad``. ``DistributedDataParallel``, averaging and compiling wrappers are taken off, and so is what a
+    class declares as ``training_only``.
 
     Args:
         model: any module, in training or evaluation mode.
@@ -97,6 +98,9 @@ class _Conversion:
 
     def run(self) -> None:
         shadow = shadow_of(self.network)
+        for path, part in training_parts(self.network):
+            self.memo[id(part)] = type(part)()
+            shadow.set_submodule(path, type(part)())
         traces, unread = traces_of(shadow)
         hooked = {name for name, module in self.network.named_modules() if has_hooks(module)}
         owners = owners_of(self.network)

@@ -65,6 +65,19 @@ def shadow_of(model: nn.Module) -> nn.Module:
     return shadow
 
 
+def training_parts(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Containers, by path, of what a forward in evaluation never uses, such as auxiliary classifiers.
+
+    A class names those of its children, each an ``nn.ModuleDict`` or ``nn.ModuleList``, in ``training_only``; its
+    forward has to work when they are empty.
+    """
+    return [
+        (f"{path}.{name}".lstrip("."), module.get_submodule(name))
+        for path, module in network.named_modules()
+        for name in getattr(type(module), "training_only", ())
+    ]
+
+
 def _tensors_of(module: nn.Module) -> list[torch.Tensor]:
     own = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
     return [v for v in own if isinstance(v, torch.Tensor)]

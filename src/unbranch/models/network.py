@@ -1,0 +1,263 @@
+"""What all networks of the zoo have in common: a stem, stages and a head, usable as classifier and as backbone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
+
+from unbranch.errors import InputError
+
+
+class Level(NamedTuple):
+    """A feature map that a backbone offers: behind which part, with how many channels, how much smaller."""
+
+    position: int  # 0 behind the stem, i behind the i-th stage
+    channels: int
+    reduction: int
+
+
+class FeatureInfo(list[dict[str, Any]]):
+    """One dictionary a feature map, finest first: ``num_chs``, ``reduction``, ``module``; as timm's."""
+
+    def channels(self) -> list[int]:
+        """Channels of each map."""
+        return [level["num_chs"] for level in self]
+
+    def reduction(self) -> list[int]:
+        """Input pixels to one step of each map."""
+        return [level["reduction"] for level in self]
+
+    def module_name(self) -> list[str]:
+        """Path of the module that gives each map."""
+        return [level["module"] for level in self]
+
+
+def feature_info(levels: Iterable[Level]) -> FeatureInfo:
+    """The levels in timm's words."""
+    return FeatureInfo(
+        {"num_chs": level.channels, "reduction": level.reduction, "module": _part_name(level.position)}
+        for level in levels
+    )
+
+
+def _part_name(position: int) -> str:
+    return f"stages.{position - 1}" if position else "stem"
+
+
+def check_size(x: Tensor, in_channels: int, smallest: int) -> None:
+    """Raises InputError for images that a network can't take, in words."""
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise InputError(f"the network takes (B, {in_channels}, H, W); got {tuple(x.shape)}")
+    if min(x.shape[2:]) < smallest:
+        raise InputError(f"the network takes images of at least {smallest}×{smallest}; got {tuple(x.shape[2:])}")
+
+
+fx.wrap("check_size")  # tracing must not branch on sizes that it doesn't know
+
+
+class Stage(nn.Sequential):
+    """Blocks one after the other, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')``.
+
+    ``checkpointing`` trades time for memory in training: activations inside each block are computed again when the
+    gradients go backward. Chen et al.: "Training Deep Nets with Sublinear Memory Cost", 2016.
+    """
+
+    checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return cast(Tensor, super().forward(x))
+        for block in self:
+            x = cast(Tensor, checkpoint(block, x, use_reentrant=False))
+        return x
+
+
+class Head(nn.Sequential):
+    """Layers whose last one, ``fc``, makes ``(B, num_classes)`` of ``(B, num_features)``.
+
+    Without classes ``fc`` is the identity, and the features come out.
+    """
+
+    fc: nn.Module
+
+    def __init__(self, layers: dict[str, nn.Module], num_features: int, num_classes: int) -> None:
+        super().__init__(OrderedDict(layers))
+        self.num_features, self.num_classes = num_features, num_classes
+        self.reset(num_classes)
+
+    def reset(self, num_classes: int) -> None:
+        """A new, untrained classifier, on the device and in the dtype of the old one."""
+        if num_classes < 0:
+            raise InputError(f"num_classes is at least 0, for features alone; got {num_classes}")
+        like = next(iter(getattr(self, "fc", nn.Identity()).parameters()), None)
+        fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.fc = fc if like is None else fc.to(like)
+        self.num_classes = num_classes
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier sees, ``(B, num_features)``."""
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return x
+
+
+def pooled_head(channels: int, num_classes: int, drop_rate: float = 0.0, norm: nn.Module | None = None) -> Head:
+    """``fc(dropout(mean(norm(x))))``, the mean over the whole map."""
+    layers: dict[str, nn.Module] = {} if norm is None else {"norm": norm}
+    layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "dropout": nn.Dropout(drop_rate)}
+    return Head(layers, channels, num_classes)
+
+
+class Trunk(nn.Module):
+    """A stem and stages, ``(B, in_channels, H, W)`` to a feature map; what classifiers and backbones share.
+
+    Args:
+        levels: the feature maps it offers.
+        in_channels: of the images.
+        smallest: height and width that every layer still has something to work on.
+    """
+
+    def __init__(
+        self, stem: nn.Module, stages: Iterable[nn.Module], levels: Sequence[Level], in_channels: int, smallest: int
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.stages = nn.Sequential(*stages)
+        self.levels, self.in_channels, self.smallest = tuple(levels), in_channels, smallest
+        self.frozen_stages = -1
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Channels and reduction of the feature maps, finest first."""
+        return feature_info(self.levels)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training: keep no activations inside the blocks of the stages."""
+        for stage in self.stages:
+            cast(Stage, stage).checkpointing = enable
+
+    def freeze_stages(self, count: int) -> None:
+        """Train neither the stem nor the first ``count`` stages: no gradients, norms stay in evaluation mode.
+
+        0 freezes the stem alone, −1 nothing.
+
+        Raises:
+            InputError: if there are fewer stages.
+        """
+        if not -1 <= count <= len(self.stages):
+            raise InputError(f"there are {len(self.stages)} stages to freeze; got {count}")
+        self.frozen_stages = count
+        for number, part in enumerate([self.stem, *self.stages]):
+            part.requires_grad_(number > count)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Trunk:
+        """As nn.Module's; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for part in [self.stem, *self.stages][: self.frozen_stages + 1]:
+            part.eval()
+        return self
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map, ``(B, C, H', W')``."""
+        check_size(x, self.in_channels, self.smallest)
+        return cast(Tensor, self.stages(self.stem(x)))
+
+
+class Network(Trunk):
+    """A classifier, ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``, or to features without classes.
+
+    Args:
+        drop_path_rate, and what else a builder takes, have gone into the parts by now.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Iterable[nn.Module],
+        head: Head,
+        levels: Sequence[Level],
+        in_channels: int = 3,
+        smallest: int = 1,
+    ) -> None:
+        super().__init__(stem, stages, levels, in_channels, smallest)
+        self.head = head
+
+    @property
+    def num_features(self) -> int:
+        """Numbers that the classifier sees of each image."""
+        return self.head.num_features
+
+    @property
+    def num_classes(self) -> int:
+        """Logits, or 0 for features alone."""
+        return self.head.num_classes
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new, untrained last layer; 0 for features alone."""
+        self.head.reset(num_classes)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of a feature map, or what the classifier sees."""
+        return self.head.features(x) if pre_logits else cast(Tensor, self.head(x))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.forward_head(self.forward_features(x))
+
+
+class Features(Trunk):
+    """A network without its head, ``(B, in_channels, H, W)`` to a list of feature maps, finest first.
+
+    Args:
+        network: takes the parts of this one.
+        out_indices: which of its levels, all unless given; negative ones count from the end.
+        norms: put a batch norm on each map, as detectors with RepLKNet-XL do.
+
+    Raises:
+        InputError: if there is no such level.
+    """
+
+    def __init__(self, network: Network, out_indices: Sequence[int] | None = None, norms: bool = False) -> None:
+        known = len(network.levels)
+        wanted = range(known) if out_indices is None else out_indices
+        if not wanted or any(not -known <= i < known for i in wanted):
+            raise InputError(f"out_indices are from {-known} to {known - 1}, at least one; got {tuple(wanted)}")
+        indices = sorted({i % known for i in wanted})
+        levels = [network.levels[i] for i in indices]
+        stages = list(network.stages)[: levels[-1].position]
+        super().__init__(network.stem, stages, levels, network.in_channels, network.smallest)
+        self.norms = nn.ModuleDict(
+            {str(i): nn.BatchNorm2d(network.levels[i].channels) for i in indices if norms}
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        check_size(x, self.in_channels, self.smallest)
+        maps, wanted = [], {level.position for level in self.levels}
+        for position, part in enumerate([self.stem, *self.stages]):
+            x = part(x)
+            if position in wanted:
+                maps.append(x)
+        return [norm(y) for norm, y in zip(self.norms.values(), maps, strict=True)] if len(self.norms) else maps
+
+
+Rates: TypeAlias = list[float]
+
+
+def drop_path_rates(rate: float, depth: int) -> Rates:
+    """Rates of stochastic depth that rise evenly from 0 at the first of ``depth`` blocks to ``rate`` at the last."""
+    return [rate * i / max(1, depth - 1) for i in range(depth)]
+
+
+def no_drop_path(rate: float, name: str) -> None:
+    """Raises InputError if a network without shortcuts is asked for stochastic depth."""
+    if rate:
+        raise InputError(f"{name} has no shortcuts around its layers, so that no path can be dropped: drop_path_rate=0")

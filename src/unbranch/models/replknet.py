@@ -1,0 +1,70 @@
+"""RepLKNet, networks with depthwise kernels of up to 31×31.
+
+Ding, Zhang, Zhou, Han, Ding, Sun: "Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs",
+CVPR 2022, https://arxiv.org/abs/2203.06717, section 4.1.
+
+    stem   3×3 with stride 2, depthwise 3×3, 1×1, depthwise 3×3 with stride 2
+    stage  (1×1, depthwise 3×3 with stride 2 before all but the first), RepLKBlock and ConvFFN in turns
+    head   norm, mean over the map, fc
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from unbranch.blocks import ConvFFN, RepLKBlock
+from unbranch.models.network import Level, Network, Stage, drop_path_rates, pooled_head
+from unbranch.models.units import Block, Units, no_block
+
+DEPTHS = (2, 2, 18, 2)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "replknet_31b": {"width": 128, "kernels": (31, 29, 27, 13)},
+    "replknet_31l": {"width": 192, "kernels": (31, 29, 27, 13)},
+    "replknet_xl": {"width": 256, "kernels": (27, 27, 27, 13), "small_kernel": None, "dw_ratio": 1.5},
+    "replknet_13": {"width": 128, "kernels": (13, 13, 13, 13)},
+}
+
+
+def replknet(
+    width: int,
+    kernels: Sequence[int],
+    small_kernel: int | None = 5,
+    dw_ratio: float = 1.0,
+    *,
+    num_classes: int,
+    in_channels: int,
+    block: Block = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    ffn_ratio: float = 4.0,
+) -> Network:
+    """A RepLKNet; both members of a pair of blocks share their rate of stochastic depth."""
+    no_block(block, "RepLKNet")
+    units, rates = Units(), iter(drop_path_rates(drop_path_rate, sum(DEPTHS)))
+
+    def depthwise(channels: int, stride: int) -> nn.Module:
+        return units.unit(channels, channels, 3, stride, groups=channels)
+
+    stem = nn.Sequential(
+        units.unit(in_channels, width, 3, 2), depthwise(width, 1), units.unit(width, width, 1), depthwise(width, 2)
+    )
+    stages, levels = [], []
+    for number, (depth, kernel) in enumerate(zip(DEPTHS, kernels, strict=True)):
+        channels = width << number
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        if number:
+            layers["down"] = nn.Sequential(units.unit(channels // 2, channels, 1), depthwise(channels, 2))
+        for i in range(depth):
+            rate = next(rates)
+            layers[str(2 * i)] = RepLKBlock(channels, int(dw_ratio * channels), kernel, small_kernel, rate)
+            layers[str(2 * i + 1)] = ConvFFN(channels, int(ffn_ratio * channels), channels, rate)
+        stages.append(Stage(layers))
+        levels.append(Level(number + 1, channels, 4 << number))
+    channels = levels[-1].channels
+    head = pooled_head(channels, num_classes, drop_rate, nn.BatchNorm2d(channels))
+    return Network(stem, stages, head, levels, in_channels)

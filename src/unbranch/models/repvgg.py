@@ -1,0 +1,132 @@
+"""RepVGG and RepVGGplus, plain stacks of 3×3 convolutions that train with shortcuts.
+
+Ding, Zhang, Ma, Han, Ding, Sun: "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021,
+https://arxiv.org/abs/2101.03697, tables 2 and 3. RepVGGplus is described in the authors' repository only.
+
+    stem   one block, stride 2, min(64, 64·a) channels
+    stage  blocks of 64·a, 128·a, 256·a and 512·b channels; the first one of each with stride 2
+    head   mean over the map, fc
+
+In the group-wise variants every second layer up to the 26th has 2 or 4 groups. RepVGGplus halves its third stage, and
+trains with a classifier behind each part of it but the last; those classifiers are gone once it is collapsed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+from torch import Tensor, nn
+
+from unbranch.blocks.parts import conv_bn
+from unbranch.errors import InputError
+from unbranch.models.network import Level, Network, Stage, drop_path_rates, pooled_head
+from unbranch.models.units import Block, Units
+
+A, B, DEEP = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
+WIDTHS = (64, 128, 256, 512)
+GROUPED = range(2, 27, 2)  # layers with groups, the stem being layer 0
+
+# depths, width of the first three stages and of the last as multiples, groups
+VARIANTS: dict[str, dict[str, Any]] = {
+    "repvgg_a0": {"depths": A, "widths": (0.75, 2.5)},
+    "repvgg_a1": {"depths": A, "widths": (1.0, 2.5)},
+    "repvgg_a2": {"depths": A, "widths": (1.5, 2.75)},
+    "repvgg_b0": {"depths": B, "widths": (1.0, 2.5)},
+    "repvgg_b1": {"depths": B, "widths": (2.0, 4.0)},
+    "repvgg_b1g2": {"depths": B, "widths": (2.0, 4.0), "groups": 2},
+    "repvgg_b1g4": {"depths": B, "widths": (2.0, 4.0), "groups": 4},
+    "repvgg_b2": {"depths": B, "widths": (2.5, 5.0)},
+    "repvgg_b2g2": {"depths": B, "widths": (2.5, 5.0), "groups": 2},
+    "repvgg_b2g4": {"depths": B, "widths": (2.5, 5.0), "groups": 4},
+    "repvgg_b3": {"depths": B, "widths": (3.0, 5.0)},
+    "repvgg_b3g2": {"depths": B, "widths": (3.0, 5.0), "groups": 2},
+    "repvgg_b3g4": {"depths": B, "widths": (3.0, 5.0), "groups": 4},
+    "repvgg_d2se": {"depths": DEEP, "widths": (2.5, 5.0), "squeeze_excite": "before"},
+    "repvggplus_l2pse": {"depths": DEEP, "widths": (2.5, 5.0), "squeeze_excite": "after", "auxiliary": True},
+}
+
+
+class RepVGGNet(Network):
+    """``(B, in_channels, H, W)`` to logits; in training, with auxiliary classifiers, to a dictionary of logits.
+
+    The dictionary has ``main`` and the auxiliary ones, each ``(B, num_classes)``; in evaluation ``main`` comes alone.
+    """
+
+    training_only = ("auxiliary",)
+
+    def __init__(self, *parts: Any, auxiliary: dict[str, nn.Module], **options: Any) -> None:
+        super().__init__(*parts, **options)
+        self.auxiliary = nn.ModuleDict(auxiliary)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        super().reset_classifier(num_classes)
+        for classifier in self.auxiliary.values():
+            classifier[-1].reset(num_classes)
+
+    def forward_all(self, x: Tensor) -> dict[str, Tensor]:
+        """Logits by classifier, in any mode: ``main``, and the auxiliary ones by their stage."""
+        logits = {}
+        x = self.stem(x)
+        for position, stage in enumerate(self.stages, 1):
+            x = stage(x)
+            if f"stage{position}" in self.auxiliary:
+                logits[f"stage{position}"] = self.auxiliary[f"stage{position}"](x)
+        return {"main": self.forward_head(x), **logits}
+
+    def forward(self, x: Tensor) -> Any:
+        return self.forward_all(x) if self.training and len(self.auxiliary) else super().forward(x)
+
+
+def repvgg(
+    depths: Sequence[int],
+    widths: tuple[float, float],
+    groups: int = 1,
+    squeeze_excite: str | None = None,
+    auxiliary: bool = False,
+    *,
+    num_classes: int,
+    in_channels: int,
+    block: Block = None,
+    block_options: dict[str, Any] | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> Network:
+    """A RepVGG; ``block`` makes it of other blocks, each with ReLU behind it."""
+    units = Units("repvgg" if block is None else block, block_options)
+    if units.block is None:
+        raise InputError("a RepVGG is made of blocks; block='compactor' is for plain networks")
+    gate = {"squeeze_excite": squeeze_excite} if squeeze_excite else {}
+    layer, rates = count(), drop_path_rates(drop_path_rate, sum(depths) + 1)
+
+    def make(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        index = next(layer)
+        dropped = {"drop_path": rates[index]} if rates[index] and in_channels == out_channels and stride == 1 else {}
+        return units.conv(
+            in_channels, out_channels, 3, stride, groups=groups if index in GROUPED else 1, activation=nn.ReLU,
+            **gate, **dropped,
+        )  # fmt: skip
+
+    first, last = widths
+    channels = min(64, int(64 * first))
+    stem = make(in_channels, channels, 2)
+    stages, levels = [], [Level(0, channels, 2)]
+    for number, (depth, base) in enumerate(zip(depths, WIDTHS, strict=True)):
+        width = int(base * (last if base == WIDTHS[-1] else first))
+        blocks = [make(channels if i == 0 else width, width, 2 if i == 0 else 1) for i in range(depth)]
+        parts = [blocks[: depth // 2], blocks[depth // 2 :]] if auxiliary and number == 2 else [blocks]
+        stages += [Stage(*part) for part in parts]
+        levels.append(Level(len(stages), width, 4 << number))
+        channels = width
+    heads = {f"stage{i}": _auxiliary_head(stages[i - 1], num_classes) for i in (1, 2, 3)} if auxiliary else {}
+    return RepVGGNet(
+        stem, stages, pooled_head(channels, num_classes, drop_rate), levels, in_channels, auxiliary=heads
+    )
+
+
+def _auxiliary_head(stage: Stage, num_classes: int) -> nn.Sequential:
+    channels = stage[0].out_channels
+    conv = conv_bn(channels, channels, 3, 2, 1)
+    return nn.Sequential(OrderedDict(conv=conv, act=nn.ReLU(), classify=pooled_head(channels, num_classes)))

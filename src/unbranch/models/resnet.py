@@ -1,0 +1,110 @@
+"""ResNet, the network that most blocks are tried in, for ImageNet and for CIFAR.
+
+He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016, table 1 (ImageNet) and section 4.2
+(CIFAR, with projections in place of padded shortcuts), and the version with the stride in the 3×3 of a bottleneck.
+
+    basic       x ── 3×3 ── ReLU ── 3×3 ── + ── ReLU          bottleneck   1×1 ── ReLU ── 3×3 ── ReLU ── 1×1
+                └────────── (1×1) ─────────┘
+
+ACNet, DBB and ResRep train these, each with its own names.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from unbranch.blocks import DropPath
+from unbranch.models.network import Level, Network, Stage, drop_path_rates, pooled_head
+from unbranch.models.units import Block, Units
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "resnet18": {"depths": (2, 2, 2, 2)},
+    "resnet34": {"depths": (3, 4, 6, 3)},
+    "resnet50": {"depths": (3, 4, 6, 3), "bottleneck": True},
+    "resnet56_cifar": {"depths": (9, 9, 9), "width": 16, "small": True},
+    "resnet110_cifar": {"depths": (18, 18, 18), "width": 16, "small": True},
+}
+EXPANSION = 4  # of a bottleneck
+
+
+class Residual(nn.Module):
+    """``ReLU(path(x) + shortcut(x))``, ``(B, C_in, H, W)`` to ``(B, C_out, H/stride, W/stride)``.
+
+    The path is the children ``conv1``, ``conv2`` and, in a bottleneck, ``conv3``.
+    """
+
+    def __init__(self, shortcut: nn.Module | None, convs: Sequence[nn.Module], drop_path: float) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        self.depth = len(convs)
+        for number, conv in enumerate(convs, 1):
+            self.add_module(f"conv{number}", conv)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for number in range(1, self.depth + 1):
+            y = self.get_submodule(f"conv{number}")(y)
+        y = cast(Tensor, self.drop_path(y))
+        return torch.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+def resnet(
+    depths: Sequence[int],
+    width: int = 64,
+    bottleneck: bool = False,
+    small: bool = False,
+    *,
+    num_classes: int,
+    in_channels: int,
+    block: Block = None,
+    block_options: dict[str, Any] | None = None,
+    widths: Sequence[int] | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> Network:
+    """A ResNet; ``small`` for small images: a 3×3 stem without stride and pooling."""
+    units, rates = Units(block, block_options, widths), iter(drop_path_rates(drop_path_rate, sum(depths)))
+    channels = units.width(width)
+    stem = units.unit(in_channels, channels, 3) if small else units.unit(in_channels, channels, 7, 2)
+    stages, levels = [], [] if small else [Level(0, channels, 2)]
+    reduction = 1 if small else 4
+    for number, depth in enumerate(depths):
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        if number == 0 and not small:
+            layers["pool"] = nn.MaxPool2d(3, 2, 1)
+        for i in range(depth):
+            stride = 2 if number and i == 0 else 1
+            layers[str(i)], channels = _residual(units, channels, width << number, stride, bottleneck, next(rates))
+        stages.append(Stage(layers))
+        levels.append(Level(number + 1, channels, reduction << number))
+    units.finish()
+    return Network(stem, stages, pooled_head(channels, num_classes, drop_rate), levels, in_channels)
+
+
+def _residual(
+    units: Units, channels: int, width: int, stride: int, bottleneck: bool, drop_path: float
+) -> tuple[Residual, int]:
+    """A residual block and the channels that come out of it."""
+    out = width * (EXPANSION if bottleneck else 1)
+    shortcut = None
+    if stride > 1 or channels != out:
+        projected = units.width(out)
+        shortcut = units.unit(channels, projected, 1, stride, relu=False)
+    first = units.width(width)
+    if bottleneck:
+        second, last = units.width(width), units.width(out)
+        convs = [
+            units.unit(channels, first, 1, prunable=True),
+            units.unit(first, second, 3, stride, prunable=True),
+            units.unit(second, last, 1, relu=False),
+        ]
+    else:
+        last = units.width(out)
+        convs = [units.unit(channels, first, 3, stride, prunable=True), units.unit(first, last, 3, relu=False)]
+    return Residual(shortcut, convs, drop_path), last

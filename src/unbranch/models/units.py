@@ -1,0 +1,106 @@
+"""The units that plain networks are made of, and the blocks that can stand in them.
+
+A unit is convolution, batch norm and ReLU. ACNet and DBB put a block in place of the convolution and its norm
+wherever the kernel has 2 to 6 taps a side, and leave 1×1 and 7×7 or larger ones alone; ResRep puts a compactor behind
+the norms of the layers that it prunes. All of them collapse into the same keys: ``conv.weight`` and ``conv.bias``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from unbranch.blocks import ACB, DBB, BranchedConv, Compactor, RepVGG
+from unbranch.errors import InputError
+
+Block: TypeAlias = str | Callable[..., nn.Module] | None
+SIDES = range(2, 7)  # of kernels that a block replaces
+BLOCKS: dict[str, Callable[..., BranchedConv]] = {"acb": ACB, "dbb": DBB, "repvgg": RepVGG}
+
+
+class Units:
+    """Makes the units of one network.
+
+    Args:
+        block: what stands for convolutions, by name or anything with nn.Conv2d's signature; ``"compactor"`` for
+            compactors behind the prunable units; ``None`` for plain ones.
+        block_options: further arguments of the block, such as ``init``.
+        widths: output channels of each unit in the order they are made, for a network that was pruned.
+
+    Raises:
+        InputError: for an unknown block.
+    """
+
+    def __init__(
+        self, block: Block = None, block_options: dict[str, Any] | None = None, widths: Iterable[int] | None = None
+    ) -> None:
+        if isinstance(block, str) and block not in (*BLOCKS, "compactor"):
+            raise InputError(f"block={block!r} is none of {', '.join(BLOCKS)}, compactor or None")
+        self.compacts = block == "compactor"
+        make = BLOCKS.get(block) if isinstance(block, str) else block
+        self.block, self.options = make, block_options or {}
+        if self.options and make is None:
+            raise InputError("block_options are for a block that stands for convolutions; there is none")
+        self._widths: Iterator[int] | None = None if widths is None else iter(widths)
+
+    def width(self, usual: int) -> int:
+        """Channels of the next unit: the usual ones, or what is left of them.
+
+        Raises:
+            InputError: if ``widths`` has ended.
+        """
+        if self._widths is None:
+            return usual
+        width = next(self._widths, None)
+        if width is None:
+            raise InputError("widths has fewer entries than the network has units")
+        if not 1 <= width <= usual:
+            raise InputError(f"widths gives {width} where the network has {usual} channels")
+        return width
+
+    def finish(self) -> None:
+        """Raises InputError if ``widths`` has entries left."""
+        if self._widths is not None and next(self._widths, None) is not None:
+            raise InputError("widths has more entries than the network has units")
+
+    def conv(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int | None = None,
+        groups: int = 1, **options: Any,
+    ) -> nn.Module:  # fmt: skip
+        """A convolution without bias, or the block in its place, which takes the further options."""
+        place = (in_channels, out_channels, kernel, stride, kernel // 2 if padding is None else padding)
+        if self.block is not None and kernel in SIDES:
+            return self.block(*place, groups=groups, **options, **self.options)
+        return nn.Conv2d(*place, groups=groups, bias=False)
+
+    def unit(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int | None = None,
+        groups: int = 1, relu: bool = True, prunable: bool = False,
+    ) -> nn.Module:  # fmt: skip
+        """``ReLU(BN(conv(x)))``, the compactor behind the norm; or the block, with its norms, and the ReLU."""
+        conv = self.conv(in_channels, out_channels, kernel, stride, padding, groups)
+        layers = OrderedDict(conv=conv)
+        if isinstance(conv, nn.Conv2d):
+            layers["bn"] = nn.BatchNorm2d(out_channels)
+            if self.compacts and prunable:
+                layers["compactor"] = Compactor(out_channels)
+        elif not relu:
+            return conv
+        if relu:
+            layers["act"] = nn.ReLU()
+        return nn.Sequential(layers)
+
+
+def no_block(block: Block, family: str) -> None:
+    """Raises InputError if a network whose blocks are its own is asked for others."""
+    if block is not None:
+        raise InputError(f"{family} is made of blocks of its own: block={block!r} has no place in it")
+
+
+def not_compacted(block: Block, family: str) -> None:
+    """Raises InputError if a network that ResRep doesn't prune is asked for compactors."""
+    if block == "compactor":
+        raise InputError(f"{family} has no compactors; see unbranch.expand")
