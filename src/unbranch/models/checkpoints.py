@@ -21,6 +21,7 @@ from unbranch.models.manifest import require_file, shown
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 # Under which a training script puts the weights; averaged ones are what its author reports.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+PREFIXES = ("module.", "model.", "backbone.", "network.", "net.", "encoder.", "ema.")
 SHOWN = 4
 
 
@@ -35,7 +36,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return _read_safetensors(path)
     if path.suffix not in PICKLED:
         raise InputError(f"{path} is none of .safetensors, {', '.join(PICKLED)}")
-    return _unwrapped(_read_pickle(path), path)
+    return unwrapped_state(_read_pickle(path), path)
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -45,7 +46,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     weights = read_weights(path)
     own = network.state_dict().keys()
-    fill(network, weights if own & weights.keys() else _without_prefixes(weights), path)
+    fill(network, weights if own & weights.keys() else bare(weights), path)
 
 
 def fill(network: nn.Module, weights: dict[str, Tensor], path: Path, *, keep_dtype: bool = False) -> None:
@@ -182,7 +183,8 @@ def _check_archive(path: Path) -> None:
         raise InputError(f"{path} is damaged or no PyTorch file (it is compressed)")
 
 
-def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
+def unwrapped_state(found: Any, path: Path) -> dict[str, Tensor]:
+    """The table of tensors in what a training script wrote. Raises InputError if there is none."""
     for _ in WRAPPERS:  # they can lie in each other
         inner = (found.get(wrapper) for wrapper in WRAPPERS) if isinstance(found, Mapping) else ()
         found = next((value for value in inner if isinstance(value, Mapping)), found)
@@ -197,13 +199,12 @@ def is_plain(value: Any) -> bool:
     return plain and not value.is_quantized and not value.is_nested
 
 
-def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what data-parallel, averaging and compiling wrappers put before the names."""
-    named = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
-    averaged = {key: value for key, value in named.items() if key != "n_averaged"}
-    if averaged and all(key.startswith("module.") for key in averaged):
-        named = {key.removeprefix("module."): value for key, value in averaged.items()}
-    return named if named else weights
+def bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what data-parallel, averaging, compiling and training wrappers put before all of them."""
+    named = {key.replace("_orig_mod.", ""): value for key, value in weights.items() if key != "n_averaged"}
+    while prefix := next((p for p in PREFIXES if named and all(key.startswith(p) for key in named)), None):
+        named = {key.removeprefix(prefix): value for key, value in named.items()}
+    return named or dict(weights)
 
 
 def _listed(kind: str, names: list[str]) -> str:

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from unbranch.errors import InputError
 from unbranch.history import history_of, set_history
-from unbranch.models.small import small_resnet
+from unbranch.models.registry import NETWORKS, resolve
 
 Builder = Callable[..., Any]
-NETWORKS: dict[str, Builder] = {"small_resnet": small_resnet}
 # Where weights come from and how layers are compiled, which says nothing about the network.
 ASIDE = re.compile(
     r"pretrained(_cfg.*|_strict|_custom_load)?|checkpoint_path|weights.*|cache_dir|progress|scriptable|exportable|no_jit"
@@ -36,6 +35,7 @@ def create(name: str, /, **options: Any) -> nn.Module:
 
     Raises InputError for a name that doesn't exist, a library that isn't installed or an option that doesn't fit.
     """
+    name = resolve(name) or name
     builder = _builder(name)
     network = _built(name, builder, options)
     ours = next((known for known, factory in NETWORKS.items() if factory is builder), name)

@@ -1,0 +1,320 @@
+"""Names of parameters in the published code of whole networks, and ours.
+
+A layout is one code base's way to name the parameters of one network. Where several code bases train the same
+network, it has several layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import TypeAlias
+
+from unbranch.models.keys.blocks import ACB, DBB, OFFICIAL_KEYS
+from unbranch.models.keys.tables import Table, same, under
+from unbranch.models.mobilenet import STAGES as MOBILENET
+from unbranch.models.replknet import DEPTHS as REPLK_DEPTHS
+from unbranch.models.vgg import VARIANTS as STACKS
+from unbranch.models.vgg import Conv
+
+Block: TypeAlias = str | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one code base names the parameters of a network.
+
+    Args:
+        name: of the code base.
+        table: its names and ours.
+        fuses_units: whether its deploy form has the norms of plain units fused, too, and not only its blocks.
+    """
+
+    name: str
+    table: Table
+    fuses_units: bool = False
+
+
+# --- units of convolution, norm and ReLU
+
+_PLAIN: Table = (*same("conv.", "bn."), ("compactor.pwc.", "compactor.conv."), ("compactor.mask", "compactor.mask"))
+_BLOCKS: dict[Block, Table] = {"acb": ACB, "dbb": DBB}
+
+
+def _unit(official: str, ours: str, block: Block, *, relu: bool = True, infix: str = "") -> Table:
+    """A unit; with a ReLU our block is its child ``conv``, and the published one may have a name of its own."""
+    inside = under(infix if relu else "", "conv" if relu else "", _BLOCKS.get(block, ()))
+    return under(official, ours, (*inside, *_PLAIN))
+
+
+# --- ACNet and ResRep
+
+
+def _chained(parts: Iterator[Table]) -> Table:
+    return tuple(chain.from_iterable(parts))
+
+
+def _basic_acnet(block: Block) -> Table:
+    def stage(s: int) -> Table:
+        at, ours = f"stage{s + 1}.*", f"stages.{s}.*"
+        return (
+            *_unit(f"{at}.shortcut", f"{ours}.shortcut", block, relu=False),
+            *_unit(f"{at}.conv1", f"{ours}.conv1", block, infix="acb"),
+            *_unit(f"{at}.conv2", f"{ours}.conv2", block, relu=False),
+        )
+
+    return (*_unit("conv1", "stem", block), *_chained(stage(s) for s in range(4)), ("linear.", "head.fc."))
+
+
+def _bottleneck_acnet(block: Block) -> Table:
+    def stage(s: int) -> Table:
+        at, ours = f"stage{s + 1}.block*", f"stages.{s}.*"
+        return (
+            *_unit(f"stage{s + 1}.projection", f"stages.{s}.0.shortcut", block, relu=False),
+            *_unit(f"{at}.conv1", f"{ours}.conv1", block, infix="acb"),
+            *_unit(f"{at}.conv2", f"{ours}.conv2", block, infix="acb"),
+            *_unit(f"{at}.conv3", f"{ours}.conv3", block, relu=False),
+        )
+
+    return (*_unit("conv1", "stem", block), *_chained(stage(s) for s in range(4)), ("fc.", "head.fc."))
+
+
+def _cifar_acnet(block: Block) -> Table:
+    def stage(s: int) -> Table:
+        at, ours = f"stage{s + 1}.block*", f"stages.{s}.*"
+        return (
+            *_unit(f"stage{s + 1}.projection", f"stages.{s}.0.shortcut", block, relu=False),
+            *_unit(f"{at}.conv1", f"{ours}.conv1", block, infix="acb"),
+            *_unit(f"{at}.conv2", f"{ours}.conv2", block, relu=False),
+        )
+
+    return (*_unit("stage1.conv1", "stem", block), *_chained(stage(s) for s in range(3)), ("linear.", "head.fc."))
+
+
+def _wide_acnet(block: Block) -> Table:
+    blocks = _BLOCKS.get(block, ())
+    unit: Table = (*under("acb", "conv", blocks), *same("bn.", "conv."))
+
+    def pair(s: int, i: int) -> Table:
+        at, ours = f"stage{s + 1}.block{i + 1}", f"stages.{s}.{i}"
+        names = (("proj", "shortcut"), ("conv1", "conv1"), ("conv2", "conv2"))
+        return _chained(under(f"{at}.{theirs}", f"{ours}.{mine}", unit) for theirs, mine in names)
+
+    return (
+        *under("conv1", "stem.conv", (*blocks, *same("weight"))),
+        *_chained(pair(s, i) for s in range(3) for i in range(2)),
+        ("last_bn.", "head.norm."),
+        ("linear.", "head.fc."),
+    )
+
+
+def _mobilenet(block: Block, infix: str) -> Table:
+    places = [f"stages.{s}.{i}" for s, outs in enumerate(MOBILENET) for i in range(len(outs))]
+    halves = ((n, ours, half) for n, ours in enumerate(places) for half in ("depthwise", "pointwise"))
+    units = (_unit(f"stem.{n}.{half}", f"{ours}.{half}", block, infix=infix) for n, ours, half in halves)
+    return (*_unit("conv1", "stem", block, infix=infix), *_chained(units), ("linear.", "head.fc."))
+
+
+def _mobilenet_acnet(block: Block) -> Table:
+    return _mobilenet(block, "acb")
+
+
+def _stack(name: str, block: Block, stem: str, linear: str, infix: str = "") -> Table:
+    """A stack of numbered convolutions and numbered linear layers, the last of them the classifier."""
+    row = STACKS[name]
+    convs = [(s, layer) for s, layers in enumerate(row["stages"]) for layer in layers if isinstance(layer, Conv)]
+    numbered = ((s, n) for n, (s, _) in enumerate(convs, 1))
+    units = (_unit(f"{stem}conv{n}", f"stages.{s}.conv{n}", block, infix=infix) for s, n in numbered)
+    last = len(row["hidden"]) + 1
+    hidden = tuple((f"{linear}{i}.", f"head.linear{i}.") for i in range(1, last))
+    return (*_chained(units), *hidden, (f"{linear}{last}.", "head.fc."))
+
+
+def _vgg_acnet(block: Block) -> Table:
+    return _stack("vgg16_cifar", block, "stem.", "linear", "acb")
+
+
+def _quick_acnet(block: Block) -> Table:
+    return _stack("cifar_quick", block, "", "fc", "acb")
+
+
+# --- DBB
+
+
+def _resnet_dbb(block: Block) -> Table:
+    def stage(s: int) -> Table:
+        at, ours = f"stage{s + 1}.*", f"stages.{s}.*"
+        return (
+            *_unit(f"{at}.shortcut", f"{ours}.shortcut", block, relu=False),
+            *_unit(f"{at}.conv1", f"{ours}.conv1", block),
+            *_unit(f"{at}.conv2", f"{ours}.conv2", block, relu=False),
+        )
+
+    old = _unit("conv1", "stem", block)  # in files from before the stem was a stage
+    return (
+        *_unit("stage0.conv1", "stem", block), *old, *_chained(stage(s) for s in range(4)), ("linear.", "head.fc."),
+    )  # fmt: skip
+
+
+def _bottleneck_dbb(block: Block) -> Table:
+    def stage(s: int) -> Table:
+        at, ours = f"stage{s + 1}.*", f"stages.{s}.*"
+        return (
+            *_unit(f"{at}.shortcut", f"{ours}.shortcut", block, relu=False),
+            *_unit(f"{at}.conv1", f"{ours}.conv1", block),
+            *_unit(f"{at}.conv2", f"{ours}.conv2", block),
+            *_unit(f"{at}.conv3", f"{ours}.conv3", block, relu=False),
+        )
+
+    old = _unit("conv1", "stem", block)
+    return (
+        *_unit("stage0.conv1", "stem", block), *old, *_chained(stage(s) for s in range(4)), ("linear.", "head.fc."),
+    )  # fmt: skip
+
+
+def _mobilenet_dbb(block: Block) -> Table:
+    return _mobilenet(block, "")
+
+
+def _alexnet_dbb(block: Block) -> Table:
+    return _stack("alexnet", block, "stem.", "linear")
+
+
+# --- timm and torchvision
+
+
+def _resnet_timm(block: Block) -> Table:  # noqa: ARG001 (they have plain ones only)
+    def stage(s: int) -> Table:
+        at, ours = f"layer{s + 1}.*", f"stages.{s}.*"
+        convs = ((f"{at}.conv{n}.", f"{ours}.conv{n}.conv.") for n in (1, 2, 3))
+        norms = ((f"{at}.bn{n}.", f"{ours}.conv{n}.bn.") for n in (1, 2, 3))
+        shortcut = ((f"{at}.downsample.0.", f"{ours}.shortcut.conv."), (f"{at}.downsample.1.", f"{ours}.shortcut.bn."))
+        return (*convs, *norms, *shortcut)
+
+    stem: Table = (("conv1.", "stem.conv."), ("bn1.", "stem.bn."))
+    return (*stem, *_chained(stage(s) for s in range(4)), ("fc.", "head.fc."))
+
+
+def _repvgg_timm(block: Block) -> Table:  # noqa: ARG001
+    names: Table = (
+        *same("conv_kxk.", "conv_1x1."),
+        ("identity.", "identity.bn."),
+        ("attn.fc1.", "post.0.down."),
+        ("attn.fc2.", "post.0.up."),
+        ("reparam_conv.", "merged."),
+    )
+    return (*under("stem", "stem", names), *under("stages.*.*", "stages.*.*", names), *same("head.fc."))
+
+
+# --- networks that are made of blocks of their own
+
+
+def _repvgg(block: Block) -> Table:  # noqa: ARG001
+    names = OFFICIAL_KEYS["RepVGGBlock"]
+    stages = (under(f"stage{s + 1}.*", f"stages.{s}.*", names) for s in range(4))
+    return (*under("stage0", "stem", names), *_chained(stages), ("linear.", "head.fc."))
+
+
+def _repvggplus(block: Block) -> Table:  # noqa: ARG001
+    names = OFFICIAL_KEYS["RepVGGplusBlock"]
+    places = ("stage1", "stage2", "stage3_first", "stage3_second", "stage4")
+    stages = (under(f"{theirs}.blocks.*", f"stages.{s}.*", names) for s, theirs in enumerate(places))
+    auxiliary = (
+        under(f"{theirs}_aux", f"auxiliary.stage{s + 1}", (("0.", "conv."), ("3.", "classify.fc.")))
+        for s, theirs in enumerate(places[:3])
+    )
+    return (*under("stage0", "stem", names), *_chained(stages), *_chained(auxiliary), ("linear.", "head.fc."))
+
+
+def _repmlpnet(block: Block) -> Table:  # noqa: ARG001
+    downs = tuple((f"embeds.{s}.", f"stages.{s + 1}.down.") for s in range(3))
+    units = under("stages.*.*", "stages.*.*", OFFICIAL_KEYS["RepMLPNetUnit"])
+    return (("conv_embedding.", "stem."), *downs, *units, ("head_norm.", "head.norm."), ("head.", "head.fc."))
+
+
+def _replknet(block: Block) -> Table:  # noqa: ARG001
+    kinds = ("RepLKBlock", "ConvFFN")
+    blocks = (
+        under(f"stages.*.blocks.{i}", f"stages.*.{i}", OFFICIAL_KEYS[kinds[i % 2]]) for i in range(2 * max(REPLK_DEPTHS))
+    )
+    downs = tuple((f"transitions.{s}.", f"stages.{s + 1}.down.") for s in range(3))
+    ends: Table = (("stages.*.norm.", "norms.*."), ("norm.", "head.norm."), ("head.", "head.fc."))
+    return (*same("stem."), *_chained(blocks), *downs, *ends)
+
+
+def _repghostnet_unfused(block: Block) -> Table:
+    """Without a name for merged kernels, which the published conversion doesn't make where nothing is beside them."""
+    return tuple(row for row in _repghostnet(block) if "merged" not in row[1])
+
+
+def _repghostnet(block: Block) -> Table:  # noqa: ARG001
+    last: Table = (("blocks.9.0.conv.", "stages.9.0.conv."), ("blocks.9.0.bn1.", "stages.9.0.bn."))
+    return (
+        ("conv_stem.", "stem.conv."),
+        ("bn1.", "stem.bn."),
+        *last,
+        *under("blocks.*.*", "stages.*.*", OFFICIAL_KEYS["RepGhostBottleneck"]),
+        ("conv_head.", "head.conv."),
+        ("classifier.", "head.fc."),
+    )
+
+
+# --- which network has which
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """A layout, and the blocks in a network for which it has names."""
+
+    name: str
+    make: Callable[[Block], Table]
+    blocks: tuple[Block, ...]
+    fuses_units: bool = False
+
+
+def _acnet(make: Callable[[Block], Table], *, pruned: bool = True) -> tuple[_Offer, ...]:
+    offers = (_Offer("acnet", make, (None, "acb")),)
+    return (*offers, _Offer("resrep", make, (None, "compactor"), True)) if pruned else offers
+
+
+def _dbb(make: Callable[[Block], Table]) -> _Offer:
+    return _Offer("dbb", make, (None, "acb", "dbb"), True)
+
+
+_TIMM_RESNET = _Offer("timm", _resnet_timm, (None,))
+_OFFERS: dict[str, tuple[_Offer, ...]] = {
+    "resnet18": (*_acnet(_basic_acnet, pruned=False), _dbb(_resnet_dbb), _TIMM_RESNET),
+    "resnet34": (*_acnet(_basic_acnet, pruned=False), _dbb(_resnet_dbb), _TIMM_RESNET),
+    "resnet50": (*_acnet(_bottleneck_acnet), _dbb(_bottleneck_dbb), _TIMM_RESNET),
+    "resnet56_cifar": _acnet(_cifar_acnet),
+    "resnet110_cifar": _acnet(_cifar_acnet),
+    "wrn_16_8": _acnet(_wide_acnet, pruned=False),
+    "mobilenet_v1": (*_acnet(_mobilenet_acnet), _dbb(_mobilenet_dbb)),
+    "vgg16_cifar": _acnet(_vgg_acnet),
+    "cifar_quick": _acnet(_quick_acnet, pruned=False),
+    "alexnet": (_dbb(_alexnet_dbb),),
+    "repghostnet_050_none": (
+        _Offer("repghost", _repghostnet_unfused, (None,)),
+        _Offer("repghost-deploy", _repghostnet, (None,)),
+    ),
+    "repvggplus_l2pse": (_Offer("repvgg", _repvggplus, (None, "repvgg")),),
+}
+_FAMILIES: dict[str, tuple[_Offer, ...]] = {
+    "repvgg_": (_Offer("repvgg", _repvgg, (None, "repvgg")), _Offer("timm", _repvgg_timm, (None, "repvgg"))),
+    "repmlpnet_": (_Offer("repmlp", _repmlpnet, (None,)),),
+    "replknet_": (_Offer("replknet", _replknet, (None,)),),
+    "repghostnet_": (_Offer("repghost", _repghostnet, (None,)), _Offer("timm", _repghostnet, (None,))),
+}
+
+
+@lru_cache(maxsize=256)
+def layouts_of(network: str | None, block: Block = None) -> tuple[Layout, ...]:
+    """The layouts in which others keep a network of ours with this block, the first one that of its authors."""
+    offers = _OFFERS.get(network or "") or next(
+        (offers for family, offers in _FAMILIES.items() if (network or "").startswith(family)), ()
+    )
+    # Where several code bases train it, that of the block's authors comes first.
+    ordered = sorted(offers, key=lambda offer: offer.name != block and (offer.name, block) != ("resrep", "compactor"))
+    return tuple(Layout(o.name, o.make(block), o.fuses_units) for o in ordered if block in o.blocks)

@@ -1,0 +1,100 @@
+"""``to_official``: a network's weights under the names of the published code, for those who leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbranch.collapse.shadow import unwrapped
+from unbranch.errors import InputError
+from unbranch.history import History, history_of
+from unbranch.models.forms import merged, separated, split
+from unbranch.models.keys import Layout, layouts_of, renamed
+from unbranch.models.names import create
+
+
+def to_official(model: nn.Module, layout: str | None = None) -> dict[str, Tensor]:
+    """The state dict that the published code of a network loads, of its training form or, collapsed, its deploy form.
+
+    Norms that ``collapse`` merged and the published conversion leaves are there, and do nothing.
+
+    Args:
+        model: from ``create_model``, collapsed or not.
+        layout: whose names, where several code bases train the network: ``"acnet"``, ``"dbb"``, ``"resrep"``,
+            ``"timm"``, …; the first one unless given.
+
+    Raises:
+        InputError: if the network has no such layout, or has been changed so that the published one has no place for
+            its weights.
+
+    >>> import unbranch as ub
+    >>> names = list(ub.to_official(ub.create_model("repvgg_a0", num_classes=10)))
+    >>> names[0], names[-1]
+    ('stage0.rbr_dense.conv.weight', 'linear.bias')
+    """
+    network = unwrapped(model)
+    history = history_of(network)
+    chosen = _chosen(history, layout)
+    with torch.no_grad():
+        state = _deployed(network, history, chosen) if is_collapsed(history) else dict(network.state_dict())
+    return written({key: value.detach() for key, value in state.items()}, chosen)
+
+
+def is_collapsed(history: History) -> bool:
+    """Whether ``collapse`` was the last thing done to a network; other steps have no layout."""
+    return bool(history.steps) and history.steps[-1].get("kind") == "collapse"
+
+
+def training_form(history: History, **options: Any) -> nn.Module:
+    """The network before it was collapsed, with random weights.
+
+    Raises:
+        InputError: if nothing tells how it was made, or if other things were done to it, too.
+    """
+    if history.network is None or len(history.steps) > 1 or (history.steps and not is_collapsed(history)):
+        raise InputError(
+            "only a network from create_model, collapsed or not, has names in published code; this one is "
+            f"{history.network or history.made_by} after {len(history.steps)} steps"
+        )
+    return create(history.network, **{**history.arguments, **options}).eval()
+
+
+def written(state: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """A state under the names of a layout.
+
+    Raises:
+        InputError: for a tensor that has no name there.
+    """
+    table = tuple((ours, theirs) for theirs, ours in layout.table)
+    named = {key: renamed(table, key) for key in state}
+    missing = [key for key, name in named.items() if name is None]
+    if missing:
+        raise InputError(f"the layout {layout.name!r} has no name for {', '.join(missing[:4])}")
+    return {str(named[key]): value for key, value in state.items()}
+
+
+def _deployed(network: nn.Module, history: History, layout: Layout) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        training = training_form(history)
+    state = merged(network, training)
+    if not layout.fuses_units:
+        state = separated(training, state)
+    if not any("merged." in ours for _, ours in layout.table) and any(".merged." in key for key in state):
+        state = split(training_form(history), state)
+    like = next(p for p in network.parameters() if p.is_floating_point())
+    return {key: value.to(like.dtype) if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _chosen(history: History, name: str | None) -> Layout:
+    block = history.arguments.get("block")
+    layouts = layouts_of(history.network, block if isinstance(block, str) else None)
+    if not layouts:
+        made = history.network or history.made_by
+        what = f"{made} with block={block!r}" if block else made
+        raise InputError(f"there is no published code for {what}; see unbranch.save")
+    found = next((layout for layout in layouts if name in (None, layout.name)), None)
+    if found is None:
+        raise InputError(f"layout={name!r} is none of {', '.join(layout.name for layout in layouts)}")
+    return found
