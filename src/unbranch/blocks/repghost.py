@@ -48,10 +48,10 @@ def make_divisible(width: float, divisor: int = 4) -> int:
 
 
 class HardSigmoid(nn.Module):
-    """``ReLU6(x + 3) / 6``, as published: nn.Hardsigmoid takes 1/6 in float32 when it goes backward in float64."""
+    """``ReLU6(x + 3) / 6``; in training as published, since F.hardsigmoid goes backward with a 1/6 of float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu6(x + 3) / 6
+        return F.relu6(x + 3) / 6 if self.training else F.hardsigmoid(x)
 
 
 class RepGhostModule(nn.Module):

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from unbranch.blocks import BranchedConv, Compactor, WindowPerceptron
 from unbranch.collapse import equivalent_kernel
+from unbranch.collapse.shadow import training_parts
 from unbranch.errors import InputError
 
 State = dict[str, Tensor]
@@ -69,7 +70,7 @@ def merged(plain: nn.Module, training: nn.Module) -> State:
         InputError: if the collapsed network has other layers than its training form would give.
     """
     state: State = {}
-    inside: list[str] = []
+    inside = [path for path, _ in training_parts(training)]
     for path, module in training.named_modules():
         if any(path == outer or path.startswith(f"{outer}.") for outer in inside):
             continue
@@ -129,8 +130,10 @@ def _silent(norm: Any, bias: Tensor | None = None) -> State:
 def _branches(path: str, block: BranchedConv, state: State) -> State:
     """The state of a block's branches that together make the merged layer."""
     kernel, bias = state[key_of(path, "merged.weight")].double(), state.get(key_of(path, "merged.bias"))
-    trial: Any = copy.deepcopy(block).cpu().double().eval()
+    trial: Any = copy.deepcopy(block).to(kernel.device).double().eval()
     trial.post = None
+    if kernel.is_meta:
+        return dict(trial.state_dict())
     for norm in (m for m in trial.modules() if isinstance(m, _BatchNorm)):
         norm.load_state_dict(_silent(norm))
     for name in trial.branch_names:

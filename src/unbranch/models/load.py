@@ -146,7 +146,9 @@ def _expected(network: nn.Module) -> set[str]:
     """Names of the training form, and of what is merged in a deploy form."""
     own = set(network.state_dict())
     paths = [path for path, _ in network.named_modules()]
-    return own | {f"{path}.{name}" for path in paths for name in ("merged.weight", "merged.bias", "conv.bias", "fc.bias")}
+    return own | {
+        f"{path}.{name}" for path in paths for name in ("merged.weight", "merged.bias", "conv.bias", "fc.bias")
+    }
 
 
 def _fitted(network: nn.Module, state: dict[str, Tensor]) -> _Fit:
@@ -161,12 +163,15 @@ def _fitted(network: nn.Module, state: dict[str, Tensor]) -> _Fit:
 
 def _drop_heads(network: nn.Module, fit: _Fit) -> None:
     """What a backbone, or a network without classes, has no place for; ``deps`` are ResRep's widths."""
+
     def useless(key: str) -> bool:
         if key in fit.own:
             return False
         if isinstance(network, Features):
             return key.startswith(HEADS) or key.partition(".")[0] == "stages"
-        return key == "deps" or (isinstance(network, Network) and network.num_classes == 0 and key.startswith("head.fc."))
+        return key == "deps" or (
+            isinstance(network, Network) and network.num_classes == 0 and key.startswith("head.fc.")
+        )
 
     fit.ignored += [key for key in fit.state if useless(key)]
     for key in fit.ignored:
@@ -203,7 +208,9 @@ def _fit_stem(network: Network | Features, fit: _Fit) -> None:
 
 def _told(fit: _Fit, layout: Layout, merged: bool, path: Path) -> Loaded:
     if fit.left:
-        warnings.warn(f"{path}: {', '.join(fit.left)} keep their random values: the file has none of this shape", stacklevel=3)
+        warnings.warn(
+            f"{path}: {', '.join(fit.left)} keep their random values: the file has none of this shape", stacklevel=3
+        )
     if fit.adapted:
         warnings.warn(f"{path}: {', '.join(fit.adapted)} were fitted to another number of input channels", stacklevel=3)
     return Loaded(layout.name, merged, tuple(fit.adapted), tuple(fit.left), tuple(fit.ignored))

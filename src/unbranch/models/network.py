@@ -235,9 +235,7 @@ class Features(Trunk):
         levels = [network.levels[i] for i in indices]
         stages = list(network.stages)[: levels[-1].position]
         super().__init__(network.stem, stages, levels, network.in_channels, network.smallest)
-        self.norms = nn.ModuleDict(
-            {str(i): nn.BatchNorm2d(network.levels[i].channels) for i in indices if norms}
-        )
+        self.norms = nn.ModuleDict({str(i): nn.BatchNorm2d(network.levels[i].channels) for i in indices if norms})
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_size(x, self.in_channels, self.smallest)

@@ -172,9 +172,7 @@ def _letters(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
-_SPELLINGS = {
-    _letters(spelling): entry.name for entry in ENTRIES.values() for spelling in (entry.name, *entry.aliases)
-}
+_SPELLINGS = {_letters(spelling): entry.name for entry in ENTRIES.values() for spelling in (entry.name, *entry.aliases)}
 
 
 def resolve(name: str) -> str | None:

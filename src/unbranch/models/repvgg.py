@@ -121,9 +121,7 @@ def repvgg(
         levels.append(Level(len(stages), width, 4 << number))
         channels = width
     heads = {f"stage{i}": _auxiliary_head(stages[i - 1], num_classes) for i in (1, 2, 3)} if auxiliary else {}
-    return RepVGGNet(
-        stem, stages, pooled_head(channels, num_classes, drop_rate), levels, in_channels, auxiliary=heads
-    )
+    return RepVGGNet(stem, stages, pooled_head(channels, num_classes, drop_rate), levels, in_channels, auxiliary=heads)
 
 
 def _auxiliary_head(stage: Stage, num_classes: int) -> nn.Sequential:

@@ -97,9 +97,7 @@ def vgg(
                 continue
             number += 1
             width = units.width(row.width)
-            layers[f"conv{number}"] = units.unit(
-                channels, width, row.kernel, row.stride, row.padding, prunable=True
-            )
+            layers[f"conv{number}"] = units.unit(channels, width, row.kernel, row.stride, row.padding, prunable=True)
             channels = width
         made.append(Stage(layers))
         levels.append(Level(position, channels, reduction))

@@ -237,7 +237,8 @@ def _repmlpnet(block: Block) -> Table:  # noqa: ARG001
 def _replknet(block: Block) -> Table:  # noqa: ARG001
     kinds = ("RepLKBlock", "ConvFFN")
     blocks = (
-        under(f"stages.*.blocks.{i}", f"stages.*.{i}", OFFICIAL_KEYS[kinds[i % 2]]) for i in range(2 * max(REPLK_DEPTHS))
+        under(f"stages.*.blocks.{i}", f"stages.*.{i}", OFFICIAL_KEYS[kinds[i % 2]])
+        for i in range(2 * max(REPLK_DEPTHS))
     )
     downs = tuple((f"transitions.{s}.", f"stages.{s + 1}.down.") for s in range(3))
     ends: Table = (("stages.*.norm.", "norms.*."), ("norm.", "head.norm."), ("head.", "head.fc."))

@@ -1,0 +1,124 @@
+"""Whole networks give the published logits, in float64: trained, plain and collapsed, loaded under published names."""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import unbranch as ub
+from tests.conformance.networks import Network, filled, manifests, network_of, recipe, shapes_in
+from tests.conformance.official import FOLDER
+from unbranch.models.load import load_checkpoint
+from unbranch.models.official import to_official
+
+TOLERANCE = 1e-9  # of the largest logit
+
+
+@functools.cache
+def files() -> dict[str, Path]:
+    """The file that has the logits of a network, by the network."""
+    found = {}
+    for path in sorted(FOLDER.rglob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for model in json.loads((file.metadata() or {}).get("models", "{}")):
+                found[model] = path
+    return found
+
+
+needs_files = pytest.mark.skipif(not files(), reason=f"no logits of networks in {FOLDER}: set UNBRANCH_OFFICIAL")
+
+
+def published(model: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Logits by form, and the facts."""
+    with safe_open(files()[model], "pt") as file:
+        logits = {key.partition("/")[2]: file.get_tensor(key) for key in file.keys() if key.startswith(f"{model}/")}  # noqa: SIM118
+        return logits, json.loads(file.metadata()["models"])[model]
+
+
+def described(model: str) -> Network:
+    path = manifests().get(model)
+    logits, _ = published(model)
+    classes = {"linear.weight": (next(iter(logits.values())).shape[-1], 1)}
+    return network_of(model, shapes_in(json.loads(path.read_text()), "train") if path else classes)
+
+
+def loaded(network: Network, layout: str | None) -> nn.Module:
+    """With the recipe's weights, which come under the published names."""
+    ours = network.make().double()
+    names = {key: tuple(value.shape) for key, value in to_official(ours, layout).items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_checkpoint(ours, filled(names))
+    return ours
+
+
+def assert_close(ours: Tensor, theirs: Tensor, what: str) -> None:
+    assert ours.shape == theirs.shape
+    worst = float((ours - theirs).abs().max() / theirs.abs().max())
+    assert worst < TOLERANCE, f"{what}: differs by {worst:.1e} of the largest logit"
+
+
+@needs_files
+@pytest.mark.slow
+@pytest.mark.parametrize("model", files())
+@torch.no_grad()
+def test_logits_equal_the_published_ones(model: str) -> None:
+    """In training form, collapsed, and loaded again from the deploy form under published names."""
+    network, (logits, facts) = described(model), published(model)
+    x = torch.from_numpy(recipe().make_input(tuple(facts["input_shape"])))
+    ours = loaded(network, network.layout)
+    outputs = network.run(ours)(x)
+    trained = outputs["main"] if isinstance(outputs, dict) else outputs
+    for form, theirs in logits.items():
+        if form.endswith("_aux_train_form"):
+            stage = form.removesuffix("_aux_train_form").removesuffix("_first")
+            assert_close(outputs[stage], theirs, form)
+        elif form in ("train_form", "main_train_form"):
+            assert_close(trained, theirs, form)
+    plain = ub.collapse(ours, torch.zeros_like(x) if x.numel() < 1e5 else None)
+    collapsed = plain(x)
+    assert_close(collapsed, trained, "collapsed form")
+    if "deploy_form" in logits:
+        assert_close(collapsed, logits["deploy_form"], "deploy_form")
+    again = network.make().double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # auxiliary classifiers aren't in a deploy form
+        load_checkpoint(again, to_official(plain, network.layout))
+    assert_close(again(x), trained, "training form made of the deploy form")
+
+
+def with_plain_form() -> list[str]:
+    """Networks of which the file has the logits without blocks, too."""
+    return [model for model in files() if "base_form" in published(model)[0]]
+
+
+@needs_files
+@pytest.mark.parametrize("model", with_plain_form())
+@torch.no_grad()
+def test_plain_networks_give_the_published_logits(model: str) -> None:
+    logits, facts = published(model)
+    network = described(model)
+    options = {key: value for key, value in network.options.items() if key != "block"}
+    x = torch.from_numpy(recipe().make_input(tuple(facts["input_shape"])))
+    assert_close(loaded(Network(network.name, options), network.layout)(x), logits["base_form"], "base_form")
+
+
+@needs_files
+@pytest.mark.parametrize("model", [model for model in files() if model.endswith("cfqkbnc")])
+@torch.no_grad()
+def test_a_weight_off_by_a_millionth_would_be_seen(model: str) -> None:
+    network, (logits, facts) = described(model), published(model)
+    ours = loaded(network, network.layout)
+    weight = max(ours.parameters(), key=Tensor.numel)
+    weight += 1e-6 * torch.randn_like(weight)
+    x = torch.from_numpy(recipe().make_input(tuple(facts["input_shape"])))
+    worst = (ours(x) - logits["train_form"]).abs().max() / logits["train_form"].abs().max()
+    assert worst > 10 * TOLERANCE
