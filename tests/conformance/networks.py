@@ -52,8 +52,8 @@ def network_of(model: str, shapes: Mapping[str, Any]) -> Network:
     name = resolve(rest)
     marks: list[str] = []
     while name is None:  # what follows a name says how it is used
-        rest, dash, mark = rest.rpartition("-")
-        assert dash and mark in MARKS, f"{model} is no published network that is known here"
+        rest, _, mark = rest.rpartition("-")
+        assert mark in MARKS, f"{model} is no published network that is known here"
         marks, name = [*marks, mark], resolve(rest)
     classifiers = [tuple(shape) for key, shape in shapes.items() if len(shape) == 2 and "_aux" not in key]
     options: dict[str, Any] = {"block": block} if block else {}

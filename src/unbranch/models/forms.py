@@ -112,16 +112,12 @@ def _silent(norm: Any, bias: Tensor | None = None) -> State:
     """The state of a norm that only adds a bias."""
     if not norm.affine and bias is not None and bool(bias.any()):
         raise InputError("a norm with affine=False can't hold the bias of a merged layer")
-    count, kind = norm.num_features, {"dtype": torch.float64}
-    scale = torch.full((count,), 1 + norm.eps, **kind).sqrt()  # type: ignore[arg-type]
-    affine = {"weight": scale, "bias": torch.zeros(count, **kind) if bias is None else bias.double()}  # type: ignore[arg-type]
-    if not norm.affine:
-        affine = {}
-    variance = torch.ones(count, **kind) if norm.affine else torch.full((count,), 1 - norm.eps, **kind)  # type: ignore[arg-type]
+    ones = torch.ones(norm.num_features, dtype=torch.float64)
+    shift = 0 * ones if bias is None else bias.double()
     return {
-        **affine,
-        "running_mean": torch.zeros(count, **kind),  # type: ignore[arg-type]
-        "running_var": variance,
+        **({"weight": (ones + norm.eps).sqrt(), "bias": shift} if norm.affine else {}),
+        "running_mean": 0 * ones,
+        "running_var": ones if norm.affine else ones - norm.eps,
         "num_batches_tracked": torch.zeros((), dtype=torch.int64),
     }
 

@@ -70,10 +70,9 @@ class Stage(nn.Sequential):
     checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            return cast(Tensor, super().forward(x))
+        keeps = not (self.checkpointing and self.training and torch.is_grad_enabled())
         for block in self:
-            x = cast(Tensor, checkpoint(block, x, use_reentrant=False))
+            x = block(x) if keeps else cast(Tensor, checkpoint(block, x, use_reentrant=False))
         return x
 
 

@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from unbranch.errors import InputError
 from unbranch.history import History
 from unbranch.models.manifest import shown
-from unbranch.models.names import ASIDE, NETWORKS, create
+from unbranch.models.names import ASIDE, create
+from unbranch.models.registry import NETWORKS
 
 BUILDABLE = re.compile(r"(timm|torchvision):\w+(\.\w+)?", re.ASCII)
 WORD = re.compile(r"[\w .,+-]{0,64}", re.ASCII)  # neither a path nor an address

@@ -14,15 +14,15 @@ trains with a classifier behind each part of it but the last; those classifiers 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from unbranch.blocks.parts import conv_bn
 from unbranch.errors import InputError
-from unbranch.models.network import Level, Network, Stage, drop_path_rates, pooled_head
+from unbranch.models.network import Head, Level, Network, Stage, drop_path_rates, pooled_head
 from unbranch.models.units import Block, Units
 
 A, B, DEEP = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
@@ -57,14 +57,14 @@ class RepVGGNet(Network):
 
     training_only = ("auxiliary",)
 
-    def __init__(self, *parts: Any, auxiliary: dict[str, nn.Module], **options: Any) -> None:
+    def __init__(self, *parts: Any, auxiliary: Mapping[str, nn.Module], **options: Any) -> None:
         super().__init__(*parts, **options)
-        self.auxiliary = nn.ModuleDict(auxiliary)
+        self.auxiliary = nn.ModuleDict(dict(auxiliary))
 
     def reset_classifier(self, num_classes: int) -> None:
         super().reset_classifier(num_classes)
         for classifier in self.auxiliary.values():
-            classifier[-1].reset(num_classes)
+            cast(Head, classifier.get_submodule("classify")).reset(num_classes)
 
     def forward_all(self, x: Tensor) -> dict[str, Tensor]:
         """Logits by classifier, in any mode: ``main``, and the auxiliary ones by their stage."""
@@ -98,12 +98,14 @@ def repvgg(
     units = Units("repvgg" if block is None else block, block_options)
     if units.block is None:
         raise InputError("a RepVGG is made of blocks; block='compactor' is for plain networks")
-    gate = {"squeeze_excite": squeeze_excite} if squeeze_excite else {}
+    gate: dict[str, Any] = {"squeeze_excite": squeeze_excite} if squeeze_excite else {}
     layer, rates = count(), drop_path_rates(drop_path_rate, sum(depths) + 1)
 
     def make(in_channels: int, out_channels: int, stride: int) -> nn.Module:
         index = next(layer)
-        dropped = {"drop_path": rates[index]} if rates[index] and in_channels == out_channels and stride == 1 else {}
+        dropped: dict[str, Any] = (
+            {"drop_path": rates[index]} if rates[index] and in_channels == out_channels and stride == 1 else {}
+        )
         return units.conv(
             in_channels, out_channels, 3, stride, groups=groups if index in GROUPED else 1, activation=nn.ReLU,
             **gate, **dropped,
@@ -112,19 +114,19 @@ def repvgg(
     first, last = widths
     channels = min(64, int(64 * first))
     stem = make(in_channels, channels, 2)
-    stages, levels = [], [Level(0, channels, 2)]
+    stages, outs, levels = [], [], [Level(0, channels, 2)]
     for number, (depth, base) in enumerate(zip(depths, WIDTHS, strict=True)):
         width = int(base * (last if base == WIDTHS[-1] else first))
         blocks = [make(channels if i == 0 else width, width, 2 if i == 0 else 1) for i in range(depth)]
         parts = [blocks[: depth // 2], blocks[depth // 2 :]] if auxiliary and number == 2 else [blocks]
         stages += [Stage(*part) for part in parts]
+        outs += [width for _ in parts]
         levels.append(Level(len(stages), width, 4 << number))
         channels = width
-    heads = {f"stage{i}": _auxiliary_head(stages[i - 1], num_classes) for i in (1, 2, 3)} if auxiliary else {}
+    heads = {f"stage{i}": _auxiliary_head(outs[i - 1], num_classes) for i in (1, 2, 3)} if auxiliary else {}
     return RepVGGNet(stem, stages, pooled_head(channels, num_classes, drop_rate), levels, in_channels, auxiliary=heads)
 
 
-def _auxiliary_head(stage: Stage, num_classes: int) -> nn.Sequential:
-    channels = stage[0].out_channels
+def _auxiliary_head(channels: int, num_classes: int) -> nn.Sequential:
     conv = conv_bn(channels, channels, 3, 2, 1)
     return nn.Sequential(OrderedDict(conv=conv, act=nn.ReLU(), classify=pooled_head(channels, num_classes)))
