@@ -19,6 +19,7 @@ from unbranch.errors import InputError
 from unbranch.models.manifest import require_file, shown
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+HDF5 = (".hdf5", ".h5")  # of ACNet, DBB and ResRep
 # Under which a training script puts the weights; averaged ones are what its author reports.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 PREFIXES = ("module.", "model.", "backbone.", "network.", "net.", "encoder.", "ema.")
@@ -26,7 +27,7 @@ SHOWN = 4
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors``, ``.pth`` or ``.pt`` file by name, wrappers taken off.
+    """The tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.hdf5`` file by name, wrappers taken off.
 
     Pickled files are read with ``weights_only=True``. Raises InputError if the file is missing, damaged or holds
     anything else.
@@ -34,8 +35,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     require_file(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.suffix in HDF5:
+        return _read_hdf5(path)
     if path.suffix not in PICKLED:
-        raise InputError(f"{path} is none of .safetensors, {', '.join(PICKLED)}")
+        raise InputError(f"{path} is none of .safetensors, {', '.join((*PICKLED, *HDF5))}")
     return unwrapped_state(_read_pickle(path), path)
 
 
@@ -149,6 +152,19 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is damaged or no safetensors file: {error}") from error
     except Exception as error:  # a type of tensor that PyTorch hasn't
         raise InputError(f"{path} holds what can't be read here ({type(error).__name__}: {error})") from error
+
+
+def _read_hdf5(path: Path) -> dict[str, Tensor]:
+    """A table of arrays; a slash, which HDF5 takes for a folder, is written as a plus."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(f"reading {path} needs h5py: pip install 'unbranch[hdf5]'") from error
+    try:
+        with h5py.File(path, "r") as file:
+            return {key.replace("+", "/"): torch.as_tensor(file[key][()]) for key in file}
+    except Exception as error:  # what h5py raises for a damaged file, a folder in it or a type that PyTorch hasn't
+        raise InputError(f"{path} is damaged or no HDF5 file of arrays ({type(error).__name__})") from error
 
 
 def _read_pickle(path: Path) -> Any:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from unbranch.collapse import collapse
@@ -18,7 +17,6 @@ from unbranch.models.checkpoints import bare, fill, read_weights, unwrapped_stat
 from unbranch.models.forms import merged, split
 from unbranch.models.keys import Layout, layouts_of, renamed
 from unbranch.models.manifest import read_manifest
-from unbranch.models.names import example_input
 from unbranch.models.network import Features, Network
 from unbranch.models.official import is_collapsed, training_form
 from unbranch.models.saved import load
@@ -86,9 +84,9 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping[str, Tensor])
         return _told(fit, OWN, merged=False, path=path)
     if not is_collapsed(history):
         return _into_training_form(network, state, path)
-    training = training_form(history)
+    training = training_form(history).to(next(network.parameters()).dtype)
     loaded = _into_training_form(training, state, path)
-    plain = collapse(training.to(next(network.parameters()).dtype), _example(training))
+    plain = collapse(training)
     fill(network, dict(plain.state_dict()), path)
     return loaded
 
@@ -218,10 +216,3 @@ def _told(fit: _Fit, layout: Layout, merged: bool, path: Path) -> Loaded:
 
 def _counted_out(state: Mapping[str, Tensor]) -> list[str]:
     return [key for key in state if not key.endswith("num_batches_tracked")]
-
-
-def _example(network: nn.Module) -> Tensor:
-    with torch.no_grad():
-        made = example_input(network)
-    assert isinstance(made, Tensor)
-    return made.to(next(network.parameters()).dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +34,7 @@ def to_official(model: nn.Module, layout: str | None = None) -> dict[str, Tensor
     """
     network = unwrapped(model)
     history = history_of(network)
+    _require_name(history)
     chosen = _chosen(history, layout)
     with torch.no_grad():
         state = _deployed(network, history, chosen) if is_collapsed(history) else dict(network.state_dict())
@@ -47,18 +46,21 @@ def is_collapsed(history: History) -> bool:
     return bool(history.steps) and history.steps[-1].get("kind") == "collapse"
 
 
-def training_form(history: History, **options: Any) -> nn.Module:
-    """The network before it was collapsed, with random weights.
+def training_form(history: History) -> nn.Module:
+    """The network before it was collapsed, with random weights; raises InputError if nothing tells how to make it."""
+    _require_name(history)
+    assert history.network is not None
+    return create(history.network, **history.arguments).eval()
 
-    Raises:
-        InputError: if nothing tells how it was made, or if other things were done to it, too.
-    """
-    if history.network is None or len(history.steps) > 1 or (history.steps and not is_collapsed(history)):
+
+def _require_name(history: History) -> None:
+    steps = [str(step.get("kind")) for step in history.steps]
+    if history.network is None or steps not in ([], ["collapse"]):
+        done = f" after {', '.join(steps)}" if steps else ""
         raise InputError(
-            "only a network from create_model, collapsed or not, has names in published code; this one is "
-            f"{history.network or history.made_by} after {len(history.steps)} steps"
+            "only a network from create_model, as it was made or collapsed, has names in published code; this one is "
+            f"{history.network or history.made_by}{done}"
         )
-    return create(history.network, **{**history.arguments, **options}).eval()
 
 
 def written(state: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
