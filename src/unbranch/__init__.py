@@ -18,7 +18,7 @@ from .collapse import (
 )
 from .errors import CollapseError, Inexact, InputError, UnbranchError
 from .expand import Expansion, expand
-from .models import load, save
+from .models import create_model, list_models, load, load_checkpoint, save, to_official
 
 __version__ = "0.1.0"
 
@@ -36,12 +36,16 @@ __all__ = [
     "__version__",
     "blocks",
     "collapse",
+    "create_model",
     "equivalent_kernel",
     "expand",
     "explain",
+    "list_models",
     "load",
+    "load_checkpoint",
     "register_method",
     "register_rule",
     "save",
+    "to_official",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""A network from its name: one of ours, ``timm:NAME``, ``torchvision:NAME`` or ``package.module:factory``."""
+"""A network from its name: one of the zoo, ``timm:NAME``, ``torchvision:NAME`` or ``package.module:factory``."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def _builder(name: str) -> Builder:
         return NETWORKS[name]
     if not source or not rest:
         raise InputError(
-            f"{name!r} names no network: write timm:NAME, torchvision:NAME, package.module:factory or one of ours "
-            f"({', '.join(NETWORKS)}), for example timm:repvgg_a0"
+            f"{name!r} names no network: write timm:NAME, torchvision:NAME, package.module:factory or one of ours, "
+            f"which `unbranch models` lists, for example repvgg_a0{nearest(name, NETWORKS)}"
         )
     find = {"timm": _timm, "torchvision": _torchvision}.get(source)
     return find(rest) if find else _factory(source, rest)
@@ -109,7 +109,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _timm(name: str) -> Builder:
-    timm = _library("timm")
+    timm = library("timm")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise InputError(f"timm has no network {name!r}{nearest(architecture, timm.list_models())}")
@@ -117,7 +117,7 @@ def _timm(name: str) -> Builder:
 
 
 def _torchvision(name: str) -> Builder:
-    models = _library("torchvision").models
+    models = library("torchvision").models
     if name not in models.list_models():
         raise InputError(f"torchvision has no network {name!r}{nearest(name, models.list_models())}")
     # A detector would fetch the weights of its backbone unless told not to.
@@ -162,7 +162,8 @@ def _built(name: str, builder: Builder, options: dict[str, Any]) -> nn.Module:
     return network
 
 
-def _library(name: str) -> ModuleType:
+def library(name: str) -> ModuleType:
+    """An optional library. Raises InputError, saying what to install, if it isn't there."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
