@@ -89,7 +89,7 @@ def test_input_size_is_that_of_the_history_first() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("repvgg_a0", "names no network: write timm:NAME"),
+        ("repvgg_a00", "names no network: write timm:NAME.*did you mean repvgg_a0"),
         ("timm:", "names no network"),
         ("timm:repvgg_a00", "did you mean repvgg_a0"),
         ("torchvision:resnet19", "did you mean resnet18"),

@@ -83,9 +83,10 @@ class BranchedConv(nn.Module):
         branches = self.make_branches(spec)
         self.branch_names = tuple(branches)
         for name, branch in branches.items():
-            if name == "post" or hasattr(self, name):
+            if name in ("post", "closing") or hasattr(self, name):
                 raise InputError(f"a branch can't have the name {name!r}, which means something else on the block")
             self.add_module(name, branch)
+        self.closing = self.make_closing(spec)
         self.post = None if activation is None else on(activation(), device, dtype)
         initialise(self, init)
 
@@ -93,13 +94,17 @@ class BranchedConv(nn.Module):
         """Modules by name, each from ``(B, C_in, *size)`` to ``(B, C_out, *size')``, in the order of summation."""
         raise NotImplementedError(f"{type(self).__name__} doesn't say which branches it has")
 
+    def make_closing(self, spec: ConvSpec) -> nn.Module | None:  # noqa: ARG002
+        """A batch norm behind the sum, for blocks that have one."""
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
         x = through(self.pad, x)
         first, *others = self.branch_names
         y = self.get_submodule(first)(x)
         for name in others:
             y = y + self.get_submodule(name)(x)
-        return through(self.post, y)
+        return through(self.post, through(self.closing, y))
 
     def extra_repr(self) -> str:
         words = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
@@ -106,6 +107,26 @@ class SqueezeExcite(ChannelGate):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * super().forward(x)
+
+
+REDUCTION = {"before": 16, "after": 4}  # published for RepVGG, by place relative to the activation
+
+
+def gated(activation: Activation, channels: int, place: str | None, reduction: int | None, ndim: int) -> Activation:
+    """What makes an activation with squeeze-and-excitation ``"before"`` or ``"after"`` it, or without (``None``).
+
+    Raises:
+        InputError: for another place.
+    """
+    if place is None:
+        return activation
+    if place not in REDUCTION:
+        raise InputError(f"squeeze_excite={place!r} is none of None, 'before', 'after' (the activation)")
+    hidden = max(1, channels // (reduction or REDUCTION[place]))
+    makers: list[Callable[[], nn.Module]] = [partial(SqueezeExcite, channels, hidden, ndim=ndim)]
+    if activation is not None:
+        makers.insert(1 if place == "before" else 0, activation)
+    return lambda: nn.Sequential(*(make() for make in makers))
 
 
 class DropPath(nn.Module):

@@ -19,8 +19,6 @@ map) and keeps at least one hidden channel; the block is affine unless an activa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -28,23 +26,20 @@ from torch import Tensor, nn
 
 from unbranch.algebra import batch_norm_scale_shift
 from unbranch.blocks.branched import BranchedConv, BranchOptions
-from unbranch.blocks.parts import Activation, Device, Size, SqueezeExcite
+from unbranch.blocks.parts import Device, DropPath, Size, gated, through
 from unbranch.blocks.spec import ConvSpec, centre
 from unbranch.collapse import equivalent_kernel
-from unbranch.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-REDUCTION = {"before": 16, "after": 4}  # published, by place relative to the activation
 
 
 class RepVGG(BranchedConv):
     """``BN(K×K * x) + BN(1×1 * x) + BN(x)``, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')`` as nn.Conv2d.
 
     Arguments as for ``BranchedConv``, and ``squeeze_excite``, which is ``"before"`` or ``"after"`` the activation or
-    ``None``, with ``reduction`` 16 before and 4 after unless given. The published block has ``activation=nn.ReLU``.
-    Section 3.
+    ``None``, with ``reduction`` 16 before and 4 after unless given, and ``drop_path``, the rate of stochastic depth of
+    the convolutions beside an identity. The published block has ``activation=nn.ReLU``. Section 3.
 
     >>> RepVGG(8, 8, 3, padding=1, activation=nn.ReLU)(torch.zeros(1, 8, 6, 7)).shape
     torch.Size([1, 8, 6, 7])
@@ -56,30 +51,30 @@ class RepVGG(BranchedConv):
         self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1, padding: Size | str = 0,
         dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device: Device = None,
         dtype: torch.dtype | None = None, *, squeeze_excite: str | None = None, reduction: int | None = None,
-        **options: Unpack[BranchOptions],
+        drop_path: float = 0.0, **options: Unpack[BranchOptions],
     ) -> None:  # fmt: skip
-        if squeeze_excite not in (None, *REDUCTION):
-            raise InputError(f"squeeze_excite={squeeze_excite!r} is none of None, 'before', 'after' (the activation)")
-        if squeeze_excite is not None:
-            hidden = max(1, out_channels // (reduction or REDUCTION[squeeze_excite]))
-            gate = partial(SqueezeExcite, out_channels, hidden, ndim=options.get("ndim", 2))
-            options["activation"] = _around(options.get("activation"), squeeze_excite, gate)
+        activation = options.pop("activation", None)
+        gate = gated(activation, out_channels, squeeze_excite, reduction, options.get("ndim", 2))
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
-            dtype, **options,
+            dtype, activation=gate, **options,
         )  # fmt: skip
+        self.drop_path = DropPath(drop_path) if drop_path and "identity" in self.branch_names else None
 
     def make_branches(self, spec: ConvSpec) -> dict[str, nn.Module]:
         shortcut = {"identity": spec.identity_bn()} if spec.keeps_shape else {}
         return {"conv_kxk": spec.conv_bn(), "conv_1x1": spec.conv_bn((1,) * spec.ndim), **shortcut}
 
-
-def _around(activation: Activation, place: str, gate: partial[SqueezeExcite]) -> Activation:
-    """What makes the gate and the activation, in their order."""
-    makers: list[Callable[[], nn.Module]] = [gate]
-    if activation is not None:
-        makers.insert(1 if place == "before" else 0, activation)
-    return lambda: nn.Sequential(*(make() for make in makers))
+    def forward(self, x: Tensor) -> Tensor:
+        if self.drop_path is None or not self.training:
+            return super().forward(x)
+        x = through(self.pad, x)
+        convs, identity = (
+            (self.get_submodule(name) for name in ("conv_kxk", "conv_1x1")),
+            self.get_submodule("identity"),
+        )
+        y = cast(Tensor, self.drop_path(sum(conv(x) for conv in convs)))
+        return through(self.post, y + identity(x))
 
 
 def custom_l2(block: RepVGG) -> Tensor:

@@ -116,18 +116,24 @@ class ConvSpec:
         amounts = last_axis_first(tuple((p, p) for p in self.padding))
         return PADS[mode][self.ndim](amounts), replace(self, padding=(0,) * self.ndim)
 
-    def frames(self, shape: Ints) -> Frames:
+    def frames(self, shape: Ints, step: int = 1) -> Frames:
         """Padding with which a kernel of this shape has its centre where the whole kernel has it.
+
+        ``step`` is the distance of its taps in taps of the whole kernel.
 
         Raises:
             InputError: if the shape doesn't fit into the kernel.
         """
-        if len(shape) != self.ndim or any(s > k for s, k in zip(shape, self.kernel, strict=True)):
-            raise InputError(f"a branch with kernel {shape} doesn't fit into kernel {self.kernel}")
+        if len(shape) != self.ndim or any(step * (s - 1) >= k for s, k in zip(shape, self.kernel, strict=True)):
+            stepped = f", {step} taps apart," if step > 1 else ""
+            raise InputError(f"a branch with kernel {shape}{stepped} doesn't fit into kernel {self.kernel}")
         frames = []
         for short, long, p, d in zip(shape, self.kernel, self.padding, self.dilation, strict=True):
-            before = centre(long) - centre(short)
-            frames.append((p - d * before, p - d * (long - short - before)))
+            before = centre(long) - step * centre(short)
+            after = long - 1 - step * (short - 1) - before
+            if min(before, after) < 0:
+                raise InputError(f"a branch with kernel {shape} doesn't fit around the centre of kernel {self.kernel}")
+            frames.append((p - d * before, p - d * after))
         return tuple(frames)
 
     # --- layers
@@ -154,14 +160,20 @@ class ConvSpec:
 
     # --- branches
 
-    def conv_bn(self, shape: Ints | None = None) -> nn.Sequential:
-        """``BN(conv(x))`` with a kernel of this shape, the whole one unless given."""
+    def conv_bn(self, shape: Ints | None = None, step: int = 1) -> nn.Sequential:
+        """``BN(conv(x))`` with a kernel of this shape, the whole one unless given, and of this step."""
+        branch = self.conv_alone(shape, step)
+        branch.add_module("bn", self.norm(self.out_channels))
+        return branch
+
+    def conv_alone(self, shape: Ints | None = None, step: int = 1) -> nn.Sequential:
+        """``conv(x)`` without a norm."""
         shape = shape or self.kernel
-        frames = self.frames(shape)
+        frames = self.frames(shape, step)
         shared = tuple(max(min(frame), 0) for frame in frames)  # what a convolution can pad itself
         layers = self.zero_pad(tuple((low - s, high - s) for (low, high), s in zip(frames, shared, strict=True)))
-        layers["conv"] = self.conv(self.in_channels, self.out_channels, shape, shared)
-        layers["bn"] = self.norm(self.out_channels)
+        stepped = replace(self, dilation=tuple(step * d for d in self.dilation))
+        layers["conv"] = stepped.conv(self.in_channels, self.out_channels, shape, shared)
         return nn.Sequential(layers)
 
     def identity(self) -> nn.Sequential:

@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbranch.algebra import batch_norm_scale_shift
-from unbranch.blocks import ACB, DBB, BranchedConv, Compactor, LargeKernel, RepVGG, initialise
+from unbranch.blocks import CONVOLUTIONS, BranchedConv, Compactor, initialise
+from unbranch.blocks.dilated import BRANCHES as DILATED
 from unbranch.collapse import equivalent_kernel
 from unbranch.collapse.rewrite import with_rest
 from unbranch.collapse.rules import rule_of_module
 from unbranch.errors import InputError
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
-    "acb": ACB,
-    "dbb": DBB,
-    "repvgg": RepVGG,
-    "replk": LargeKernel,
+    **{name: block for name, block in CONVOLUTIONS.items() if name != "qarepvgg"},  # its norm behind the sum sees more
     "compactor": Compactor,
 }
 STARTS = ("zero", "subtracted")
@@ -32,7 +30,7 @@ _FAINT = 1e-3  # of the largest scale of a norm: below it, nothing can be subtra
 def why_pointless(name: str, conv: Any, options: dict[str, Any]) -> str | None:
     """Why a block would add nothing to a convolution, unless it is asked for by name."""
     taps = [k for k in conv.kernel_size if k > 1]
-    if name in ("dbb", "repvgg") and not taps:
+    if name in ("dbb", "repvgg", "mobileone") and not taps:
         return "its kernel has one tap"
     if name == "acb" and len(taps) < 2:
         return "its kernel is a line or a point already"
@@ -41,6 +39,8 @@ def why_pointless(name: str, conv: Any, options: dict[str, Any]) -> str | None:
     small = options.get("small_kernel", 5)
     if name == "replk" and isinstance(small, int) and max(conv.kernel_size) <= small:
         return f"its kernel isn't larger than the small one, {small}"
+    if name == "dilated" and "branches" not in options and set(conv.kernel_size) - set(DILATED):
+        return "the paper has no branches for its kernel; pass branches="
     return None
 
 
@@ -65,7 +65,7 @@ def adopted(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
         True, conv.padding_mode, weight.device, weight.dtype, ndim=weight.dim() - 2, **{**made, **options},
     )  # fmt: skip
-    if not isinstance(block, BranchedConv) or block.post is not None:
+    if not isinstance(block, BranchedConv) or block.post is not None or block.closing is not None:
         raise InputError(f"the block made is a {type(block).__name__} that isn't a sum of branches and nothing else")
     if start == "zero":
         initialise(block, "single")

@@ -13,12 +13,11 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from unbranch.blocks import ACB, DBB, BranchedConv, Compactor, RepVGG
+from unbranch.blocks import CONVOLUTIONS, Compactor
 from unbranch.errors import InputError
 
 Block: TypeAlias = str | Callable[..., nn.Module] | None
 SIDES = range(2, 7)  # of kernels that a block replaces
-BLOCKS: dict[str, Callable[..., BranchedConv]] = {"acb": ACB, "dbb": DBB, "repvgg": RepVGG}
 
 
 class Units:
@@ -37,10 +36,10 @@ class Units:
     def __init__(
         self, block: Block = None, block_options: dict[str, Any] | None = None, widths: Iterable[int] | None = None
     ) -> None:
-        if isinstance(block, str) and block not in (*BLOCKS, "compactor"):
-            raise InputError(f"block={block!r} is none of {', '.join(BLOCKS)}, compactor or None")
+        if isinstance(block, str) and block not in (*CONVOLUTIONS, "compactor"):
+            raise InputError(f"block={block!r} is none of {', '.join(CONVOLUTIONS)}, compactor or None")
         self.compacts = block == "compactor"
-        make = BLOCKS.get(block) if isinstance(block, str) else block
+        make = CONVOLUTIONS.get(block) if isinstance(block, str) else block
         self.block, self.options = make, block_options or {}
         if self.options and make is None:
             raise InputError("block_options are for a block that stands for convolutions; there is none")
