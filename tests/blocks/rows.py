@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,16 +13,25 @@ from unbranch.blocks import (
     ACB,
     DBB,
     FFN,
+    GRN,
     Compactor,
     ConvFFN,
+    DilatedReparam,
     LargeKernel,
     Mixed,
+    MobileOne,
+    QARepVGG,
     RepGhostBottleneck,
     RepGhostModule,
     RepLKBlock,
+    RepMixer,
+    RepMixerBlock,
     RepMLP,
     RepMLPUnit,
     RepVGG,
+    RepVGGDW,
+    RepViTBlock,
+    UniRepLKNetBlock,
     WindowPerceptron,
 )
 
@@ -97,6 +107,15 @@ def large_kernel(*args: Any, kernel_size: Any, **kwargs: Any) -> LargeKernel:
     return LargeKernel(*args, kernel_size=kernel_size, small_kernel=small_of(kernel_size), **kwargs)
 
 
+def dilated(*args: Any, kernel_size: Any, **kwargs: Any) -> DilatedReparam:
+    """With one tap, and with as many as fit two apart."""
+    sides = (kernel_size,) if isinstance(kernel_size, int) else kernel_size
+    odd = [k if k % 2 else k - 1 for k in sides]
+    taps = (min(odd) + 1) // 2
+    wide = ((taps, 2),) if taps > 1 and taps % 2 else ()
+    return DilatedReparam(*args, kernel_size=kernel_size, branches=((1, 1), *wide), **kwargs)
+
+
 def mixed(in_channels: int, out_channels: int, stride: Any = 1, ndim: int = 2, **kwargs: Any) -> Mixed:
     """Branches of all papers in one block."""
     lines = {1: (), 2: ("vertical", "horizontal"), 3: ("depth", "vertical", "horizontal")}[ndim]
@@ -135,15 +154,24 @@ ROWS: dict[str, Row] = {
     "RepVGG": planar(RepVGG),
     "LargeKernel": planar(large_kernel),
     "Mixed": planar(mixed),
+    "MobileOne": planar(partial(MobileOne, num_branches=3)),
+    "QARepVGG": planar(QARepVGG),
+    "DilatedReparam": planar(dilated),
     "DBB-1d": linear(DBB),
     "RepVGG-1d": linear(RepVGG),
     "LargeKernel-1d": linear(large_kernel),
     "Mixed-1d": linear(mixed),
+    "MobileOne-1d": linear(partial(MobileOne, num_branches=2)),
+    "QARepVGG-1d": linear(QARepVGG),
+    "DilatedReparam-1d": linear(dilated),
     "ACB-3d": spatial(ACB),
     "DBB-3d": spatial(DBB, half=False),
     "RepVGG-3d": spatial(RepVGG),
     "LargeKernel-3d": spatial(large_kernel),
     "Mixed-3d": spatial(mixed, half=False),
+    "MobileOne-3d": spatial(MobileOne),
+    "QARepVGG-3d": spatial(QARepVGG),
+    "DilatedReparam-3d": spatial(dilated),
     "RepVGG with gate": Row(
         RepVGG,
         {"in_channels": 16, "out_channels": 16, "padding": 1, "squeeze_excite": "before", "activation": nn.ReLU},
@@ -236,6 +264,38 @@ ROWS: dict[str, Row] = {
         (2, 6, 5, 7),
         kernels=2,
         sweep={"widths": {"out_channels": 9}, "same width": {"hidden_channels": None}, "linear": {"activation": None}},
+    ),
+    "DilatedReparam of the paper": Row(
+        DilatedReparam,
+        {"in_channels": 6, "out_channels": 6, "kernel_size": 13, "padding": 6, "groups": 6},
+        (2, 6, 17, 19),
+        sweep={f"{k}": {"kernel_size": k, "padding": k // 2} for k in (5, 7, 9, 11, 15, 17)},
+    ),
+    "UniRepLKNetBlock": Row(
+        UniRepLKNetBlock,
+        {"channels": 8, "kernel_size": 7},
+        (2, 8, 9, 11),
+        kernels=5,
+        sweep={"small": {"kernel_size": 3}, "drop path": {"kernel_size": 13, "drop_path": 0.2, "layer_scale": 0.5}},
+    ),
+    "GRN": Row(GRN, {"channels": 6}, (2, 6, 5, 7), kernels=0),
+    "RepMixer": Row(
+        RepMixer, {"channels": 6}, (2, 6, 9, 11), sweep={"5": {"kernel_size": 5}, "no scale": {"layer_scale": None}}
+    ),
+    "RepMixerBlock": Row(
+        RepMixerBlock,
+        {"channels": 6},
+        (2, 6, 9, 11),
+        kernels=4,
+        sweep={"no scale": {"layer_scale": None, "drop_path": 0.2}, "wide": {"ffn_ratio": 2.5, "kernel_size": 5}},
+    ),
+    "RepVGGDW": Row(RepVGGDW, {"channels": 6}, (2, 6, 9, 11), sweep={"5": {"kernel_size": 5}}),
+    "RepViTBlock": Row(
+        RepViTBlock,
+        {"channels": 8},
+        (2, 8, 9, 11),
+        kernels=3,
+        sweep={"gate": {"squeeze_excite": True}, "wide": {"ffn_ratio": 4}},
     ),
     "Compactor": Row(Compactor, {"channels": 6}, (2, 6, 5, 7)),
 }

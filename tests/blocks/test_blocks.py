@@ -29,6 +29,8 @@ from unbranch.blocks import (
     custom_l2,
     initialise,
 )
+from unbranch.blocks.branched import closing_norm
+from unbranch.blocks.parts import through
 
 EACH = pytest.mark.parametrize("row", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 PLANAR = [ACB, DBB, RepVGG, LargeKernel, Mixed]
@@ -108,18 +110,23 @@ def test_number_is_the_scale_of_every_closing_norm(row: Row) -> None:
     assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in inner)
 
 
+def unnormed(block: BranchedConv, x: Tensor) -> Tensor | int:
+    """The sum of the branches that have no norm to be switched off by."""
+    branches = [block.get_submodule(name) for name in block.branch_names]
+    return sum(branch(x) for branch in branches if not closing_norm(branch))
+
+
 @EACH
 def test_single_starts_as_the_main_branch_alone(row: Row) -> None:
     block, x = row.make(**row.arguments, init="single"), torch.randn(row.shape)
-    skipped = x if "skip" in block.branch_names else 0  # has no norm
-    assert torch.equal(block(x), block.get_submodule(block.main)(x) + skipped)
+    expected = through(block.closing, block.get_submodule(block.main)(x) + unnormed(block, x))
+    assert_equal(block(x), expected, 1e-6)
 
 
 @EACH
 def test_identity_starts_as_the_main_norm_of_the_input(row: Row) -> None:
     block, x = row.make(**row.arguments | {"groups": 2}, init="identity").eval(), torch.randn(row.shape)
-    skips = "skip" in block.branch_names
-    assert_equal(block(x), x / math.sqrt(1 + 1e-5) + skips * x, 1e-6)
+    assert_equal(block(x), through(block.closing, x / math.sqrt(1 + 1e-5) + unnormed(block, x)), 1e-6)
 
 
 @EACH

@@ -19,7 +19,7 @@ block of UniRepLKNet has 1×1 convolutions where that has matrices on the last a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -98,9 +98,9 @@ class GRN(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+        length: Tensor = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
         relative = length / (length.mean(dim=1, keepdim=True) + 1e-6)
-        return x + self.gamma * (x * relative) + self.beta
+        return x + self.gamma * (x * relative) + cast(Tensor, self.beta)
 
 
 class UniRepLKNetBlock(nn.Module):
@@ -119,12 +119,8 @@ class UniRepLKNetBlock(nn.Module):
         super().__init__()
         if kernel_size % 2 == 0:
             raise InputError(f"a block with a shortcut needs an odd kernel; got {kernel_size}")
-        place = {"padding": kernel_size // 2, "groups": channels}
-        self.depthwise: nn.Module = (
-            DilatedReparam(channels, channels, kernel_size, **place)
-            if kernel_size >= LARGE
-            else nn.Conv2d(channels, channels, kernel_size, bias=False, **place)
-        )
+        make: Callable[..., nn.Module] = DilatedReparam if kernel_size >= LARGE else nn.Conv2d
+        self.depthwise = make(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.se = SqueezeExcite(channels, channels // 4)
         hidden = int(ffn_ratio * channels)

@@ -54,11 +54,11 @@ class MobileOne(BranchedConv):
         if num_branches < 1:
             raise InputError(f"num_branches is at least 1; got {num_branches}")
         self.num_branches = num_branches
-        activation = options.pop("activation", None)
-        gate = gated(activation, out_channels, squeeze_excite, reduction, options.get("ndim", 2))
+        ndim, activation = options.get("ndim", 2), options.get("activation")
+        options["activation"] = gated(activation, out_channels, squeeze_excite, reduction, ndim)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
-            dtype, activation=gate, **options,
+            dtype, **options,
         )  # fmt: skip
 
     def make_branches(self, spec: ConvSpec) -> dict[str, nn.Module]:

@@ -53,11 +53,11 @@ class RepVGG(BranchedConv):
         dtype: torch.dtype | None = None, *, squeeze_excite: str | None = None, reduction: int | None = None,
         drop_path: float = 0.0, **options: Unpack[BranchOptions],
     ) -> None:  # fmt: skip
-        activation = options.pop("activation", None)
-        gate = gated(activation, out_channels, squeeze_excite, reduction, options.get("ndim", 2))
+        ndim, activation = options.get("ndim", 2), options.get("activation")
+        options["activation"] = gated(activation, out_channels, squeeze_excite, reduction, ndim)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
-            dtype, activation=gate, **options,
+            dtype, **options,
         )  # fmt: skip
         self.drop_path = DropPath(drop_path) if drop_path and "identity" in self.branch_names else None
 

@@ -39,7 +39,7 @@ class Units:
         if isinstance(block, str) and block not in (*CONVOLUTIONS, "compactor"):
             raise InputError(f"block={block!r} is none of {', '.join(CONVOLUTIONS)}, compactor or None")
         self.compacts = block == "compactor"
-        make = CONVOLUTIONS.get(block) if isinstance(block, str) else block
+        make: Callable[..., nn.Module] | None = CONVOLUTIONS.get(block) if isinstance(block, str) else block
         self.block, self.options = make, block_options or {}
         if self.options and make is None:
             raise InputError("block_options are for a block that stands for convolutions; there is none")
