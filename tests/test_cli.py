@@ -150,7 +150,7 @@ def test_a_file_of_the_users_own_network_is_verified_against_that_network(folder
 
 FAILURES = {
     "unknown network": (["explain", "timm:repvgg_a00"], "did you mean repvgg_a0"),
-    "no network": (["explain", "resnet18"], "names no network"),
+    "no network": (["explain", "resnet19"], "names no network"),
     "missing weights": (["collapse", NETWORK, "-o", "a.safetensors", "--weights", "no.pth"], "there is no file no.pth"),
     "wrong output": (["collapse", NETWORK, "-o", "a.bin"], "should end in .safetensors"),
     "missing folder": (["collapse", NETWORK, "-o", "no/a.safetensors"], "doesn't exist"),

@@ -112,9 +112,9 @@ def test_file_without_a_table_of_tensors_is_told(tmp_path: Path, content: Any) -
 def test_missing_file_and_unknown_kind_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no file"):
         read_weights(tmp_path / "a.pth")
-    (tmp_path / "a.h5").touch()
+    (tmp_path / "a.npz").touch()
     with pytest.raises(InputError, match=r"none of .safetensors, .pth"):
-        read_weights(tmp_path / "a.h5")
+        read_weights(tmp_path / "a.npz")
 
 
 def test_weights_of_an_averaging_wrapper_load(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from unbranch.blocks.acb import ACB
 from unbranch.blocks.branched import BranchedConv, BranchOptions, initialise
 from unbranch.blocks.compactor import Compactor
 from unbranch.blocks.dbb import DBB
-from unbranch.blocks.dilated import GRN, DilatedReparam, UniRepLKNetBlock
+from unbranch.blocks.dilated import GRN, ChannelNorm, DilatedReparam, UniRepLKNetBlock
 from unbranch.blocks.mixed import BRANCHES, Mixed
 from unbranch.blocks.mobileone import MobileOne
 from unbranch.blocks.parts import DropPath, SqueezeExcite
@@ -37,6 +37,7 @@ __all__ = [
     "GRN",
     "BranchOptions",
     "BranchedConv",
+    "ChannelNorm",
     "Compactor",
     "ConvFFN",
     "ConvSpec",

@@ -103,6 +103,13 @@ class GRN(nn.Module):
         return x + self.gamma * (x * relative) + cast(Tensor, self.beta)
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each position, ``(B, C, H, W)`` to the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, H, W, C) inside
+
+
 class UniRepLKNetBlock(nn.Module):
     """``x + γ·BN(1×1(GRN(GELU(1×1(SE(BN(dw(x))))))))``, ``(B, C, H, W)`` to the same. Figure 3.
 

@@ -12,7 +12,18 @@ from torch import nn
 
 from unbranch.errors import InputError
 from unbranch.history import History, set_history
-from unbranch.models import mobilenet, repghostnet, replknet, repmlpnet, repvgg, resnet, vgg, wide_resnet
+from unbranch.models import (
+    mobilenet,
+    mobileone,
+    repghostnet,
+    replknet,
+    repmlpnet,
+    repvgg,
+    resnet,
+    unireplknet,
+    vgg,
+    wide_resnet,
+)
 from unbranch.models.network import Features, Network
 from unbranch.models.small import small_resnet
 from unbranch.models.units import Block
@@ -135,6 +146,15 @@ def _entries() -> Iterable[Entry]:
         yield Entry(
             name, "RepGhostNet", repghostnet.repghostnet, row, paper, aliases=official, timm=name if plain else None
         )
+    for name, row in mobileone.VARIANTS.items():
+        paper = "MobileOne: An Improved One millisecond Mobile Backbone, CVPR 2023, https://arxiv.org/abs/2206.04040"
+        yield Entry(name, "MobileOne", mobileone.mobileone, row, paper, timm=name)
+    for name, row in repvgg.QUANTISABLE.items():
+        paper = "Make RepVGG Greater Again: A Quantization-Aware Approach, AAAI 2024, https://arxiv.org/abs/2212.01593"
+        yield Entry(name, "QARepVGG", repvgg.repvgg, row, paper)
+    for name, row in unireplknet.VARIANTS.items():
+        paper = "UniRepLKNet: A Universal Perception Large-Kernel ConvNet, CVPR 2024, https://arxiv.org/abs/2311.15599"
+        yield Entry(name, "UniRepLKNet", unireplknet.unireplknet, row, paper)
     for name, row in resnet.VARIANTS.items():
         paper = "Deep Residual Learning for Image Recognition, CVPR 2016, https://arxiv.org/abs/1512.03385"
         yield _host(name, "ResNet", resnet.resnet, row, paper, small=name.endswith("_cifar"))

@@ -1,7 +1,9 @@
-"""RepVGG and RepVGGplus, plain stacks of 3×3 convolutions that train with shortcuts.
+"""RepVGG, RepVGGplus and QARepVGG, plain stacks of 3×3 convolutions that train with shortcuts.
 
 Ding, Zhang, Ma, Han, Ding, Sun: "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021,
-https://arxiv.org/abs/2101.03697, tables 2 and 3. RepVGGplus is described in the authors' repository only.
+https://arxiv.org/abs/2101.03697, tables 2 and 3. RepVGGplus is described in the authors' repository only. QARepVGG has
+other blocks in the same places: Chu, Li, Zhang: "Make RepVGG Greater Again: A Quantization-Aware Approach", AAAI 2024,
+https://arxiv.org/abs/2212.01593.
 
     stem   one block, stride 2, min(64, 64·a) channels
     stage  blocks of 64·a, 128·a, 256·a and 512·b channels; the first one of each with stride 2
@@ -20,6 +22,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from unbranch.blocks import CONVOLUTIONS
 from unbranch.blocks.parts import conv_bn
 from unbranch.errors import InputError
 from unbranch.models.network import Head, Level, Network, Stage, drop_path_rates, pooled_head
@@ -46,6 +49,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "repvgg_b3g4": {"depths": B, "widths": (3.0, 5.0), "groups": 4},
     "repvgg_d2se": {"depths": DEEP, "widths": (2.5, 5.0), "squeeze_excite": "before"},
     "repvggplus_l2pse": {"depths": DEEP, "widths": (2.5, 5.0), "squeeze_excite": "after", "auxiliary": True},
+}
+QUANTISABLE: dict[str, dict[str, Any]] = {
+    f"qa{name}": {**row, "unit": "qarepvgg"} for name, row in VARIANTS.items() if name[len("repvgg_") :][:1] in "ab"
 }
 
 
@@ -86,6 +92,7 @@ def repvgg(
     groups: int = 1,
     squeeze_excite: str | None = None,
     auxiliary: bool = False,
+    unit: str = "repvgg",
     *,
     num_classes: int,
     in_channels: int,
@@ -94,10 +101,12 @@ def repvgg(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Network:
-    """A RepVGG; ``block`` makes it of other blocks, each with ReLU behind it."""
-    units = Units("repvgg" if block is None else block, block_options)
+    """A RepVGG of its blocks, or of others by ``block``, each with ReLU behind it."""
+    units = Units(unit if block is None else block, block_options)
     if units.block is None:
         raise InputError("a RepVGG is made of blocks; block='compactor' is for plain networks")
+    if drop_path_rate and units.block is not CONVOLUTIONS["repvgg"]:
+        raise InputError("paths can be dropped beside the identity of RepVGG's own blocks only: drop_path_rate=0")
     gate: dict[str, Any] = {"squeeze_excite": squeeze_excite} if squeeze_excite else {}
     layer, rates = count(), drop_path_rates(drop_path_rate, sum(depths) + 1)
 

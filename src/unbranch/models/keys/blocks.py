@@ -53,6 +53,35 @@ REPGHOST: Table = (
     ("cheap_operation.1.", "cheap.kxk.bn."),
     ("cheap_operation.", "cheap.merged."),
 )
+# The younger ones. Apple's names of MobileOne, and timm's.
+MOBILEONE: Table = (
+    ("rbr_conv.*.", "conv_kxk_*."),
+    ("rbr_scale.", "conv_scale."),
+    ("rbr_skip.", "identity.bn."),
+    ("se.reduce.", "post.0.down."),
+    ("se.expand.", "post.0.up."),
+    ("reparam_conv.", "merged."),
+)
+MOBILEONE_TIMM: Table = (
+    ("conv_kxk.*.", "conv_kxk_*."),
+    ("conv_scale.", "conv_scale."),
+    ("identity.", "identity.bn."),
+    ("attn.fc1.", "post.0.down."),
+    ("attn.fc2.", "post.0.up."),
+    ("reparam_conv.", "merged."),
+)
+QAREPVGG: Table = (
+    ("rbr_dense.", "conv_kxk."),
+    ("rbr_1x1.", "conv_1x1.conv."),
+    ("bn.", "closing."),
+    ("rbr_reparam.", "merged."),
+)
+DILATED: Table = (
+    ("lk_origin.", "large.conv."),
+    ("origin_bn.", "large.bn."),
+    ("dil_conv_k*.", "small_*.conv."),
+    ("dil_bn_k*.", "small_*.bn."),
+)
 
 OFFICIAL_KEYS: dict[str, Table] = {
     "ACBlock": ACB,

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import TypeAlias
 
-from unbranch.models.keys.blocks import ACB, DBB, OFFICIAL_KEYS
+from unbranch.models.keys.blocks import ACB, DBB, MOBILEONE, MOBILEONE_TIMM, OFFICIAL_KEYS, QAREPVGG
 from unbranch.models.keys.tables import Table, same, under
 from unbranch.models.mobilenet import STAGES as MOBILENET
 from unbranch.models.replknet import DEPTHS as REPLK_DEPTHS
@@ -208,13 +208,33 @@ def _repvgg_timm(block: Block) -> Table:  # noqa: ARG001
     return (*under("stem", "stem", names), *under("stages.*.*", "stages.*.*", names), *same("head.fc."))
 
 
+def _mobileone_timm(block: Block) -> Table:  # noqa: ARG001
+    return (
+        *under("stem", "stem", MOBILEONE_TIMM),
+        *under("stages.*.*", "stages.*.*", MOBILEONE_TIMM),
+        *same("head.fc."),
+    )
+
+
 # --- networks that are made of blocks of their own
 
 
-def _repvgg(block: Block) -> Table:  # noqa: ARG001
-    names = OFFICIAL_KEYS["RepVGGBlock"]
+def _staged(names: Table) -> Table:
+    """A stem and four numbered stages of one block, and the classifier."""
     stages = (under(f"stage{s + 1}.*", f"stages.{s}.*", names) for s in range(4))
     return (*under("stage0", "stem", names), *_chained(stages), ("linear.", "head.fc."))
+
+
+def _mobileone(block: Block) -> Table:  # noqa: ARG001
+    return _staged(MOBILEONE)
+
+
+def _qarepvgg(block: Block) -> Table:  # noqa: ARG001
+    return _staged(QAREPVGG)
+
+
+def _repvgg(block: Block) -> Table:  # noqa: ARG001
+    return _staged(OFFICIAL_KEYS["RepVGGBlock"])
 
 
 def _repvggplus(block: Block) -> Table:  # noqa: ARG001
@@ -304,6 +324,8 @@ _OFFERS: dict[str, tuple[_Offer, ...]] = {
 }
 _FAMILIES: dict[str, tuple[_Offer, ...]] = {
     "repvgg_": (_Offer("repvgg", _repvgg, (None, "repvgg")), _Offer("timm", _repvgg_timm, (None, "repvgg"))),
+    "qarepvgg_": (_Offer("qarepvgg", _qarepvgg, (None, "qarepvgg")),),
+    "mobileone_": (_Offer("mobileone", _mobileone, (None,)), _Offer("timm", _mobileone_timm, (None,))),
     "repmlpnet_": (_Offer("repmlp", _repmlpnet, (None,)),),
     "replknet_": (_Offer("replknet", _replknet, (None,)),),
     "repghostnet_": (_Offer("repghost", _repghostnet, (None,)), _Offer("timm", _repghostnet, (None,))),
