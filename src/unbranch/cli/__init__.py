@@ -1,5 +1,6 @@
 """The command ``unbranch``."""
 
-from unbranch.cli.commands import app, main
+from unbranch.cli import commands, zoo  # which put themselves on the app
+from unbranch.cli.app import app, main
 
-__all__ = ["app", "main"]
+__all__ = ["app", "commands", "main", "zoo"]

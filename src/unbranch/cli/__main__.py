@@ -1,3 +1,3 @@
-from unbranch.cli.commands import main
+from unbranch.cli import main
 
 main()

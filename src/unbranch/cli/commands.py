@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -13,7 +12,8 @@ import typer
 from rich.console import RenderableType
 from torch import nn
 
-from unbranch import __version__, demo
+from unbranch import demo
+from unbranch.cli.app import app
 from unbranch.cli.arguments import (
     AsJson,
     Named,
@@ -46,16 +46,6 @@ from unbranch.report import (
     show_files,
     show_report,
     show_verification,
-)
-
-app = typer.Typer(
-    name="unbranch",
-    help="Train with many branches, deploy one: collapse a network into a plain one that computes the same function.",
-    epilog="Start with:  unbranch demo",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -217,20 +207,6 @@ def demo_command(
     with progress_bar(f"training with {block}") as advance:
         account = demo.run(settings, lambda step: advance(step.done, step.total, step.loss))
     console().print(show_account(account))
-
-
-@app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        console().print(__version__)
-        raise typer.Exit
-
-
-def main() -> None:
-    """Entry point: other libraries' warnings are for developers, unless Python is told otherwise with -W."""
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-    app()
 
 
 def _other(found: Named, other: str | None, weights: Path | None) -> nn.Module:

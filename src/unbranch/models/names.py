@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unbranch.errors import InputError
+from unbranch.extras import library
 from unbranch.history import history_of, set_history
 from unbranch.models.registry import NETWORKS, resolve
 
@@ -160,14 +160,6 @@ def _built(name: str, builder: Builder, options: dict[str, Any]) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise InputError(f"{name} made a {type(network).__name__}, not a torch.nn.Module")
     return network
-
-
-def library(name: str) -> ModuleType:
-    """An optional library. Raises InputError, saying what to install, if it isn't there."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(f"{name} isn't installed: pip install 'unbranch[vision]'") from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from unbranch.errors import InputError
+from unbranch.extras import library
 from unbranch.history import History, set_history
 from unbranch.models import (
     mobilenet,
@@ -205,15 +206,24 @@ def resolve(name: str) -> str | None:
 
 
 def list_models(pattern: str | Iterable[str] = "*") -> list[str]:
-    """Names of our networks that match a pattern, or one of several, in the order of families.
+    """Names of networks that match a pattern, or one of several, in the order of families.
+
+    Patterns are for networks of ours; ``timm:`` and ``torchvision:`` before one make it for theirs.
 
     >>> list_models("repvgg_b1*")
     ['repvgg_b1', 'repvgg_b1g2', 'repvgg_b1g4']
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    return [name for name in ENTRIES if any(fnmatchcase(name, p) for p in patterns)]
+    found = [name for name in ENTRIES if any(fnmatchcase(name, p) for p in patterns)]
+    for source in SOURCES:
+        wanted = [p.removeprefix(f"{source}:") for p in patterns if p.startswith(f"{source}:")]
+        if wanted:
+            known = library(source).list_models() if source == "timm" else library(source).models.list_models()
+            found += [f"{source}:{name}" for name in known if any(fnmatchcase(name, p) for p in wanted)]
+    return found
 
 
+SOURCES = ("timm", "torchvision")  # other libraries whose networks have names here
 NETWORKS: dict[str, Callable[..., Any]] = {
     **{name: entry.make for name, entry in ENTRIES.items()},
     "small_resnet": small_resnet,

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from unbranch.errors import InputError
+from unbranch.extras import library
 from unbranch.models.load import load_checkpoint
-from unbranch.models.names import create, library
+from unbranch.models.names import create
 from unbranch.models.registry import ENTRIES, Entry, resolve
 from unbranch.models.units import Block
 

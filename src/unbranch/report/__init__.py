@@ -11,6 +11,7 @@ from unbranch.report.console import (
     show_report,
     show_verification,
 )
+from unbranch.report.zoo import models_page, show_names, show_rows
 
 __all__ = [
     "Account",
@@ -18,10 +19,13 @@ __all__ = [
     "console",
     "cost_table",
     "count",
+    "models_page",
     "progress_bar",
     "show_account",
     "show_expansion",
     "show_files",
+    "show_names",
     "show_report",
+    "show_rows",
     "show_verification",
 ]

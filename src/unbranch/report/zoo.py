@@ -1,0 +1,82 @@
+"""The zoo's rows as a table on the terminal, and as the page of the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from rich.table import Table
+
+from unbranch.models.catalogue import Row
+from unbranch.models.registry import ENTRIES
+from unbranch.report.console import count
+
+PAGE = """# Models
+
+Written by `unbranch models --markdown > docs/models.md`; don't edit.
+
+`unbranch.create_model(NAME)` makes each; `unbranch models` lists them. Parameters and multiply-accumulates (MACs, by
+PyTorch's counter, for one image of the size in the second column) are those of the training form → those of the network
+that `collapse` makes of it; batch norms count as parameters. Top-1 accuracy is what the authors' repository reports, in
+percent.
+Networks of timm and torchvision are reached as `timm:NAME` and `torchvision:NAME`.
+
+Networks that were published without branches take any block that stands for a convolution: `block="acb"`, `"dbb"`,
+`"repvgg"`, …, or a class of your own; the rows show those with published figures.
+"""
+
+
+def show_names(names: Sequence[str]) -> Table:
+    """Names with their family and the size of their images."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for header in ("name", "family", "images", "also called"):
+        table.add_column(header)
+    for name in names:
+        entry = ENTRIES.get(name)
+        known = ("", "", "") if entry is None else (entry.family, _size(entry.input_size), ", ".join(entry.aliases))
+        table.add_row(name, *known)
+    return table
+
+
+def show_rows(rows: Iterable[Row]) -> Table:
+    """Names with their costs and published accuracy."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for header in HEADERS:
+        table.add_column(header)
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def models_page(rows: Iterable[Row]) -> str:
+    """The page of the documentation: a section a family."""
+    parts = [PAGE]
+    for paper, found in groupby(rows, key=lambda row: row.entry.paper):
+        title, _, address = paper.rpartition(", ")
+        lines = ["| " + " | ".join(_cells(row)) + " |" for row in found]
+        header = ["| " + " | ".join(HEADERS) + " |", "|" + "---|" * len(HEADERS)]
+        parts.append("\n".join((f"## [{title}]({address})\n", *header, *lines)) + "\n")
+    return "\n".join(parts)
+
+
+HEADERS = ("name", "image", "parameters", "MACs", "top-1", "source")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    name = f"{row.name}, block={row.block}" if row.block else row.name
+    params = _both(row.before.params, row.after.params)
+    macs = _both(row.before.macs, row.after.macs)
+    if row.published is None:
+        return name, _size(row.entry.input_size), params, macs, "", ""
+    told = row.published
+    side = f" at {told.side}" if told.side != row.entry.input_size[-1] else ""
+    return name, _size(row.entry.input_size), params, macs, f"{told.top1:g}", f"{told.source}; {told.data}{side}"
+
+
+def _both(before: int | None, after: int | None) -> str:
+    first, second = count(before), count(after)
+    return first if first == second else f"{first} → {second}"
+
+
+def _size(size: tuple[int, ...]) -> str:
+    return "×".join(map(str, size))
