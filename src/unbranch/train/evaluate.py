@@ -1,0 +1,115 @@
+"""How good a network is, and whether its two forms are one function, on a real validation set."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unbranch.collapse import collapse
+from unbranch.errors import UnbranchError
+
+EXACT = 1e-10  # of the largest logit, in float64
+CHECKED = 256  # images on which float64 is compared
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Percentages of images whose class is the greatest logit, or among the five greatest; mean cross-entropy."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A network and its collapsed form on the same images.
+
+    Args:
+        images: how many.
+        same_class: for how many both choose one class.
+        float32: greatest difference of their logits, over the greatest logit.
+        float64: the same in float64, on the first images.
+        before, after: their scores.
+    """
+
+    images: int
+    same_class: int
+    float32: float
+    float64: float
+    before: Scores
+    after: Scores
+
+
+class _Tally:
+    """Sums over batches of logits ``(B, classes)`` and labels ``(B,)``."""
+
+    def __init__(self) -> None:
+        self.images, self.first, self.five, self.loss = 0, 0, 0, 0.0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels.unsqueeze(1)
+        self.images += len(labels)
+        self.first += int(top[:, 0].sum())
+        self.five += int(top.sum())
+        self.loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+
+    def scores(self) -> Scores:
+        n = max(1, self.images)
+        return Scores(100 * self.first / n, 100 * self.five / n, self.loss / n, self.images)
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, batches: Iterable[Any], accelerator: Any) -> Scores:
+    """Scores over the validation set of all processes; the network's mode is left as it was."""
+    training, tally = network.training, _Tally()
+    network.eval()
+    try:
+        for batch in batches:
+            logits = network(batch["image"])
+            logits, labels = accelerator.gather_for_metrics((logits.float(), batch["label"]))
+            tally.add(logits, labels)
+    finally:
+        network.train(training)
+    return tally.scores()
+
+
+@torch.no_grad()
+def prove(network: nn.Module, plain: nn.Module, batches: Iterable[Any], device: torch.device) -> Proof:
+    """Compare both forms on every image.
+
+    Raises:
+        UnbranchError: if in float64 they aren't one function.
+    """
+    both = [form.to(device).eval() for form in (network, plain)]
+    tallies, same, worst, largest, exact = [_Tally(), _Tally()], 0, 0.0, 0.0, None
+    for batch in batches:
+        images, labels = batch["image"].to(device), batch["label"].to(device)
+        logits = [form(images).float() for form in both]
+        for tally, found in zip(tallies, logits, strict=True):
+            tally.add(found, labels)
+        same += int((logits[0].argmax(1) == logits[1].argmax(1)).sum())
+        worst = max(worst, float((logits[0] - logits[1]).abs().max()))
+        largest = max(largest, float(logits[0].abs().max()))
+        if exact is None:
+            exact = _in_float64(network, images[:CHECKED])
+    if exact is None:
+        raise UnbranchError("there are no validation images to compare the two forms on")
+    if not exact <= EXACT:
+        raise UnbranchError(f"the collapsed network is another function: {exact:.1e} away in float64")
+    before, after = (tally.scores() for tally in tallies)
+    return Proof(before.images, same, worst / max(largest, 1e-30), exact, before, after)
+
+
+def _in_float64(network: nn.Module, images: Tensor) -> float:
+    """Relative difference of a network and its collapsed form, both in float64."""
+    double, images = copy.deepcopy(network).cpu().double(), images.cpu().double()
+    ours, theirs = double(images), collapse(double, images[:1])(images)
+    return float((ours - theirs).abs().max() / ours.abs().max())

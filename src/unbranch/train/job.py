@@ -1,0 +1,190 @@
+"""A run before its first step: network, data, optimiser and all that belongs to them, on every process alike."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from unbranch.blocks import BranchedConv, initialise
+from unbranch.errors import InputError
+from unbranch.expand import expand
+from unbranch.extras import library
+from unbranch.models import create_model
+from unbranch.train.data import Data
+from unbranch.train.losses import extra_penalty, make_loss
+from unbranch.train.optimise import make_ema, make_optimizer, make_schedule
+from unbranch.train.recipe import Recipe
+from unbranch.train.samples import EpochOrder, Samples, loader
+from unbranch.train.settings import REQUIRED, BlockSettings
+from unbranch.train.sync import synchronise_norms
+from unbranch.train.transforms import eval_transform, mixing, train_transform
+
+
+@dataclass
+class Job:
+    """What the steps of a run work on; made by ``prepare``."""
+
+    recipe: Recipe
+    data: Data
+    accelerator: Any
+    blank: nn.Module  # as the recipe makes it, on the CPU
+    network: nn.Module
+    optimizer: Optimizer
+    schedule: Any
+    ema: Any
+    order: EpochOrder
+    batches: DataLoader[Any]
+    validation: DataLoader[Any]
+    loss: Callable[[Any, Tensor], Tensor]
+    penalty: Callable[[], Tensor] | None
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    steps_per_epoch: int
+
+    @property
+    def steps(self) -> int:
+        """Updates of the whole run."""
+        return self.steps_per_epoch * self.recipe.schedule.epochs
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.recipe.training.channels_last else torch.contiguous_format
+
+    def circumstances(self) -> dict[str, Any]:
+        """What has to be the same for a resumed run to go on bit for bit."""
+        return {
+            "processes": self.accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "device": self.accelerator.device.type,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "data": self.data.fingerprint,
+        }
+
+
+def make_network(recipe: Recipe, data: Data) -> nn.Module:
+    """The network of a recipe for the classes and channels of the data, with its first weights.
+
+    Raises:
+        InputError: if the network can't be made so, or the weights that it starts from don't fit.
+    """
+    model, given = recipe.model, dict(recipe.model.options)
+    if model.pretrained == REQUIRED:
+        raise InputError("this recipe goes on from trained weights: model.pretrained=FILE")
+    optional = {"block": model.block, "drop_rate": model.drop_rate, "drop_path_rate": model.drop_path}
+    given |= {key: value for key, value in optional.items() if value is not None}
+    if recipe.block.options:
+        given["block_options"] = recipe.block.options
+    classes = model.num_classes or len(data.classes)
+    if classes < len(data.classes):
+        raise InputError(f"model.num_classes={classes} is less than the {len(data.classes)} classes of {data.name}")
+    network = create_model(
+        model.name, num_classes=classes, in_channels=data.channels, pretrained=model.pretrained, **given
+    )
+    if model.expand is not None:
+        how = model.expand
+        network = expand(network.eval(), how.block, how.where, start=how.start, **how.options)
+    _begin_blocks(network, recipe.block)
+    return network.train()
+
+
+def _begin_blocks(network: nn.Module, settings: BlockSettings) -> None:
+    """Set the scales of the norms that close the branches, of all blocks or those whose paths match.
+
+    Raises:
+        InputError: if there is no such block.
+    """
+    if settings.init is None:
+        return
+    patterns = settings.where or ("*",)
+    blocks = {path: m for path, m in network.named_modules() if isinstance(m, BranchedConv)}
+    chosen = [m for path, m in blocks.items() if any(fnmatchcase(path, p) for p in patterns)]
+    if not chosen:
+        found = f"none of the {len(blocks)} blocks is called {', '.join(patterns)}" if blocks else "there are no blocks"
+        raise InputError(f"block.init={settings.init} is for blocks with branches, and {found}")
+    for block in chosen:
+        initialise(block, settings.init)
+
+
+def prepare(recipe: Recipe, data: Data) -> Job:
+    """Everything that a run needs, for as many processes as were launched.
+
+    Raises:
+        InputError: if the batch can't be divided among them, or a part of the recipe doesn't fit the network or data.
+    """
+    accelerator = _accelerator(recipe)
+    torch.manual_seed(recipe.seed)
+    blank = make_network(recipe, data)
+    network = _ready(copy.deepcopy(blank), recipe, accelerator)
+    optimizer = make_optimizer(network, recipe, recipe.data.batch_size)
+    penalty, ema = extra_penalty(network, recipe), make_ema(network, recipe)
+    if ema is not None and "FSDP" in str(accelerator.distributed_type):
+        raise InputError("averaged weights (ema) aren't kept with FSDP: ema=null")
+    order, batches, validation = _loaders(recipe, data, accelerator.num_processes)
+    mix = mixing(recipe, len(data.classes))
+    loss = make_loss(recipe, network, mix is not None)
+    steps = len(order) // recipe.data.batch_size
+    network, optimizer, batches, validation = accelerator.prepare(network, optimizer, batches, validation)
+    if ema is not None:
+        ema.to(accelerator.device)
+        accelerator.register_for_checkpointing(ema)
+    schedule = make_schedule(optimizer, recipe, steps)
+    return Job(
+        recipe, data, accelerator, blank, network, optimizer, schedule, ema, order, batches, validation, loss, penalty,
+        mix, steps,
+    )  # fmt: skip
+
+
+def _accelerator(recipe: Recipe) -> Any:
+    accelerate = library("accelerate", "train")
+    training = recipe.training
+    return accelerate.Accelerator(
+        mixed_precision=training.precision,
+        gradient_accumulation_steps=training.accumulate,
+        dynamo_backend="inductor" if training.compile else None,
+        step_scheduler_with_optimizer=False,
+        dataloader_config=accelerate.DataLoaderConfiguration(use_seedable_sampler=False, non_blocking=True),
+    )
+
+
+def _ready(network: nn.Module, recipe: Recipe, accelerator: Any) -> nn.Module:
+    """The network as it is trained: norms across processes, layout, checkpointed activations."""
+    training = recipe.training
+    if training.sync_norm and accelerator.num_processes > 1:
+        network = synchronise_norms(network, accelerator.device)
+    if training.checkpointing:
+        switch = getattr(network, "set_grad_checkpointing", None)
+        if switch is None:
+            raise InputError(f"{recipe.model.name} can't recompute activations: training.checkpointing=false")
+        switch()
+    layout = torch.channels_last if training.channels_last else torch.contiguous_format
+    return network.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def _loaders(recipe: Recipe, data: Data, processes: int) -> tuple[EpochOrder, DataLoader[Any], DataLoader[Any]]:
+    batch, parts = recipe.data.batch_size, processes * recipe.training.accumulate
+    if batch % parts:
+        raise InputError(
+            f"data.batch_size={batch} isn't a multiple of {processes} processes × {recipe.training.accumulate} parts"
+        )
+    order = EpochOrder(len(data.train), batch, recipe.seed)
+    if len(order) == 0:
+        raise InputError(f"{len(data.train)} images are fewer than one batch of {batch}")
+    samples = Samples(data.train, train_transform(recipe, data), recipe.seed, recipe.data.on_corrupt)
+    batches = loader(samples, order, batch // parts, recipe.data.workers)
+    return order, batches, validation_loader(recipe, data)
+
+
+def validation_loader(recipe: Recipe, data: Data) -> DataLoader[Any]:
+    """All images of the validation set in their order."""
+    order = EpochOrder(len(data.val), 1, recipe.seed, shuffle=False)
+    samples = Samples(data.val, eval_transform(recipe, data), recipe.seed, recipe.data.on_corrupt, random=False)
+    return loader(samples, order, recipe.evaluate.batch_size or recipe.data.batch_size, recipe.data.workers)

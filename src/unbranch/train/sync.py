@@ -1,0 +1,75 @@
+"""Batch norms whose statistics are those of the batch of all processes together, on GPUs and on the CPU."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from unbranch.errors import InputError
+from unbranch.extras import library
+
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class SyncNorm(_BatchNorm):
+    """What nn.SyncBatchNorm is on a GPU, for the CPU: ``(B, C, *size)`` to the same, one mean and variance for all.
+
+    The two sums go through the process group one after the other, the squares about the common mean, so that nothing
+    is lost to cancellation.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"a batch norm takes at least 2 axes; got {input.dim()}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        if not (dist.is_initialized() and self.momentum is not None):
+            raise InputError("a synchronised norm needs a process group, and a momentum")
+        axes, shape = [0, *range(2, input.dim())], (1, -1, *(1,) * (input.dim() - 2))
+        sums = torch.cat([input.sum(axes), input.new_tensor([input.numel() / input.shape[1]])])
+        sums = cast(Tensor, all_reduce(sums))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count  # (C,)
+        centred = input - mean.view(shape)
+        variance = cast(Tensor, all_reduce(centred.square().sum(axes))) / count
+        self._track(mean.detach(), (variance * count / (count - 1)).detach(), self.momentum)
+        y = centred * torch.rsqrt(variance + self.eps).view(shape)
+        return y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, momentum: float) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance, momentum)
+
+
+def synchronise_norms(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with its batch norms synchronised, in place where that is possible; parameters are the same ones.
+
+    Raises:
+        InputError: on the CPU, for a batch norm of a class of its own, which may do more than normalise.
+    """
+    if device.type != "cpu":
+        return cast(nn.Module, library("timm.layers").convert_sync_batchnorm(network))
+    if isinstance(network, _BatchNorm):
+        return _synchronised(network)
+    for name, child in network.named_children():
+        setattr(network, name, synchronise_norms(child, device))
+    return network
+
+
+def _synchronised(norm: _BatchNorm) -> nn.Module:
+    if type(norm) not in PLAIN:
+        raise InputError(f"{type(norm).__name__} can't be synchronised across processes: training.sync_norm=false")
+    made = SyncNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    made._parameters, made._buffers = norm._parameters, norm._buffers
+    return made.train(norm.training)
