@@ -28,6 +28,7 @@ from unbranch.train.evaluate import Scores, evaluate
 from unbranch.train.finish import Result, finish, with_weights
 from unbranch.train.folder import BEST, Board, Folder, Position, position_in
 from unbranch.train.job import Job, prepare
+from unbranch.train.optimise import updates_ema
 from unbranch.train.recipe import Recipe, to_yaml
 
 
@@ -204,7 +205,7 @@ class _Run:
             job.optimizer.zero_grad()
         report.add(loss.detach(), outputs, labels, batch["corrupt"])
         updated = bool(accelerator.sync_gradients)
-        if updated and job.ema is not None:
+        if updated and updates_ema(recipe, self.step + 1):
             job.ema.update(accelerator.unwrap_model(job.network), step=self.step + 1)
         return updated
 

@@ -6,7 +6,6 @@ import copy
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,17 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from unbranch.blocks import BranchedConv, initialise
 from unbranch.errors import InputError
-from unbranch.expand import expand
 from unbranch.extras import library
-from unbranch.models import create_model
+from unbranch.train.build import make_network
 from unbranch.train.data import Data
 from unbranch.train.losses import extra_penalty, make_loss
 from unbranch.train.optimise import make_ema, make_optimizer, make_schedule
 from unbranch.train.recipe import Recipe
 from unbranch.train.samples import EpochOrder, Samples, loader
-from unbranch.train.settings import REQUIRED, BlockSettings
 from unbranch.train.sync import synchronise_norms
 from unbranch.train.transforms import eval_transform, mixing, train_transform
 
@@ -70,50 +66,6 @@ class Job:
         }
 
 
-def make_network(recipe: Recipe, data: Data) -> nn.Module:
-    """The network of a recipe for the classes and channels of the data, with its first weights.
-
-    Raises:
-        InputError: if the network can't be made so, or the weights that it starts from don't fit.
-    """
-    model, given = recipe.model, dict(recipe.model.options)
-    if model.pretrained == REQUIRED:
-        raise InputError("this recipe goes on from trained weights: model.pretrained=FILE")
-    optional = {"block": model.block, "drop_rate": model.drop_rate, "drop_path_rate": model.drop_path}
-    given |= {key: value for key, value in optional.items() if value is not None}
-    if recipe.block.options:
-        given["block_options"] = recipe.block.options
-    classes = model.num_classes or len(data.classes)
-    if classes < len(data.classes):
-        raise InputError(f"model.num_classes={classes} is less than the {len(data.classes)} classes of {data.name}")
-    network = create_model(
-        model.name, num_classes=classes, in_channels=data.channels, pretrained=model.pretrained, **given
-    )
-    if model.expand is not None:
-        how = model.expand
-        network = expand(network.eval(), how.block, how.where, start=how.start, **how.options)
-    _begin_blocks(network, recipe.block)
-    return network.train()
-
-
-def _begin_blocks(network: nn.Module, settings: BlockSettings) -> None:
-    """Set the scales of the norms that close the branches, of all blocks or those whose paths match.
-
-    Raises:
-        InputError: if there is no such block.
-    """
-    if settings.init is None:
-        return
-    patterns = settings.where or ("*",)
-    blocks = {path: m for path, m in network.named_modules() if isinstance(m, BranchedConv)}
-    chosen = [m for path, m in blocks.items() if any(fnmatchcase(path, p) for p in patterns)]
-    if not chosen:
-        found = f"none of the {len(blocks)} blocks is called {', '.join(patterns)}" if blocks else "there are no blocks"
-        raise InputError(f"block.init={settings.init} is for blocks with branches, and {found}")
-    for block in chosen:
-        initialise(block, settings.init)
-
-
 def prepare(recipe: Recipe, data: Data) -> Job:
     """Everything that a run needs, for as many processes as were launched.
 
@@ -125,13 +77,13 @@ def prepare(recipe: Recipe, data: Data) -> Job:
     blank = make_network(recipe, data)
     network = _ready(copy.deepcopy(blank), recipe, accelerator)
     optimizer = make_optimizer(network, recipe, recipe.data.batch_size)
-    penalty, ema = extra_penalty(network, recipe), make_ema(network, recipe)
+    order, batches, validation = _loaders(recipe, data, accelerator.num_processes)
+    steps = len(order) // recipe.data.batch_size
+    penalty, ema = extra_penalty(network, recipe), make_ema(network, recipe, steps)
     if ema is not None and "FSDP" in str(accelerator.distributed_type):
         raise InputError("averaged weights (ema) aren't kept with FSDP: ema=null")
-    order, batches, validation = _loaders(recipe, data, accelerator.num_processes)
-    mix = mixing(recipe, len(data.classes))
-    loss = make_loss(recipe, network, mix is not None)
-    steps = len(order) // recipe.data.batch_size
+    mix = mixing(recipe, recipe.model.num_classes or len(data.classes))
+    loss = make_loss(recipe, mix is not None)
     network, optimizer, batches, validation = accelerator.prepare(network, optimizer, batches, validation)
     if ema is not None:
         ema.to(accelerator.device)

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from unbranch.collapse import NetworkCost, collapse
 from unbranch.collapse.costs import cost_of
+from unbranch.train.build import make_network
 from unbranch.train.data import Data
-from unbranch.train.job import make_network
 from unbranch.train.optimise import make_optimizer
 from unbranch.train.recipe import Recipe
 from unbranch.train.transforms import train_transform

@@ -1,0 +1,171 @@
+"""A run trains, collapses, proves; goes on after any break as if there had been none."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import unbranch as ub
+from tests.train.runs import SMALL, assert_same_end, lines, losses, run, small
+from unbranch.errors import InputError, UnbranchError
+from unbranch.train import engine, finish
+from unbranch.train.engine import Moment, Stopped, train
+from unbranch.train.folder import CHECKPOINTS, Folder
+
+STEPS = 28
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without a break."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert run(out) is not None
+    return out
+
+
+def test_a_run_leaves_recipe_metrics_checkpoint_and_both_networks(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert names >= {
+        "recipe.yaml", "metrics.jsonl", "checkpoints", "best.safetensors", "last.safetensors", "deploy.safetensors",
+        "result.json",
+    }  # fmt: skip
+    assert [path.name for path in Folder(whole).checkpoints()] == [f"{STEPS:08d}"]
+    assert len(losses(whole)) == STEPS
+    assert [line["epoch"] for line in lines(whole) if "validation" in line] == [1, 2]
+
+
+def test_the_result_is_what_the_files_hold(whole: Path) -> None:
+    result = json.loads((whole / "result.json").read_text())
+    trained, plain = ub.load(whole / "last.safetensors"), ub.load(whole / "deploy.safetensors")
+    assert result["same_class"] == result["images"] == 359
+    assert result["before"]["top1"] == result["after"]["top1"]
+    assert result["float64"] < 1e-12
+    assert sum(p.numel() for p in trained.parameters()) == result["params"]["training"]
+    assert sum(p.numel() for p in plain.parameters()) == result["params"]["deploy"]
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
+    assert ub.verify(trained, plain, torch.randn(2, 1, 8, 8)).max_rel < 1e-10
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    run(tmp_path / "run", "augment.mixup=0", "schedule.epochs=4", "optimizer.lr=0.1", "ema=null")
+    found = losses(tmp_path / "run")
+    assert sum(found[-5:]) < 0.7 * sum(found[:5])
+
+
+@pytest.mark.parametrize("at", [6, 14, 27], ids=["in an epoch", "after an epoch", "before the end"])
+def test_a_stopped_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path, at: int) -> None:
+    def stop(moment: Moment) -> None:
+        if moment.step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    out = tmp_path / "run"
+    with pytest.raises(Stopped, match=f"stopped after step {at} of {STEPS}; continue with --resume"):
+        run(out, watch=stop)
+    torch.manual_seed(123)  # what happened in between doesn't matter
+    run(out, resume=True)
+    assert_same_end(whole, out)
+
+
+def test_a_killed_run_loses_only_steps_since_its_checkpoint(whole: Path, tmp_path: Path) -> None:
+    """kill -9 in the tenth step: on from the eighth."""
+    out = tmp_path / "run"
+    killer = (
+        "import os, signal; from pathlib import Path; from tests.train.runs import run\n"
+        "def kill(moment):\n"
+        "    if moment.step == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"run(Path({str(out)!r}), watch=kill)"
+    )
+    done = subprocess.run([sys.executable, "-c", killer], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in Folder(out).checkpoints()] == ["00000008"]
+    said: list[str] = []
+    run(out, resume=True, say=said.append)
+    assert "resumed after step 8 of 28" in said
+    assert_same_end(whole, out)
+
+
+def test_a_finished_run_resumed_only_collapses_again(whole: Path) -> None:
+    before = lines(whole)
+    assert run(whole, resume=True) is not None
+    assert lines(whole) == before
+
+
+def test_a_half_written_checkpoint_is_swept_away(whole: Path) -> None:
+    half = whole / CHECKPOINTS / ".abc"
+    half.mkdir()
+    run(whole, resume=True)
+    assert not half.exists()
+
+
+def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
+    """Without batch statistics, dropped paths or mixing, which see only a part."""
+    plain = ("model.name=resnet8_cifar", "model.drop_path=0", "augment.mixup=0", "schedule.epochs=1", "ema=null")
+    for parts in (1, 4):
+        train(
+            small(*plain, f"training.accumulate={parts}", "training.save_every=null"),
+            _frozen_norms(),
+            tmp_path / str(parts),
+        )
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "4"), rel=1e-4)
+
+
+def test_another_recipe_or_other_data_dont_continue_a_run(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="is another recipe than this one"):
+        run(whole, "optimizer.lr=0.3", resume=True)
+    with pytest.raises(InputError, match="holds a run: continue it with --resume"):
+        run(whole)
+
+
+def test_changed_circumstances_are_said(whole: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    said: list[str] = []
+    try:
+        run(whole, resume=True, say=said.append)
+    finally:
+        torch.set_num_threads(threads)
+    assert any("not bit for bit as without the break: threads 1 → 2" in line for line in said)
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(out, "schedule.epochs=1")
+    weights = Folder(out).checkpoints()[-1] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"can't be read .*: remove it"):
+        run(out, "schedule.epochs=1", resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) after step \d+: try a smaller optimizer.lr"):
+        run(tmp_path / "run", "optimizer.lr=1e12", "schedule.epochs=1", "schedule.warmup_epochs=0")
+
+
+def test_a_batch_larger_than_the_data_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="1438 images are fewer than one batch of 2000"):
+        run(tmp_path / "run", "data.batch_size=2000")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_collapsed_network_that_differs_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(network: nn.Module, *rest: object) -> nn.Module:
+        plain = ub.collapse(network, *rest)
+        with torch.no_grad():
+            next(plain.parameters()).mul_(1.001)
+        return plain
+
+    monkeypatch.setattr("unbranch.train.evaluate.collapse", wrong)
+    with pytest.raises(UnbranchError, match="is another function"):
+        run(tmp_path / "run", "schedule.epochs=1")
+    assert (tmp_path / "run" / "last.safetensors").exists()
+    assert not (tmp_path / "run" / "deploy.safetensors").exists()
