@@ -1,0 +1,52 @@
+"""Two processes see what one sees: the same losses for the same global batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.train.runs import lines, losses, run
+from tests.train.test_sync import free_port
+
+ROOT = Path(__file__).parents[2]
+CHANGES = ("augment.mixup=0", "model.drop_path=0", "model.block=dbb", "training.sync_norm=true", "schedule.epochs=1")
+
+
+def run_on_two(out: Path, *changes: str, resume: bool = False) -> subprocess.CompletedProcess[str]:
+    """The run under torchrun, with gloo."""
+    script = out.parent / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom tests.train.runs import run\nimport torch\ntorch.set_num_threads(1)\n"
+        f"run(Path({str(out)!r}), *{changes!r}, resume={resume})\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        [*command, str(script)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    run(tmp_path / "one", *CHANGES)
+    done = run_on_two(tmp_path / "two", *CHANGES)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == len(two) == 14
+    assert two[0] == pytest.approx(one[0], rel=1e-6)
+    assert two == pytest.approx(one, rel=2e-3)  # float32's error grows with each step
+    scores = [
+        [line["validation"] for line in lines(tmp_path / name) if "validation" in line] for name in ("one", "two")
+    ]
+    assert scores[0][0]["images"] == scores[1][0]["images"] == 359
+    assert scores[1][0]["loss"] == pytest.approx(scores[0][0]["loss"], rel=5e-3)
+
+
+@pytest.mark.slow
+def test_a_batch_that_two_processes_cant_share_is_told(tmp_path: Path) -> None:
+    done = run_on_two(tmp_path / "run", "data.batch_size=95", "augment.mixup=0")
+    assert done.returncode != 0
+    assert "data.batch_size=95 isn't a multiple of 2 processes" in done.stderr
