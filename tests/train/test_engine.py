@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,9 @@ import torch
 from torch import nn
 
 import unbranch as ub
-from tests.train.runs import SMALL, assert_same_end, lines, losses, run, small
+from tests.train.runs import assert_same_end, lines, losses, run
 from unbranch.errors import InputError, UnbranchError
-from unbranch.train import engine, finish
-from unbranch.train.engine import Moment, Stopped, train
+from unbranch.train.engine import Moment, Stopped
 from unbranch.train.folder import CHECKPOINTS, Folder
 
 STEPS = 28
@@ -108,14 +105,12 @@ def test_a_half_written_checkpoint_is_swept_away(whole: Path) -> None:
 
 
 def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
-    """Without batch statistics, dropped paths or mixing, which see only a part."""
-    plain = ("model.name=resnet8_cifar", "model.drop_path=0", "augment.mixup=0", "schedule.epochs=1", "ema=null")
+    changes = (
+        "model.name=tests.train.runs:normless", "model.options={}", "model.block=null", "model.drop_path=null",
+        "augment.mixup=0", "schedule.epochs=1", "ema=null",
+    )  # fmt: skip
     for parts in (1, 4):
-        train(
-            small(*plain, f"training.accumulate={parts}", "training.save_every=null"),
-            _frozen_norms(),
-            tmp_path / str(parts),
-        )
+        run(tmp_path / str(parts), *changes, f"training.accumulate={parts}")
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "4"), rel=1e-4)
 
 
