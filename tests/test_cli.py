@@ -11,15 +11,24 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 from typer.testing import CliRunner
 
 import unbranch as ub
 from unbranch import cli
 from unbranch.history import history_of, set_history
-from unbranch.models import create, load, randomise_statistics, save, small_resnet
+from unbranch.models import create, load, randomise_statistics, save
 
-NETWORK = "unbranch.models:small_resnet"
-SMALL = ["--option", "width=4", "--option", "block=repvgg", "--input-size", "1,8,8"]
+NETWORK = "resnet8_cifar"
+SMALL = [
+    "--option", "width=4", "--option", "block=repvgg", "--option", "in_channels=1", "--input-size", "1,8,8",
+]  # fmt: skip
+
+ARGUMENTS = "10, 1, 'repvgg', width=4"  # as Python
+
+
+def small() -> nn.Module:
+    return create("resnet8_cifar", block="repvgg", in_channels=1, width=4)
 
 
 @pytest.fixture
@@ -38,8 +47,8 @@ def test_collapse_writes_a_network_that_knows_itself(folder: Path) -> None:
     assert "wrote net.safetensors" in result.output
     with safe_open("net.safetensors", "pt") as file:
         manifest = json.loads(file.metadata()["unbranch"])
-    assert manifest["network"] == "small_resnet"
-    assert manifest["arguments"] == {"width": 4, "block": "repvgg"}
+    assert manifest["network"] == "resnet8_cifar"
+    assert manifest["arguments"] == {"width": 4, "block": "repvgg", "in_channels": 1}
     assert manifest["input_size"] == [1, 8, 8]
     assert load(folder / "net.safetensors")(torch.randn(1, 1, 8, 8)).shape == (1, 10)
     assert list(folder.iterdir()) == [folder / "net.safetensors"]
@@ -47,7 +56,7 @@ def test_collapse_writes_a_network_that_knows_itself(folder: Path) -> None:
 
 def test_collapse_reads_weights_and_the_file_verifies_against_them(folder: Path) -> None:
     torch.manual_seed(3)
-    torch.save({"model": small_resnet("repvgg", width=4).state_dict()}, "a.pth")
+    torch.save({"model": small().state_dict()}, "a.pth")
     assert run("collapse", NETWORK, *SMALL, "--weights", "a.pth", "-o", "net.safetensors").exit_code == 0
     same = run("verify", NETWORK, "net.safetensors", *SMALL, "--weights", "a.pth")
     assert same.exit_code == 0
@@ -101,12 +110,12 @@ def test_verify_compares_a_network_with_its_collapsed_form(folder: Path) -> None
 
 def test_verify_compares_two_networks_and_two_files(folder: Path) -> None:
     torch.manual_seed(0)
-    torch.save(small_resnet("repvgg", width=4).state_dict(), "a.pth")
-    torch.save(small_resnet("repvgg", width=4).state_dict(), "b.pth")
+    torch.save(small().state_dict(), "a.pth")
+    torch.save(small().state_dict(), "b.pth")
     assert run("verify", NETWORK, "a.pth", *SMALL, "--weights", "a.pth").exit_code == 0
     assert run("verify", NETWORK, "b.pth", *SMALL, "--weights", "a.pth").exit_code == 1
     (folder / "pair_of_networks.py").write_text(
-        "from unbranch.models import small_resnet\ndef make(): return small_resnet('repvgg', width=4)\n"
+        f"from unbranch.models.registry import ENTRIES\ndef make(): return ENTRIES['resnet8_cifar'].make({ARGUMENTS})\n"
     )
     try:
         arguments = ("verify", "pair_of_networks:make", "pair_of_networks:make", "--input-size", "1,8,8")
@@ -117,7 +126,7 @@ def test_verify_compares_two_networks_and_two_files(folder: Path) -> None:
 
 
 def test_a_file_of_ours_stands_for_its_network(folder: Path) -> None:
-    network = create("small_resnet", block="acb", width=4)
+    network = create("resnet8_cifar", block="acb", in_channels=1, width=4)
     randomise_statistics(network)
     set_history(network, replace(history_of(network), input_size=(1, 8, 12)))
     save(network, "trained.safetensors")
@@ -134,8 +143,8 @@ def test_a_file_of_ours_stands_for_its_network(folder: Path) -> None:
 
 def test_a_file_of_the_users_own_network_is_verified_against_that_network(folder: Path) -> None:
     (folder / "own_networks.py").write_text(
-        "import torch\nfrom unbranch.models import small_resnet\n"
-        "def make():\n    torch.manual_seed(0)\n    return small_resnet('repvgg', width=4)\n"
+        "import torch\nfrom unbranch.models.registry import ENTRIES\n"
+        f"def make():\n    torch.manual_seed(0)\n    return ENTRIES['resnet8_cifar'].make({ARGUMENTS})\n"
     )
     try:
         size = ("--input-size", "1,8,8")
@@ -155,11 +164,11 @@ FAILURES = {
     "wrong output": (["collapse", NETWORK, "-o", "a.bin"], "should end in .safetensors"),
     "missing folder": (["collapse", NETWORK, "-o", "no/a.safetensors"], "doesn't exist"),
     "wrong size": (["explain", NETWORK, "--input-size", "big"], "should be numbers like 3,224,224"),
-    "size that does not fit": (["explain", NETWORK, "--input-size", "3,8,8"], "doesn't take an input of size"),
+    "size that does not fit": (["explain", NETWORK, "--input-size", "1,8,8"], "doesn't take an input of size"),
     "wrong option": (["explain", NETWORK, "--option", "width"], "should read NAME=VALUE"),
     "option of a file": (["explain", "a.safetensors", "--option", "width=4"], "a.safetensors is a file"),
     "missing network file": (["explain", "a.safetensors"], "there is no file a.safetensors"),
-    "unknown option": (["explain", NETWORK, "--option", "depth=3"], "unexpected keyword argument 'depth'"),
+    "unknown option": (["explain", NETWORK, "--option", "depth=3"], "has no option 'depth'"),
     "missing other file": (["verify", NETWORK, "no.safetensors", *SMALL], "there is no file no.safetensors"),
     "weights of nothing": (["verify", NETWORK, *SMALL, "--other-weights", "a.pth"], "needs a second network"),
     "unknown block": (["demo", "--block", "plain"], "block 'plain' is none of acb, dbb, repvgg"),
@@ -187,21 +196,21 @@ def test_help_shows_examples(command: str) -> None:
     assert f"unbranch {command}" in result.output.split("Examples:")[1]
 
 
-PLAIN = ["--option", "width=4", "--input-size", "1,8,8"]
+PLAIN = ["--option", "width=4", "--option", "in_channels=1", "--input-size", "1,8,8"]
 
 
 def test_expand_writes_a_network_that_explain_and_collapse_take(folder: Path) -> None:
     result = run("expand", NETWORK, *PLAIN, "--block", "dbb", "--where", "stages.*", "-o", "branched.safetensors")
     assert result.exit_code == 0
-    assert "stages.0.conv1.conv" in result.output
-    assert "stages.0.conv1.bn" in result.output
+    assert "stages.0.0.conv1.conv" in result.output
+    assert "stages.0.0.conv1.bn" in result.output
     assert "wrote branched.safetensors" in result.output
     explained = json.loads(run("explain", "branched.safetensors", "--json").output)
     assert explained["before"]["layers"]["convolution"] > explained["after"]["layers"]["convolution"]
     assert run("collapse", "branched.safetensors", "-o", "plain.safetensors").exit_code == 0
     assert run("verify", "branched.safetensors", "plain.safetensors").exit_code == 0
     branched = ub.load("branched.safetensors")
-    assert isinstance(branched.stages[0].conv1.conv, ub.blocks.DBB)
+    assert isinstance(branched.stages[0][0].conv1.conv, ub.blocks.DBB)
     assert not isinstance(branched.stem.conv, ub.blocks.DBB)
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from unbranch import cli, demo
 from unbranch.errors import UnbranchError
-from unbranch.models import load, small_resnet
+from unbranch.models import create, load
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_demo_refuses_a_network_that_changed(monkeypatch: pytest.MonkeyPatch) ->
         def forward(self, x: Tensor) -> Tensor:
             return self.network(x) + 1e-6
 
-    network = small_resnet("repvgg", width=4).eval()
+    network = create("resnet8_cifar", block="repvgg", in_channels=1, width=4).eval()
     monkeypatch.setattr(demo, "collapse", lambda net, _: Off(net))
     with pytest.raises(UnbranchError, match="the collapsed network is another function"):
         demo.prove(network, network, torch.randn(4, 1, 8, 8))

@@ -52,7 +52,7 @@ def run(settings: Settings, on_step: OnStep) -> Account:
     epochs = EPOCHS[settings.data] if settings.epochs is None else settings.epochs
     recipe = Recipe(epochs=epochs, seed=settings.seed, channels_last=True)
     torch.manual_seed(settings.seed)
-    network = create("small_resnet", **arguments)
+    network = create("resnet8_cifar", **arguments)
 
     start = time.perf_counter()
     fit(network, images, recipe, on_step)

@@ -26,7 +26,7 @@ NAMES = [
     "torch.hub:load", "timm:../../x", "timm:", "timm:hf-hub:a/b", "timm:hf_hub:a/b", "timm:local-dir:/tmp",
     "timm:resnet18.a.b", "timm:resnet18.no_such_tag", "timm:resnet18;import os", "timm:resnet18\n",
     "timm:ＲＥＳＮＥＴ18", "torchvision:../x", "torchvision:resnet18 ", "TIMM:resnet18",
-    "torchvision:quantized_resnet18", "small_resnet ", "small_resnet:", "timm:vit_giant_patch14_224",
+    "torchvision:quantized_resnet18", "resnet8_cifar ", "resnet8_cifar:", "timm:vit_giant_patch14_224",
     "timm:convnext_xxlarge", "torchvision:vit_h_14", "torchvision:regnet_y_128gf",
 ]  # fmt: skip
 ARGUMENTS: list[dict[str, Any]] = [

@@ -23,7 +23,7 @@ SECONDS = 5.0  # for one
 
 
 def network() -> nn.Module:
-    return create("small_resnet", block="acb", width=2)
+    return create("resnet8_cifar", block="acb", width=2)
 
 
 @pytest.fixture(scope="module")

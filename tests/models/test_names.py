@@ -22,7 +22,7 @@ def make(width=4): return nn.Linear(2, width)
 def make_text(): return "net"
 def make_ours():
     from unbranch.models import create
-    return create("small_resnet", width=4)
+    return create("resnet8_cifar", width=4)
 class Nested:
     @staticmethod
     def make(): return nn.Linear(2, 1)
@@ -61,13 +61,13 @@ def test_torchvision_classifier_and_detector_are_built_without_downloads() -> No
 
 
 def test_a_network_of_ours_knows_its_name_however_it_was_called() -> None:
-    for name in ("small_resnet", "unbranch.models:small_resnet", "unbranch.models.small:small_resnet"):
+    for name in ("resnet8_cifar", "ResNet8-CIFAR", "resnet8"):
         made = history_of(create(name, width=4))
-        assert (made.network, made.arguments) == ("small_resnet", {"width": 4})
+        assert (made.network, made.arguments) == ("resnet8_cifar", {"width": 4})
 
 
 def test_a_factory_that_calls_another_by_name_leaves_it_its_name(folder: Path) -> None:
-    assert history_of(create("some_networks:make_ours")).network == "small_resnet"
+    assert history_of(create("some_networks:make_ours")).network == "resnet8_cifar"
     assert history_of(create("some_networks:make", width=2)).network == "some_networks:make"
 
 

@@ -25,10 +25,10 @@ def test_a_file_that_does_not_fit_lists_everything_that_does_not(tmp_path: Path)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"network": None}, r"holds a network of your own code \(unbranch.models.small.SmallResNet\); pass one as into="),
+    ({"network": None}, r"holds a network of your own code \(resnet8_cifar\); pass one as into="),
     ({"network": "my.models:make"}, r"own code my.models:make, which no file runs; pass into=my.models.make\(…\)"),
     ({"network": "os:system", "arguments": {"command": "touch hacked"}}, "which no file runs"),
-    ({"network": "unbranch.models.small:small_resnet"}, "which no file runs"),
+    ({"network": "unbranch.models.resnet:resnet"}, "which no file runs"),
     ({"network": "timm:../../x"}, "which no file runs"),
     ({"network": "timm:hf-hub:someone/net"}, "which no file runs"),
     ({"network": "timm:local-dir:."}, "which no file runs"),
@@ -45,7 +45,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"network": "timm:convnext_xxlarge", "arguments": {}}, r"asks for a network of \d+ numbers and holds only"),
     ({"network": "timm:resnet18", "arguments": {"layers": [100000, 100000]}}, "asks for a network of more than"),
     ({"network": "timm:vit_tiny_patch16_224", "arguments": {"depth": 100000}}, "asks for a network of more than"),
-    ({"arguments": {"depth": 3}}, "unexpected keyword argument 'depth'"),
+    ({"arguments": {"depth": 3}}, "has no option 'depth'"),
     ({"arguments": {"width": 8}}, "doesn't fit the network: .* wrong shape"),
     ({"format": "unbranch-2"}, "its format is unbranch-2 instead of unbranch-1"),
     ({"network": 3}, "its network is missing or of another type"),
@@ -63,7 +63,7 @@ def test_what_a_file_may_not_ask_for_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.safetensors"
-    ub.save(create("small_resnet", width=4), path)
+    ub.save(create("resnet8_cifar", width=4), path)
     rewritten(path, **changes)
     with pytest.raises(InputError, match=message) as caught:
         ub.load(path)

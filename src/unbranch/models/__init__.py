@@ -8,7 +8,6 @@ from unbranch.models.names import create, example_input, input_size
 from unbranch.models.official import to_official
 from unbranch.models.registry import ENTRIES, Entry, list_models
 from unbranch.models.saved import load, save, tells_its_network
-from unbranch.models.small import small_resnet
 from unbranch.models.zoo import create_model
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "read_manifest",
     "read_weights",
     "save",
-    "small_resnet",
     "tells_its_network",
     "to_official",
 ]

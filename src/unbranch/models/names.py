@@ -38,13 +38,12 @@ def create(name: str, /, **options: Any) -> nn.Module:
     name = resolve(name) or name
     builder = _builder(name)
     network = _built(name, builder, options)
-    ours = next((known for known, factory in NETWORKS.items() if factory is builder), name)
     described = {key: value for key, value in options.items() if not ASIDE.fullmatch(key)}
-    if ours in NETWORKS:  # which take either
+    if name in NETWORKS:  # which take either
         described = {key: list(value) if isinstance(value, tuple) else value for key, value in described.items()}
     history = history_of(network)  # a factory may have named it by what it was made from
     if history.network is None and _is_json(described):  # if not, a file can't tell how to make it
-        set_history(network, replace(history, network=ours, arguments=described))
+        set_history(network, replace(history, network=name, arguments=described))
     return network
 
 

@@ -26,7 +26,6 @@ from unbranch.models import (
     wide_resnet,
 )
 from unbranch.models.network import Features, Network
-from unbranch.models.small import small_resnet
 from unbranch.models.units import Block
 
 IMAGENET, CIFAR = (3, 224, 224), (3, 32, 32)
@@ -58,9 +57,8 @@ class Entry:
     timm: str | None = None
 
     def options(self) -> list[str]:
-        """Names of what the family's builder takes beyond the table's row."""
-        parameters = inspect.signature(self.build).parameters.values()
-        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.name not in self.arguments]
+        """Names of what the family's builder takes; those of the table's row can be given another value."""
+        return list(inspect.signature(self.build).parameters)
 
     def make(
         self,
@@ -226,8 +224,5 @@ def list_models(pattern: str | Iterable[str] = "*") -> list[str]:
 
 
 SOURCES = ("timm", "torchvision")  # other libraries whose networks have names here
-NETWORKS: dict[str, Callable[..., Any]] = {
-    **{name: entry.make for name, entry in ENTRIES.items()},
-    "small_resnet": small_resnet,
-}
+NETWORKS: dict[str, Callable[..., Any]] = {name: entry.make for name, entry in ENTRIES.items()}
 """What makes a network, by name; nothing else may be named in a file."""

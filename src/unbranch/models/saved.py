@@ -37,12 +37,12 @@ def save(network: nn.Module, path: str | Path) -> None:
         >>> import unbranch as ub
         >>> from tempfile import TemporaryDirectory
         >>> from unbranch.models import create
-        >>> network = create("small_resnet", block="repvgg", width=4)
+        >>> network = create("resnet8_cifar", block="repvgg", width=4)
         >>> with TemporaryDirectory() as folder:
         ...     ub.save(ub.collapse(network), f"{folder}/net.safetensors")
         ...     plain = ub.load(f"{folder}/net.safetensors")
-        >>> plain.stem
-        Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+        >>> plain.stem.conv
+        Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     path, network = Path(path), unwrapped(network)
     if path.suffix != ".safetensors":
