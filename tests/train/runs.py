@@ -18,13 +18,13 @@ from unbranch.train.folder import LAST, METRICS
 
 SMALL = (
     "model.name=resnet8_cifar", "model.options.width=4", "model.block=acb", "model.drop_path=0.1", "data.batch_size=96",
-    "data.workers=0", "schedule.epochs=2", "training.log_every=1", "training.save_every=4", "ema.decay=0.9",
+    "data.workers=0", "schedule.epochs=2", "schedule.warmup_epochs=0.5", "training.log_every=1", "training.save_every=4", "ema.decay=0.9", "augment.mixup=0.2",
 )  # fmt: skip
 
 
-def normless(num_classes: int, in_channels: int) -> nn.Module:
+def normless(num_classes: int, in_channels: int, width: int) -> nn.Module:
     """A network whose step is the sum of what each image says."""
-    layers = (nn.Conv2d(in_channels, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(72, num_classes))
+    layers = (nn.Conv2d(in_channels, width, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(9 * width, num_classes))
     return nn.Sequential(*layers)
 
 

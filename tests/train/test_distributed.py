@@ -12,7 +12,10 @@ from tests.train.runs import lines, losses, run
 from tests.train.test_sync import free_port
 
 ROOT = Path(__file__).parents[2]
-CHANGES = ("augment.mixup=0", "model.drop_path=0", "model.block=dbb", "training.sync_norm=true", "schedule.epochs=1")
+CHANGES = (
+    "augment.mixup=0", "model.drop_path=0", "model.block=dbb", "training.sync_norm=true", "schedule.epochs=1",
+    "optimizer.lr=0.01",
+)  # fmt: skip
 
 
 def run_on_two(out: Path, *changes: str, resume: bool = False) -> subprocess.CompletedProcess[str]:
@@ -36,8 +39,8 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) == 14
-    assert two[0] == pytest.approx(one[0], rel=1e-6)
-    assert two == pytest.approx(one, rel=2e-3)  # float32's error grows with each step
+    assert two[:2] == pytest.approx(one[:2], rel=1e-6)  # forward, and backward
+    assert two == pytest.approx(one, rel=2e-3)  # the error of float32 grows with each step
     scores = [
         [line["validation"] for line in lines(tmp_path / name) if "validation" in line] for name in ("one", "two")
     ]

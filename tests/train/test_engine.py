@@ -50,7 +50,7 @@ def test_the_result_is_what_the_files_hold(whole: Path) -> None:
     assert sum(p.numel() for p in trained.parameters()) == result["params"]["training"]
     assert sum(p.numel() for p in plain.parameters()) == result["params"]["deploy"]
     assert not any(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
-    assert ub.verify(trained, plain, torch.randn(2, 1, 8, 8)).max_rel < 1e-10
+    assert ub.verify(trained, plain, torch.randn(2, 1, 8, 8)).ok
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     assert sum(found[-5:]) < 0.7 * sum(found[:5])
 
 
-@pytest.mark.parametrize("at", [6, 14, 27], ids=["in an epoch", "after an epoch", "before the end"])
+@pytest.mark.parametrize("at", [6, 14, 27], ids=["in an epoch", "at its end", "before the end"])
 def test_a_stopped_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path, at: int) -> None:
     def stop(moment: Moment) -> None:
         if moment.step == at:
@@ -77,7 +77,8 @@ def test_a_killed_run_loses_only_steps_since_its_checkpoint(whole: Path, tmp_pat
     """kill -9 in the tenth step: on from the eighth."""
     out = tmp_path / "run"
     killer = (
-        "import os, signal; from pathlib import Path; from tests.train.runs import run\n"
+        "import os, signal, torch; from pathlib import Path; from tests.train.runs import run\n"
+        "torch.set_num_threads(1)\n"
         "def kill(moment):\n"
         "    if moment.step == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"run(Path({str(out)!r}), watch=kill)"
@@ -106,8 +107,7 @@ def test_a_half_written_checkpoint_is_swept_away(whole: Path) -> None:
 
 def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
     changes = (
-        "model.name=tests.train.runs:normless", "model.options={}", "model.block=null", "model.drop_path=null",
-        "augment.mixup=0", "schedule.epochs=1", "ema=null",
+        "model.name=tests.train.runs:normless", "model.block=null", "model.drop_path=null", "augment.mixup=0", "schedule.epochs=1", "ema=null",
     )  # fmt: skip
     for parts in (1, 4):
         run(tmp_path / str(parts), *changes, f"training.accumulate={parts}")
@@ -147,7 +147,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_a_batch_larger_than_the_data_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="1438 images are fewer than one batch of 2000"):
+    with pytest.raises(InputError, match="1,438 images are fewer than one batch of 2,000"):
         run(tmp_path / "run", "data.batch_size=2000")
     assert not (tmp_path / "run").exists()
 

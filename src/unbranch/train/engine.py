@@ -161,6 +161,8 @@ class _Run:
             if best:
                 self._save_best()
             self._checkpoint()
+            if self.step < job.steps:
+                self._stop_if_asked()
         if self.board is not None:
             self.board.close()
 
@@ -175,12 +177,14 @@ class _Run:
                 continue
             self.step += 1
             last = self.step % job.steps_per_epoch == 0
-            if self.step % job.recipe.training.log_every == 0 or last:
+            reports = self.step % job.recipe.training.log_every == 0
+            if reports or last:
                 report.tell(epoch)
-            if self._should_stop(self.step % job.recipe.training.log_every == 0):
-                self._checkpoint()
-                raise Stopped(f"stopped after step {self.step:,} of {job.steps:,}; continue with --resume")
-            if save_every and self.step % save_every == 0 and not last:
+            if last:  # what follows an epoch comes first
+                return
+            if reports or job.accelerator.num_processes == 1:
+                self._stop_if_asked(saved=False)
+            if save_every and self.step % save_every == 0:
                 self._checkpoint()
 
     def _part(self, batch: dict[str, Tensor], part: int, report: _Report) -> bool:
@@ -209,16 +213,16 @@ class _Run:
             job.ema.update(accelerator.unwrap_model(job.network), step=self.step + 1)
         return updated
 
-    def _should_stop(self, together: bool) -> bool:
-        """Whether somebody asked for it; several processes agree at every report."""
+    def _stop_if_asked(self, saved: bool = True) -> None:
+        """Raises Stopped, on all processes, if one was asked to; a checkpoint is written by then."""
         accelerator = self.job.accelerator
-        if accelerator.num_processes == 1:
-            return self.stopping.is_set()
-        if not together:
-            return False
         if self.stopping.is_set():
             accelerator.set_trigger()
-        return bool(accelerator.check_trigger())
+        if not accelerator.check_trigger():
+            return
+        if not saved:
+            self._checkpoint()
+        raise Stopped(f"stopped after step {self.step:,} of {self.job.steps:,}; continue with --resume")
 
     # --- between epochs
 

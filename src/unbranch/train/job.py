@@ -99,6 +99,7 @@ def _accelerator(recipe: Recipe) -> Any:
     accelerate = library("accelerate", "train")
     training = recipe.training
     return accelerate.Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or processes on CPUs wouldn't find each other
         mixed_precision=training.precision,
         gradient_accumulation_steps=training.accumulate,
         dynamo_backend="inductor" if training.compile else None,
