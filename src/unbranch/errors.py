@@ -2,6 +2,7 @@
 
 UnbranchError
 ├── InputError          an argument, a file or a name that can't be used
+│   └── CorruptImage    one image of a data set that can't be decoded
 ├── Inexact             a law whose condition isn't met: the merge would change the function
 │   └── NotAffine       what comes out is no affine map of this family at all
 └── CollapseError       a network that strict conversion refuses
@@ -16,6 +17,19 @@ class UnbranchError(Exception):
 
 class InputError(UnbranchError, ValueError):
     """The caller's argument, file or name can't be used; the message says what would work."""
+
+
+class CorruptImage(InputError):
+    """An image that can't be decoded: ``where`` it lies, and ``why``.
+
+    A worker of PyTorch's DataLoader sends an error as one text, its traceback and all, from which the error is made
+    again: of that text the sentence is kept.
+    """
+
+    def __init__(self, where: str, why: str = "") -> None:
+        sentence = f"{where}: {why}" if why else where.rpartition("CorruptImage: ")[2].strip()
+        super().__init__(sentence)
+        self.where, _, self.why = (where, "", why) if why else sentence.partition(": ")
 
 
 class Inexact(UnbranchError):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from unbranch.errors import InputError
-from unbranch.train import data, load
+from unbranch.train import load
+from unbranch.train.data import fashion
 
 
 def write_fashion(folder: Path, *, compressed: bool = True, count: int = 6) -> None:
@@ -55,7 +56,7 @@ def test_fashion_mnist_is_found_in_both_layouts(tmp_path: Path, place: str, comp
 
 def test_missing_fashion_mnist_tells_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "DEBIAN_FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr(fashion, "DEBIAN_FOLDER", tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"apt-get install dataset-fashion-mnist.*--data-dir"):
         load("fashion-mnist")
     with pytest.raises(InputError, match="no Fashion-MNIST in"):
