@@ -40,12 +40,12 @@ from unbranch.models import (
 )
 from unbranch.report import (
     console,
-    progress_bar,
     show_account,
     show_expansion,
     show_files,
     show_report,
     show_verification,
+    training_bar,
 )
 
 
@@ -204,8 +204,8 @@ def demo_command(
 ) -> None:
     """Train a small network with branches on real images, collapse it, prove that nothing changed, time both."""
     settings = demo.Settings(block, data, epochs, seed, out, data_dir)
-    with progress_bar(f"training with {block}") as advance:
-        account = demo.run(settings, lambda step: advance(step.done, step.total, step.loss))
+    with training_bar() as (watch, _):
+        account = demo.run(settings, watch)
     console().print(show_account(account))
 
 

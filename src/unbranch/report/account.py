@@ -14,25 +14,12 @@ from rich.text import Text
 from unbranch.collapse import Report
 from unbranch.deploy import Latency, OnnxFile
 from unbranch.report.console import count, show_files
-
-
-@dataclass(frozen=True)
-class Equality:
-    """How far the logits of both forms are apart over all test images, relative to the largest.
-
-    ``noise`` is float32 against float64 of the same, uncollapsed network.
-    """
-
-    images: int
-    same_class: int
-    float64: float
-    float32: float
-    noise: float
+from unbranch.train.evaluate import Proof
 
 
 @dataclass(frozen=True)
 class Account:
-    """What the demo found; accuracies as fractions, times in seconds, a latency for each batch size."""
+    """What the demo found; times in seconds, a latency for each batch size."""
 
     block: str
     data: str
@@ -41,9 +28,7 @@ class Account:
     epochs: int
     train_seconds: float
     collapse_seconds: float
-    accuracy_before: float
-    accuracy_after: float
-    equality: Equality
+    proof: Proof
     report: Report
     latency: dict[int, Latency]
     onnx: OnnxFile
@@ -67,7 +52,7 @@ def show_account(account: Account) -> RenderableType:
             f"collapsed in {account.collapse_seconds:.1f} s\n"
         ),
         _forms(account),
-        Text(f"\n{_proof(account.equality)}\n{_onnx(account.onnx)}"),
+        Text(f"\n{_proof(account.proof)}\n{_onnx(account.onnx)}"),
         show_files(account.files),
     )
 
@@ -76,7 +61,7 @@ def _forms(account: Account) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "trained form", "collapsed form", "ratio"):
         table.add_column(name, justify="right" if name else "left")
-    table.add_row("test accuracy", f"{account.accuracy_before:.2%}", f"{account.accuracy_after:.2%}", "")
+    table.add_row("test accuracy", f"{account.proof.before.top1:.2f} %", f"{account.proof.after.top1:.2f} %", "")
     before, after = account.report.before, account.report.after
     rows = (
         ("MACs per image", before.macs, after.macs),
@@ -94,11 +79,11 @@ def _forms(account: Account) -> Table:
     return table
 
 
-def _proof(equality: Equality) -> str:
+def _proof(proof: Proof) -> str:
     return (
-        f"same class on {equality.same_class:,} of {equality.images:,} test images; worst logit difference, of the "
-        f"largest logit: {equality.float64:.0e} in float64,\n{equality.float32:.0e} in float32, where float32 itself "
-        f"is {equality.noise:.0e} away from float64"
+        f"same class on {proof.same_class:,} of {proof.images:,} test images; worst logit difference, of the "
+        f"largest logit: {proof.float64:.0e} in float64,\n{proof.float32:.0e} in float32, where float32 itself "
+        f"is {proof.noise:.0e} away from float64"
     )
 
 

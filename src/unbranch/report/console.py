@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -23,31 +21,6 @@ def console(*, stderr: bool = False) -> Console:
     """A console that doesn't fold tables to 80 columns where there is no terminal."""
     plain = Console(stderr=stderr, highlight=False)
     return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=140)
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
-    """A bar on stderr that appears with the first call of ``(done, total, loss)``."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console(stderr=True))
-
-    def advance(done: int, total: int, loss: float) -> None:
-        if not bar.task_ids:
-            bar.start()
-            bar.add_task(title, total=total, loss=loss)
-        bar.update(bar.task_ids[0], completed=done, loss=loss)
-
-    try:
-        yield advance
-    finally:
-        if bar.task_ids:
-            bar.stop()
 
 
 def show_report(report: Report) -> RenderableType:

@@ -1,6 +1,23 @@
-"""Training: images, and the loop."""
+"""Training: data, recipes, the run."""
 
-from unbranch.train.data import Images, load
-from unbranch.train.loop import Recipe, Step, accuracy, fit, predict
+from unbranch.train.data import Data, open_data
+from unbranch.train.engine import Moment, Stopped, Watch, train
+from unbranch.train.finish import Result
+from unbranch.train.plan import Plan, make_plan
+from unbranch.train.recipe import Recipe, list_recipes, load_recipe, to_yaml
 
-__all__ = ["Images", "Recipe", "Step", "accuracy", "fit", "load", "predict"]
+__all__ = [
+    "Data",
+    "Moment",
+    "Plan",
+    "Recipe",
+    "Result",
+    "Stopped",
+    "Watch",
+    "list_recipes",
+    "load_recipe",
+    "make_plan",
+    "open_data",
+    "to_yaml",
+    "train",
+]

@@ -37,6 +37,7 @@ class Proof:
         same_class: for how many both choose one class.
         float32: greatest difference of their logits, over the greatest logit.
         float64: the same in float64, on the first images.
+        noise: how far the trained network in float32 is from itself in float64, on those.
         before, after: their scores.
     """
 
@@ -44,6 +45,7 @@ class Proof:
     same_class: int
     float32: float
     float64: float
+    noise: float
     before: Scores
     after: Scores
 
@@ -89,7 +91,8 @@ def prove(network: nn.Module, plain: nn.Module, batches: Iterable[Any], device: 
         UnbranchError: if in float64 they aren't one function.
     """
     both = [form.to(device).eval() for form in (network, plain)]
-    tallies, same, worst, largest, exact = [_Tally(), _Tally()], 0, 0.0, 0.0, None
+    tallies, same, worst, largest, noise = [_Tally(), _Tally()], 0, 0.0, 0.0, 0.0
+    exact: float | None = None
     for batch in batches:
         images, labels = batch["image"].to(device), batch["label"].to(device)
         logits = [form(images).float() for form in both]
@@ -99,17 +102,19 @@ def prove(network: nn.Module, plain: nn.Module, batches: Iterable[Any], device: 
         worst = max(worst, float((logits[0] - logits[1]).abs().max()))
         largest = max(largest, float(logits[0].abs().max()))
         if exact is None:
-            exact = _in_float64(network, images[:CHECKED])
+            exact, noise = _in_float64(network, images[:CHECKED], logits[0][:CHECKED])
     if exact is None:
         raise UnbranchError("there are no validation images to compare the two forms on")
     if not exact <= EXACT:
         raise UnbranchError(f"the collapsed network is another function: {exact:.1e} away in float64")
     before, after = (tally.scores() for tally in tallies)
-    return Proof(before.images, same, worst / max(largest, 1e-30), exact, before, after)
+    return Proof(before.images, same, worst / max(largest, 1e-30), exact, noise, before, after)
 
 
-def _in_float64(network: nn.Module, images: Tensor) -> float:
-    """Relative difference of a network and its collapsed form, both in float64."""
+def _in_float64(network: nn.Module, images: Tensor, single: Tensor) -> tuple[float, float]:
+    """Relative to float64's greatest logit: how far the collapsed form is from it, and how far float32 is."""
     double, images = copy.deepcopy(network).cpu().double(), images.cpu().double()
-    ours, theirs = double(images), collapse(double, images[:1])(images)
-    return float((ours - theirs).abs().max() / ours.abs().max())
+    ours = double(images)
+    others = (collapse(double, images[:1])(images), single.cpu().double())
+    exact, noise = (float((other - ours).abs().max() / ours.abs().max()) for other in others)
+    return exact, noise

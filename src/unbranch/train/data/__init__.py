@@ -3,6 +3,5 @@
 from unbranch.errors import CorruptImage
 from unbranch.train.data.dataset import Data, ImageSet, Part
 from unbranch.train.data.source import SOURCES, open_data
-from unbranch.train.data.tensors import DATASETS, Images, load
 
-__all__ = ["DATASETS", "SOURCES", "CorruptImage", "Data", "ImageSet", "Images", "Part", "load", "open_data"]
+__all__ = ["SOURCES", "CorruptImage", "Data", "ImageSet", "Part", "open_data"]
