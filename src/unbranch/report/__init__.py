@@ -11,6 +11,7 @@ from unbranch.report.console import (
     show_report,
     show_verification,
 )
+from unbranch.report.recipes import show_recipes
 from unbranch.report.zoo import models_page, show_names, show_rows
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "show_expansion",
     "show_files",
     "show_names",
+    "show_recipes",
     "show_report",
     "show_rows",
     "show_verification",
