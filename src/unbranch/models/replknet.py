@@ -35,7 +35,7 @@ class RepLKNet(Network):
     """A network whose layers are counted as the authors' fine-tuning does, 14 depths in all."""
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, ...]]:
-        """The stem, a stage a depth but two pairs of blocks in the third, the rest; ``down`` is with what it follows."""
+        """The stem, a stage a depth but two pairs of blocks in the third, the rest; ``down`` with what it follows."""
         if coarse:
             return super().group_matcher(coarse)
         ends = (1, 2, 2 + 2 * DEPTHS[2] // TOGETHER, 3 + 2 * DEPTHS[2] // TOGETHER)  # depth of each stage's last
