@@ -13,4 +13,4 @@ def library(name: str, extra: str = "vision") -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"{name} isn't installed: pip install 'unbranch[{extra}]'") from error
+        raise InputError(f"{name.partition('.')[0]} isn't installed: pip install 'unbranch[{extra}]'") from error

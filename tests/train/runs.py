@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from unbranch.train.recipe import Recipe, load_recipe
 
 from unbranch.train.data import open_data
 from unbranch.train.engine import train
 from unbranch.train.finish import Result
 from unbranch.train.folder import LAST, METRICS
+from unbranch.train.recipe import Recipe, load_recipe
 
 SMALL = (
     "model.name=resnet8_cifar", "model.options.width=4", "model.block=acb", "model.drop_path=0.1", "data.batch_size=96",
-    "data.workers=0", "schedule.epochs=2", "schedule.warmup_epochs=0.5", "training.log_every=1", "training.save_every=4", "ema.decay=0.9", "augment.mixup=0.2",
+    "data.workers=0", "schedule.epochs=2", "schedule.warmup_epochs=0.5",
+    "training.log_every=1", "training.save_every=4",
+    "ema.decay=0.9", "augment.mixup=0.2",
 )  # fmt: skip
 
 

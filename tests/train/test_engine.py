@@ -107,7 +107,8 @@ def test_a_half_written_checkpoint_is_swept_away(whole: Path) -> None:
 
 def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
     changes = (
-        "model.name=tests.train.runs:normless", "model.block=null", "model.drop_path=null", "augment.mixup=0", "schedule.epochs=1", "ema=null",
+        "model.name=tests.train.runs:normless", "model.block=null", "model.drop_path=null",
+        "augment.mixup=0", "schedule.epochs=1", "ema=null",
     )  # fmt: skip
     for parts in (1, 4):
         run(tmp_path / str(parts), *changes, f"training.accumulate={parts}")

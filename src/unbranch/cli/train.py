@@ -68,7 +68,7 @@ def train_command(
 def _chosen(recipe: str | None, changes: list[str], out: Path | None, resume: bool) -> tuple[Recipe, Path]:
     """The recipe and the folder that the arguments mean."""
     if recipe is not None and "=" in recipe and not Path(recipe).exists():  # a change in the recipe's place
-        recipe, changes = None, [recipe, *changes]
+        changes, recipe = [recipe, *changes], None
     if recipe is None:
         if not resume or out is None:
             raise InputError("name a recipe (see `unbranch recipes`), or --resume with --out FOLDER")

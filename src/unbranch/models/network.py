@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -139,6 +139,22 @@ class Trunk(nn.Module):
         """Trade time for memory in training: keep no activations inside the blocks of the stages."""
         for stage in self.stages:
             cast(Stage, stage).checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, ...]]:
+        """Depth of a parameter by its name, as timm wants it for learning rates by layer.
+
+        The stem is ``(0,)``, the i-th part of the s-th stage ``(s, i)``, what comes behind the stages the last;
+        ``coarse`` takes a stage as one.
+        """
+        parts = [[name for name, _ in stage.named_children()] for stage in self.stages]
+
+        def depth(name: str) -> tuple[int, ...]:
+            part, stage, child, *_ = (*name.split("."), "", "")
+            if part != "stages":
+                return (0 if part == "stem" else len(parts) + 1,)
+            return (int(stage) + 1,) if coarse else (int(stage) + 1, parts[int(stage)].index(child))
+
+        return depth
 
     def freeze_stages(self, count: int) -> None:
         """Train neither the stem nor the first ``count`` stages: no gradients, norms stay in evaluation mode.

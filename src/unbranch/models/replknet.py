@@ -11,7 +11,7 @@ CVPR 2022, https://arxiv.org/abs/2203.06717, section 4.1.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -21,6 +21,7 @@ from unbranch.models.network import Level, Network, Stage, drop_path_rates, pool
 from unbranch.models.units import Block, Units, no_block
 
 DEPTHS = (2, 2, 18, 2)
+TOGETHER = 4  # blocks of the third stage that share a learning rate in fine-tuning
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "replknet_31b": {"width": 128, "kernels": (31, 29, 27, 13)},
@@ -28,6 +29,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "replknet_xl": {"width": 256, "kernels": (27, 27, 27, 13), "small_kernel": None, "dw_ratio": 1.5},
     "replknet_13": {"width": 128, "kernels": (13, 13, 13, 13)},
 }
+
+
+class RepLKNet(Network):
+    """A network whose layers are counted as the authors' fine-tuning does, 14 depths in all."""
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, ...]]:
+        """The stem, a stage a depth but two pairs of blocks in the third, the rest; ``down`` with what it follows."""
+        if coarse:
+            return super().group_matcher(coarse)
+        ends = (1, 2, 2 + 2 * DEPTHS[2] // TOGETHER, 3 + 2 * DEPTHS[2] // TOGETHER)  # depth of each stage's last
+
+        def depth(name: str) -> tuple[int, ...]:
+            part, stage, child, *_ = (*name.split("."), "", "")
+            if part != "stages":
+                return (0 if part == "stem" else ends[-1] + 1,)
+            if child == "down":
+                return (ends[int(stage) - 1],)
+            return (ends[1] + 1 + int(child) // TOGETHER if stage == "2" else ends[int(stage)],)
+
+        return depth
 
 
 def replknet(
@@ -67,4 +88,4 @@ def replknet(
         levels.append(Level(number + 1, channels, 4 << number))
     channels = levels[-1].channels
     head = pooled_head(channels, num_classes, drop_rate, nn.BatchNorm2d(channels))
-    return Network(stem, stages, head, levels, in_channels)
+    return RepLKNet(stem, stages, head, levels, in_channels)

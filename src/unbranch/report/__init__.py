@@ -10,6 +10,7 @@ from unbranch.report.console import (
     show_report,
     show_verification,
 )
+from unbranch.report.recipes import show_recipes
 from unbranch.report.training import show_plan, show_result, training_bar
 from unbranch.report.zoo import models_page, show_names, show_rows
 
@@ -24,6 +25,7 @@ __all__ = [
     "show_files",
     "show_names",
     "show_plan",
+    "show_recipes",
     "show_report",
     "show_result",
     "show_rows",

@@ -7,6 +7,7 @@ see what one would.
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import threading
@@ -17,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from unbranch.errors import InputError
+from unbranch.extras import library
 from unbranch.models import save
 from unbranch.train.data import Data
 from unbranch.train.evaluate import Scores, evaluate
@@ -294,7 +295,7 @@ class _Report:
             images_per_second=count / max(seconds, 1e-9),
             learning_rate=float(job.optimizer.param_groups[0]["lr"]),
         )
-        if not np.isfinite(moment.loss):
+        if not math.isfinite(moment.loss):
             raise InputError(f"the loss is {moment.loss} after step {run.step}: try a smaller optimizer.lr")
         if run.main:
             run.folder.log(**{key: value for key, value in asdict(moment).items() if key not in ("steps", "epochs")})
@@ -306,10 +307,11 @@ class _Report:
 
 def _seed(seed: int, step: int, process: int) -> None:
     """Make what a step draws a function of the step."""
-    (mixed,) = np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)
-    torch.manual_seed(int(mixed) >> 1)
-    np.random.seed(int(mixed) & 0xFFFFFFFF)
-    random.seed(int(mixed))
+    numpy = library("numpy", "train")
+    (mixed,) = numpy.random.SeedSequence((seed, step, process)).generate_state(1, numpy.uint64).tolist()
+    torch.manual_seed(mixed >> 1)
+    numpy.random.seed(mixed & 0xFFFFFFFF)
+    random.seed(mixed)
 
 
 @contextmanager

@@ -148,7 +148,7 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self._writer = SummaryWriter(str(path / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(path / "tensorboard"))
         self._add = self._writer.add_scalar
 
     def log(self, step: int, **values: float) -> None:
@@ -160,4 +160,4 @@ class Board:
     def close(self) -> None:
         """Write what is left."""
         if self._add is not None:
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()

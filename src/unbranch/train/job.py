@@ -119,7 +119,7 @@ def _ready(network: nn.Module, recipe: Recipe, accelerator: Any) -> nn.Module:
             raise InputError(f"{recipe.model.name} can't recompute activations: training.checkpointing=false")
         switch()
     layout = torch.channels_last if training.channels_last else torch.contiguous_format
-    return network.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+    return network.to(memory_format=layout)
 
 
 def _loaders(recipe: Recipe, data: Data, processes: int) -> tuple[EpochOrder, DataLoader[Any], DataLoader[Any]]:

@@ -34,11 +34,12 @@ class SyncNorm(_BatchNorm):
             raise InputError("a synchronised norm needs a process group, and a momentum")
         axes, shape = [0, *range(2, input.dim())], (1, -1, *(1,) * (input.dim() - 2))
         sums = torch.cat([input.sum(axes), input.new_tensor([input.numel() / input.shape[1]])])
-        sums = cast(Tensor, all_reduce(sums))
+        sums = cast(Tensor, all_reduce(sums))  # type: ignore[no-untyped-call]
         count = sums[-1].detach()
         mean = sums[:-1] / count  # (C,)
         centred = input - mean.view(shape)
-        variance = cast(Tensor, all_reduce(centred.square().sum(axes))) / count
+        squares = cast(Tensor, all_reduce(centred.square().sum(axes)))  # type: ignore[no-untyped-call]
+        variance = squares / count
         self._track(mean.detach(), (variance * count / (count - 1)).detach(), self.momentum)
         y = centred * torch.rsqrt(variance + self.eps).view(shape)
         return y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)

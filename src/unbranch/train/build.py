@@ -1,0 +1,65 @@
+"""The network of a recipe: made, or loaded, its blocks as they are to begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+from torch import nn
+
+from unbranch.blocks import BranchedConv, initialise
+from unbranch.errors import InputError
+from unbranch.expand import expand
+from unbranch.models import create_model
+from unbranch.train.recipe import Recipe
+from unbranch.train.settings import REQUIRED
+
+
+class Labelled(Protocol):
+    """What a network has to know of data."""
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+    @property
+    def channels(self) -> int: ...
+
+
+def make_network(recipe: Recipe, data: Labelled) -> nn.Module:
+    """The network that a recipe trains, in training mode, for images and classes of these data.
+
+    Its random weights are torch's: seed it before.
+
+    Raises:
+        InputError: if there is no such network, or the recipe needs weights to start from and names none.
+    """
+    model = recipe.model
+    if model.pretrained == REQUIRED:
+        raise InputError("this recipe fine-tunes: name the weights to start from, model.pretrained=FILE")
+    options: dict[str, Any] = dict(model.options)
+    options |= {"block_options": dict(recipe.block.options)} if recipe.block.options else {}
+    options |= {"drop_path_rate": model.drop_path} if model.drop_path is not None else {}
+    options |= {"drop_rate": model.drop_rate} if model.drop_rate is not None else {}
+    classes = model.num_classes or len(data.classes)
+    network = create_model(model.name, classes, data.channels, model.block, model.pretrained, **options)
+    if recipe.block.init is not None and not model.pretrained:  # else the scales are loaded, too
+        _initialise(network, recipe)
+    if model.expand is not None:
+        added = model.expand
+        network = expand(network, added.block, added.where, start=added.start, **added.options)
+    return network.train()
+
+
+def _initialise(network: nn.Module, recipe: Recipe) -> None:
+    """Begin the blocks as the recipe says."""
+    settings = recipe.block
+    how, patterns = settings.init, ("*",) if settings.where is None else settings.where
+    blocks = [
+        module
+        for path, module in network.named_modules()
+        if isinstance(module, BranchedConv) and any(fnmatchcase(path, pattern) for pattern in patterns)
+    ]
+    if not blocks or how is None:
+        raise InputError(f"block.init={how}: the network has no block with branches at {', '.join(patterns)}")
+    for block in blocks:
+        initialise(block, how)
