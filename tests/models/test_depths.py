@@ -21,8 +21,6 @@ def test_networks_tell_their_depths_from_the_stem_to_the_head(name: str) -> None
         assert matcher("head.fc.weight") == max(order)
 
 
-def test_small_network_is_made_with_a_block_and_any_channels() -> None:
-    network = ub.create_model("small_resnet", 5, 3, block="dbb", width=4)
-    assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
-    with pytest.raises(InputError, match="did you mean small_resnet"):
-        ub.create_model("smal_resnet", block="dbb")
+def test_unknown_name_with_a_block_is_told_by_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean resnet18"):
+        ub.create_model("resnet_81", block="dbb")

@@ -109,6 +109,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "resnet18": ("sres18", "ResNet-18"),
     "resnet34": ("sres34", "ResNet-34"),
     "resnet50": ("sres50", "ResNet-50"),
+    "resnet8_cifar": ("resnet8",),
+    "resnet20_cifar": ("src20", "resnet20"),
     "resnet56_cifar": ("src56", "resnet56"),
     "resnet110_cifar": ("src110", "resnet110"),
     "mobilenet_v1": ("smi1", "MobileNet", "mobilenetv1_100"),

@@ -26,6 +26,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "resnet18": {"depths": (2, 2, 2, 2)},
     "resnet34": {"depths": (3, 4, 6, 3)},
     "resnet50": {"depths": (3, 4, 6, 3), "bottleneck": True},
+    "resnet8_cifar": {"depths": (1, 1, 1), "width": 16, "small": True},
+    "resnet20_cifar": {"depths": (3, 3, 3), "width": 16, "small": True},
     "resnet56_cifar": {"depths": (9, 9, 9), "width": 16, "small": True},
     "resnet110_cifar": {"depths": (18, 18, 18), "width": 16, "small": True},
 }
@@ -59,6 +61,7 @@ def resnet(
     width: int = 64,
     bottleneck: bool = False,
     small: bool = False,
+    stem_stride: int | None = None,
     *,
     num_classes: int,
     in_channels: int,
@@ -68,12 +71,13 @@ def resnet(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Network:
-    """A ResNet; ``small`` for small images: a 3×3 stem without stride and pooling."""
+    """A ResNet; ``small`` for small images: a 3×3 stem without pooling, and without stride unless ``stem_stride``."""
     units, rates = Units(block, block_options, widths), iter(drop_path_rates(drop_path_rate, sum(depths)))
     channels = units.width(width)
-    stem = units.unit(in_channels, channels, 3) if small else units.unit(in_channels, channels, 7, 2)
-    stages, levels = [], [] if small else [Level(0, channels, 2)]
-    reduction = 1 if small else 4
+    step = stem_stride or (1 if small else 2)
+    stem = units.unit(in_channels, channels, 3 if small else 7, step)
+    stages, levels = [], [] if small else [Level(0, channels, step)]
+    reduction = step if small else 2 * step
     for number, depth in enumerate(depths):
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if number == 0 and not small:

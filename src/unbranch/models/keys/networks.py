@@ -309,6 +309,8 @@ _OFFERS: dict[str, tuple[_Offer, ...]] = {
     "resnet18": (*_acnet(_basic_acnet, pruned=False), _dbb(_resnet_dbb), _TIMM_RESNET),
     "resnet34": (*_acnet(_basic_acnet, pruned=False), _dbb(_resnet_dbb), _TIMM_RESNET),
     "resnet50": (*_acnet(_bottleneck_acnet), _dbb(_bottleneck_dbb), _TIMM_RESNET),
+    "resnet8_cifar": _acnet(_cifar_acnet),
+    "resnet20_cifar": _acnet(_cifar_acnet),
     "resnet56_cifar": _acnet(_cifar_acnet),
     "resnet110_cifar": _acnet(_cifar_acnet),
     "wrn_16_8": _acnet(_wide_acnet, pruned=False),
