@@ -31,7 +31,6 @@ main()
         (["explain", "timm:resnet18"], 1, "timm isn't installed: pip install 'unbranch[vision]'"),
         (["recipes"], 1, "pip install 'unbranch[train]'"),
         (["train", "digits"], 1, "pip install 'unbranch[train]'"),
-        (["demo"], 1, "pip install 'unbranch["),
     ],
 )
 def test_a_command_works_or_says_what_to_install(arguments: list[str], code: int, words: str) -> None:

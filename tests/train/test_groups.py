@@ -208,7 +208,7 @@ def test_blocks_that_the_recipe_leaves_out_begin_as_ever() -> None:
 
 def test_single_init_is_one_override_away() -> None:
     network = make_network(load_recipe("digits", ["block.init=single"]), DIGITS)
-    block = network.stem
+    block = network.stem.conv
     assert [float(block.get_submodule(name).bn.weight[0].detach()) for name in block.branch_names] == [1, 0, 0, 0]
 
 
@@ -218,7 +218,7 @@ def test_single_init_is_one_override_away() -> None:
         ("replknet-finetune", [], "name the weights to start from, model.pretrained=FILE"),
         ("resrep-base", ["block.init=1"], "no block with branches"),
         ("acnet-cifar", ["block.where=nowhere.*"], "no block with branches at nowhere"),
-        ("digits", ["model.name=resnet8_cifa"], "did you mean resnet8_cifar"),
+        ("digits", ["model.name=resnet_8_cifa"], "did you mean resnet8_cifar"),
     ],
 )
 def test_network_that_cannot_be_made_is_told(name: str, changes: list[str], words: str) -> None:

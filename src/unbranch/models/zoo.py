@@ -12,7 +12,7 @@ from unbranch.errors import InputError
 from unbranch.extras import library
 from unbranch.models.load import load_checkpoint
 from unbranch.models.names import create
-from unbranch.models.registry import ENTRIES, resolve
+from unbranch.models.registry import ENTRIES, Entry, resolve
 from unbranch.models.units import Block
 
 HUB = "hf-hub:"
@@ -50,15 +50,15 @@ def create_model(
     >>> [tuple(y.shape[1:]) for y in ub.create_model("resnet56_cifar", features_only=True)(torch.zeros(1, 3, 32, 32))]
     [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
     """
-    ours = resolve(name)
-    if ours is None:
+    entry = ENTRIES.get(resolve(name) or "")
+    if entry is None:
         return _foreign(name, num_classes, in_channels, block, pretrained, options)
     usual: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "block": block}
     default = {"num_classes": None, "in_channels": 3, "block": None}
     given = {key: value for key, value in usual.items() if value != default[key]}
-    network = create(ours, **given, **options)
+    network = create(entry.name, **given, **options)
     if pretrained not in (None, False):
-        load_checkpoint(network, _weights(ours, pretrained))
+        load_checkpoint(network, _weights(entry, pretrained))
     return network
 
 
@@ -84,12 +84,11 @@ def _foreign(
     return network
 
 
-def _weights(name: str, pretrained: Any) -> Any:
+def _weights(entry: Entry, pretrained: Any) -> Any:
     """A file, or a state dict, of the weights that were asked for."""
     if pretrained is True or pretrained == "timm":
-        entry = ENTRIES.get(name)
-        if entry is None or entry.timm is None:
-            raise InputError(f"timm has no weights for {name}: name a file or an id on the Hugging Face hub")
+        if entry.timm is None:
+            raise InputError(f"timm has no weights for {entry.name}: name a file or an id on the Hugging Face hub")
         return _of_timm(entry.timm)
     if not isinstance(pretrained, str | Path):
         raise InputError(f"pretrained is 'timm', an id on the Hugging Face hub or a file; got {pretrained!r}")
