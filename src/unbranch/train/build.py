@@ -41,6 +41,8 @@ def make_network(recipe: Recipe, data: Labelled) -> nn.Module:
     options |= {"drop_path_rate": model.drop_path} if model.drop_path is not None else {}
     options |= {"drop_rate": model.drop_rate} if model.drop_rate is not None else {}
     classes = model.num_classes or len(data.classes)
+    if classes < len(data.classes):
+        raise InputError(f"model.num_classes={classes} is less than the {len(data.classes)} classes of the data")
     network = create_model(model.name, classes, data.channels, model.block, model.pretrained, **options)
     if recipe.block.init is not None and not model.pretrained:  # else the scales are loaded, too
         _initialise(network, recipe)
