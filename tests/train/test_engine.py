@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import unbranch as ub
 from tests.train.runs import assert_same_end, lines, losses, run
 from unbranch.errors import InputError, UnbranchError
+from unbranch.train import load_recipe, open_data, train
 from unbranch.train.engine import Moment, Stopped
 from unbranch.train.folder import CHECKPOINTS, Folder
 
@@ -165,3 +167,44 @@ def test_a_collapsed_network_that_differs_is_never_written(tmp_path: Path, monke
         run(tmp_path / "run", "schedule.epochs=1")
     assert (tmp_path / "run" / "last.safetensors").exists()
     assert not (tmp_path / "run" / "deploy.safetensors").exists()
+
+
+def test_half_precision_layout_and_recomputed_activations_go_together(tmp_path: Path) -> None:
+    changes = ("training.precision=bf16", "training.channels_last=true", "training.checkpointing=true")
+    result = run(tmp_path / "run", *changes, "schedule.epochs=1", "model.drop_path=null")
+    assert result is not None
+    assert result.proof.same_class == 359
+    assert ub.load(tmp_path / "run" / "deploy.safetensors").head.fc.weight.dtype == torch.float32
+
+
+def with_pictures(folder: Path) -> Path:
+    """Forty images of two classes, of which a training and a validation image can't be read."""
+    for half, count in (("train", 16), ("val", 4)):
+        for name, level in (("dark", 40), ("light", 200)):
+            place = folder / half / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (level, level, i)).save(place / f"{i:02d}.png")
+    for broken in ("train/dark/03.png", "val/light/00.png"):
+        (folder / broken).write_bytes(b"not a picture")
+    return folder
+
+
+PICTURES = (
+    "model.name=resnet8_cifar", "model.options.width=4", "data.batch_size=8", "data.image_size=8",
+    "schedule.epochs=1", "schedule.warmup_epochs=0",
+)  # fmt: skip
+
+
+def test_unreadable_images_are_skipped_and_counted(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", [*PICTURES, "data.on_corrupt=skip"])
+    result = train(recipe, open_data(with_pictures(tmp_path / "data")), tmp_path / "run")
+    assert result is not None
+    assert (result.corrupt, result.proof.images) == (1, 7)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["corrupt"] == 1
+
+
+def test_an_unreadable_image_stops_the_run_by_its_name(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", [*PICTURES, "data.on_corrupt=stop"])
+    with pytest.raises(InputError, match=r"dark/03\.png"):
+        train(recipe, open_data(with_pictures(tmp_path / "data")), tmp_path / "run")

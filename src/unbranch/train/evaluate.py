@@ -20,7 +20,7 @@ CHECKED = 256  # images on which float64 is compared
 
 @dataclass(frozen=True)
 class Scores:
-    """Percentages of images whose class is the greatest logit, or among the five greatest; mean cross-entropy."""
+    """Percentages of readable images whose class is the greatest logit, or among the five greatest; cross-entropy."""
 
     top1: float
     top5: float
@@ -75,9 +75,9 @@ def evaluate(network: nn.Module, batches: Iterable[Any], accelerator: Any) -> Sc
     network.eval()
     try:
         for batch in batches:
-            logits = network(batch["image"])
-            logits, labels = accelerator.gather_for_metrics((logits.float(), batch["label"]))
-            tally.add(logits, labels)
+            found = (network(batch["image"]).float(), batch["label"], batch["corrupt"])
+            logits, labels, corrupt = accelerator.gather_for_metrics(found)
+            tally.add(logits[corrupt == 0], labels[corrupt == 0])
     finally:
         network.train(training)
     return tally.scores()
@@ -94,7 +94,10 @@ def prove(network: nn.Module, plain: nn.Module, batches: Iterable[Any], device: 
     tallies, same, worst, largest, noise = [_Tally(), _Tally()], 0, 0.0, 0.0, 0.0
     exact: float | None = None
     for batch in batches:
-        images, labels = batch["image"].to(device), batch["label"].to(device)
+        readable = batch["corrupt"] == 0  # another image stands in the place of one that isn't
+        images, labels = batch["image"][readable].to(device), batch["label"][readable].to(device)
+        if len(images) == 0:
+            continue
         logits = [form(images).float() for form in both]
         for tally, found in zip(tallies, logits, strict=True):
             tally.add(found, labels)

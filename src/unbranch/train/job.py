@@ -98,6 +98,9 @@ def prepare(recipe: Recipe, data: Data) -> Job:
 def _accelerator(recipe: Recipe) -> Any:
     accelerate = library("accelerate", "train")
     training = recipe.training
+    # accelerate keeps the settings of a process's first run for all that follow
+    accelerate.state.AcceleratorState._reset_state()
+    accelerate.state.GradientState._reset_state()
     return accelerate.Accelerator(
         cpu=not torch.accelerator.is_available(),  # or processes on CPUs wouldn't find each other
         mixed_precision=training.precision,
