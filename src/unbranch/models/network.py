@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from unbranch.errors import InputError
+from unbranch.history import history_of, set_history
 from unbranch.models.images import Takes, check_images
 from unbranch.models.recompute import once_updated
 
@@ -92,11 +94,10 @@ class Head(nn.Sequential):
         self.num_features, self.num_classes = num_features, num_classes
         self.reset(num_classes)
 
-    def reset(self, num_classes: int) -> None:
-        """A new, untrained classifier, on the device and in the dtype of the old one."""
+    def reset(self, num_classes: int, like: Tensor | None = None) -> None:
+        """A new, untrained classifier, on the device and in the dtype of ``like``."""
         if num_classes < 0:
             raise InputError(f"num_classes is at least 0, for features alone; got {num_classes}")
-        like = next(iter(getattr(self, "fc", nn.Identity()).parameters()), None)
         fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.fc = fc if like is None else fc.to(like)
         self.num_classes = num_classes
@@ -219,9 +220,18 @@ class Network(Trunk):
         """The last layer."""
         return self.head.fc
 
+    def heads(self) -> list[Head]:
+        """All that make logits."""
+        return [self.head]
+
     def reset_classifier(self, num_classes: int) -> None:
-        """A new, untrained last layer; 0 for features alone."""
-        self.head.reset(num_classes)
+        """A new, untrained last layer; 0 for features alone. Files of the network will know of it."""
+        like = next(self.parameters(), None)
+        for head in self.heads():
+            head.reset(num_classes, like)
+        history = history_of(self)
+        if history.network is not None:
+            set_history(self, replace(history, arguments={**history.arguments, "num_classes": num_classes}))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of a feature map, or what the classifier sees."""
@@ -265,7 +275,10 @@ def _chosen(known: int, out_indices: Sequence[int] | int | None) -> list[int]:
     """Which of so many levels, finest first."""
     if out_indices is None:
         return list(range(known))
-    wanted = list(range(known - out_indices, known)) if isinstance(out_indices, int) else list(out_indices)
+    if isinstance(out_indices, int):
+        wanted = list(range(known - out_indices, known)) if out_indices <= known else []
+    else:
+        wanted = list(out_indices)
     if not wanted or any(not isinstance(i, int) or not -known <= i < known for i in wanted):
         raise InputError(
             f"out_indices are at least one of {-known} to {known - 1}, or how many from the end; got {out_indices!r}"
@@ -273,10 +286,7 @@ def _chosen(known: int, out_indices: Sequence[int] | int | None) -> list[int]:
     return sorted({i % known for i in wanted})
 
 
-Rates: TypeAlias = list[float]
-
-
-def drop_path_rates(rate: float, depth: int) -> Rates:
+def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Rates of stochastic depth that rise evenly from 0 at the first of ``depth`` blocks to ``rate`` at the last.
 
     Huang et al.: "Deep Networks with Stochastic Depth", ECCV 2016, section 3.

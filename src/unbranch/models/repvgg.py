@@ -67,10 +67,9 @@ class RepVGGNet(Network):
         super().__init__(*parts, **options)
         self.auxiliary = nn.ModuleDict(dict(auxiliary))
 
-    def reset_classifier(self, num_classes: int) -> None:
-        super().reset_classifier(num_classes)
-        for classifier in self.auxiliary.values():
-            cast(Head, classifier.get_submodule("classify")).reset(num_classes)
+    def heads(self) -> list[Head]:
+        others = [cast(Head, classifier.get_submodule("classify")) for classifier in self.auxiliary.values()]
+        return [self.head, *others]
 
     def forward_all(self, x: Tensor) -> dict[str, Tensor]:
         """Logits by classifier, in any mode: ``main``, and the auxiliary ones by their stage."""
