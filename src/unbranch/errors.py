@@ -10,6 +10,9 @@ UnbranchError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UnbranchError(Exception):
     """Base of every error that Unbranch raises on purpose."""
@@ -42,3 +45,9 @@ class NotAffine(Inexact):
 
 class CollapseError(UnbranchError):
     """Raised by ``collapse(..., strict=True)`` when something had to be refused."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence that suggests what was meant, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from unbranch.blocks.parts import Activation, ChannelGate, DropPath, Size, conv_bn
@@ -40,7 +41,8 @@ def window_grid(height: int, width: int, window: tuple[int, int]) -> tuple[int, 
     Raises:
         InputError: if the image is no multiple of the window.
     """
-    if height % window[0] or width % window[1]:
+    recording = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if not recording and (height % window[0] or width % window[1]):
         raise InputError(f"RepMLP needs an image that is a multiple of its window {window}; got {height}×{width}")
     return height // window[0], width // window[1]
 

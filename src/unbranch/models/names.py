@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import importlib
 import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unbranch.errors import InputError
+from unbranch.errors import InputError, nearest
 from unbranch.extras import library
 from unbranch.history import history_of, set_history
-from unbranch.models.registry import NETWORKS, resolve
+from unbranch.models.registry import NETWORKS, SOURCES, list_models, resolve
 
 Builder = Callable[..., Any]
 # Where weights come from and how layers are compiled, which says nothing about the network.
@@ -40,7 +39,7 @@ def create(name: str, /, **options: Any) -> nn.Module:
     network = _built(name, builder, options)
     described = {key: value for key, value in options.items() if not ASIDE.fullmatch(key)}
     if name in NETWORKS:  # which take either
-        described = {key: list(value) if isinstance(value, tuple) else value for key, value in described.items()}
+        described = _with_lists(described)
     history = history_of(network)  # a factory may have named it by what it was made from
     if history.network is None and _is_json(described):  # if not, a file can't tell how to make it
         set_history(network, replace(history, network=name, arguments=described))
@@ -54,10 +53,26 @@ def _builder(name: str) -> Builder:
     if not source or not rest:
         raise InputError(
             f"{name!r} names no network: write timm:NAME, torchvision:NAME, package.module:factory or one of ours, "
-            f"which `unbranch models` lists, for example repvgg_a0{nearest(name, NETWORKS)}"
+            f"which `unbranch models` lists, for example repvgg_a0{_elsewhere(name) or nearest(name, NETWORKS)}"
         )
     find = {"timm": _timm, "torchvision": _torchvision}.get(source)
     return find(rest) if find else _factory(source, rest)
+
+
+def _elsewhere(name: str) -> str:
+    """The end of a sentence that tells which library has a network of this name, or nothing."""
+    found = []
+    for source in SOURCES if name.isidentifier() else ():
+        with suppress(InputError):  # the library isn't installed
+            found += list_models(f"{source}:{name}")
+    return f"; there is {' and '.join(found)}" if found else ""
+
+
+def _with_lists(value: Any) -> Any:
+    """A value with its tuples, which JSON doesn't know, as lists."""
+    if isinstance(value, dict):
+        return {key: _with_lists(inner) for key, inner in value.items()}
+    return [_with_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _is_json(options: dict[str, Any]) -> bool:
@@ -99,12 +114,6 @@ def known_input_size(network: nn.Module) -> tuple[int, ...] | None:
     configurations = [getattr(network, field, None) or {} for field in ("pretrained_cfg", "default_cfg")]
     told = [history_of(network).input_size, *(known.get("input_size") for known in configurations)]
     return next((tuple(size) for size in told if size), None)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence that suggests what was meant, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _timm(name: str) -> Builder:

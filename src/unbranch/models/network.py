@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from unbranch.errors import InputError
+from unbranch.history import history_of, set_history
+from unbranch.models.images import Takes, check_images
+from unbranch.models.recompute import once_updated
 
 
 class Level(NamedTuple):
@@ -49,22 +54,15 @@ def _part_name(position: int) -> str:
     return f"stages.{position - 1}" if position else "stem"
 
 
-def check_size(x: Tensor, in_channels: int, smallest: int) -> None:
-    """Raises InputError for images that a network can't take, in words."""
-    if x.dim() != 4 or x.shape[1] != in_channels:
-        raise InputError(f"the network takes (B, {in_channels}, H, W); got {tuple(x.shape)}")
-    if min(x.shape[2:]) < smallest:
-        raise InputError(f"the network takes images of at least {smallest}×{smallest}; got {tuple(x.shape[2:])}")
-
-
-fx.wrap("check_size")  # tracing must not branch on sizes that it doesn't know
+fx.wrap("check_images")  # tracing must not branch on sizes that it doesn't know
 
 
 class Stage(nn.Sequential):
     """Blocks one after the other, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')``.
 
     ``checkpointing`` trades time for memory in training: activations inside each block are computed again when the
-    gradients go backward. Chen et al.: "Training Deep Nets with Sublinear Memory Cost", 2016.
+    gradients go backward, without updating the statistics of norms again. Chen et al.: "Training Deep Nets with
+    Sublinear Memory Cost", 2016.
     """
 
     checkpointing = False
@@ -72,8 +70,15 @@ class Stage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         keeps = not (self.checkpointing and self.training and torch.is_grad_enabled())
         for block in self:
-            x = block(x) if keeps else cast(Tensor, checkpoint(block, x, use_reentrant=False))
+            x = block(x) if keeps else _recomputed(block, x)
         return x
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """``block(x)``, of which only ``x`` is kept for the gradients."""
+    if torch.compiler.is_compiling():  # which updates statistics once, and takes no contexts
+        return cast(Tensor, checkpoint(block, x, use_reentrant=False))
+    return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=partial(once_updated, block)))
 
 
 class Head(nn.Sequential):
@@ -89,11 +94,10 @@ class Head(nn.Sequential):
         self.num_features, self.num_classes = num_features, num_classes
         self.reset(num_classes)
 
-    def reset(self, num_classes: int) -> None:
-        """A new, untrained classifier, on the device and in the dtype of the old one."""
+    def reset(self, num_classes: int, like: Tensor | None = None) -> None:
+        """A new, untrained classifier, on the device and in the dtype of ``like``."""
         if num_classes < 0:
             raise InputError(f"num_classes is at least 0, for features alone; got {num_classes}")
-        like = next(iter(getattr(self, "fc", nn.Identity()).parameters()), None)
         fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.fc = fc if like is None else fc.to(like)
         self.num_classes = num_classes
@@ -117,18 +121,20 @@ class Trunk(nn.Module):
 
     Args:
         levels: the feature maps it offers.
-        in_channels: of the images.
-        smallest: height and width that every layer still has something to work on.
+        takes: what images.
     """
 
-    def __init__(
-        self, stem: nn.Module, stages: Iterable[nn.Module], levels: Sequence[Level], in_channels: int, smallest: int
-    ) -> None:
+    def __init__(self, stem: nn.Module, stages: Iterable[nn.Module], levels: Sequence[Level], takes: Takes) -> None:
         super().__init__()
         self.stem = stem
         self.stages = nn.Sequential(*stages)
-        self.levels, self.in_channels, self.smallest = tuple(levels), in_channels, smallest
+        self.levels, self.takes = tuple(levels), takes
         self.frozen_stages = -1
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.takes.in_channels
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -157,9 +163,10 @@ class Trunk(nn.Module):
         return depth
 
     def freeze_stages(self, count: int) -> None:
-        """Train neither the stem nor the first ``count`` stages: no gradients, norms stay in evaluation mode.
+        """Train neither the stem nor the first ``count`` stages, and all the others.
 
-        0 freezes the stem alone, −1 nothing.
+        Frozen parts get no gradients and stay in evaluation mode, their norms with the statistics that they have. 0
+        freezes the stem alone, −1 nothing.
 
         Raises:
             InputError: if there are fewer stages.
@@ -178,9 +185,13 @@ class Trunk(nn.Module):
             part.eval()
         return self
 
+    def check(self, x: Tensor) -> None:
+        """Raises InputError if the network can't take the images ``x``."""
+        check_images(x, self.takes)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map, ``(B, C, H', W')``."""
-        check_size(x, self.in_channels, self.smallest)
+        self.check(x)
         return cast(Tensor, self.stages(self.stem(x)))
 
 
@@ -188,7 +199,12 @@ class Network(Trunk):
     """A classifier, ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``, or to features without classes.
 
     Args:
-        drop_path_rate, and what else a builder takes, have gone into the parts by now.
+        stem, stages, levels: see ``Trunk``.
+        head: from the last feature map to logits.
+        in_channels: of the images.
+        smallest: height and width that leave every layer something to work on.
+        multiple: what divides height and width.
+        num_features: channels of the last feature map, where it is none of the levels.
     """
 
     def __init__(
@@ -199,13 +215,16 @@ class Network(Trunk):
         levels: Sequence[Level],
         in_channels: int = 3,
         smallest: int = 1,
+        multiple: int = 1,
+        num_features: int | None = None,
     ) -> None:
-        super().__init__(stem, stages, levels, in_channels, smallest)
+        super().__init__(stem, stages, levels, Takes(in_channels, smallest, multiple))
         self.head = head
+        self.num_features = num_features or self.levels[-1].channels
 
     @property
-    def num_features(self) -> int:
-        """Numbers that the classifier sees of each image."""
+    def head_hidden_size(self) -> int:
+        """Numbers that the classifier sees of each image; ``num_features`` are the channels of the last map."""
         return self.head.num_features
 
     @property
@@ -217,9 +236,18 @@ class Network(Trunk):
         """The last layer."""
         return self.head.fc
 
+    def heads(self) -> list[Head]:
+        """All that make logits."""
+        return [self.head]
+
     def reset_classifier(self, num_classes: int) -> None:
-        """A new, untrained last layer; 0 for features alone."""
-        self.head.reset(num_classes)
+        """A new, untrained last layer; 0 for features alone. Files of the network will know of it."""
+        like = next(self.parameters(), None)
+        for head in self.heads():
+            head.reset(num_classes, like)
+        history = history_of(self)
+        if history.network is not None:
+            set_history(self, replace(history, arguments={**history.arguments, "num_classes": num_classes}))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of a feature map, or what the classifier sees."""
@@ -234,26 +262,23 @@ class Features(Trunk):
 
     Args:
         network: takes the parts of this one.
-        out_indices: which of its levels, all unless given; negative ones count from the end.
+        out_indices: which of its levels, all unless given; negative ones count from the end, a number takes so many
+            from the end.
         norms: put a batch norm on each map, as detectors with RepLKNet-XL do.
 
     Raises:
         InputError: if there is no such level.
     """
 
-    def __init__(self, network: Network, out_indices: Sequence[int] | None = None, norms: bool = False) -> None:
-        known = len(network.levels)
-        wanted = range(known) if out_indices is None else out_indices
-        if not wanted or any(not -known <= i < known for i in wanted):
-            raise InputError(f"out_indices are from {-known} to {known - 1}, at least one; got {tuple(wanted)}")
-        indices = sorted({i % known for i in wanted})
+    def __init__(self, network: Network, out_indices: Sequence[int] | int | None = None, norms: bool = False) -> None:
+        indices = _chosen(len(network.levels), out_indices)
         levels = [network.levels[i] for i in indices]
         stages = list(network.stages)[: levels[-1].position]
-        super().__init__(network.stem, stages, levels, network.in_channels, network.smallest)
+        super().__init__(network.stem, stages, levels, network.takes)
         self.norms = nn.ModuleDict({str(i): nn.BatchNorm2d(network.levels[i].channels) for i in indices if norms})
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        check_size(x, self.in_channels, self.smallest)
+        self.check(x)
         maps, wanted = [], {level.position for level in self.levels}
         for position, part in enumerate([self.stem, *self.stages]):
             x = part(x)
@@ -262,11 +287,26 @@ class Features(Trunk):
         return [norm(y) for norm, y in zip(self.norms.values(), maps, strict=True)] if len(self.norms) else maps
 
 
-Rates: TypeAlias = list[float]
+def _chosen(known: int, out_indices: Sequence[int] | int | None) -> list[int]:
+    """Which of so many levels, finest first."""
+    if out_indices is None:
+        return list(range(known))
+    if isinstance(out_indices, int):
+        wanted = list(range(known - out_indices, known)) if out_indices <= known else []
+    else:
+        wanted = list(out_indices)
+    if not wanted or any(not isinstance(i, int) or not -known <= i < known for i in wanted):
+        raise InputError(
+            f"out_indices are at least one of {-known} to {known - 1}, or how many from the end; got {out_indices!r}"
+        )
+    return sorted({i % known for i in wanted})
 
 
-def drop_path_rates(rate: float, depth: int) -> Rates:
-    """Rates of stochastic depth that rise evenly from 0 at the first of ``depth`` blocks to ``rate`` at the last."""
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Rates of stochastic depth that rise evenly from 0 at the first of ``depth`` blocks to ``rate`` at the last.
+
+    Huang et al.: "Deep Networks with Stochastic Depth", ECCV 2016, section 3.
+    """
     return [rate * i / max(1, depth - 1) for i in range(depth)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from unbranch.errors import InputError
+from unbranch.errors import InputError, nearest
 from unbranch.extras import library
 from unbranch.history import History, set_history
 from unbranch.models import (
@@ -43,7 +43,6 @@ class Entry:
         num_classes: it is published with.
         aliases: other spellings, those of the published code among them.
         timm: its name there, if timm has it.
-        described: whether the options that every network takes go to it; the demo's has its own.
     """
 
     name: str
@@ -67,7 +66,7 @@ class Entry:
         block: Block = None,
         *,
         features_only: bool = False,
-        out_indices: Sequence[int] | None = None,
+        out_indices: Sequence[int] | int | None = None,
         feature_norms: bool = False,
         **options: Any,
     ) -> nn.Module:
@@ -86,13 +85,18 @@ class Entry:
     def _check(self, num_classes: int | None, in_channels: int, options: dict[str, Any]) -> None:
         numbers = {"num_classes": (num_classes, 0), "in_channels": (in_channels, 1)}
         for name, (number, least) in numbers.items():
-            if number is not None and (not isinstance(number, int) or number < least):
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < least):
                 raise InputError(f"{name} is a whole number from {least} on; got {number!r}")
+        for name in ("drop_rate", "drop_path_rate"):
+            rate = options.get(name, 0.0)
+            if not isinstance(rate, int | float) or not 0 <= rate < 1:
+                raise InputError(f"{name} lies in [0, 1); got {rate!r}")
         known = self.options()
         unknown = [name for name in options if name not in known]
         if unknown:
-            shared = ["features_only", "out_indices", "feature_norms"]
-            raise InputError(f"{self.name} has no option {unknown[0]!r}; it has {', '.join([*known, *shared])}")
+            every = [*known, "features_only", "out_indices", "feature_norms"]
+            close = nearest(unknown[0], every)
+            raise InputError(f"{self.name} has no option {unknown[0]!r}; it has {', '.join(every)}{close}")
 
 
 # Spellings of the published code that aren't the name with other signs between its parts.
@@ -208,13 +212,15 @@ def resolve(name: str) -> str | None:
 def list_models(pattern: str | Iterable[str] = "*") -> list[str]:
     """Names of networks that match a pattern, or one of several, in the order of families.
 
-    Patterns are for networks of ours; ``timm:`` and ``torchvision:`` before one make it for theirs.
+    Patterns are for networks of ours, which have all their spellings; ``timm:`` and ``torchvision:`` before one make
+    it for theirs.
 
     >>> list_models("repvgg_b1*")
     ['repvgg_b1', 'repvgg_b1g2', 'repvgg_b1g4']
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    found = [name for name in ENTRIES if any(fnmatchcase(name, p) for p in patterns)]
+    spelled = {resolve(p) for p in patterns}
+    found = [name for name in ENTRIES if name in spelled or any(fnmatchcase(name, p.casefold()) for p in patterns)]
     for source in SOURCES:
         wanted = [p.removeprefix(f"{source}:") for p in patterns if p.startswith(f"{source}:")]
         if wanted:

@@ -85,13 +85,10 @@ def repghostnet(
     units, rates = Units(), iter(drop_path_rates(drop_path_rate, len(ROWS)))
     channels = make_divisible(STEM * width)
     stem = units.unit(in_channels, channels, 3, 2)
-    stages, levels, reduction = [], [], 2
-    for number, rows in groupby(ROWS, key=lambda row: row.stage):
-        blocks = []
+    stages, levels, reduction = [], [Level(0, channels, 2)], 2
+    for number, run in groupby(ROWS, key=lambda row: row.stage):
+        rows, blocks = list(run), []
         for row in rows:
-            if row.stride > 1:  # what came before is the last map of its size
-                levels.append(Level(number, channels, reduction))
-                reduction *= row.stride
             mid, out = make_divisible(row.mid * width), make_divisible(row.out * width)
             blocks.append(
                 RepGhostBottleneck(
@@ -100,7 +97,9 @@ def repghostnet(
             )
             channels = out
         stages.append(Stage(*blocks))
-    levels.append(Level(len(stages), channels, reduction))
+        if rows[0].stride > 1:  # the first map of its size, as timm has it
+            reduction *= rows[0].stride
+            levels.append(Level(number + 1, channels, reduction))
     wide = make_divisible(LAST * width)
     stages.append(Stage(units.unit(channels, wide, 1)))
     head = Head(
@@ -114,4 +113,4 @@ def repghostnet(
         HEAD,
         num_classes,
     )
-    return Network(stem, stages, head, levels, in_channels)
+    return Network(stem, stages, head, levels, in_channels, num_features=wide)

@@ -56,6 +56,7 @@ def replknet(
     kernels: Sequence[int],
     small_kernel: int | None = 5,
     dw_ratio: float = 1.0,
+    depths: Sequence[int] = DEPTHS,
     *,
     num_classes: int,
     in_channels: int,
@@ -66,7 +67,7 @@ def replknet(
 ) -> Network:
     """A RepLKNet; both members of a pair of blocks share their rate of stochastic depth."""
     no_block(block, "RepLKNet")
-    units, rates = Units(), iter(drop_path_rates(drop_path_rate, sum(DEPTHS)))
+    units, rates = Units(), iter(drop_path_rates(drop_path_rate, sum(depths)))
 
     def depthwise(channels: int, stride: int) -> nn.Module:
         return units.unit(channels, channels, 3, stride, groups=channels)
@@ -75,7 +76,7 @@ def replknet(
         units.unit(in_channels, width, 3, 2), depthwise(width, 1), units.unit(width, width, 1), depthwise(width, 2)
     )
     stages, levels = [], []
-    for number, (depth, kernel) in enumerate(zip(DEPTHS, kernels, strict=True)):
+    for number, (depth, kernel) in enumerate(zip(depths, kernels, strict=True)):
         channels = width << number
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if number:

@@ -64,7 +64,7 @@ def repmlpnet(
         levels.append(Level(number + 1, channels, reduction))
     channels = levels[-1].channels
     head = pooled_head(channels, num_classes, drop_rate, nn.BatchNorm2d(channels))
-    return Network(_patches(in_channels, width, 4), stages, head, levels, in_channels, smallest=size)
+    return Network(_patches(in_channels, width, 4), stages, head, levels, in_channels, multiple=size)
 
 
 def _patches(in_channels: int, out_channels: int, side: int) -> nn.Sequential:

@@ -16,14 +16,14 @@ trains with a classifier behind each part of it but the last; those classifiers 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from unbranch.blocks import CONVOLUTIONS
-from unbranch.blocks.parts import conv_bn
+from unbranch.blocks import CONVOLUTIONS, BranchedConv
+from unbranch.blocks.parts import conv_bn, gated
 from unbranch.errors import InputError
 from unbranch.models.network import Head, Level, Network, Stage, drop_path_rates, pooled_head
 from unbranch.models.units import Block, Units
@@ -67,13 +67,13 @@ class RepVGGNet(Network):
         super().__init__(*parts, **options)
         self.auxiliary = nn.ModuleDict(dict(auxiliary))
 
-    def reset_classifier(self, num_classes: int) -> None:
-        super().reset_classifier(num_classes)
-        for classifier in self.auxiliary.values():
-            cast(Head, classifier.get_submodule("classify")).reset(num_classes)
+    def heads(self) -> list[Head]:
+        others = [cast(Head, classifier.get_submodule("classify")) for classifier in self.auxiliary.values()]
+        return [self.head, *others]
 
     def forward_all(self, x: Tensor) -> dict[str, Tensor]:
         """Logits by classifier, in any mode: ``main``, and the auxiliary ones by their stage."""
+        self.check(x)
         logits = {}
         x = self.stem(x)
         for position, stage in enumerate(self.stages, 1):
@@ -107,18 +107,18 @@ def repvgg(
         raise InputError("a RepVGG is made of blocks; block='compactor' is for plain networks")
     if drop_path_rate and units.block is not CONVOLUTIONS["repvgg"]:
         raise InputError("paths can be dropped beside the identity of RepVGG's own blocks only: drop_path_rate=0")
-    gate: dict[str, Any] = {"squeeze_excite": squeeze_excite} if squeeze_excite else {}
     layer, rates = count(), drop_path_rates(drop_path_rate, sum(depths) + 1)
+    ours = isinstance(units.block, type) and issubclass(units.block, BranchedConv)
 
     def make(in_channels: int, out_channels: int, stride: int) -> nn.Module:
         index = next(layer)
-        dropped: dict[str, Any] = (
-            {"drop_path": rates[index]} if rates[index] and in_channels == out_channels and stride == 1 else {}
-        )
-        return units.conv(
-            in_channels, out_channels, 3, stride, groups=groups if index in GROUPED else 1, activation=nn.ReLU,
-            **gate, **dropped,
-        )  # fmt: skip
+        place = (in_channels, out_channels, 3, stride, 1, groups if index in GROUPED else 1)
+        activation = gated(nn.ReLU, out_channels, squeeze_excite, None, 2)
+        if ours:
+            dropped: dict[str, Any] = {"drop_path": rates[index]} if drop_path_rate else {}
+            return units.conv(*place, activation=activation, **dropped)
+        unit = units.unit(*place, relu=False)
+        return nn.Sequential(OrderedDict(conv=unit, post=cast(Callable[[], nn.Module], activation)()))
 
     first, last = widths
     channels = min(64, int(64 * first))

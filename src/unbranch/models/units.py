@@ -30,19 +30,25 @@ class Units:
         widths: output channels of each unit in the order they are made, for a network that was pruned.
 
     Raises:
-        InputError: for an unknown block.
+        InputError: for an unknown block, and options that it hasn't.
     """
 
     def __init__(
         self, block: Block = None, block_options: dict[str, Any] | None = None, widths: Iterable[int] | None = None
     ) -> None:
-        if isinstance(block, str) and block not in (*CONVOLUTIONS, "compactor"):
-            raise InputError(f"block={block!r} is none of {', '.join(CONVOLUTIONS)}, compactor or None")
+        known = block in (*CONVOLUTIONS, "compactor") if isinstance(block, str) else block is None or callable(block)
+        if not known:
+            raise InputError(
+                f"block={block!r} is none of {', '.join(CONVOLUTIONS)}, compactor, None, nor a class or function with "
+                "nn.Conv2d's arguments"
+            )
         self.compacts = block == "compactor"
         make: Callable[..., nn.Module] | None = CONVOLUTIONS.get(block) if isinstance(block, str) else block
         self.block, self.options = make, block_options or {}
         if self.options and make is None:
             raise InputError("block_options are for a block that stands for convolutions; there is none")
+        if isinstance(widths, int):
+            raise InputError(f"widths lists the channels of each unit; got {widths}")
         self._widths: Iterator[int] | None = None if widths is None else iter(widths)
 
     def width(self, usual: int) -> int:
@@ -72,7 +78,11 @@ class Units:
         """A convolution without bias, or the block in its place, which takes the further options."""
         place = (in_channels, out_channels, kernel, stride, kernel // 2 if padding is None else padding)
         if self.block is not None and kernel in SIDES:
-            return self.block(*place, groups=groups, **options, **self.options)
+            try:
+                return self.block(*place, groups=groups, **options, **self.options)
+            except TypeError as error:
+                told = f" and block_options={self.options}" if self.options else ""
+                raise InputError(f"{self.block} can't stand for a convolution with {place}{told}: {error}") from error
         return nn.Conv2d(*place, groups=groups, bias=False)
 
     def unit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from torch import nn
 
 from unbranch.errors import InputError
 from unbranch.extras import library
+from unbranch.models.checkpoints import HDF5, PICKLED
 from unbranch.models.load import load_checkpoint
 from unbranch.models.names import create
-from unbranch.models.registry import ENTRIES, Entry, resolve
+from unbranch.models.registry import ENTRIES, resolve
 from unbranch.models.units import Block
 
 HUB = "hf-hub:"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # owner/name; names such as timm's have points in them
+FILES = (".safetensors", *PICKLED, *HDF5)
+OWN_WEIGHTS: dict[str, dict[str, Any]] = {"timm": {"pretrained": True}, "torchvision": {"weights": "DEFAULT"}}
 HUB_FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 
 
@@ -37,7 +42,7 @@ def create_model(
         block: what stands for the convolutions of a plain network: ``"acb"``, ``"dbb"``, ``"repvgg"``, … or anything
             with nn.Conv2d's signature; ``"compactor"`` puts compactors behind the layers that ResRep prunes.
         pretrained: ``"timm"`` for timm's weights of the same network, an id on the Hugging Face hub (``owner/name``),
-            or a file; ``True`` for whatever there is.
+            or a file; ``True`` for what the network's own library has, which for ours is ``"timm"``.
         options: ``features_only=True`` for a backbone with ``out_indices``, ``drop_rate``, ``drop_path_rate``,
             ``block_options`` for the block, ``widths`` of a pruned network, and what else the family takes.
 
@@ -50,15 +55,16 @@ def create_model(
     >>> [tuple(y.shape[1:]) for y in ub.create_model("resnet56_cifar", features_only=True)(torch.zeros(1, 3, 32, 32))]
     [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
     """
-    entry = ENTRIES.get(resolve(name) or "")
-    if entry is None:
-        return _foreign(name, num_classes, in_channels, block, pretrained, options)
-    usual: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "block": block}
-    default = {"num_classes": None, "in_channels": 3, "block": None}
-    given = {key: value for key, value in usual.items() if value != default[key]}
-    network = create(entry.name, **given, **options)
+    known = resolve(name) if isinstance(name, str) else None
+    if known is None:
+        return _foreign(str(name), num_classes, in_channels, block, pretrained, options)
+    entry = ENTRIES.get(known)
+    given: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    given |= {"in_channels": in_channels} if in_channels != 3 or entry is None else {}
+    given |= {} if block is None else {"block": block}
+    network = create(known, **given, **options)
     if pretrained not in (None, False):
-        load_checkpoint(network, _weights(entry, pretrained))
+        load_checkpoint(network, _weights(known, None if entry is None else entry.timm, pretrained))
     return network
 
 
@@ -74,33 +80,32 @@ def _foreign(
         if source == "torchvision":
             raise InputError(f"torchvision's networks take 3 channels; got in_channels={in_channels}")
         given["in_chans" if source == "timm" else "in_channels"] = in_channels
-    if source == "timm" and isinstance(pretrained, bool):
-        given["pretrained"] = pretrained
+    own = pretrained is True or (pretrained == "timm" and source == "timm")
+    if own:
+        if source not in OWN_WEIGHTS:
+            raise InputError(f"{name} has no weights of its own: name a file or an id on the Hugging Face hub")
+        given |= OWN_WEIGHTS[source]
     network = create(name, **given, **options)
-    if pretrained is True and source != "timm":
-        raise InputError(f"pretrained=True isn't known for {name}; name a file or an id on the Hugging Face hub")
-    if isinstance(pretrained, str | Path):
-        load_checkpoint(network, _hub_file(pretrained) if _is_hub_id(pretrained) else pretrained)
+    if not own and pretrained not in (None, False):
+        load_checkpoint(network, _weights(name, None, pretrained))
     return network
 
 
-def _weights(entry: Entry, pretrained: Any) -> Any:
+def _weights(name: str, at_timm: str | None, pretrained: Any) -> Any:
     """A file, or a state dict, of the weights that were asked for."""
     if pretrained is True or pretrained == "timm":
-        if entry.timm is None:
-            raise InputError(f"timm has no weights for {entry.name}: name a file or an id on the Hugging Face hub")
-        return _of_timm(entry.timm)
+        if at_timm is None:
+            raise InputError(f"timm has no weights for {name}: name a file or an id on the Hugging Face hub")
+        return _of_timm(at_timm)
     if not isinstance(pretrained, str | Path):
         raise InputError(f"pretrained is 'timm', an id on the Hugging Face hub or a file; got {pretrained!r}")
     return _hub_file(pretrained) if _is_hub_id(pretrained) else pretrained
 
 
 def _is_hub_id(source: str | Path) -> bool:
-    text = str(source)
-    if text.startswith(HUB):
-        return True
-    owner, slash, rest = text.partition("/")
-    return isinstance(source, str) and bool(owner and slash and rest) and "/" not in rest and not Path(text).suffix
+    if not isinstance(source, str) or Path(source).exists():
+        return False
+    return source.startswith(HUB) or (HUB_ID.fullmatch(source) is not None and Path(source).suffix not in FILES)
 
 
 def _of_timm(name: str) -> Any:

@@ -12,9 +12,8 @@ from typing import Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from unbranch.errors import InputError
+from unbranch.errors import InputError, nearest
 from unbranch.extras import library
-from unbranch.models.names import nearest
 from unbranch.train.losses import penalised
 from unbranch.train.recipe import Recipe
 

@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unbranch.errors import InputError
-from unbranch.models.names import nearest
+from unbranch.errors import InputError, nearest
 from unbranch.train.documents import parse, write
 from unbranch.train.settings import (
     Augment,

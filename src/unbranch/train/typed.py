@@ -16,8 +16,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from reprlib import Repr
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from unbranch.errors import InputError
-from unbranch.models.names import nearest
+from unbranch.errors import InputError, nearest
 
 T = TypeVar("T")
 

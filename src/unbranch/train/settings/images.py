@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from unbranch.errors import InputError
-from unbranch.models.names import nearest
+from unbranch.errors import InputError, nearest
 from unbranch.train.settings.bounds import Count, Fraction, Interpolation, NotNegative, Positive, Share, Size, Whole
 from unbranch.train.typed import Bounds
 
