@@ -42,7 +42,8 @@ def test_order_and_labels_are_those_of_torchvision(tmp_path: Path) -> None:
     files |= {ours.val.where(i): int(y) for i, y in enumerate(ours.val.labels)}
     assert ours.classes == tuple(theirs.classes)
     assert files == dict(theirs.samples)
-    write_folder(tmp_path / "two" / "train", ("b", "a"))
+    write_folder(tmp_path / "two" / "train", ("b", "a"), count=4)
+    write_folder(tmp_path / "two" / "train" / "a", ("-", "3.png.d"), count=1)
     shutil.copytree(tmp_path / "two" / "train", tmp_path / "two" / "test")
     whole = open_data(tmp_path / "two")
     assert [whole.train.where(i) for i in range(10)] == [path for path, _ in ImageFolder(whole.name + "/train").samples]
@@ -70,9 +71,10 @@ def test_lone_folder_is_split_the_same_way_every_time_and_says_so(tmp_path: Path
     assert "every fifth image of a class" in data.notes[0]
     again = open_data(str(tmp_path))
     assert {again.val.where(i) for i in range(4)} == held
-    Image.new("RGB", (8, 6)).save(tmp_path / "cat" / "more.png")
+    for n in range(3):
+        Image.new("RGB", (8, 6)).save(tmp_path / "cat" / f"!{n}.png")
     grown = open_data(tmp_path)
-    assert len(held & {grown.val.where(i) for i in range(4)}) >= 3
+    assert len(held & {grown.val.where(i) for i in range(5)}) >= 3
     assert grown.fingerprint != data.fingerprint == again.fingerprint
 
 

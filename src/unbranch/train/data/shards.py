@@ -115,18 +115,17 @@ def _entries(path: Path) -> Iterator[Entry]:
 def _members(path: Path) -> list[tarfile.TarInfo]:
     """The files in a tar, all of which are there to their last byte."""
     try:
-        size = path.stat().st_size
         with tarfile.open(path, "r:") as tar, path.open("rb") as raw:
             members = [member for member in tar if member.isreg()]
             raw.seek(tar.offset)
             whole = not raw.read(tarfile.BLOCKSIZE).strip(b"\0")  # tarfile takes a broken header for the end
     except (tarfile.TarError, EOFError, ValueError) as error:
         hint = "unpack it with gunzip" if path.suffix in (".gz", ".tgz") else "copy it again"
-        raise InputError(f"{path} is no tar file, packed or damaged: {hint}") from error
+        raise InputError(f"{path} is no tar file, packed or cut off: {hint}") from error
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror or error}") from error
-    if not whole or any(member.offset_data + member.size > size for member in members):
-        raise InputError(f"{path} is damaged or cut off: copy it again")
+    if not whole:
+        raise InputError(f"{path} is damaged: copy it again")
     return members
 
 
