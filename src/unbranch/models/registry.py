@@ -58,9 +58,8 @@ class Entry:
     timm: str | None = None
 
     def options(self) -> list[str]:
-        """Names of what the family's builder takes beyond the table's row."""
-        parameters = inspect.signature(self.build).parameters.values()
-        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.name not in self.arguments]
+        """Names of what the family's builder takes; what the table's row sets can be set otherwise."""
+        return list(inspect.signature(self.build).parameters)
 
     def make(
         self,

@@ -10,7 +10,7 @@ from torch import nn
 
 from unbranch.errors import InputError
 from unbranch.extras import library
-from unbranch.models.load import load_checkpoint
+from unbranch.models.load import load_checkpoint, widths_in
 from unbranch.models.names import create
 from unbranch.models.registry import ENTRIES, Entry, resolve
 from unbranch.models.units import Block
@@ -37,7 +37,7 @@ def create_model(
         block: what stands for the convolutions of a plain network: ``"acb"``, ``"dbb"``, ``"repvgg"``, … or anything
             with nn.Conv2d's signature; ``"compactor"`` puts compactors behind the layers that ResRep prunes.
         pretrained: ``"timm"`` for timm's weights of the same network, an id on the Hugging Face hub (``owner/name``),
-            or a file; ``True`` for whatever there is.
+            or a file; ``True`` for whatever there is. For weights of a pruned network it is made as narrow as they are.
         options: ``features_only=True`` for a backbone with ``out_indices``, ``drop_rate``, ``drop_path_rate``,
             ``block_options`` for the block, ``widths`` of a pruned network, and what else the family takes.
 
@@ -58,7 +58,10 @@ def create_model(
     given = {key: value for key, value in usual.items() if value != default[key]}
     network = create(entry.name, **given, **options)
     if pretrained not in (None, False):
-        load_checkpoint(network, _weights(entry, pretrained))
+        weights = _weights(entry, pretrained)
+        if options.get("widths") is None and (widths := widths_in(network, weights)):
+            network = create(entry.name, **given, **{**options, "widths": widths})
+        load_checkpoint(network, weights)
     return network
 
 
