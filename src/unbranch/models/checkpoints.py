@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -21,8 +23,21 @@ from unbranch.models.manifest import require_file, shown
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 HDF5 = (".hdf5", ".h5")  # of ACNet, DBB and ResRep
 # Under which a training script puts the weights; averaged ones are what its author reports.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-PREFIXES = ("module.", "model.", "backbone.", "network.", "net.", "encoder.", "ema.")
+WRAPPERS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema",
+    "state_dict", "model_state_dict", "model", "params", "network", "net",
+)  # fmt: skip
+PREFIXES = ("module.", "model.", "backbone.", "network.", "net.", "encoder.", "ema.", "ema_model.", "model_ema.")
+# What training scripts write beside the weights and does nothing when it is read: settings, arrays and their numbers.
+_MAKERS: list[Any] = [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
+    # before NumPy 2, and since
+    *((make, f"numpy.{folder}.multiarray.{make.__name__}") for make in _MAKERS for folder in ("core", "_core")),
+]
 SHOWN = 4
 
 
@@ -170,7 +185,7 @@ def _read_hdf5(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     try:
         _check_archive(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
@@ -203,10 +218,17 @@ def unwrapped_state(found: Any, path: Path) -> dict[str, Tensor]:
     """The table of tensors in what a training script wrote. Raises InputError if there is none."""
     for _ in WRAPPERS:  # they can lie in each other
         inner = (found.get(wrapper) for wrapper in WRAPPERS) if isinstance(found, Mapping) else ()
-        found = next((value for value in inner if isinstance(value, Mapping)), found)
-    if not isinstance(found, Mapping) or not found or not all(is_plain(value) for value in found.values()):
+        found = next((value for value in inner if isinstance(value, Mapping) and value), found)
+    tensors = _tensors_in(found) if isinstance(found, Mapping) else {}
+    if not tensors or not all(is_plain(value) for value in tensors.values()):
         raise InputError(f"{path} holds no table of tensors, neither at its top nor under {', '.join(WRAPPERS)}")
-    return {str(key): value for key, value in found.items()}
+    return tensors
+
+
+def _tensors_in(table: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Tensors and arrays of a table, without the epochs, names and settings that may lie beside them."""
+    arrays = {str(key): value for key, value in table.items() if isinstance(value, Tensor | np.ndarray)}
+    return {key: value if isinstance(value, Tensor) else torch.as_tensor(value) for key, value in arrays.items()}
 
 
 def is_plain(value: Any) -> bool:

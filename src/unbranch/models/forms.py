@@ -37,11 +37,22 @@ def is_pair(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and isinstance(conv, _ConvNd) and isinstance(norm, _BatchNorm) and ordered
 
 
+def shapes_between(training: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of what a state may hold by the names between the forms: of both forms."""
+    shapes = {key: value.shape for key, value in training.state_dict().items() if isinstance(value, Tensor)}
+    for path, module in training.named_modules():
+        name, kernel = _merged_layer(module)
+        if kernel is not None:
+            shapes |= {key_of(path, f"{name}.weight"): kernel.shape, key_of(path, f"{name}.bias"): kernel.shape[:1]}
+    return shapes
+
+
 def split(training: nn.Module, named: Mapping[str, Tensor]) -> State:
     """All tensors of the training form for a state in which some layers are merged.
 
     A merged layer goes into the main branch of its block, behind which a norm does nothing; the other branches start
-    as what they add is nothing, or is taken out of the main one. Compactors that the state lacks are identities.
+    as what they add is nothing, or is taken out of the main one. Compactors that the state lacks are identities. A
+    merged layer of another shape than the block's takes the main branch's place as it is, to be refused there.
 
     Raises:
         InputError: if a merged layer is none that the branches can make.
@@ -70,6 +81,7 @@ def merged(plain: nn.Module, training: nn.Module) -> State:
         InputError: if the collapsed network has other layers than its training form would give.
     """
     state: State = {}
+    taken: Tensor | None = None  # by a convolution, from a norm further on
     inside = [path for path, _ in training_parts(training)]
     for path, module in training.named_modules():
         if any(path == outer or path.startswith(f"{outer}.") for outer in inside):
@@ -84,7 +96,10 @@ def merged(plain: nn.Module, training: nn.Module) -> State:
             _add(state, key_of(path, name), {"weight": layer.weight.detach().reshape(kernel.shape), "bias": bias})
             inside += [key_of(path, child) for child, _ in module.named_children() if child not in ("post", "act")]
         elif not module._modules:
-            _add(state, path, _leaf(plain, path, module))
+            leaf, taken = _leaf(plain, path, module, taken)
+            _add(state, path, leaf)
+    if taken is not None:
+        raise InputError("a convolution of the network has taken in a bias, for which its training form has no place")
     return state
 
 
@@ -128,16 +143,14 @@ def _branches(path: str, block: BranchedConv, state: State) -> State:
     kernel, bias = state[key_of(path, "merged.weight")].double(), state.get(key_of(path, "merged.bias"))
     trial: Any = copy.deepcopy(block).to(kernel.device).double().eval()
     trial.post = None
-    if kernel.is_meta:
-        return dict(trial.state_dict())
+    main = trial.get_submodule(trial.main)
+    if kernel.is_meta or main.conv.weight.shape != kernel.shape:
+        return {**trial.state_dict(), f"{trial.main}.conv.weight": kernel}
     for norm in (m for m in trial.modules() if isinstance(m, _BatchNorm)):
         norm.load_state_dict(_silent(norm))
     for name in trial.branch_names:
         if name != trial.main:
             _switch_off(trial.get_submodule(name))
-    main = trial.get_submodule(trial.main)
-    if main.conv.weight.shape != kernel.shape:
-        raise InputError(f"{path} has a kernel {tuple(main.conv.weight.shape)}, the file one of {tuple(kernel.shape)}")
     main.conv.weight.zero_()
     others, shift = equivalent_kernel(trial)
     main.conv.weight.copy_(kernel - others)
@@ -154,6 +167,8 @@ def _switch_off(branch: nn.Module) -> None:
 
 def _window(path: str, module: WindowPerceptron, state: State) -> State:
     sets = module.shape[0]
+    if state[key_of(path, "fc.bias")].shape != module.fc.weight.shape[:1]:
+        return {**module.state_dict(), "fc.weight": state[key_of(path, "fc.weight")]}
     bias = state[key_of(path, "fc.bias")].reshape(sets, -1)  # (S, h*w)
     if not torch.allclose(bias, bias[:, :1].expand_as(bias), rtol=1e-6, atol=1e-7):
         raise InputError(
@@ -183,6 +198,8 @@ def _merged_layer(module: nn.Module) -> tuple[str, Tensor | None]:
 def _counterpart(plain: nn.Module, path: str) -> Any:
     """The layer of a collapsed network that stands for the module at a path of its training form."""
     found = next(m for m in _upwards(plain, path) if m is not None)
+    if isinstance(found, BranchedConv):  # of one branch, which could be merged where it is
+        found = found.get_submodule(found.main)
     layers = [m for m in found.modules() if isinstance(m, _ConvNd | nn.Linear)]
     own = getattr(found, "conv", None)
     layer = own if isinstance(own, _ConvNd) else layers[0] if len(layers) == 1 else None
@@ -203,17 +220,22 @@ def _upwards(network: nn.Module, path: str) -> Iterator[nn.Module | None]:
         path = path.rpartition(".")[0]
 
 
-def _leaf(plain: nn.Module, path: str, module: nn.Module) -> Mapping[str, Tensor]:
-    """The state of a leaf that is no part of anything merged."""
-    own = module.state_dict()
-    if not own:
-        return {}
-    found = next(iter(_upwards(plain, path)))
+def _leaf(
+    plain: nn.Module, path: str, module: nn.Module, taken: Tensor | None
+) -> tuple[Mapping[str, Tensor], Tensor | None]:
+    """The state of a leaf that is no part of anything merged, and a bias that waits for the norm it came from.
+
+    Where norms come before convolutions, a norm goes into the convolution before it.
+    """
+    own, found = module.state_dict(), next(iter(_upwards(plain, path)))
     if isinstance(module, _BatchNorm) and not isinstance(found, _BatchNorm):
-        return _silent(module)
+        fits = taken is not None and len(taken) == module.num_features
+        return _silent(module, taken if fits else None), None if fits else taken
     theirs = {} if found is None else found.state_dict()
     if own.keys() - theirs.keys():
         raise InputError(f"the network has no layer that stands for {path}: was it changed after it was collapsed?")
-    if "bias" in theirs.keys() - own.keys() and bool(theirs["bias"].any()):
-        raise InputError(f"{path} has taken in a bias, for which its training form has no place")
-    return {name: theirs[name] for name in own}
+    if own and "bias" in theirs.keys() - own.keys() and bool(theirs["bias"].any()):
+        if taken is not None:
+            raise InputError(f"{path} has taken in a bias, for which its training form has no place")
+        taken = theirs["bias"]
+    return {name: theirs[name] for name in own}, taken

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from unbranch.collapse import collapse
 from unbranch.collapse.shadow import unwrapped
 from unbranch.errors import InputError
-from unbranch.history import history_of
-from unbranch.models.checkpoints import bare, fill, read_weights, unwrapped_state
-from unbranch.models.forms import merged, split
-from unbranch.models.keys import Layout, layouts_of, renamed
+from unbranch.history import History, history_of
+from unbranch.models.checkpoints import fill, read_weights, unwrapped_state
+from unbranch.models.fit import ENDS, FIRST, Fit, fitted, is_foreign, is_useless
+from unbranch.models.forms import State, merged, shapes_between, split
 from unbranch.models.manifest import read_manifest
-from unbranch.models.network import Features, Network
+from unbranch.models.names import create
 from unbranch.models.official import is_collapsed, training_form
+from unbranch.models.recognise import OWN, Reading, best_reading, described, layouts_for, lookalike, pruned_widths
+from unbranch.models.registry import ENTRIES
 from unbranch.models.saved import load
 
-OWN = Layout("unbranch", ())
-HEADS = ("head.", "auxiliary.")  # what backbones haven't
 FEWEST = 0.5  # of a file's names that a layout has to know
+Source = str | Path | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Loaded:
         layout: whose names the file has.
         merged: whether it held merged layers, which went into the branches that they can come from.
         adapted: tensors that were fitted to another number of input channels.
-        left: tensors of the network that keep their random values.
+        left: tensors of the network that keep their values.
         ignored: names in the file that the network has no use for.
     """
 
@@ -45,27 +48,20 @@ class Loaded:
     ignored: tuple[str, ...] = ()
 
 
-@dataclass
-class _Fit:
-    """A state on its way to fit a network."""
-
-    state: dict[str, Tensor]
-    own: dict[str, Tensor]
-    adapted: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
-
-
-def load_checkpoint(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> Loaded:
+def load_checkpoint(model: nn.Module, source: Source) -> Loaded:
     """Fill a network with weights of any origin: all that the file holds for it, or nothing.
 
     The names may be ours, those of the published code of ACNet, DBB, RepVGG, ResRep, RepMLPNet, RepLKNet and
     RepGhostNet, or timm's; the weights those of the training form or of the published deploy form, and so may be the
-    network. Merged layers go into the main branches, so that a network in its training form computes the same
-    function. Wrappers (``state_dict_ema``, ``model``, …) and prefixes (``module.``, …) are taken off.
+    network. Wrappers (``state_dict_ema``, ``model``, …) and prefixes (``module.``, …) are taken off.
 
-    A classifier for another number of classes keeps its random weights, and a stem for another number of input
-    channels gets the sum or the repetition of the file's; both with a warning.
+    Merged layers go into the main branch of each block, behind a norm that only adds their bias, and the other
+    branches start with γ = 0: the network computes the same function in evaluation. Trained further, γ of the other
+    branches learns from the first step and their kernels from the second; and norms, which know nothing of the data
+    yet, take its statistics in training mode, so that the first steps change what the network computes.
+
+    A classifier for another number of classes keeps its values, as does a head that the file lacks, and a stem for
+    another number of input channels gets the sum or the repetition of the file's; each with a warning.
 
     Args:
         model: any network; the names of others are known for those from ``create_model``.
@@ -74,145 +70,154 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping[str, Tensor])
     Raises:
         InputError: if the file is damaged, or doesn't fit, listing what is missing, unexpected and of another shape.
             Then nothing is changed.
+
+    >>> import unbranch as ub
+    >>> published = ub.to_official(ub.create_model("repvgg_a0"))
+    >>> ub.load_checkpoint(ub.create_model("repvgg_a0"), {"model": published, "epoch": 119}).layout
+    'repvgg'
     """
-    network = unwrapped(model)
-    history, path = history_of(network), Path(source) if isinstance(source, str | Path) else Path("the state dict")
+    network, path = unwrapped(model), _path(source)
     state = _read(source, network)
-    if set(_counted_out(network.state_dict())) == set(_counted_out(state)):
-        fit = _fitted(network, state)
-        fill(network, fit.state, path)
-        return _told(fit, OWN, merged=False, path=path)
+    try:
+        reading, fit = _loaded(network, state, path)
+    except InputError as error:
+        raise InputError(f"{error}{_hint(network, state)}") from error
+    return _told(reading, fit, path)
+
+
+def widths_in(network: nn.Module, source: Source) -> list[int] | None:
+    """The ``widths`` with which a network has to be made for the weights of a pruned one; None if they aren't.
+
+    Raises InputError if the file is damaged.
+    """
+    return _pruned(network, _read(source, network))
+
+
+def _pruned(network: nn.Module, state: State) -> list[int] | None:
+    training = training_form(network) if is_collapsed(history_of(network)) else network
+    reading = best_reading(state, layouts_for(history_of(network)), shapes_between(training))
+    return pruned_widths(training, reading.named)
+
+
+def _path(source: Source) -> Path:
+    return Path(source) if isinstance(source, str | Path) else Path("the state dict")
+
+
+def _read(source: Source, network: nn.Module) -> State:
+    """Tensors by name, without wrappers; those of a collapsed file of ours by the names between the forms."""
+    path = _path(source)
+    if isinstance(source, Mapping):
+        return unwrapped_state(source, path)
+    manifest = read_manifest(path)
+    if manifest and is_collapsed(manifest.history) and manifest.history.network == history_of(network).network:
+        return _between(load(path))
+    return read_weights(path)
+
+
+def _between(plain: nn.Module) -> State:
+    """The state of a collapsed network by the names between its forms."""
+    with torch.device("meta"):
+        training = training_form(plain)
+    return merged(plain, training)
+
+
+def _loaded(network: nn.Module, state: State, path: Path) -> tuple[Reading, Fit]:
+    """Load a state in whatever form the network is."""
+    history = history_of(network)
     if not is_collapsed(history):
         return _into_training_form(network, state, path)
-    training = training_form(history).to(next(network.parameters()).dtype)
-    loaded = _into_training_form(training, state, path)
-    plain = collapse(training)
-    fill(network, dict(plain.state_dict()), path)
-    return loaded
+    own = {key: value.shape for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    reading = best_reading(state, [OWN], own)
+    if history.network is None or len(history.steps) > 1 or _same_names(own, reading):
+        fit = fitted(network, own, reading.named)
+        fill(network, fit.state, path)
+        return reading, fit
+    dtype = next(network.parameters()).dtype
+    training = training_form(network).to(torch.promote_types(dtype, torch.float32))
+    reading, fit = _into_training_form(training, state, path)
+    fit.left = [key for key in fit.left if key in own]
+    kept = {key: network.state_dict()[key] for key in fit.left}
+    fill(network, {**collapse(training).state_dict(), **kept}, path)
+    return reading, fit
 
 
-def _read(source: str | Path | Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Tensors by name, without wrappers; those of a collapsed file of ours by the names between the forms."""
-    if isinstance(source, Mapping):
-        return bare(unwrapped_state(source, Path("the state dict")))
-    path = Path(source)
-    if path.suffix == ".safetensors" and (manifest := read_manifest(path)) and is_collapsed(manifest.history):
-        history = history_of(network)
-        training = training_form(history) if is_collapsed(history) else network
-        if manifest.history.network == history.network:
-            return merged(load(path), training)
-    return bare(read_weights(path))
+def _same_names(shapes: Mapping[str, torch.Size], reading: Reading) -> bool:
+    """Whether a state has the network's own names, its ends apart."""
+    different = (key for key in shapes.keys() ^ reading.named.keys() if not key.endswith("num_batches_tracked"))
+    return reading.hits > 0 and all(key.startswith(ENDS) or is_foreign(key) for key in different)
 
 
-def _into_training_form(network: nn.Module, state: dict[str, Tensor], path: Path) -> Loaded:
-    layout, named, unknown = _recognised(network, state, path)
-    parts = split(network, named)
-    was_merged = set(named) - set(network.state_dict()) - set(unknown)
-    fit = _fitted(network, parts | unknown)
+def _into_training_form(network: nn.Module, state: State, path: Path) -> tuple[Reading, Fit]:
+    shapes = shapes_between(network)
+    reading = _recognised(network, state, shapes, path)
+    fit = fitted(network, shapes, reading.named | reading.unknown)
+    fit.merged = bool(fit.state.keys() & shapes.keys() - network.state_dict().keys())
+    fit.state = split(network, fit.state)
     fill(network, fit.state, path)
-    return _told(fit, layout, bool(was_merged & set(named) - set(fit.ignored)), path)
+    return reading, fit
 
 
-def _recognised(
-    network: nn.Module, state: dict[str, Tensor], path: Path
-) -> tuple[Layout, dict[str, Tensor], dict[str, Tensor]]:
-    """The layout that knows most names of a file, the tensors under our names, and those it doesn't know."""
+def _recognised(network: nn.Module, state: State, shapes: Mapping[str, torch.Size], path: Path) -> Reading:
+    """The reading of a state of either form, in anybody's layout."""
     history = history_of(network)
+    layouts = layouts_for(history)
+    reading = best_reading(state, layouts, shapes)
+    names = [key for key in (*reading.named, *reading.unknown) if key in shapes or not is_useless(network, key)]
+    whole = reading.hits == len(names)
+    if history.network is not None and not (reading.hits and (whole or reading.layout is not OWN)):
+        reading = _reading_of_collapsed(network, state) or reading
+    if reading.hits and reading.hits >= FEWEST * len(names):
+        return reading
     block = history.arguments.get("block")
-    known = layouts_of(history.network, block if isinstance(block, str) else None)
-    expected = _expected(network)
-    best: tuple[int, Layout, dict[str, str | None]] | None = None
-    for layout in (OWN, *known):
-        names = {key: renamed(layout.table, key) if layout is not OWN else key for key in state}
-        hits = sum(name in expected for name in names.values())
-        if best is None or hits > best[0]:
-            best = (hits, layout, names)
-    assert best is not None
-    hits, layout, names = best
-    if hits < FEWEST * min(len(state), len(expected)):
-        layouts = ", ".join(["ours", *(layout.name for layout in known)])
-        raise InputError(
-            f"{path} doesn't fit the network: of its {len(state)} names, such as {', '.join(list(state)[:3])}, "
-            f"{hits} are known; known are those of {layouts} for {history.network or type(network).__name__}"
-            + (f" with block={block!r}" if block else "")
-        )
-    ours = {name: state[key] for key, name in names.items() if name is not None}
-    return layout, ours, {key: state[key] for key, name in names.items() if name is None}
+    raise InputError(
+        f"{path} doesn't fit the network: of its {len(state)} names, such as {', '.join(list(state)[:3])}, "
+        f"{reading.hits} are known; known are those of {', '.join(['ours', *(x.name for x in layouts[1:])])} for "
+        f"{history.network or type(network).__name__}" + (f" with block={block!r}" if block else "")
+    )
 
 
-def _expected(network: nn.Module) -> set[str]:
-    """Names of the training form, and of what is merged in a deploy form."""
-    own = set(network.state_dict())
-    paths = [path for path, _ in network.named_modules()]
-    return own | {
-        f"{path}.{name}" for path in paths for name in ("merged.weight", "merged.bias", "conv.bias", "fc.bias")
-    }
+def _reading_of_collapsed(network: nn.Module, state: State) -> Reading | None:
+    """The reading of a state under the names that a network of ours has once it is collapsed."""
+    history = history_of(network)
+    plain = _hollow(history)
+    own = {key: value.shape for key, value in plain.state_dict().items()}
+    reading = best_reading(state, [OWN], own)
+    if not _same_names(own, reading):
+        return None
+    image = next((key for key, shape in own.items() if key.startswith(FIRST) and len(shape) == 4), "")
+    ends = {"num_classes": ("head.fc.weight", 0), "in_channels": (image, 1)}
+    sizes = {name: reading.named[key].shape[axis] for name, (key, axis) in ends.items() if key in reading.named}
+    plain = _hollow(replace(history, arguments={**history.arguments, **sizes}))
+    try:
+        plain.load_state_dict(reading.named, strict=False, assign=True)
+    except RuntimeError:  # other shapes
+        return None
+    return replace(reading, named=_between(plain))
 
 
-def _fitted(network: nn.Module, state: dict[str, Tensor]) -> _Fit:
-    """The state without what the network has no use for, its classifier and stem fitted."""
-    fit = _Fit(dict(state), {k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)})
-    _drop_heads(network, fit)
-    _keep_classifiers(network, fit)
-    if isinstance(network, Network | Features):
-        _fit_stem(network, fit)
-    return fit
+def _hollow(history: History) -> nn.Module:
+    """A network with this history, collapsed, without values."""
+    with torch.device("meta"):
+        return collapse(create(str(history.network), **history.arguments))
 
 
-def _drop_heads(network: nn.Module, fit: _Fit) -> None:
-    """What a backbone, or a network without classes, has no place for; ``deps`` are ResRep's widths."""
-
-    def useless(key: str) -> bool:
-        if key in fit.own:
-            return False
-        if isinstance(network, Features):
-            return key.startswith(HEADS) or key.partition(".")[0] == "stages"
-        return key == "deps" or (
-            isinstance(network, Network) and network.num_classes == 0 and key.startswith("head.fc.")
-        )
-
-    fit.ignored += [key for key in fit.state if useless(key)]
-    for key in fit.ignored:
-        del fit.state[key]
-
-
-def _keep_classifiers(network: nn.Module, fit: _Fit) -> None:
-    """Classifiers for another number of classes, and auxiliary ones that the file lacks, stay as they are."""
-    if not isinstance(network, Network):
-        return
-    lacking = not any(key.startswith("auxiliary.") for key in fit.state)
-    for key, own in fit.own.items():
-        theirs = fit.state.get(key)
-        classifier = key.startswith("head.fc.") or ".classify.fc." in key
-        resized = classifier and theirs is not None and theirs.shape[1:] == own.shape[1:] and len(theirs) != len(own)
-        if resized or (lacking and key.startswith("auxiliary.")):
-            fit.state[key] = own
-            fit.left.append(key)
-
-
-def _fit_stem(network: Network | Features, fit: _Fit) -> None:
-    """The kernels that see the image, for another number of channels: summed to one, or repeated and averaged."""
-    for key in [key for key in fit.own if key.startswith(("stem.", "stages.0.")) and key in fit.state]:
-        own, theirs = fit.own[key], fit.state[key]
-        seen = own.dim() == theirs.dim() == 4 and own.shape[1] == network.in_channels != theirs.shape[1]
-        if not seen or own.shape[0] != theirs.shape[0] or own.shape[2:] != theirs.shape[2:]:
-            continue
-        channels = theirs.shape[1]
-        repeats = -(-network.in_channels // channels)
-        repeated = theirs.double().repeat(1, repeats, 1, 1)[:, : network.in_channels] * channels / network.in_channels
-        fit.state[key] = theirs.double().sum(1, keepdim=True) if network.in_channels == 1 else repeated
-        fit.adapted.append(key)
-
-
-def _told(fit: _Fit, layout: Layout, merged: bool, path: Path) -> Loaded:
+def _told(reading: Reading, fit: Fit, path: Path) -> Loaded:
     if fit.left:
         warnings.warn(
             f"{path}: {', '.join(fit.left)} keep their random values: the file has none of this shape", stacklevel=3
         )
     if fit.adapted:
         warnings.warn(f"{path}: {', '.join(fit.adapted)} were fitted to another number of input channels", stacklevel=3)
-    return Loaded(layout.name, merged, tuple(fit.adapted), tuple(fit.left), tuple(fit.ignored))
+    ignored = (*fit.ignored, *reading.outside)
+    return Loaded(reading.layout.name, fit.merged, tuple(fit.adapted), tuple(fit.left), ignored)
 
 
-def _counted_out(state: Mapping[str, Tensor]) -> list[str]:
-    return [key for key in state if not key.endswith("num_batches_tracked")]
+def _hint(network: nn.Module, state: State) -> str:
+    """What a user could do about a file that doesn't fit, if anything is known."""
+    history = history_of(network)
+    if history.network not in ENTRIES:
+        return ""
+    if widths := _pruned(network, state):
+        return f"; it holds a pruned network: make yours with widths={widths}"
+    looks, is_like = lookalike(history, state), described(history)
+    return f"; it looks like {looks}, and the network is {is_like}" if looks and looks != is_like else ""

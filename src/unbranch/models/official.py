@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from unbranch.blocks import BranchedConv
 from unbranch.collapse.shadow import unwrapped
 from unbranch.errors import InputError
 from unbranch.history import History, history_of
 from unbranch.models.forms import merged, separated, split
 from unbranch.models.keys import Layout, layouts_of, renamed
 from unbranch.models.names import create
+from unbranch.models.network import Network
 
 
 def to_official(model: nn.Module, layout: str | None = None) -> dict[str, Tensor]:
@@ -37,7 +39,7 @@ def to_official(model: nn.Module, layout: str | None = None) -> dict[str, Tensor
     _require_name(history)
     chosen = _chosen(history, layout)
     with torch.no_grad():
-        state = _deployed(network, history, chosen) if is_collapsed(history) else dict(network.state_dict())
+        state = _deployed(network, chosen) if is_collapsed(history) else dict(network.state_dict())
     return written({key: value.detach() for key, value in state.items()}, chosen)
 
 
@@ -46,11 +48,18 @@ def is_collapsed(history: History) -> bool:
     return bool(history.steps) and history.steps[-1].get("kind") == "collapse"
 
 
-def training_form(history: History) -> nn.Module:
-    """The network before it was collapsed, with random weights; raises InputError if nothing tells how to make it."""
+def training_form(network: nn.Module) -> nn.Module:
+    """The network before it was collapsed, with random weights and as many classes as it has now.
+
+    Raises InputError if nothing tells how to make it.
+    """
+    history = history_of(network)
     _require_name(history)
     assert history.network is not None
-    return create(history.network, **history.arguments).eval()
+    training = create(history.network, **history.arguments).eval()
+    if isinstance(network, Network) and isinstance(training, Network) and training.num_classes != network.num_classes:
+        training.reset_classifier(network.num_classes)
+    return training
 
 
 def _require_name(history: History) -> None:
@@ -77,16 +86,25 @@ def written(state: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     return {str(named[key]): value for key, value in state.items()}
 
 
-def _deployed(network: nn.Module, history: History, layout: Layout) -> dict[str, Tensor]:
+def _deployed(network: nn.Module, layout: Layout) -> dict[str, Tensor]:
     with torch.device("meta"):
-        training = training_form(history)
+        training = training_form(network)
     state = merged(network, training)
     if not layout.fuses_units:
         state = separated(training, state)
-    if not any("merged." in ours for _, ours in layout.table) and any(".merged." in key for key in state):
-        state = split(training_form(history), state)
+    if not layout.fuses_lone:
+        state = _with_lone_branches(network, training, state)
     like = next(p for p in network.parameters() if p.is_floating_point())
     return {key: value.to(like.dtype) if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _with_lone_branches(network: nn.Module, training: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state in which blocks of one branch aren't merged."""
+    blocks = [(path, m) for path, m in training.named_modules() if isinstance(m, BranchedConv)]
+    lone = {f"{path}.merged" for path, block in blocks if len(block.branch_names) == 1}
+    parts = {key: value for key, value in state.items() if key.rpartition(".")[0] in lone}
+    kept = {key: value for key, value in state.items() if key not in parts}
+    return kept | split(training_form(network), parts) if parts else state
 
 
 def _chosen(history: History, name: str | None) -> Layout:

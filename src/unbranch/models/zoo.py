@@ -12,7 +12,7 @@ from torch import nn
 from unbranch.errors import InputError
 from unbranch.extras import library
 from unbranch.models.checkpoints import HDF5, PICKLED
-from unbranch.models.load import load_checkpoint
+from unbranch.models.load import load_checkpoint, widths_in
 from unbranch.models.names import create
 from unbranch.models.registry import ENTRIES, resolve
 from unbranch.models.units import Block
@@ -42,7 +42,8 @@ def create_model(
         block: what stands for the convolutions of a plain network: ``"acb"``, ``"dbb"``, ``"repvgg"``, … or anything
             with nn.Conv2d's signature; ``"compactor"`` puts compactors behind the layers that ResRep prunes.
         pretrained: ``"timm"`` for timm's weights of the same network, an id on the Hugging Face hub (``owner/name``),
-            or a file; ``True`` for what the network's own library has, which for ours is ``"timm"``.
+            or a file; ``True`` for what the network's own library has, which for ours is ``"timm"``. For weights of a
+            pruned network it is made as narrow as they are.
         options: ``features_only=True`` for a backbone with ``out_indices``, ``drop_rate``, ``drop_path_rate``,
             ``block_options`` for the block, ``widths`` of a pruned network, and what else the family takes.
 
@@ -58,13 +59,15 @@ def create_model(
     known = resolve(name) if isinstance(name, str) else None
     if known is None:
         return _foreign(str(name), num_classes, in_channels, block, pretrained, options)
-    entry = ENTRIES.get(known)
     given: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    given |= {"in_channels": in_channels} if in_channels != 3 or entry is None else {}
+    given |= {"in_channels": in_channels} if in_channels != 3 else {}
     given |= {} if block is None else {"block": block}
     network = create(known, **given, **options)
     if pretrained not in (None, False):
-        load_checkpoint(network, _weights(known, None if entry is None else entry.timm, pretrained))
+        weights = _weights(known, ENTRIES[known].timm, pretrained)
+        if options.get("widths") is None and (widths := widths_in(network, weights)):
+            network = create(known, **given, **{**options, "widths": widths})
+        load_checkpoint(network, weights)
     return network
 
 

@@ -20,6 +20,7 @@ from unbranch.models.vgg import VARIANTS as STACKS
 from unbranch.models.vgg import Conv
 
 Block: TypeAlias = str | None
+DEEPEST_WIDE = 6  # blocks of a stage in a wide ResNet of 40 layers
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Layout:
         name: of the code base.
         table: its names and ours.
         fuses_units: whether its deploy form has the norms of plain units fused, too, and not only its blocks.
+        fuses_lone: whether a block of one branch is merged there, too.
     """
 
     name: str
     table: Table
     fuses_units: bool = False
+    fuses_lone: bool = True
 
 
 # --- units of convolution, norm and ReLU
@@ -102,9 +105,10 @@ def _wide_acnet(block: Block) -> Table:
         names = (("proj", "shortcut"), ("conv1", "conv1"), ("conv2", "conv2"))
         return _chained(under(f"{at}.{theirs}", f"{ours}.{mine}", unit) for theirs, mine in names)
 
+    pairs = (pair(s, i) for s in range(3) for i in range(DEEPEST_WIDE))
     return (
         *under("conv1", "stem.conv", (*blocks, *same("weight"))),
-        *_chained(pair(s, i) for s in range(3) for i in range(2)),
+        *_chained(pairs),
         ("last_bn.", "head.norm."),
         ("linear.", "head.fc."),
     )
@@ -265,11 +269,6 @@ def _replknet(block: Block) -> Table:  # noqa: ARG001
     return (*same("stem."), *_chained(blocks), *downs, *ends)
 
 
-def _repghostnet_unfused(block: Block) -> Table:
-    """Without a name for merged kernels, which the published conversion doesn't make where nothing is beside them."""
-    return tuple(row for row in _repghostnet(block) if "merged" not in row[1])
-
-
 def _repghostnet(block: Block) -> Table:  # noqa: ARG001
     last: Table = (("blocks.9.0.conv.", "stages.9.0.conv."), ("blocks.9.0.bn1.", "stages.9.0.bn."))
     return (
@@ -293,6 +292,7 @@ class _Offer:
     make: Callable[[Block], Table]
     blocks: tuple[Block, ...]
     fuses_units: bool = False
+    fuses_lone: bool = True
 
 
 def _acnet(make: Callable[[Block], Table], *, pruned: bool = True) -> tuple[_Offer, ...]:
@@ -318,10 +318,6 @@ _OFFERS: dict[str, tuple[_Offer, ...]] = {
     "vgg16_cifar": _acnet(_vgg_acnet),
     "cifar_quick": _acnet(_quick_acnet, pruned=False),
     "alexnet": (_dbb(_alexnet_dbb),),
-    "repghostnet_050_none": (
-        _Offer("repghost", _repghostnet_unfused, (None,)),
-        _Offer("repghost-deploy", _repghostnet, (None,)),
-    ),
     "repvggplus_l2pse": (_Offer("repvgg", _repvggplus, (None, "repvgg")),),
 }
 _FAMILIES: dict[str, tuple[_Offer, ...]] = {
@@ -329,8 +325,15 @@ _FAMILIES: dict[str, tuple[_Offer, ...]] = {
     "qarepvgg_": (_Offer("qarepvgg", _qarepvgg, (None, "qarepvgg")),),
     "mobileone_": (_Offer("mobileone", _mobileone, (None,)), _Offer("timm", _mobileone_timm, (None,))),
     "repmlpnet_": (_Offer("repmlp", _repmlpnet, (None,)),),
-    "replknet_": (_Offer("replknet", _replknet, (None,)),),
-    "repghostnet_": (_Offer("repghost", _repghostnet, (None,)), _Offer("timm", _repghostnet, (None,))),
+    "replknet_": (
+        _Offer("replknet", _replknet, (None,)),
+        _Offer("replknet-deep-fused", _replknet, (None,), fuses_units=True),
+    ),
+    "repghostnet_": (
+        _Offer("repghost", _repghostnet, (None,), fuses_lone=False),
+        _Offer("repghost-deploy", _repghostnet, (None,)),  # as constructed for deployment, not converted
+        _Offer("timm", _repghostnet, (None,), fuses_lone=False),
+    ),
 }
 
 
@@ -342,4 +345,4 @@ def layouts_of(network: str | None, block: Block = None) -> tuple[Layout, ...]:
     )
     # Where several code bases train it, that of the block's authors comes first.
     ordered = sorted(offers, key=lambda offer: offer.name != block and (offer.name, block) != ("resrep", "compactor"))
-    return tuple(Layout(o.name, o.make(block), o.fuses_units) for o in ordered if block in o.blocks)
+    return tuple(Layout(o.name, o.make(block), o.fuses_units, o.fuses_lone) for o in ordered if block in o.blocks)
