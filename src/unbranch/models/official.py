@@ -38,6 +38,8 @@ def to_official(model: nn.Module, layout: str | None = None) -> dict[str, Tensor
     history = history_of(network)
     _require_name(history)
     chosen = _chosen(history, layout)
+    if is_collapsed(history) and not chosen.has_deploy:
+        raise InputError(f"the layout {chosen.name!r} is for the training form: take the network before collapsing it")
     with torch.no_grad():
         state = _deployed(network, chosen) if is_collapsed(history) else dict(network.state_dict())
     return written({key: value.detach() for key, value in state.items()}, chosen)
@@ -83,7 +85,7 @@ def written(state: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     missing = [key for key, name in named.items() if name is None]
     if missing:
         raise InputError(f"the layout {layout.name!r} has no name for {', '.join(missing[:4])}")
-    return {str(named[key]): value for key, value in state.items()}
+    return {str(named[key]): layout.theirs(key, value) for key, value in state.items()}
 
 
 def _deployed(network: nn.Module, layout: Layout) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 def _reading(state: Mapping[str, Tensor], prefix: str, layout: Layout, known: Container[str]) -> Reading:
     names = {key: _ours(layout, key.removeprefix(prefix)) for key in state if key.startswith(prefix)}
-    named = {name: state[key] for key, name in names.items() if name is not None}
+    named = {name: layout.ours(name, state[key]) for key, name in names.items() if name is not None}
     unknown = {key.removeprefix(prefix): state[key] for key, name in names.items() if name is None}
     outside = tuple(key for key in state if key not in names)
     return Reading(layout, named, unknown, outside, sum(name in known for name in named))

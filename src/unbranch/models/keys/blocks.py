@@ -82,6 +82,17 @@ DILATED: Table = (
     ("dil_conv_k*.", "small_*.conv."),
     ("dil_bn_k*.", "small_*.bn."),
 )
+UNIREPLKNET_BLOCK: Table = (
+    *under("dwconv", "depthwise", DILATED),
+    ("dwconv.", "depthwise."),  # a small kernel, which has no branches
+    ("norm.", "norm."),
+    ("se.", "se."),
+    ("pwconv1.1.", "pw1."),
+    ("act.1.", "grn."),
+    ("pwconv2.0.", "pw2.conv."),
+    ("pwconv2.2.", "pw2.bn."),
+    ("gamma", "gamma"),
+)
 
 OFFICIAL_KEYS: dict[str, Table] = {
     "ACBlock": ACB,

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import chain
 from typing import TypeAlias
 
-from unbranch.models.keys.blocks import ACB, DBB, MOBILEONE, MOBILEONE_TIMM, OFFICIAL_KEYS, QAREPVGG
+from torch import Tensor
+
+from unbranch.models.keys.blocks import ACB, DBB, MOBILEONE, MOBILEONE_TIMM, OFFICIAL_KEYS, QAREPVGG, UNIREPLKNET_BLOCK
 from unbranch.models.keys.tables import Table, same, under
 from unbranch.models.mobilenet import STAGES as MOBILENET
 from unbranch.models.replknet import DEPTHS as REPLK_DEPTHS
@@ -32,12 +35,29 @@ class Layout:
         table: its names and ours.
         fuses_units: whether its deploy form has the norms of plain units fused, too, and not only its blocks.
         fuses_lone: whether a block of one branch is merged there, too.
+        rows: patterns of our names of tensors whose channels are there on the last axis: matrices ``(O, I)`` for
+            ``(O, I, 1, 1)``, and ``(1, 1, 1, C)`` for ``(1, C, 1, 1)``.
+        has_deploy: whether names of its deploy form are known.
     """
 
     name: str
     table: Table
     fuses_units: bool = False
     fuses_lone: bool = True
+    rows: tuple[str, ...] = ()
+    has_deploy: bool = True
+
+    def ours(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor as we have it under our name."""
+        if not any(fnmatchcase(name, pattern) for pattern in self.rows):
+            return tensor
+        return tensor[..., None, None] if tensor.dim() == 2 else tensor.movedim(-1, 1)
+
+    def theirs(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor as they have it, given under our name; the inverse of ``ours``."""
+        if not any(fnmatchcase(name, pattern) for pattern in self.rows):
+            return tensor
+        return tensor[..., 0, 0] if name.endswith(".weight") else tensor.movedim(1, -1)
 
 
 # --- units of convolution, norm and ReLU
@@ -241,6 +261,12 @@ def _repvgg(block: Block) -> Table:  # noqa: ARG001
     return _staged(OFFICIAL_KEYS["RepVGGBlock"])
 
 
+def _unireplknet(block: Block) -> Table:  # noqa: ARG001
+    downs = tuple((f"downsample_layers.{s}.*.", f"stages.{s}.down.*.") for s in (1, 2, 3))
+    blocks = under("stages.*.*", "stages.*.*", UNIREPLKNET_BLOCK)
+    return (("downsample_layers.0.*.", "stem.*."), *downs, *blocks, ("norm.", "head.norm."), ("head.", "head.fc."))
+
+
 def _repvggplus(block: Block) -> Table:  # noqa: ARG001
     names = OFFICIAL_KEYS["RepVGGplusBlock"]
     places = ("stage1", "stage2", "stage3_first", "stage3_second", "stage4")
@@ -293,6 +319,12 @@ class _Offer:
     blocks: tuple[Block, ...]
     fuses_units: bool = False
     fuses_lone: bool = True
+    rows: tuple[str, ...] = ()
+    has_deploy: bool = True
+
+    def layout(self, block: Block) -> Layout:
+        """The layout for a network with this block."""
+        return Layout(self.name, self.make(block), self.fuses_units, self.fuses_lone, self.rows, self.has_deploy)
 
 
 def _acnet(make: Callable[[Block], Table], *, pruned: bool = True) -> tuple[_Offer, ...]:
@@ -324,6 +356,15 @@ _FAMILIES: dict[str, tuple[_Offer, ...]] = {
     "repvgg_": (_Offer("repvgg", _repvgg, (None, "repvgg")), _Offer("timm", _repvgg_timm, (None, "repvgg"))),
     "qarepvgg_": (_Offer("qarepvgg", _qarepvgg, (None, "qarepvgg")),),
     "mobileone_": (_Offer("mobileone", _mobileone, (None,)), _Offer("timm", _mobileone_timm, (None,))),
+    "unireplknet_": (
+        _Offer(
+            "unireplknet",
+            _unireplknet,
+            (None,),
+            rows=("*.pw?.weight", "*.pw2.conv.weight", "*.grn.*"),
+            has_deploy=False,
+        ),
+    ),
     "repmlpnet_": (_Offer("repmlp", _repmlpnet, (None,)),),
     "replknet_": (
         _Offer("replknet", _replknet, (None,)),
@@ -345,4 +386,4 @@ def layouts_of(network: str | None, block: Block = None) -> tuple[Layout, ...]:
     )
     # Where several code bases train it, that of the block's authors comes first.
     ordered = sorted(offers, key=lambda offer: offer.name != block and (offer.name, block) != ("resrep", "compactor"))
-    return tuple(Layout(o.name, o.make(block), o.fuses_units, o.fuses_lone) for o in ordered if block in o.blocks)
+    return tuple(offer.layout(block) for offer in ordered if block in offer.blocks)
