@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import unbranch as ub
-from tests.models.zoo_rows import CLASSES, HOSTS, ROWS, Row, collapsed, norms_of, offered, tensor_of, trained
+from tests.models.zoo_rows import HOSTS, KINDS, ROWS, Row, collapsed, norms_of, offered, tensor_of, trained
 from tests.networks import randomised
 from unbranch.errors import InputError
 from unbranch.history import history_of
 
 every_family = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
-some_families = pytest.mark.parametrize("row", CLASSES.values(), ids=CLASSES.keys())
+some_families = pytest.mark.parametrize("row", KINDS.values(), ids=KINDS.keys())
 
 
 @every_family
@@ -94,7 +94,7 @@ def test_classifiers_and_backbones_come_back_from_their_files(row: Row, collapse
 
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "single": ("resnet18", {"block": "dbb", "block_options": {"init": "single"}}),
+    "single": ("cifar_quick", {"block": "dbb", "block_options": {"init": "single"}}),
     "third": ("cifar_quick", {"block": "acb", "block_options": {"init": 1 / 3}, "num_classes": 0}),
     "tuples": ("resnet56_cifar", {"block": "dilated", "block_options": {"branches": ((1, 1),)}, "in_channels": 1}),
     "compactors": ("vgg16_cifar", {"block": "compactor"}),

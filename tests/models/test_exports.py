@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.zoo_rows import CLASSES, ROWS, Row, collapsed, trained
+from tests.models.zoo_rows import KINDS, ROWS, Row, collapsed, trained
 from unbranch.deploy import export_onnx
 
 FORMS = {"training": trained, "collapsed": collapsed}
@@ -18,7 +18,7 @@ FORMS = {"training": trained, "collapsed": collapsed}
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    [*((name, "collapsed") for name in CLASSES), ("repvggplus_l2pse", "training"), ("resnet18", "training")],
+    [*((name, "collapsed") for name in KINDS), ("repvggplus_l2pse", "training"), ("resnet18", "training")],
 )
 @torch.no_grad()
 def test_exported_program_takes_any_batch(name: str, form: str) -> None:

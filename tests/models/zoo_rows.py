@@ -132,9 +132,8 @@ ROWS = {
 }  # fmt: skip
 HOSTS = {name: row for name, row in ROWS.items() if row.host}
 DROPPING = {name: row for name, row in ROWS.items() if row.shortcuts}
-CLASSES = {  # of networks on which every other test is too much
-    name: ROWS[name] for name in ("repvggplus_l2pse", "repmlpnet_t224", "replknet_31b", "repghostnet_050")
-} | {name: ROWS[name] for name in ("resnet18", "wrn_16_8", "cifar_quick")}
+NAMES = ("repvggplus_l2pse", "repmlpnet_t224", "replknet_31b", "resnet18", "wrn_16_8", "cifar_quick")
+KINDS = {name: ROWS[name] for name in NAMES}  # one of each kind, for what takes long
 
 
 @contextmanager
