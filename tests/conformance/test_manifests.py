@@ -5,7 +5,7 @@ Reads every manifest under the folder; everything runs on the meta device.
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,27 +14,34 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import unbranch as ub
-from tests.conformance.networks import Network, manifests, network_of, shapes_in
+from tests.conformance.networks import FORMS, Network, json_in, manifests, narrowed, network_of, shapes_in
 from tests.conformance.official import FOLDER
 from unbranch.models.keys import layouts_of, renamed
 from unbranch.models.official import to_official
+from unbranch.models.registry import ENTRIES
 
-pytestmark = pytest.mark.skipif(not manifests(), reason=f"no manifests in {FOLDER}: set UNBRANCH_OFFICIAL")
+needs_manifests = pytest.mark.skipif(not manifests(), reason=f"no manifests in {FOLDER}: set UNBRANCH_OFFICIAL")
 
 
 def with_form(*forms: str) -> pytest.MarkDecorator:
     """Only those manifests that have one of these forms with parameters."""
-    paths = [p for p in manifests().values() if any(json.loads(p.read_text()).get(form) for form in forms)]
-    return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
+    found = {name: path for name, path in manifests().items() if any(json_in(path).get(form) for form in forms)}
+    return pytest.mark.parametrize("path", [pytest.param(path, id=name) for name, path in found.items()])
 
 
 def opened(path: Any, base: bool = False) -> tuple[dict[str, Any], Network]:
-    manifest = json.loads(path.read_text())
-    network = network_of(manifest["model"], shapes_in(manifest, "train") or shapes_in(manifest, "deploy"))
+    manifest = json_in(path)
+    forms = [shapes for form in FORMS if (shapes := shapes_in(manifest, form))]
+    network = narrowed(network_of(manifest["model"], forms[0]), forms[0])
     if base:
         options = {key: value for key, value in network.options.items() if key != "block"}
-        network = Network(network.name, options, network.layout, network.features)
+        network = replace(network, options=options)
     return manifest, network
+
+
+def input_of(manifest: dict[str, Any], network: Network) -> list[int]:
+    """Channels, height and width; the network's own where the manifest doesn't say."""
+    return list(manifest.get("input") or ENTRIES[network.name].input_size)
 
 
 def made(network: Network, in_channels: int = 3) -> nn.Module:
@@ -70,51 +77,58 @@ def macs(run: Any, size: list[int]) -> int:
 
 
 def published_macs(manifest: dict[str, Any], form: str) -> dict[int, int]:
-    """By the side of the image; under the plain name at the manifest's own input."""
+    """By the side of the image, 0 for that of the manifest's own input."""
     prefix, found = f"macs_{form}", {}
     for key, value in manifest.items():
         if key == prefix:
-            found[manifest["input"][-1]] = value
+            found[0] = value
         elif key.startswith(f"{prefix}_") and key.removeprefix(f"{prefix}_").isdigit():
             found[int(key.removeprefix(f"{prefix}_"))] = value
     return found
 
 
+def assert_counts(ours: nn.Module, network: Network, manifest: dict[str, Any], form: str) -> None:
+    """Parameters and multiply-accumulates, as far as they are given."""
+    size = input_of(manifest, network)
+    assert count(ours) == manifest.get(f"params_{form}", count(ours))
+    for side, published in published_macs(manifest, form).items():
+        assert macs(network.run(ours), [size[0], side, side] if side else size) == published
+
+
+@needs_manifests
 @with_form("train")
 def test_training_form_has_the_published_parameters_and_cost(path: Any) -> None:
     manifest, network = opened(path)
-    ours = made(network, manifest["input"][0])
+    ours = made(network, input_of(manifest, network)[0])
     assert_same(shapes(to_official(ours, network.layout)), shapes_in(manifest, "train"))
-    assert count(ours) == manifest["params_train"]
-    for side, published in published_macs(manifest, "train").items():
-        assert macs(network.run(ours), [manifest["input"][0], side, side]) == published
+    assert_counts(ours, network, manifest, "train")
 
 
+@needs_manifests
 @with_form("base")
 def test_plain_form_has_the_published_parameters_and_cost(path: Any) -> None:
     manifest, network = opened(path, base=True)
-    ours = made(network, manifest["input"][0])
+    ours = made(network, input_of(manifest, network)[0])
     assert_same(shapes(to_official(ours, network.layout)), shapes_in(manifest, "base"))
-    assert count(ours) == manifest["params_base"]
-    assert macs(ours, manifest["input"]) == manifest["macs_base"]
+    assert_counts(ours, network, manifest, "base")
 
 
+@needs_manifests
 @with_form("deploy")
 def test_collapsed_form_has_the_published_parameters_and_cost(path: Any) -> None:
     """Kernels and cost are equal; norms that the published conversion leaves may be merged, too."""
     manifest, network = opened(path)
-    if not manifest.get("train"):
-        pytest.skip("a deploy form alone: see the test of loading it")
-    plain = ub.collapse(made(network, manifest["input"][0]))
+    plain = ub.collapse(made(network, input_of(manifest, network)[0]))
     deploy = shapes_in(manifest, "deploy")
     assert_same(shapes(to_official(plain, network.layout)), deploy)
-    assert count(plain) <= manifest["params_deploy"]
+    assert count(plain) <= manifest.get("params_deploy", count(plain))
     assert kernels(plain) == sum(torch.Size(shape).numel() for shape in deploy.values() if len(shape) > 1)
     assert not len(getattr(plain, "auxiliary", ()))
-    for side, published in published_macs(manifest, "deploy").items():
-        assert macs(network.run(plain), [manifest["input"][0], side, side]) == published
+    less = {key: value for key, value in manifest.items() if key != "params_deploy"}
+    assert_counts(plain, network, less, "deploy")
 
 
+@needs_manifests
 @with_form("deploy")
 def test_every_name_of_the_deploy_form_is_known(path: Any) -> None:
     manifest, network = opened(path)
@@ -122,6 +136,47 @@ def test_every_name_of_the_deploy_form_is_known(path: Any) -> None:
     tables = [layout.table for layout in layouts]
     deploy = shapes_in(manifest, "deploy")
     assert any(all(renamed(table, key) is not None for key in deploy) for table in tables)
+
+
+PRUNED = "pruned_deps_from_official_log"
+
+
+@pytest.mark.parametrize("name", [name for name, path in manifests().items() if PRUNED in json_in(path)])
+def test_network_of_pruned_widths_has_the_published_parameters_and_cost(name: str) -> None:
+    manifest, network = opened(manifests()[name], base=True)
+    pruned = ub.collapse(made(replace(network, options={**network.options, "widths": manifest[PRUNED]})))
+    assert count(pruned) == manifest["params_pruned_log"]
+    assert macs(pruned, manifest["input"]) == manifest["macs_pruned_log"]
+
+
+OTHERS = [
+    ("ACNet-src20", 100, "stage3.block2.conv2.ver_conv.weight", (64, 64, 3, 1)),
+    ("ACNet-srh32", 100, "stage3.block4.conv1.acb.square_conv.weight", (64, 64, 3, 3)),
+    ("ACNet-vh", 100, "stem.conv13.acb.hor_bn.weight", (512,)),
+    ("ACNet-cfqkbnh", 100, "conv3.acb.ver_conv.weight", (64, 32, 5, 1)),
+    ("ACNet-wrnh28plain", 100, "stage2.block4.conv2.acb.square_conv.weight", (256, 256, 3, 3)),
+    ("ResRep-sres101", 1000, "stage3.block22.conv2.compactor.pwc.weight", (256, 256, 1, 1)),
+    ("DBBNet-ResNet-34-DBB", 10, "stage4.2.conv2.dbb_avg.bn.bn.weight", (512,)),
+    ("DBBNet-ResNet-18-base", 7, "stage4.1.conv2.bn.weight", (512,)),
+    ("RepVGG-B1g8", 1000, "stage1.1.rbr_dense.conv.weight", (128, 16, 3, 3)),
+    ("RepVGG-D2", 1000, "stage1.0.rbr_1x1.bn.weight", (160,)),
+    ("RepMLPNet-T320", 10, "stages.3.0.repmlp_block.fc3.weight", (12800, 100, 1, 1)),
+    ("RepLKNet-25L", 10, "stages.3.blocks.0.large_kernel.lkb_origin.conv.weight", (1536, 1, 25, 25)),
+    ("RepLKNet-31L-backbone-norm", 0, "stages.3.norm.weight", (1536,)),
+    ("repghostnet_repid_1_0x", 1000, "blocks.0.0.ghost1.cheap_operation.0.weight", (8, 1, 3, 3)),
+    ("repghostnet_wo_0_8x", 1000, "blocks.8.3.ghost2.fusion_bn.0.weight", (128,)),
+    ("repghostnet_0_65x", 1000, "conv_stem.weight", (12, 3, 3, 3)),
+]
+
+
+@pytest.mark.parametrize(("model", "classes", "key", "shape"), OTHERS)
+def test_other_networks_of_the_seven_systems_can_be_described(
+    model: str, classes: int, key: str, shape: tuple[int, ...]
+) -> None:
+    network = network_of(model, {"linear.weight": (classes, 1)})
+    found = shapes(to_official(made(network), network.layout))
+    assert found[key] == shape
+    assert classes in [shape[0] for name, shape in found.items() if len(shape) == 2] or not classes
 
 
 def test_unknown_network_is_told() -> None:

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import unbranch as ub
-from tests.conformance.networks import Network, filled, manifests, network_of, recipe, shapes_in
+from tests.conformance.networks import Network, filled, json_in, manifests, metadata_of, network_of, recipe, shapes_in
 from tests.conformance.official import FOLDER
+from unbranch.models.forms import is_pair, merged
 from unbranch.models.load import load_checkpoint
 from unbranch.models.official import to_official
 
@@ -27,9 +28,8 @@ def files() -> dict[str, Path]:
     """The file that has the logits of a network, by the network."""
     found = {}
     for path in sorted(FOLDER.rglob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for model in json.loads((file.metadata() or {}).get("models", "{}")):
-                found[model] = path
+        for model in json.loads(metadata_of(path).get("models", "{}")):
+            found[model] = path
     return found
 
 
@@ -47,12 +47,12 @@ def described(model: str) -> Network:
     path = manifests().get(model)
     logits, _ = published(model)
     classes = {"linear.weight": (next(iter(logits.values())).shape[-1], 1)}
-    return network_of(model, shapes_in(json.loads(path.read_text()), "train") if path else classes)
+    return network_of(model, shapes_in(json_in(path), "train") if path else classes)
 
 
-def loaded(network: Network, layout: str | None) -> nn.Module:
+def loaded(network: Network, layout: str | None, **options: Any) -> nn.Module:
     """With the recipe's weights, which come under the published names."""
-    ours = network.make().double()
+    ours = network.make(**options).double()
     names = {key: tuple(value.shape) for key, value in to_official(ours, layout).items()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -74,7 +74,7 @@ def test_logits_equal_the_published_ones(model: str) -> None:
     """In training form, collapsed, and loaded again from the deploy form under published names."""
     network, (logits, facts) = described(model), published(model)
     x = torch.from_numpy(recipe().make_input(tuple(facts["input_shape"])))
-    ours = loaded(network, network.layout)
+    ours = loaded(network, network.layout, in_channels=x.shape[1])
     outputs = network.run(ours)(x)
     trained = outputs["main"] if isinstance(outputs, dict) else outputs
     for form, theirs in logits.items():
@@ -88,7 +88,7 @@ def test_logits_equal_the_published_ones(model: str) -> None:
     assert_close(collapsed, trained, "collapsed form")
     if "deploy_form" in logits:
         assert_close(collapsed, logits["deploy_form"], "deploy_form")
-    again = network.make().double()
+    again = network.make(in_channels=x.shape[1]).double()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # auxiliary classifiers aren't in a deploy form
         load_checkpoint(again, to_official(plain, network.layout))
@@ -109,6 +109,46 @@ def test_plain_networks_give_the_published_logits(model: str) -> None:
     options = {key: value for key, value in network.options.items() if key != "block"}
     x = torch.from_numpy(recipe().make_input(tuple(facts["input_shape"])))
     assert_close(loaded(Network(network.name, options), network.layout)(x), logits["base_form"], "base_form")
+
+
+def pruned(network: nn.Module) -> tuple[dict[str, Tensor], list[int]]:
+    """The weights of a network with compactors without the channels whose rows are zero, and the widths left.
+
+    What such a channel is constant at behind a depthwise convolution goes into the next biases, which is exact.
+    """
+    state = merged(ub.collapse(network), network)
+    left, constant, widths = None, torch.zeros(0), []  # of the channels that come in; None for all
+    for path in (path for path, module in network.named_modules() if is_pair(module)):
+        weight, bias = state[f"{path}.conv.weight"], state[f"{path}.conv.bias"]
+        if left is not None and weight.shape[1] == 1:
+            rows, constant = left, bias.relu()
+        else:
+            if left is not None:
+                bias = bias + weight[:, ~left].sum((2, 3)) @ constant[~left]
+                weight = weight[:, left]
+            rows = weight.flatten(1).norm(dim=1) + bias.abs() > 1e-5
+            constant = torch.zeros_like(bias)
+        state[f"{path}.conv.weight"], state[f"{path}.conv.bias"] = weight[rows], bias[rows]
+        widths.append(int(rows.sum()))
+        left = None if rows.all() else rows
+    key = next(key for key, value in state.items() if key.startswith("head.") and value.dim() == 2)
+    state[key] = state[key] if left is None else state[key][:, left]
+    return state, widths
+
+
+@needs_files
+@pytest.mark.parametrize("model", [model for model in files() if "pruned_deps" in published(model)[1]])
+@torch.no_grad()
+def test_pruned_networks_give_the_published_logits(model: str) -> None:
+    """In the widths of the published deploy form; where that is inexact, the logits of the training form."""
+    network, (logits, facts) = described(model), published(model)
+    state, widths = pruned(loaded(network, network.layout))
+    assert widths == facts["pruned_deps"]
+    narrow = network.make(widths=widths).double()
+    load_checkpoint(narrow, state)
+    outputs = narrow(torch.from_numpy(recipe().make_input(tuple(facts["input_shape"]))))
+    for form in {"train_form", "deploy_form"} & logits.keys():
+        assert_close(outputs, logits[form], form)
 
 
 @needs_files
