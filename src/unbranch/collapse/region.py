@@ -277,9 +277,11 @@ class Region:
         if weight.dim() == 2:
             return weight.shape[1], 0, True
         groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
+        if not isinstance(groups, int):
+            return None
         transposed = "transpose" in getattr(node.target, "__name__", "")
         channels = weight.shape[0] if transposed else weight.shape[1] * groups
-        return (channels, weight.dim() - 2, False) if isinstance(groups, int) else None
+        return channels, weight.dim() - 2, False
 
 
 _PASS = Rule(lambda _module, x, *args, **kwargs: x, "view")  # noqa: ARG005

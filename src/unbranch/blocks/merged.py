@@ -1,0 +1,298 @@
+"""Branches merged while they train: outputs, gradients and running statistics stay, convolutions and memory go.
+
+    BN(1×1 * x) + BN(x)                 (a·W + diag(a')) * x + b          one pointwise convolution, no norm
+    BN(AVG(BNᵖ(1×1 * x)))               BN((a·W) * AVG(x) + border)       the average of x, then the 1×1
+    BN(K×K * BNᵖ(1×1 * x))              BN((K ∘ a·W) * x + border)        one K×K convolution
+
+a and b are known before anything is convolved (see ``moments``). ``border`` is what the constants that BNᵖ adds, b
+inside and its value of zero around, become behind the average or the kernel: one map for all images.
+
+A branch that isn't of this kind runs as it stands, and so does one where merging wouldn't pay, on maps with few
+positions, or couldn't be seen from outside: with hooks, with norms that don't use the statistics of the batch or that
+share them with other processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import reduce
+from math import prod
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unbranch.blocks.layers import BorderBatchNorm, IdentityConv
+from unbranch.blocks.moments import FUNCTIONS, Moments, moments, norm_behind, per_channel, windows
+from unbranch.blocks.parts import CONVS, NORMS, PADS, POOLS, DilatedAvgPool, Ints, pairs
+
+_ENOUGH_POSITIONS = 8  # in a batch for each channel of a group: below, the covariance costs more than it saves
+_ENOUGH_FOR_KERNELS = 4  # for each number that an output channel of the merged kernel has
+
+
+def merged_sum(branches: Iterable[nn.Module], x: Tensor, groups: int) -> Tensor:
+    """``Σ branch(x)`` of branches in training, ``(B, C_in, *size)`` to ``(B, C_out, *size')``."""
+    views = _Views(x, groups)
+    points: list[_Point] = []
+    outputs: list[Tensor] = []
+    for branch in branches:
+        merged = _merged(branch, views)
+        if isinstance(merged, _Point):
+            points.append(merged)
+        else:
+            outputs.append(branch(x) if merged is None else merged)
+    first, *others = [*outputs, *_pointwise(points, views)]
+    return reduce(Tensor.add_, others[1:], first + others[0]) if others else first
+
+
+# --- the input ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Which positions of the input a pointwise branch reads."""
+
+    low: Ints
+    high: Ints
+    stride: Ints
+
+
+@dataclass(eq=False)
+class _Views:
+    """The input through each window that was asked for, and its moments."""
+
+    x: Tensor
+    groups: int
+    seen: dict[_Window, Tensor] = field(default_factory=dict)
+    known: dict[_Window, Moments] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Input channels of a group."""
+        return self.x.shape[1] // self.groups
+
+    @property
+    def whole(self) -> _Window:
+        ndim = self.x.dim() - 2
+        return _Window((0,) * ndim, (0,) * ndim, (1,) * ndim)
+
+    def at(self, window: _Window) -> Tensor:
+        if window not in self.seen:
+            plain = window == self.whole
+            self.seen[window] = self.x if plain else windows(self.x, window.low, window.high, window.stride)
+        return self.seen[window]
+
+    def count(self, window: _Window) -> int:
+        return self.at(window).numel() // self.x.shape[1]
+
+    def moments(self, window: _Window) -> Moments:
+        if window not in self.known:
+            self.known[window] = moments(self.at(window), self.groups)
+        return self.known[window]
+
+    def pays(self, window: _Window, taps: int = 0) -> bool:
+        """Whether there are positions enough for the covariance, and for a merged kernel of so many taps."""
+        per_channel = max(_ENOUGH_POSITIONS, _ENOUGH_FOR_KERNELS * taps)
+        return self.count(window) >= per_channel * self.width
+
+
+# --- branches ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """``BN(1×1 * x)``, or ``BN(x)`` where there is no convolution."""
+
+    window: _Window
+    conv: nn.Module | None
+    norm: nn.Module
+
+
+def _merged(branch: nn.Module, views: _Views) -> _Point | Tensor | None:
+    """What a branch merges into, or None if it has to run as it stands."""
+    layers = list(branch) if type(branch) is nn.Sequential and not _has_hooks(branch) else []
+    crop = cast(Any, layers.pop(0)).padding if layers and type(layers[0]) in _CROPS else ()
+    kinds = tuple(map(_kind, layers))
+    if kinds in (("norm",), ("conv", "norm")):
+        return _point(layers, crop, views)
+    if kinds == ("pool", "norm") and not (crop and _pads(layers[0])):
+        return _normed(layers[1], _average(views.x, layers[0], crop))
+    if crop:
+        return None
+    if kinds == ("conv", "border", "pool", "norm"):
+        return _average_behind(layers, views)
+    if kinds in (("conv", "border", "conv", "norm"), ("identity", "border", "conv", "norm")):
+        return _kernel_behind(layers, views)
+    return None
+
+
+_CROPS = tuple(PADS["zeros"].values())
+_KINDS: dict[Any, str] = {
+    **dict.fromkeys(CONVS.values(), "conv"), **dict.fromkeys(NORMS.values(), "norm"),
+    **dict.fromkeys(POOLS.values(), "pool"), DilatedAvgPool: "pool", IdentityConv: "identity",
+}  # fmt: skip
+
+
+def _kind(layer: nn.Module) -> str:
+    """The kind of layer that merging knows, or "" for any other."""
+    if _has_hooks(layer):
+        return ""
+    if type(layer) is BorderBatchNorm:
+        return "border" if _kind(layer.bn) == "norm" else ""
+    kind = _KINDS.get(type(layer), "")
+    m = cast(Any, layer)
+    if kind == "norm" and not (m.training and m.track_running_stats and m.momentum is not None):
+        return ""
+    if kind == "conv" and (m.bias is not None or m.padding_mode != "zeros" or isinstance(m.padding, str)):
+        return ""
+    if kind == "pool" and type(m) is not DilatedAvgPool and not _is_mean(m):
+        return ""
+    return kind
+
+
+def _is_mean(pool: Any) -> bool:
+    """Whether a pool is the mean over all taps of its kernel, the border's zeros among them."""
+    sizes = (pool.kernel_size, pool.stride, pool.padding)
+    plain = not pool.ceil_mode and pool.count_include_pad and getattr(pool, "divisor_override", None) is None
+    return plain and all(isinstance(size, tuple) for size in sizes)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
+def _is_pointwise(conv: nn.Module, groups: int) -> bool:
+    c = cast(Any, conv)
+    return prod(c.kernel_size) == 1 and not _pads(c) and c.groups == groups
+
+
+def _pads(layer: nn.Module) -> bool:
+    return any(getattr(layer, "padding", ()))
+
+
+def _steps(conv: nn.Module) -> bool:
+    return any(s != 1 for s in cast(Any, conv).stride)
+
+
+def _point(layers: list[nn.Module], crop: Ints, views: _Views) -> _Point | None:
+    """A norm alone, or behind a pointwise convolution, that reads the input cropped or as it is."""
+    *convs, norm = layers
+    conv = convs[0] if convs else None
+    if any(amount > 0 for amount in crop) or (conv is not None and not _is_pointwise(conv, views.groups)):
+        return None
+    whole, frames = views.whole, pairs(crop)
+    low = tuple(-before for before, _ in frames) or whole.low
+    high = tuple(-after for _, after in frames) or whole.high
+    window = _Window(low, high, whole.stride if conv is None else cast(Any, conv).stride)
+    return _Point(window, conv, norm) if views.pays(window) else None
+
+
+def _average_behind(layers: list[nn.Module], views: _Views) -> Tensor | None:
+    """``BN(AVG(BNᵖ(1×1 * x)))``: the two linear layers change places."""
+    conv, border, pool, norm = layers
+    if not _is_pointwise(conv, views.groups) or _steps(conv) or _pads(pool):
+        return None
+    if not views.pays(views.whole):
+        return None
+    x, amounts = views.x, cast(BorderBatchNorm, border).border
+    kernel, inside, outside = _behind(conv, cast(BorderBatchNorm, border), views)
+    shares = pool(F.pad(x.new_ones(1, 1, *x.shape[2:]), amounts))  # (1, 1, *size') of each window inside the map
+    y = _convolve(_average(x, pool, amounts), kernel, views.groups)
+    return _normed(norm, y + (shares * (inside - outside) + outside).to(y.dtype))
+
+
+def _kernel_behind(layers: list[nn.Module], views: _Views) -> Tensor | None:
+    """``BN(K×K * BNᵖ(1×1 * x))``: the two kernels are one."""
+    first, border, second, norm = layers
+    conv, taps = cast(Any, second), prod(cast(Any, second).kernel_size)
+    if _pads(conv) or conv.groups != views.groups or not views.pays(views.whole, taps):
+        return None
+    if not isinstance(first, IdentityConv) and (not _is_pointwise(first, views.groups) or _steps(first)):
+        return None
+    x, amounts = views.x, cast(BorderBatchNorm, border).border
+    kernel, inside, outside = _behind(first, cast(BorderBatchNorm, border), views)
+    with torch.autocast(x.device.type, enabled=False):
+        constant = F.pad((inside - outside).expand(1, -1, *x.shape[2:]), amounts) + outside  # (1, M, *size + border)
+        groups, outer = views.groups, conv.weight.to(kernel.dtype)
+        left = outer.reshape(groups, conv.out_channels // groups, -1, taps)  # (g, O/g, M/g, taps)
+        right = kernel.reshape(groups, left.shape[2], views.width)  # (g, M/g, C/g)
+        whole = torch.einsum("gomt,gmc->goct", left, right).reshape(conv.out_channels, views.width, *conv.kernel_size)
+        around = conv._conv_forward(constant, outer, None)  # (1, O, *size')
+    function = FUNCTIONS[x.dim() - 2]
+    padding = tuple(low for low, _ in pairs(amounts))  # as much on either side
+    y = function(x, whole.to(conv.weight.dtype), None, conv.stride, padding, conv.dilation, groups)
+    return _normed(norm, y + around.to(y.dtype))
+
+
+def _behind(conv: nn.Module, border: BorderBatchNorm, views: _Views) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel ``(M, C/g, 1…)`` of ``BNᵖ(1×1 * x)``, and what it adds inside and is outside, ``(1, M, 1…)``."""
+    rank = views.x.dim()
+    weight = conv.kernel() if isinstance(conv, IdentityConv) else cast(Any, conv).weight
+    with torch.autocast(views.x.device.type, enabled=False):
+        scale, shift = norm_behind(border.bn, weight, views.moments(views.whole), views.count(views.whole))
+        kernel = weight.to(scale.dtype) * per_channel(scale, rank).transpose(0, 1)
+    return kernel, per_channel(shift, rank), per_channel(border.of_zero().to(shift.dtype), rank)
+
+
+# --- what is left to compute -------------------------------------------------------------------------
+
+
+def _pointwise(points: list[_Point], views: _Views) -> Iterable[Tensor]:
+    """The sum of the pointwise branches, one convolution for each window they look through."""
+    for window in dict.fromkeys(point.window for point in points):
+        here = [point for point in points if point.window == window]
+        if views.width > 1 and all(point.conv is None for point in here):
+            yield from (cast(Tensor, point.norm(views.at(window))) for point in here)  # it costs less than moments
+        else:
+            yield _one_kernel(here, window, views)
+
+
+def _one_kernel(points: list[_Point], window: _Window, views: _Views) -> Tensor:
+    x, groups = views.at(window), views.groups
+    total: list[Tensor] = []
+    shifts: list[Tensor] = []
+    with torch.autocast(x.device.type, enabled=False):
+        for point in points:
+            weight = _identity(views) if point.conv is None else cast(Any, point.conv).weight
+            scale, shift = norm_behind(point.norm, weight, views.moments(window), views.count(window))
+            total.append(weight.to(scale.dtype) * per_channel(scale, x.dim()).transpose(0, 1))
+            shifts.append(shift)
+        kernel, bias = torch.stack(total).sum(0), torch.stack(shifts).sum(0)
+    y = _convolve(x, kernel, groups)
+    return y.add_(per_channel(bias, x.dim()).to(y.dtype))  # a convolution's own bias is slower
+
+
+def _identity(views: _Views) -> Tensor:
+    """The 1×1 kernel that passes the channels on, ``(C, C/g, 1…)``."""
+    x, width = views.x, views.width
+    eye = torch.eye(width, device=x.device, dtype=x.dtype).repeat(views.groups, 1)
+    return eye.view(x.shape[1], width, *(1,) * (x.dim() - 2))
+
+
+def _convolve(x: Tensor, kernel: Tensor, groups: int) -> Tensor:
+    """A pointwise convolution in the dtype of its input, or in autocast's."""
+    return FUNCTIONS[x.dim() - 2](x, kernel.to(x.dtype), groups=groups)
+
+
+def _average(x: Tensor, pool: nn.Module, padding: Ints) -> Tensor:
+    """What an average pool makes of the input padded with zeros.
+
+    On the CPU a depthwise convolution is mostly the faster one, several times so in the default memory format, and
+    keeps no padded copy for the gradient.
+    """
+    p, ndim = cast(Any, pool), x.dim() - 2
+    frames = pairs(padding)
+    even = all(low == high >= 0 for low, high in frames)
+    if x.device.type != "cpu" or ndim == 3 or not even:
+        return cast(Tensor, pool(F.pad(x, padding) if any(padding) else x))
+    size = p.kernel if isinstance(pool, DilatedAvgPool) else p.kernel_size
+    kernel = x.new_full((x.shape[1], 1, *size), 1 / prod(size))
+    amounts = tuple(low for low, _ in frames) or getattr(pool, "padding", (0,) * ndim)
+    return FUNCTIONS[ndim](x, kernel, None, p.stride, amounts, getattr(pool, "dilation", 1), x.shape[1])
+
+
+def _normed(norm: nn.Module, y: Tensor) -> Tensor:
+    return cast(Tensor, norm(y))
