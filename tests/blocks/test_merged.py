@@ -15,7 +15,7 @@ import unbranch as ub
 from tests.blocks.rows import CONVOLUTIONS, ROWS, Row
 from tests.blocks.test_contract import assert_equal
 from unbranch.blocks import DBB, BranchedConv, Mixed, MobileOne, RepVGG, merged
-from unbranch.blocks.moments import moments
+from unbranch.blocks.moments import Moments, moments, norm_behind
 from unbranch.collapse.statistics import randomise_statistics
 
 SWEEP = [
@@ -167,6 +167,25 @@ def test_moments_have_exact_gradients_of_both_orders() -> None:
         x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda x, g=groups: tuple(moments(x, g)), (x,))
         assert torch.autograd.gradgradcheck(lambda x, g=groups: tuple(moments(x, g)), (x,))
+
+
+def test_norm_behind_has_exact_gradients_of_both_orders() -> None:
+    torch.manual_seed(0)
+    x = moments(torch.randn(4, 4, 3, 3, dtype=torch.float64), 2)
+    for affine in (True, False):
+        norm = nn.BatchNorm2d(6, affine=affine, dtype=torch.float64)
+
+        def behind(weight: Tensor, mean: Tensor, spread: Tensor, *own: Tensor) -> tuple[Tensor, Tensor]:
+            pair = dict(zip(("weight", "bias"), own, strict=False))
+            holder = copy.copy(norm)  # noqa: B023
+            holder._parameters = {**holder._parameters, **pair}  # type: ignore[assignment]
+            return norm_behind(holder, weight, Moments(mean, spread @ spread.mT), 36)
+
+        weight = torch.randn(6, 2, 1, 1, dtype=torch.float64, requires_grad=True)
+        own = [torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2)] if affine else []
+        inputs = (weight, *(t.clone().requires_grad_() for t in x), *own)
+        assert torch.autograd.gradcheck(behind, inputs)
+        assert torch.autograd.gradgradcheck(behind, inputs)
 
 
 def test_constant_input_gives_no_negative_variance() -> None:

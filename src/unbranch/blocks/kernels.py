@@ -24,8 +24,9 @@ from unbranch.errors import InputError
 class _Taps:
     """A kernel ``(outputs, inputs/groups, *size)`` and how it goes over the input.
 
-    ``spread`` is the distance of its taps, ``frames`` the padding around the input, ``nothing`` whether it is still
-    the input itself.
+    It is ``weight`` times ``factor`` ``(outputs, 1, *size)``, of which at most one has several taps: multiplied late,
+    they keep less for the gradient. ``spread`` is the distance of its taps, ``frames`` the padding around the input,
+    ``nothing`` whether it is still the input itself.
     """
 
     weight: Tensor
@@ -37,10 +38,15 @@ class _Taps:
     spread: Ints
     frames: Frames
     nothing: bool = False
+    factor: Tensor | None = None
 
     @property
     def pointwise(self) -> bool:
         return prod(self.size) == 1
+
+    @property
+    def kernel(self) -> Tensor:
+        return self.weight if self.factor is None else self.weight * self.factor
 
     @property
     def diagonal(self) -> bool:
@@ -131,21 +137,24 @@ def _after(outer: _Taps, inner: _Taps) -> _Taps:
         return replace(outer, frames=inner.frames)
     large = inner if outer.pointwise else outer
     groups = inner.groups if outer.diagonal else outer.groups
+    weight, factor = inner.weight, None
     if outer.diagonal:
-        weight = outer.weight * inner.weight  # (O, 1, *k) and (O, I/g, *k), one of them pointwise
+        factor = outer.kernel if inner.factor is None else inner.factor * outer.kernel
     else:
         if inner.groups % outer.groups:
             inner = _grouped(inner, outer.groups)
         weight = _multiplied(outer, inner).reshape(outer.outputs, inner.inputs // groups, *large.size)
     stride = tuple(a * b for a, b in zip(outer.stride, inner.stride, strict=True))
-    return _Taps(weight, outer.outputs, groups, inner.inputs, large.size, stride, large.spread, inner.frames)
+    return _Taps(
+        weight, outer.outputs, groups, inner.inputs, large.size, stride, large.spread, inner.frames, factor=factor
+    )  # fmt: skip
 
 
 def _multiplied(outer: _Taps, inner: _Taps) -> Tensor:
     """The matrix product over channels, ``(g, O/g, r, I/(g·r), taps)``: r groups of ``inner`` for one of ``outer``."""
     groups, nested = outer.groups, inner.groups // outer.groups
-    left = outer.weight.reshape(groups, outer.outputs // groups, nested, inner.outputs // inner.groups, -1)
-    right = inner.weight.reshape(groups, nested, inner.outputs // inner.groups, inner.inputs // inner.groups, -1)
+    left = outer.kernel.reshape(groups, outer.outputs // groups, nested, inner.outputs // inner.groups, -1)
+    right = inner.kernel.reshape(groups, nested, inner.outputs // inner.groups, inner.inputs // inner.groups, -1)
     if outer.pointwise:
         return torch.einsum("gorm,grmit->gorit", left[..., 0], right)
     return torch.einsum("gormt,grmi->gorit", left, right[..., 0])
@@ -161,10 +170,10 @@ def _grouped(taps: _Taps, groups: int) -> _Taps:
     nested = taps.groups // groups
     if nested == 1:
         return taps
-    weight = taps.weight.reshape(groups, nested, taps.outputs // taps.groups, 1, taps.inputs // taps.groups, -1)
+    weight = taps.kernel.reshape(groups, nested, taps.outputs // taps.groups, 1, taps.inputs // taps.groups, -1)
     places = torch.diag_embed(taps.weight.new_ones(nested)).reshape(1, nested, 1, nested, 1, 1)
     weight = (weight * places).reshape(taps.outputs, taps.inputs // groups, *taps.size)
-    return replace(taps, weight=weight, groups=groups)
+    return replace(taps, weight=weight, groups=groups, factor=None)
 
 
 def _placed(taps: _Taps, spec: ConvSpec) -> Tensor:
@@ -177,7 +186,7 @@ def _placed(taps: _Taps, spec: ConvSpec) -> Tensor:
         raise InputError(f"a kernel {taps.size} isn't at the centre of kernel {spec.kernel}, with its stride")
     if taps.outputs != spec.out_channels:
         raise InputError(f"a branch has {taps.outputs} channels where the block has {spec.out_channels}")
-    weight = _grouped(taps, spec.groups).weight
+    weight = _grouped(taps, spec.groups).kernel
     amounts: list[int] = []
     for axis, (short, long) in enumerate(zip(taps.size, spec.kernel, strict=True)):
         weight = _stretched(weight, axis, taps.size, step) if step > 1 else weight

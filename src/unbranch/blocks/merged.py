@@ -228,12 +228,11 @@ def _kernel_behind(layers: list[nn.Module], views: _Views) -> Tensor | None:
 
 
 def _behind(conv: nn.Module, border: BorderBatchNorm, views: _Views) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel ``(M, C/g, 1…)`` of ``BNᵖ(1×1 * x)``, and what it adds inside and is outside, ``(1, M, 1…)``."""
-    rank = views.x.dim()
+    """The kernel ``(M, C/g)`` of ``BNᵖ(1×1 * x)``, and what it adds inside and is outside, ``(1, M, 1…)``."""
+    rank, whole = views.x.dim(), views.whole
     weight = conv.kernel() if isinstance(conv, IdentityConv) else cast(Any, conv).weight
     with torch.autocast(views.x.device.type, enabled=False):
-        scale, shift = norm_behind(border.bn, weight, views.moments(views.whole), views.count(views.whole))
-        kernel = weight.to(scale.dtype) * per_channel(scale, rank).transpose(0, 1)
+        kernel, shift = norm_behind(border.bn, weight, views.moments(whole), views.count(whole))
     return kernel, per_channel(shift, rank), per_channel(border.of_zero().to(shift.dtype), rank)
 
 
@@ -251,30 +250,20 @@ def _pointwise(points: list[_Point], views: _Views) -> Iterable[Tensor]:
 
 
 def _one_kernel(points: list[_Point], window: _Window, views: _Views) -> Tensor:
-    x, groups = views.at(window), views.groups
-    total: list[Tensor] = []
-    shifts: list[Tensor] = []
+    x = views.at(window)
     with torch.autocast(x.device.type, enabled=False):
-        for point in points:
-            weight = _identity(views) if point.conv is None else cast(Any, point.conv).weight
-            scale, shift = norm_behind(point.norm, weight, views.moments(window), views.count(window))
-            total.append(weight.to(scale.dtype) * per_channel(scale, x.dim()).transpose(0, 1))
-            shifts.append(shift)
-        kernel, bias = torch.stack(total).sum(0), torch.stack(shifts).sum(0)
-    y = _convolve(x, kernel, groups)
-    return y.add_(per_channel(bias, x.dim()).to(y.dtype))  # a convolution's own bias is slower
-
-
-def _identity(views: _Views) -> Tensor:
-    """The 1×1 kernel that passes the channels on, ``(C, C/g, 1…)``."""
-    x, width = views.x, views.width
-    eye = torch.eye(width, device=x.device, dtype=x.dtype).repeat(views.groups, 1)
-    return eye.view(x.shape[1], width, *(1,) * (x.dim() - 2))
+        count, known = views.count(window), views.moments(window)
+        weights = [None if point.conv is None else cast(Any, point.conv).weight for point in points]
+        merged = [norm_behind(p.norm, w, known, count) for p, w in zip(points, weights, strict=True)]
+        kernel, shift = (reduce(torch.add, parts) for parts in zip(*merged, strict=True))
+    y = _convolve(x, kernel, views.groups)
+    return y.add_(per_channel(shift, x.dim()).to(y.dtype))  # a convolution's own bias is slower
 
 
 def _convolve(x: Tensor, kernel: Tensor, groups: int) -> Tensor:
-    """A pointwise convolution in the dtype of its input, or in autocast's."""
-    return FUNCTIONS[x.dim() - 2](x, kernel.to(x.dtype), groups=groups)
+    """A pointwise convolution ``(O, C/g)`` in the dtype of its input, or in autocast's."""
+    weight = kernel.view(*kernel.shape, *(1,) * (x.dim() - 2)).to(x.dtype)
+    return FUNCTIONS[x.dim() - 2](x, weight, groups=groups)
 
 
 def _average(x: Tensor, pool: nn.Module, padding: Ints) -> Tensor:

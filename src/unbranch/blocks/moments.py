@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbranch.algebra import batch_norm_scale_shift
 from unbranch.blocks.parts import Ints
 
 FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -71,26 +70,71 @@ def _products(centred: Tensor, groups: int) -> Tensor:
     return torch.bmm(rows, rows.mT).view(batch, groups, width, width).sum(0)
 
 
-def norm_behind(norm: nn.Module, weight: Tensor, x: Moments, count: int) -> tuple[Tensor, Tensor]:
-    """Scale and shift, ``(O,)`` each, that a batch norm in training has behind a 1×1 kernel ``(O, C/groups, 1…)``.
+def norm_behind(norm: nn.Module, weight: Tensor | None, x: Moments, count: int) -> tuple[Tensor, Tensor]:
+    """The kernel ``a·W`` ``(O, C/groups)`` and the shift ``b`` ``(O,)`` of ``BN(W * x)`` in training.
 
-    Its running statistics are updated as by its own forward; ``count`` is the number of positions in the batch.
+    ``weight`` is ``(O, C/groups, 1…)``, the identity unless given; ``count`` is the number of positions in the batch.
+    Running statistics are updated as by the norm's own forward.
     """
     bn = cast(nn.BatchNorm2d, norm)
     groups, width, _ = x.covariance.shape
-    rows = weight.reshape(groups, -1, width).to(x.mean.dtype)  # (g, O/g, c)
-    mean = torch.einsum("goc,gc->go", rows, x.mean.view(groups, width)).flatten()
-    variance = ((rows @ x.covariance) * rows).sum(-1).flatten().clamp_min(0)  # rounding could go below
+    if weight is None:
+        rows = torch.eye(width, dtype=x.mean.dtype, device=x.mean.device).expand(groups, width, width)
+    else:
+        rows = weight.reshape(groups, -1, width).to(x.mean.dtype)  # (g, O/g, c)
+    gamma = x.mean.new_ones(bn.num_features) if bn.weight is None else bn.weight.to(x.mean.dtype)
+    beta = x.mean.new_zeros(bn.num_features) if bn.bias is None else bn.bias.to(x.mean.dtype)
+    kernel, shift, mean, variance = _NormBehind.apply(
+        rows, gamma, beta, x.mean.view(groups, width), x.covariance, bn.eps
+    )
     with torch.no_grad():
-        _update(cast(Tensor, bn.running_mean), mean, cast(float, bn.momentum))
-        _update(cast(Tensor, bn.running_var), variance * (count / (count - 1)), cast(float, bn.momentum))
+        momentum = cast(float, bn.momentum)
+        _update(cast(Tensor, bn.running_mean), mean, momentum)
+        _update(cast(Tensor, bn.running_var), variance * (count / (count - 1)), momentum)
         cast(Tensor, bn.num_batches_tracked).add_(1)
-    scale, shift = batch_norm_scale_shift(mean, variance, bn.weight, bn.bias, bn.eps)
-    return scale.to(mean.dtype), shift.to(mean.dtype)
+    return kernel.reshape(-1, width), shift
+
+
+class _NormBehind(torch.autograd.Function):
+    """One step where automatic differentiation would take forty of a few numbers each.
+
+    μ = W·m    v = diag(W·S·Wᵀ)    r = 1/√(v + ε)    a = γ·r    kernel = a·W    shift = β − a·μ
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, covariance: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(rows, gamma, mean, covariance)
+        ctx.eps = eps
+        mu, variance, _ = _statistics(rows, mean, covariance)
+        a = gamma.view(mu.shape) * (variance + eps).rsqrt()
+        ctx.mark_non_differentiable(mu, variance)
+        return rows * a.unsqueeze(2), beta - (a * mu).flatten(), mu, variance
+
+    @staticmethod
+    def backward(ctx: Any, d_kernel: Tensor, d_shift: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
+        rows, gamma, mean, covariance = ctx.saved_tensors
+        mu, variance, spread = _statistics(rows, mean, covariance)
+        r, d_b = (variance + ctx.eps).rsqrt(), d_shift.view(mu.shape)
+        a = gamma.view(mu.shape) * r
+        d_a = (d_kernel * rows).sum(2) - d_b * mu
+        d_variance = (-0.5 * d_a * a * r * r).unsqueeze(2)
+        d_mu = (-a * d_b).unsqueeze(2)
+        d_rows = a.unsqueeze(2) * d_kernel + d_mu * mean.unsqueeze(1) + 2 * d_variance * spread
+        d_mean, d_covariance = (rows.mT @ d_mu).squeeze(2), rows.mT @ (d_variance * rows)
+        return d_rows, (d_a * r).flatten(), d_shift, d_mean, d_covariance, None
+
+
+def _statistics(rows: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``W·m`` and ``diag(W·S·Wᵀ)``, each ``(g, O/g)``, and ``W·S`` ``(g, O/g, c)``."""
+    spread = rows @ covariance
+    variance = (spread * rows).sum(2).clamp_min(0)  # rounding could go below
+    return (rows @ mean.unsqueeze(2)).squeeze(2), variance, spread
 
 
 def _update(running: Tensor, value: Tensor, momentum: float) -> None:
-    running.mul_(1 - momentum).add_(value.to(running.dtype), alpha=momentum)
+    running.mul_(1 - momentum).add_(value.flatten().to(running.dtype), alpha=momentum)
 
 
 def windows(x: Tensor, low: Ints, high: Ints, stride: Ints) -> Tensor:
