@@ -7,16 +7,16 @@
 a and b are known before anything is convolved (see ``moments``). ``border`` is what the constants that BNᵖ adds, b
 inside and its value of zero around, become behind the average or the kernel: one map for all images.
 
-A branch that isn't of this kind runs as it stands, and so does one where merging wouldn't pay, on maps with few
-positions, or couldn't be seen from outside: with hooks, with norms that don't use the statistics of the batch or that
-share them with other processes.
+A branch that isn't of this kind runs as it stands: a pointwise one with a step, too, since its output is small. So
+does one where merging wouldn't pay, on maps with few positions, or would be seen from outside: with hooks, with norms
+that don't use the statistics of the batch or that share them with other processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass
+from functools import cached_property, reduce
 from math import prod
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbranch.blocks.layers import BorderBatchNorm, IdentityConv
-from unbranch.blocks.moments import FUNCTIONS, Moments, moments, norm_behind, per_channel, windows
+from unbranch.blocks.moments import FUNCTIONS, Moments, moments, norm_behind, per_channel
 from unbranch.blocks.parts import CONVS, NORMS, PADS, POOLS, DilatedAvgPool, Ints, pairs
 
 _ENOUGH_POSITIONS = 8  # in a batch for each channel of a group: below, the covariance costs more than it saves
@@ -34,68 +34,43 @@ _ENOUGH_FOR_KERNELS = 4  # for each number that an output channel of the merged 
 
 def merged_sum(branches: Iterable[nn.Module], x: Tensor, groups: int) -> Tensor:
     """``Σ branch(x)`` of branches in training, ``(B, C_in, *size)`` to ``(B, C_out, *size')``."""
-    views = _Views(x, groups)
+    source = _Source(x, groups)
     points: list[_Point] = []
     outputs: list[Tensor] = []
     for branch in branches:
-        merged = _merged(branch, views)
+        merged = _merged(branch, source)
         if isinstance(merged, _Point):
             points.append(merged)
         else:
             outputs.append(branch(x) if merged is None else merged)
-    first, *others = [*outputs, *_pointwise(points, views)]
+    first, *others = [*outputs, *_pointwise(points, source)]
     return reduce(Tensor.add_, others[1:], first + others[0]) if others else first
 
 
-# --- the input ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Which positions of the input a pointwise branch reads."""
-
-    low: Ints
-    high: Ints
-    stride: Ints
-
-
 @dataclass(eq=False)
-class _Views:
-    """The input through each window that was asked for, and its moments."""
+class _Source:
+    """What all branches read."""
 
     x: Tensor
     groups: int
-    seen: dict[_Window, Tensor] = field(default_factory=dict)
-    known: dict[_Window, Moments] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
-        """Input channels of a group."""
+        """Channels of a group."""
         return self.x.shape[1] // self.groups
 
     @property
-    def whole(self) -> _Window:
-        ndim = self.x.dim() - 2
-        return _Window((0,) * ndim, (0,) * ndim, (1,) * ndim)
+    def count(self) -> int:
+        """Positions in the batch."""
+        return self.x.numel() // self.x.shape[1]
 
-    def at(self, window: _Window) -> Tensor:
-        if window not in self.seen:
-            plain = window == self.whole
-            self.seen[window] = self.x if plain else windows(self.x, window.low, window.high, window.stride)
-        return self.seen[window]
+    @cached_property
+    def moments(self) -> Moments:
+        return moments(self.x, self.groups)
 
-    def count(self, window: _Window) -> int:
-        return self.at(window).numel() // self.x.shape[1]
-
-    def moments(self, window: _Window) -> Moments:
-        if window not in self.known:
-            self.known[window] = moments(self.at(window), self.groups)
-        return self.known[window]
-
-    def pays(self, window: _Window, taps: int = 0) -> bool:
+    def pays(self, taps: int = 0) -> bool:
         """Whether there are positions enough for the covariance, and for a merged kernel of so many taps."""
-        per_channel = max(_ENOUGH_POSITIONS, _ENOUGH_FOR_KERNELS * taps)
-        return self.count(window) >= per_channel * self.width
+        return self.count >= max(_ENOUGH_POSITIONS, _ENOUGH_FOR_KERNELS * taps) * self.width
 
 
 # --- branches ----------------------------------------------------------------------------------------
@@ -105,26 +80,25 @@ class _Views:
 class _Point:
     """``BN(1×1 * x)``, or ``BN(x)`` where there is no convolution."""
 
-    window: _Window
     conv: nn.Module | None
     norm: nn.Module
 
 
-def _merged(branch: nn.Module, views: _Views) -> _Point | Tensor | None:
+def _merged(branch: nn.Module, source: _Source) -> _Point | Tensor | None:
     """What a branch merges into, or None if it has to run as it stands."""
     layers = list(branch) if type(branch) is nn.Sequential and not _has_hooks(branch) else []
     crop = cast(Any, layers.pop(0)).padding if layers and type(layers[0]) in _CROPS else ()
     kinds = tuple(map(_kind, layers))
-    if kinds in (("norm",), ("conv", "norm")):
-        return _point(layers, crop, views)
     if kinds == ("pool", "norm") and not (crop and _pads(layers[0])):
-        return _normed(layers[1], _average(views.x, layers[0], crop))
+        return _normed(layers[1], _average(source.x, layers[0], crop))
     if crop:
         return None
+    if kinds in (("norm",), ("conv", "norm")):
+        return _point(layers, source)
     if kinds == ("conv", "border", "pool", "norm"):
-        return _average_behind(layers, views)
+        return _average_behind(layers, source)
     if kinds in (("conv", "border", "conv", "norm"), ("identity", "border", "conv", "norm")):
-        return _kernel_behind(layers, views)
+        return _kernel_behind(layers, source)
     return None
 
 
@@ -177,49 +151,44 @@ def _steps(conv: nn.Module) -> bool:
     return any(s != 1 for s in cast(Any, conv).stride)
 
 
-def _point(layers: list[nn.Module], crop: Ints, views: _Views) -> _Point | None:
-    """A norm alone, or behind a pointwise convolution, that reads the input cropped or as it is."""
+def _point(layers: list[nn.Module], source: _Source) -> _Point | None:
+    """A norm alone, or behind a pointwise convolution without a step."""
     *convs, norm = layers
     conv = convs[0] if convs else None
-    if any(amount > 0 for amount in crop) or (conv is not None and not _is_pointwise(conv, views.groups)):
-        return None
-    whole, frames = views.whole, pairs(crop)
-    low = tuple(-before for before, _ in frames) or whole.low
-    high = tuple(-after for _, after in frames) or whole.high
-    window = _Window(low, high, whole.stride if conv is None else cast(Any, conv).stride)
-    return _Point(window, conv, norm) if views.pays(window) else None
+    possible = conv is None or (_is_pointwise(conv, source.groups) and not _steps(conv))
+    return _Point(conv, norm) if possible and source.pays() else None
 
 
-def _average_behind(layers: list[nn.Module], views: _Views) -> Tensor | None:
+def _average_behind(layers: list[nn.Module], source: _Source) -> Tensor | None:
     """``BN(AVG(BNᵖ(1×1 * x)))``: the two linear layers change places."""
     conv, border, pool, norm = layers
-    if not _is_pointwise(conv, views.groups) or _steps(conv) or _pads(pool):
+    if not _is_pointwise(conv, source.groups) or _steps(conv) or _pads(pool):
         return None
-    if not views.pays(views.whole):
+    if not source.pays():
         return None
-    x, amounts = views.x, cast(BorderBatchNorm, border).border
-    kernel, inside, outside = _behind(conv, cast(BorderBatchNorm, border), views)
+    x, amounts = source.x, cast(BorderBatchNorm, border).border
+    kernel, inside, outside = _behind(conv, cast(BorderBatchNorm, border), source)
     shares = pool(F.pad(x.new_ones(1, 1, *x.shape[2:]), amounts))  # (1, 1, *size') of each window inside the map
-    y = _convolve(_average(x, pool, amounts), kernel, views.groups)
+    y = _convolve(_average(x, pool, amounts), kernel, source.groups)
     return _normed(norm, y + (shares * (inside - outside) + outside).to(y.dtype))
 
 
-def _kernel_behind(layers: list[nn.Module], views: _Views) -> Tensor | None:
+def _kernel_behind(layers: list[nn.Module], source: _Source) -> Tensor | None:
     """``BN(K×K * BNᵖ(1×1 * x))``: the two kernels are one."""
     first, border, second, norm = layers
     conv, taps = cast(Any, second), prod(cast(Any, second).kernel_size)
-    if _pads(conv) or conv.groups != views.groups or not views.pays(views.whole, taps):
+    if _pads(conv) or conv.groups != source.groups or not source.pays(taps):
         return None
-    if not isinstance(first, IdentityConv) and (not _is_pointwise(first, views.groups) or _steps(first)):
+    if not isinstance(first, IdentityConv) and (not _is_pointwise(first, source.groups) or _steps(first)):
         return None
-    x, amounts = views.x, cast(BorderBatchNorm, border).border
-    kernel, inside, outside = _behind(first, cast(BorderBatchNorm, border), views)
+    x, amounts = source.x, cast(BorderBatchNorm, border).border
+    kernel, inside, outside = _behind(first, cast(BorderBatchNorm, border), source)
     with torch.autocast(x.device.type, enabled=False):
         constant = F.pad((inside - outside).expand(1, -1, *x.shape[2:]), amounts) + outside  # (1, M, *size + border)
-        groups, outer = views.groups, conv.weight.to(kernel.dtype)
+        groups, outer = source.groups, conv.weight.to(kernel.dtype)
         left = outer.reshape(groups, conv.out_channels // groups, -1, taps)  # (g, O/g, M/g, taps)
-        right = kernel.reshape(groups, left.shape[2], views.width)  # (g, M/g, C/g)
-        whole = torch.einsum("gomt,gmc->goct", left, right).reshape(conv.out_channels, views.width, *conv.kernel_size)
+        right = kernel.reshape(groups, left.shape[2], source.width)  # (g, M/g, C/g)
+        whole = torch.einsum("gomt,gmc->goct", left, right).reshape(conv.out_channels, source.width, *conv.kernel_size)
         around = conv._conv_forward(constant, outer, None)  # (1, O, *size')
     function = FUNCTIONS[x.dim() - 2]
     padding = tuple(low for low, _ in pairs(amounts))  # as much on either side
@@ -227,37 +196,29 @@ def _kernel_behind(layers: list[nn.Module], views: _Views) -> Tensor | None:
     return _normed(norm, y + around.to(y.dtype))
 
 
-def _behind(conv: nn.Module, border: BorderBatchNorm, views: _Views) -> tuple[Tensor, Tensor, Tensor]:
+def _behind(conv: nn.Module, border: BorderBatchNorm, source: _Source) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel ``(M, C/g)`` of ``BNᵖ(1×1 * x)``, and what it adds inside and is outside, ``(1, M, 1…)``."""
-    rank, whole = views.x.dim(), views.whole
+    rank = source.x.dim()
     weight = conv.kernel() if isinstance(conv, IdentityConv) else cast(Any, conv).weight
-    with torch.autocast(views.x.device.type, enabled=False):
-        kernel, shift = norm_behind(border.bn, weight, views.moments(whole), views.count(whole))
+    with torch.autocast(source.x.device.type, enabled=False):
+        kernel, shift = norm_behind(border.bn, weight, source.moments, source.count)
     return kernel, per_channel(shift, rank), per_channel(border.of_zero().to(shift.dtype), rank)
 
 
 # --- what is left to compute -------------------------------------------------------------------------
 
 
-def _pointwise(points: list[_Point], views: _Views) -> Iterable[Tensor]:
-    """The sum of the pointwise branches, one convolution for each window they look through."""
-    for window in dict.fromkeys(point.window for point in points):
-        here = [point for point in points if point.window == window]
-        if views.width > 1 and all(point.conv is None for point in here):
-            yield from (cast(Tensor, point.norm(views.at(window))) for point in here)  # it costs less than moments
-        else:
-            yield _one_kernel(here, window, views)
-
-
-def _one_kernel(points: list[_Point], window: _Window, views: _Views) -> Tensor:
-    x = views.at(window)
+def _pointwise(points: list[_Point], source: _Source) -> Iterable[Tensor]:
+    """The pointwise branches as one convolution, or each norm by itself where there are no convolutions."""
+    if not points or (source.width > 1 and all(point.conv is None for point in points)):
+        return [_normed(point.norm, source.x) for point in points]  # it costs less than the covariance
+    x = source.x
     with torch.autocast(x.device.type, enabled=False):
-        count, known = views.count(window), views.moments(window)
         weights = [None if point.conv is None else cast(Any, point.conv).weight for point in points]
-        merged = [norm_behind(p.norm, w, known, count) for p, w in zip(points, weights, strict=True)]
+        merged = [norm_behind(p.norm, w, source.moments, source.count) for p, w in zip(points, weights, strict=True)]
         kernel, shift = (reduce(torch.add, parts) for parts in zip(*merged, strict=True))
-    y = _convolve(x, kernel, views.groups)
-    return y.add_(per_channel(shift, x.dim()).to(y.dtype))  # a convolution's own bias is slower
+    y = _convolve(x, kernel, source.groups)
+    return [y.add_(per_channel(shift, x.dim()).to(y.dtype))]  # a convolution's own bias is slower
 
 
 def _convolve(x: Tensor, kernel: Tensor, groups: int) -> Tensor:

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbranch.blocks.parts import Ints
-
 FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -135,10 +133,3 @@ def _statistics(rows: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor,
 
 def _update(running: Tensor, value: Tensor, momentum: float) -> None:
     running.mul_(1 - momentum).add_(value.flatten().to(running.dtype), alpha=momentum)
-
-
-def windows(x: Tensor, low: Ints, high: Ints, stride: Ints) -> Tensor:
-    """``x`` without ``low`` and ``high`` points at the ends of each axis, every ``stride``-th of the rest."""
-    for axis, (before, after, step) in enumerate(zip(low, high, stride, strict=True), start=2):
-        x = x[(*(slice(None),) * axis, slice(before, x.shape[axis] - after, step))]
-    return x

@@ -65,14 +65,14 @@ class OREPA(BranchedConv):
     ) -> None:  # fmt: skip
         if not options.get("online", True):
             raise InputError("OREPA is trained online: its branches have no norms that online=False could bring back")
-        published = "init" not in options
+        init = options.get("init")
         options["online"] = True
         self.internal_channels = internal_channels
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
             dtype, **options,
         )  # fmt: skip
-        _start(self, published)
+        _start(self, init)
 
     def make_branches(self, spec: ConvSpec) -> dict[str, nn.Module]:
         point = (1,) * spec.ndim
@@ -137,12 +137,12 @@ def frequencies(channels: int, kernel: tuple[int, ...]) -> Tensor:
     return torch.cat(parts)
 
 
-@torch.no_grad()
-def _start(block: OREPA, published: bool) -> None:
+def _start(block: OREPA, init: float | str | None) -> None:
     for name in block.branch_names:
         branch = block.get_submodule(name)
+        kept = init == "identity" and name == block.main
         for layer in branch.modules():
-            if type(layer) in CONVS.values():
+            if type(layer) in CONVS.values() and not kept:
                 nn.init.kaiming_uniform_(cast(Any, layer).weight)
-        for scale in closing_norm(branch) if published else ():
+        for scale in closing_norm(branch) if init is None else ():
             nn.init.constant_(cast(Scale, scale).weight, SCALES[name])

@@ -30,7 +30,7 @@ _FAINT = 1e-3  # of the largest scale of a norm: below it, nothing can be subtra
 def why_pointless(name: str, conv: Any, options: dict[str, Any]) -> str | None:
     """Why a block would add nothing to a convolution, unless it is asked for by name."""
     taps = [k for k in conv.kernel_size if k > 1]
-    if name in ("dbb", "repvgg", "mobileone") and not taps:
+    if name in ("dbb", "repvgg", "mobileone", "orepa") and not taps:
         return "its kernel has one tap"
     if name == "acb" and len(taps) < 2:
         return "its kernel is a line or a point already"
