@@ -26,7 +26,7 @@ lint: $(VENV)/.dev
 check: lint test
 
 bench: $(VENV)/.dev
-	@for name in layers conversion latency creation; do echo "== $$name"; $(VENV)/bin/python -m benchmarks.$$name || exit 1; done
+	@for name in layers conversion latency creation training_cost; do echo "== $$name"; $(VENV)/bin/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo-out .mypy_cache .pytest_cache .ruff_cache

@@ -5,6 +5,7 @@ Exact structural re-parameterization for any PyTorch network.
 
 from . import blocks
 from .algebra import ConvMap, GridMap
+from .blocks import train_cheaper
 from .collapse import (
     Affine,
     Report,
@@ -47,5 +48,6 @@ __all__ = [
     "register_rule",
     "save",
     "to_official",
+    "train_cheaper",
     "verify",
 ]

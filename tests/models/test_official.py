@@ -127,7 +127,7 @@ def test_lone_branches_stay_apart_as_the_published_conversion_leaves_them() -> N
         ("resnet18", {"block": "repvgg"}, None, "no published code for resnet18 with block='repvgg'"),
         ("resnet18", {}, "mmcv", "layout='mmcv' is none of acnet, dbb, timm"),
         ("timm:test_resnet", {}, None, "no published code for timm:test_resnet"),
-        ("small_resnet", {}, None, "no published code for small_resnet"),
+        ("repvgg_a0", {"block": "acb"}, None, "no published code for repvgg_a0 with block=.acb."),
     ],
 )
 def test_to_official_says_what_there_is(name: str, options: dict[str, Any], layout: str | None, message: str) -> None:

@@ -2,11 +2,13 @@
 
 from unbranch.blocks.acb import ACB
 from unbranch.blocks.branched import BranchedConv, BranchOptions, initialise
+from unbranch.blocks.cheaper import train_cheaper
 from unbranch.blocks.compactor import Compactor
 from unbranch.blocks.dbb import DBB
 from unbranch.blocks.dilated import GRN, ChannelNorm, DilatedReparam, UniRepLKNetBlock
 from unbranch.blocks.mixed import BRANCHES, Mixed
 from unbranch.blocks.mobileone import MobileOne
+from unbranch.blocks.orepa import OREPA
 from unbranch.blocks.parts import DropPath, SqueezeExcite
 from unbranch.blocks.qarepvgg import QARepVGG
 from unbranch.blocks.repghost import RepGhostBottleneck, RepGhostModule, make_divisible
@@ -25,6 +27,7 @@ CONVOLUTIONS: dict[str, type[BranchedConv]] = {
     "mobileone": MobileOne,
     "qarepvgg": QARepVGG,
     "dilated": DilatedReparam,
+    "orepa": OREPA,
 }
 """Blocks that stand for a convolution, by name."""
 
@@ -35,6 +38,7 @@ __all__ = [
     "DBB",
     "FFN",
     "GRN",
+    "OREPA",
     "BranchOptions",
     "BranchedConv",
     "ChannelNorm",
@@ -64,4 +68,5 @@ __all__ = [
     "custom_l2",
     "initialise",
     "make_divisible",
+    "train_cheaper",
 ]

@@ -8,12 +8,18 @@ of nn.Conv2d, so that it can stand where a convolution stood.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from unbranch.blocks.kernels import branch_kernel
+from unbranch.blocks.layers import Scale
+from unbranch.blocks.merged import merged_sum
+from unbranch.blocks.moments import FUNCTIONS
 from unbranch.blocks.parts import CONVS, Activation, Device, Size, on, through
 from unbranch.blocks.spec import ConvSpec, per_axis, resolve_padding
 from unbranch.errors import InputError
@@ -30,6 +36,7 @@ class BranchOptions(TypedDict, total=False):
     affine: bool
     eps: float
     momentum: float
+    online: bool
 
 
 class BranchedConv(nn.Module):
@@ -47,6 +54,9 @@ class BranchedConv(nn.Module):
         activation: called without arguments to make the module after the sum.
         init: how the norms that close the branches start, see ``initialise``.
         affine, eps, momentum: of the batch norms.
+        online: train the merged kernel: scales stand where the branches have their batch norms, the kernel of their
+            sum is computed in each step and used in one convolution, and one batch norm is behind it. The children
+            keep their names, so that a scale is called ``bn``. Hu et al., CVPR 2022, see ``OREPA``.
 
     Raises:
         InputError: if the arguments make no convolution, or none that the block can stand for.
@@ -60,12 +70,13 @@ class BranchedConv(nn.Module):
     """
 
     main: str
+    merging = False  # in training: see train_cheaper
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
         dilation: Size = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros",  # noqa: ARG002
         device: Device = None, dtype: torch.dtype | None = None, *, ndim: int = 2, activation: Activation = None,
-        init: float | str = 1.0, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1,
+        init: float | str = 1.0, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1, online: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if ndim not in CONVS:
@@ -80,15 +91,18 @@ class BranchedConv(nn.Module):
             in_channels, out_channels, self.kernel_size, self.stride, self.padding, self.dilation, groups,
             affine, eps, momentum, device, dtype,
         ).padded_by(padding_mode)  # fmt: skip
-        branches = self.make_branches(spec)
+        self.online = replace(spec, online=True) if online else None
+        branches = self.make_branches(self.online or spec)
         self.branch_names = tuple(branches)
         for name, branch in branches.items():
             if name in ("post", "closing") or hasattr(self, name):
                 raise InputError(f"a branch can't have the name {name!r}, which means something else on the block")
             self.add_module(name, branch)
-        self.closing = self.make_closing(spec)
+        self.closing = self.make_closing(spec) or (spec.norm(out_channels) if online else None)
         self.post = None if activation is None else on(activation(), device, dtype)
         initialise(self, init)
+        if online:
+            self.kernel()  # raises where a branch has none
 
     def make_branches(self, spec: ConvSpec) -> dict[str, nn.Module]:
         """Modules by name, each from ``(B, C_in, *size)`` to ``(B, C_out, *size')``, in the order of summation."""
@@ -99,12 +113,44 @@ class BranchedConv(nn.Module):
         return None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = through(self.pad, x)
-        first, *others = self.branch_names
-        y = self.get_submodule(first)(x)
-        for name in others:
-            y = y + self.get_submodule(name)(x)
+        y = self.summed(through(self.pad, x), self.branch_names)
         return through(self.post, through(self.closing, y))
+
+    def summed(self, x: Tensor, names: Sequence[str]) -> Tensor:
+        """``Σ branch(x)`` of the branches that are named, at least one."""
+        branches = [self.get_submodule(name) for name in names]
+        if self.online is not None:
+            spec = self.online
+            conv = FUNCTIONS[self.ndim]
+            return conv(x, self.kernel(), None, spec.stride, spec.padding, spec.dilation, spec.groups)
+        if self.merging and self.training:
+            return merged_sum(branches, x, self.groups)
+        y = cast(Tensor, branches[0](x))
+        for branch in branches[1:]:
+            y = y + branch(x)
+        return y
+
+    def kernel(self) -> Tensor:
+        """The kernel ``(O, I/groups, *k)`` of the sum of the branches of a block that is trained online.
+
+        Raises:
+            InputError: if the block isn't, or if a branch isn't linear.
+        """
+        if self.online is None:
+            raise InputError(
+                "only a block made with online=True has its kernel at hand; see unbranch.equivalent_kernel"
+            )
+        like = next(self.parameters())
+        kernels = []
+        for name in self.branch_names:
+            try:
+                kernels.append(branch_kernel(self.get_submodule(name), self.online, like))
+            except InputError as error:
+                raise InputError(f"branch {name!r} can't be trained online: {error}") from error
+        total = kernels[0]
+        for kernel in kernels[1:]:
+            total = total + kernel
+        return total
 
     def extra_repr(self) -> str:
         words = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
@@ -130,15 +176,15 @@ def initialise(block: BranchedConv, how: float | str) -> None:
     for name in block.branch_names:
         value = float(how) if not isinstance(how, str) else float(how != "zero" and name == block.main)
         for norm in closing_norm(block.get_submodule(name)):
-            if norm.affine:
+            if isinstance(norm, Scale) or norm.affine:
                 nn.init.constant_(norm.weight, value)
             elif value != 1:
                 raise InputError(f"init={how!r} can't be set: with affine=False the norms have no scale")
 
 
-def closing_norm(branch: nn.Module) -> list[_BatchNorm]:
-    """The last batch norm of a branch, or none."""
-    return [module for module in branch.modules() if isinstance(module, _BatchNorm)][-1:]
+def closing_norm(branch: nn.Module) -> list[_BatchNorm | Scale]:
+    """The last batch norm of a branch, or the scale in its place, or none."""
+    return [module for module in branch.modules() if isinstance(module, _BatchNorm | Scale)][-1:]
 
 
 @torch.no_grad()

@@ -24,63 +24,19 @@ depthwise; a padding mode other than zeros pads the input once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from unbranch.blocks.branched import BranchedConv, BranchOptions
-from unbranch.blocks.parts import Device, Size, last_axis_first
+from unbranch.blocks.layers import BorderBatchNorm, IdentityConv
+from unbranch.blocks.parts import Device, Size
 from unbranch.blocks.spec import ConvSpec, Layers
 from unbranch.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-class BorderBatchNorm(nn.Module):
-    """Batch norm, then a border of the value that it gives to zero: ``v = β − μ·γ/√(σ² + ε)``, by running statistics.
-
-    ``(B, C, *size)`` to ``(B, C, *size + 2·border)``. In training the border follows this batch's update of the
-    statistics, and no gradient reaches γ and β through it.
-    """
-
-    def __init__(self, spec: ConvSpec, channels: int) -> None:
-        super().__init__()
-        self.bn = spec.norm(channels)
-        self.border = last_axis_first(tuple((p, p) for p in spec.padding))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = cast(Tensor, self.bn(x))
-        if not any(self.border):
-            return y
-        zero = self._of_zero().view(1, -1, *(1,) * (len(self.border) // 2))  # (1, C, 1…)
-        return F.pad(y - zero, self.border) + zero
-
-    def _of_zero(self) -> Tensor:
-        """What the norm makes of zero, ``(C,)``."""
-        bn = cast(nn.BatchNorm2d, self.bn)
-        mean, variance = cast(Tensor, bn.running_mean), cast(Tensor, bn.running_var)
-        normal = -mean / torch.sqrt(variance + bn.eps)
-        return normal * bn.weight.detach() + bn.bias.detach() if bn.affine else normal
-
-
-class IdentityConv(nn.Module):
-    """A 1×1 convolution that starts as the identity: ``x + difference * x``, ``(B, C, *size)`` to the same.
-
-    ``weight`` ``(C, C/g, 1…)`` is the difference.
-    """
-
-    def __init__(self, spec: ConvSpec) -> None:
-        super().__init__()
-        self.groups, self.ndim, channels = spec.groups, spec.ndim, spec.in_channels
-        shape = (channels, channels // spec.groups, *(1,) * spec.ndim)
-        self.weight = nn.Parameter(torch.zeros(shape, device=spec.device, dtype=spec.dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv = (F.conv1d, F.conv2d, F.conv3d)[self.ndim - 1]
-        return x + conv(x, self.weight, groups=self.groups)
 
 
 def average(spec: ConvSpec) -> nn.Sequential:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -43,6 +43,11 @@ def through(module: nn.Module | None, x: Tensor) -> Tensor:
 def last_axis_first(frames: tuple[tuple[int, int], ...]) -> Ints:
     """``(low, high)`` of each axis as F.pad wants them: one list, the last axis first."""
     return tuple(amount for frame in reversed(frames) for amount in frame)
+
+
+def pairs(amounts: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """What ``last_axis_first`` gave, as ``(low, high)`` of each axis again."""
+    return tuple(zip(amounts[-2::-2], amounts[::-2], strict=True))
 
 
 def conv_bn(

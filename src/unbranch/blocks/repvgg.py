@@ -26,9 +26,11 @@ from torch import Tensor, nn
 
 from unbranch.algebra import batch_norm_scale_shift
 from unbranch.blocks.branched import BranchedConv, BranchOptions
+from unbranch.blocks.layers import Scale
 from unbranch.blocks.parts import Device, DropPath, Size, gated, through
 from unbranch.blocks.spec import ConvSpec, centre
 from unbranch.collapse import equivalent_kernel
+from unbranch.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,6 +55,8 @@ class RepVGG(BranchedConv):
         dtype: torch.dtype | None = None, *, squeeze_excite: str | None = None, reduction: int | None = None,
         drop_path: float = 0.0, **options: Unpack[BranchOptions],
     ) -> None:  # fmt: skip
+        if drop_path and options.get("online"):
+            raise InputError("drop_path leaves out branches, which a block with online=True doesn't have one by one")
         ndim, activation = options.get("ndim", 2), options.get("activation")
         options["activation"] = gated(activation, out_channels, squeeze_excite, reduction, ndim)
         super().__init__(
@@ -69,12 +73,8 @@ class RepVGG(BranchedConv):
         if self.drop_path is None or not self.training:
             return super().forward(x)
         x = through(self.pad, x)
-        convs, identity = (
-            (self.get_submodule(name) for name in ("conv_kxk", "conv_1x1")),
-            self.get_submodule("identity"),
-        )
-        y = cast(Tensor, self.drop_path(sum(conv(x) for conv in convs)))
-        return through(self.post, y + identity(x))
+        y = cast(Tensor, self.drop_path(self.summed(x, ("conv_kxk", "conv_1x1"))))
+        return through(self.post, y + self.summed(x, ("identity",)))
 
 
 def custom_l2(block: RepVGG) -> Tensor:
@@ -97,7 +97,9 @@ def custom_l2(block: RepVGG) -> Tensor:
 
 
 def _scale(norm: nn.Module, like: Tensor) -> Tensor:
-    """The factor per channel of a norm in evaluation, ``(O, 1…)``; 1 where the norm was taken off."""
+    """The factor per channel of a norm in evaluation, or of a scale, ``(O, 1…)``; 1 where the norm was taken off."""
+    if isinstance(norm, Scale):
+        return norm.weight.detach().to(like).view(-1, *(1,) * (like.dim() - 1))
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
         return torch.ones_like(like[:, :1])
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)

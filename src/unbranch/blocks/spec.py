@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from unbranch.blocks.layers import Scale
 from unbranch.blocks.parts import CONVS, NORMS, PADS, POOLS, Device, DilatedAvgPool, Ints, Size, last_axis_first
 from unbranch.errors import InputError
 
@@ -58,7 +59,7 @@ def centre(length: int) -> int:
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """A convolution, and what the batch norms of its branches have in common.
+    """A convolution, and what the batch norms of its branches have in common; ``online`` makes scales of them.
 
     A branch of any kernel shape is put where the whole kernel has its centre: it sees the input padded or cropped
     so that its centre tap sees what the centre tap of the whole kernel sees.
@@ -79,6 +80,7 @@ class ConvSpec:
     momentum: float = 0.1
     device: Device = None
     dtype: torch.dtype | None = None
+    online: bool = False
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "out_channels", "groups"):
@@ -139,6 +141,9 @@ class ConvSpec:
     # --- layers
 
     def norm(self, channels: int) -> nn.Module:
+        """A batch norm, or a scale where the block is trained online."""
+        if self.online:
+            return Scale(channels, self.ndim, self.device, self.dtype)
         return NORMS[self.ndim](
             channels, self.eps, self.momentum, self.affine, device=self.device, dtype=self.dtype
         )  # fmt: skip

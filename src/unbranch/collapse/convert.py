@@ -103,7 +103,7 @@ class _Conversion:
             shadow.set_submodule(path, type(part)())
         traces, unread = traces_of(shadow)
         hooked = {name for name, module in self.network.named_modules() if has_hooks(module)}
-        owners = owners_of(self.network)
+        owners, read = owners_of(self.network), {id(trace): trace.read() for trace in traces}
         for path, reason in unread.items():
             self.refusals.append(Refusal(path, f"its forward can't be traced ({reason}); its children were tried"))
         for trace in traces:
@@ -111,11 +111,14 @@ class _Conversion:
                 full = trace.full_path(path)
                 if full not in unread:
                     self.refusals.append(Refusal(full, f"it can't be traced as part of the whole ({reason})"))
-            self._convert(trace, hooked, owners)
+            elsewhere = set().union(*(ids for of, ids in read.items() if of != id(trace)))
+            self._convert(trace, hooked, owners, elsewhere)
 
-    def _convert(self, trace: Trace, hooked: set[str], owners: dict[int, set[int]]) -> None:
+    def _convert(
+        self, trace: Trace, hooked: set[str], owners: dict[int, set[int]], elsewhere: set[int]
+    ) -> None:  # fmt: skip
         inner = frozenset(_inner_path(trace, p) for p in hooked if _is_inside(trace, p))
-        shared = _shared(trace, owners)
+        shared = _shared(trace, owners, elsewhere)
         barred: set[tuple[fx.Node, fx.Node]] = set()
         reasons: dict[str, str] = {}
         done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], tuple[nn.Module, float | None]] = {}
@@ -248,8 +251,11 @@ def _inner_path(trace: Trace, path: str) -> str:
     return path[len(trace.path) :].lstrip(".")
 
 
-def _shared(trace: Trace, owners: dict[int, set[int]]) -> dict[str, str]:
-    """Leaves that have to stay because their parameters serve in another place too."""
+def _shared(trace: Trace, owners: dict[int, set[int]], elsewhere: set[int]) -> dict[str, str]:
+    """Leaves that have to stay because their parameters serve in another place too.
+
+    ``elsewhere`` are those, by id, that forwards outside this trace read.
+    """
     found: dict[str, str] = {}
     times = trace.times_called()
     for call in trace.calls:
@@ -260,6 +266,8 @@ def _shared(trace: Trace, owners: dict[int, set[int]]) -> dict[str, str]:
             found[call.path] = f"it is used {times[id(call.module)]} times, so its weights are shared"
         elif any(len(owners.get(id(p), ())) > 1 for p in own):
             found[call.path] = "it shares its weights with another module"
+        elif any(id(p) in elsewhere for p in own):
+            found[call.path] = "its weights are read by another module"
     return found
 
 

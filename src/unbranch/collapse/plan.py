@@ -236,6 +236,7 @@ class _Planner:
         if rule is None or rule.kind == "view" or node not in self.region.values:
             return Cost()
         sources = [n for n in node.all_input_nodes if n not in self.region.constant]
+        computed = sum(self.region.launches_for(n) for n in node.all_input_nodes if n in self.region.constant)
         value = next(iter(self.region.values[node].values()))
         numbers = float(
             sum(
@@ -248,7 +249,7 @@ class _Planner:
         if node.op == "call_module":
             numbers += parameter_numbers(self.region.trace.module.get_submodule(str(node.target)))
         if not isinstance(value, Affine):
-            return Cost(numbers=numbers, launches=1)
+            return Cost(numbers=numbers, launches=1 + computed)
         ndim = value.ndim
         out = self.region.points(node, ndim)
         macs, launches = 0.0, 1
@@ -256,7 +257,7 @@ class _Planner:
         if rule.kind == "kernel" and isinstance(near, Affine):
             macs, launches = near.map.macs(out), 1 + own_padding(near.map)
         width = sum(_width(self._any_value(s)) * self.region.points(s, ndim) for s in sources)
-        return Cost(macs, numbers, launches, width + value.channels * out)
+        return Cost(macs, numbers, launches + computed, width + value.channels * out)
 
     def _any_value(self, node: fx.Node) -> Affine | Bundle | None:
         known = self.region.values.get(node)

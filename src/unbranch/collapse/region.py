@@ -211,12 +211,23 @@ class Region:
 
     def leaf_constants(self, node: fx.Node) -> Iterator[Tensor]:
         """The parameters and buffers that a constant is computed from."""
-        if node.op == "get_attr":
-            value = attribute(self.trace.module, str(node.target))
-            if isinstance(value, Tensor):
-                yield value
-        for source in node.all_input_nodes:
-            yield from self.leaf_constants(source)
+        for source in self._constants_below(node):
+            if source.op == "get_attr":
+                value = attribute(self.trace.module, str(source.target))
+                if isinstance(value, Tensor):
+                    yield value
+
+    def launches_for(self, node: fx.Node) -> int:
+        """Operations, but for views, that compute a constant anew in each forward."""
+        return sum(n.op != "get_attr" and n.target not in _VIEWS for n in self._constants_below(node))
+
+    def _constants_below(self, node: fx.Node) -> set[fx.Node]:
+        found, stack = {node}, [node]
+        while stack:
+            sources = [n for n in stack.pop().all_input_nodes if n not in found]
+            found.update(sources)
+            stack += sources
+        return found
 
     def constant_value(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
@@ -277,11 +288,14 @@ class Region:
         if weight.dim() == 2:
             return weight.shape[1], 0, True
         groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
+        if not isinstance(groups, int):
+            return None
         transposed = "transpose" in getattr(node.target, "__name__", "")
         channels = weight.shape[0] if transposed else weight.shape[1] * groups
-        return (channels, weight.dim() - 2, False) if isinstance(groups, int) else None
+        return channels, weight.dim() - 2, False
 
 
+_VIEWS = {"view", "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "expand", "detach", "t"}
 _PASS = Rule(lambda _module, x, *args, **kwargs: x, "view")  # noqa: ARG005
 _CHANGES_CHANNELS = {
     torch.cat, torch.concat, torch.concatenate, torch.chunk, torch.split, "chunk", "split",

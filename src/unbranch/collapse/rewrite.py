@@ -61,7 +61,7 @@ def rebuilt(
                 args, kwargs = fx.node.map_arg((outer.args, outer.kwargs), lambda n: env[n])
                 env[outer.output] = graph.call_module(path, tuple(args), kwargs)
         elif all(n in env for n in node.all_input_nodes):
-            env[node] = _copied(node, graph, env, parts, original, prefix, memo)
+            env[node] = _copied(node, graph, env, parts, original, region, prefix, memo)
     graph.output(fx.node.map_arg(call.output, lambda n: env[n]))
     _drop_unused(graph, parts)
     return _module_of(graph, parts)
@@ -108,12 +108,14 @@ def _outermost_closed(node: fx.Node, call: Call, opened: set[Call]) -> Call | No
 
 def _copied(
     node: fx.Node, graph: fx.Graph, env: dict[fx.Node, fx.Node], parts: dict[str, Any], original: nn.Module,
-    prefix: int, memo: dict[int, Any],
+    region: Region, prefix: int, memo: dict[int, Any],
 ) -> fx.Node:  # fmt: skip
     """One operation as it was."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
     target = node.target
-    if node.op in ("call_module", "get_attr"):
+    if node.op == "get_attr" and str(target) in region.trace.made:
+        parts[str(target)] = attribute(region.trace.module, str(target)).clone()
+    elif node.op in ("call_module", "get_attr"):
         target = str(target)[prefix:]
         if node.op == "call_module":
             module = original.get_submodule(target)

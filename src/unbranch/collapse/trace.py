@@ -8,6 +8,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class Trace:
         calls: every module call, the root's first.
         failures: paths of modules that couldn't be entered, and why.
         checks: assertions about shapes, and what is computed for them alone.
+        made: names of tensors that the forward makes anew, which only the traced module holds.
     """
 
     path: str
@@ -63,13 +65,21 @@ class Trace:
     calls: list[Call]
     failures: dict[str, str]
     checks: set[fx.Node] = field(init=False)
+    made: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.checks = _checks(self.graph)
+        read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        self.made = {name for name in read if name.startswith("_tensor_constant")}  # torch.fx's name for them
 
     @property
     def root(self) -> Call:
         return self.calls[0]
+
+    def read(self) -> set[int]:
+        """Parameters and buffers, by id, that the forward reads by itself instead of calling what holds them."""
+        paths = (str(node.target) for node in self.graph.nodes if node.op == "get_attr")
+        return {id(reduce(getattr, path.split("."), self.module)) for path in paths}
 
     def times_called(self) -> Counter[int]:
         """How often each module (by id) is called."""
@@ -301,7 +311,8 @@ def _reused(trace: Trace) -> list[Call]:
 
 
 def _not_covered(trace: Trace) -> list[tuple[str, nn.Module]]:
-    """The outermost modules whose inside the trace doesn't show."""
+    """The outermost modules whose inside the trace doesn't show, but for those that only hold what it reads."""
+    read = trace.read()
     entered = {id(call.module) for call in trace.calls if not call.leaf}
     called = {id(call.module) for call in trace.calls}
     found = []
@@ -311,8 +322,13 @@ def _not_covered(trace: Trace) -> list[tuple[str, nn.Module]]:
             place = f"{path}.{name}".lstrip(".")
             if id(child) in entered or (id(child) not in called and any(id(m) in called for m in child.modules())):
                 visit(place, child)
-            else:
+            elif not _is_held(child, read):
                 found.append((trace.full_path(place), child))
 
     visit("", trace.module)
     return found
+
+
+def _is_held(module: nn.Module, read: set[int]) -> bool:
+    parameters = [id(p) for p in module.parameters()]
+    return bool(parameters) and all(p in read for p in parameters)

@@ -30,7 +30,7 @@ _FAINT = 1e-3  # of the largest scale of a norm: below it, nothing can be subtra
 def why_pointless(name: str, conv: Any, options: dict[str, Any]) -> str | None:
     """Why a block would add nothing to a convolution, unless it is asked for by name."""
     taps = [k for k in conv.kernel_size if k > 1]
-    if name in ("dbb", "repvgg", "mobileone") and not taps:
+    if name in ("dbb", "repvgg", "mobileone", "orepa") and not taps:
         return "its kernel has one tap"
     if name == "acb" and len(taps) < 2:
         return "its kernel is a line or a point already"
@@ -65,6 +65,8 @@ def adopted(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
         True, conv.padding_mode, weight.device, weight.dtype, ndim=weight.dim() - 2, **{**made, **options},
     )  # fmt: skip
+    if isinstance(block, BranchedConv) and block.online is not None and block.post is None:
+        return _adopted_online(block, conv, norm, start, memo)
     if not isinstance(block, BranchedConv) or block.post is not None or block.closing is not None:
         raise InputError(f"the block made is a {type(block).__name__} that isn't a sum of branches and nothing else")
     if start == "zero":
@@ -72,6 +74,30 @@ def adopted(
     _put_main(block, conv, norm, memo)
     if start is not None and not weight.is_meta:
         _subtract_branches(block)
+    return _like(block, conv, norm)
+
+
+@torch.no_grad()
+def _adopted_online(
+    block: BranchedConv, conv: Any, norm: nn.Module | None, start: str | None, memo: dict[int, Any]
+) -> nn.Module:  # fmt: skip
+    """The same for a block that is trained online: the norm goes behind the sum, where the block has its own.
+
+    Raises:
+        InputError: if the convolution has a bias, or the block a norm in its main branch as well.
+    """
+    if conv.bias is not None:
+        raise InputError("it has a bias, which the kernel of a block that is trained online can't hold")
+    if start is not None:
+        initialise(block, "single")  # the factors of the added branches are 0
+    main: Any = block.get_submodule(block.main)
+    if main.conv.weight.shape != conv.weight.shape:
+        raise InputError(f"the main branch of {type(block).__name__} has another kernel than the convolution")
+    main.conv.weight = copy.deepcopy(conv.weight, memo)
+    block.closing = None if norm is None else plain_norm(norm, memo)
+    if start == "subtracted" and not conv.weight.is_meta:
+        initialise(block, 1.0)
+        main.conv.weight.sub_(block.kernel() - main.conv.weight)
     return _like(block, conv, norm)
 
 
