@@ -208,3 +208,19 @@ def test_an_unreadable_image_stops_the_run_by_its_name(tmp_path: Path) -> None:
     recipe = load_recipe("digits", [*PICTURES, "data.on_corrupt=stop"])
     with pytest.raises(InputError, match=r"dark/03\.png"):
         train(recipe, open_data(with_pictures(tmp_path / "data")), tmp_path / "run")
+
+
+def test_merged_branches_learn_what_separate_ones_learn(tmp_path: Path) -> None:
+    changes = ("model.block=dbb", "augment.mixup=0", "schedule.epochs=1", "optimizer.lr=0.01")
+    for way in ("null", "merged"):
+        run(tmp_path / way, *changes, f"training.cheaper={way}")
+    separate, merged = losses(tmp_path / "null"), losses(tmp_path / "merged")
+    assert merged[:2] == pytest.approx(separate[:2], rel=1e-5)
+    assert merged == pytest.approx(separate, rel=2e-3)
+
+
+def test_branches_trained_online_collapse_like_others(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", "model.block=repvgg", "block.options.online=true", "schedule.epochs=1")
+    assert result is not None
+    assert result.proof.same_class == 359
+    assert result.report.after.layers["convolution"] == 9

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from unbranch.blocks import train_cheaper
 from unbranch.errors import InputError
 from unbranch.extras import library
 from unbranch.train.build import make_network
@@ -112,7 +113,7 @@ def _accelerator(recipe: Recipe) -> Any:
 
 
 def _ready(network: nn.Module, recipe: Recipe, accelerator: Any) -> nn.Module:
-    """The network as it is trained: norms across processes, layout, checkpointed activations."""
+    """The network as it is trained: norms across processes, layout, branches merged, activations recomputed."""
     training = recipe.training
     if training.sync_norm and accelerator.num_processes > 1:
         network = synchronise_norms(network, accelerator.device)
@@ -121,6 +122,8 @@ def _ready(network: nn.Module, recipe: Recipe, accelerator: Any) -> nn.Module:
         if switch is None:
             raise InputError(f"{recipe.model.name} can't recompute activations: training.checkpointing=false")
         switch()
+    if training.cheaper is not None:
+        network = train_cheaper(network, training.cheaper)
     layout = torch.channels_last if training.channels_last else torch.contiguous_format
     return network.to(memory_format=layout)
 

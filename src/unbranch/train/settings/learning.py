@@ -143,7 +143,7 @@ class Training:
         channels_last: memory format of images and kernels.
         compile: the network, by ``torch.compile``.
         checkpointing: compute activations twice rather than keep them.
-        cheaper: ``stacked`` merges branches that read the same input into fewer convolutions.
+        cheaper: ``merged`` computes branches of blocks from fewer convolutions, see ``unbranch.train_cheaper``.
         log_every: steps to one line of metrics.
         save_every: steps to one checkpoint; one an epoch unless given.
         keep: checkpoints that are kept, beside the best one.
@@ -155,7 +155,7 @@ class Training:
     channels_last: bool = False
     compile: bool = False
     checkpointing: bool = False
-    cheaper: Literal["stacked"] | None = None
+    cheaper: Literal["merged"] | None = None
     log_every: Count = 50
     save_every: Count | None = None
     keep: Count = 1
