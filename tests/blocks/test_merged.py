@@ -67,6 +67,15 @@ def test_outputs_gradients_and_statistics_are_those_of_separate_branches(row: Ro
     assert_same(trained(cheap, x), trained(block, x))
 
 
+def test_branches_run_as_they_stand_where_the_map_is_too_small_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(merged, "moments", lambda x, groups: asked.append(x.shape[-1]) or moments(x, groups))
+    block = ub.train_cheaper(DBB(32, 32, 3, padding=1))
+    for side in (4, 8, 24):  # 32, 128 and 1152 positions; 8 to a channel are enough for the average
+        block(torch.randn(2, 32, side, side))
+    assert asked == [24]
+
+
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("kind", [DBB, RepVGG], ids=lambda kind: kind.__name__)
 def test_fewer_convolutions_run_and_less_is_kept(kind: type[BranchedConv]) -> None:
