@@ -1,10 +1,11 @@
 """Do branches help? Plain, ACB, DBB and RepVGG on the same network, Fashion-MNIST's 60,000 images, several seeds.
 
-    python -m benchmarks.fashion [--data fashion-mnist] [--epochs 6] [--seeds 3] [--jobs 2] [--folder runs/fashion]
+    python -m benchmarks.fashion [--data fashion-mnist] [--epochs 4] [--seeds 3] [--jobs 2] [--folder runs/fashion]
 
 Trains every row with `unbranch train`, one thread each, and writes benchmarks/results/fashion.json and the table. A
 run that is finished isn't trained again, so the command can be stopped and continued. Rows `+N` go on from the plain
-networks of the same seed for half the epochs: as they are, and expanded.
+networks of the same seed for half the epochs: as they are, and expanded. Costs are CPU seconds of a training step, and
+of evaluating a batch with the collapsed network, over those of the plain network, measured in turns at the end.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
+import unbranch as ub
+from benchmarks import training_cost
 from unbranch.report import console
 
 RESULTS = Path(__file__).parent / "results" / "fashion.json"
 BLOCKS = ("plain", "acb", "dbb", "repvgg")
-EXPANDED = ("plain", "acb", "dbb", "repvgg")  # what a trained plain network goes on as
+TURNS = 15
 
 
 def commands(given: argparse.Namespace) -> Iterator[tuple[str, int, list[str]]]:
@@ -38,7 +43,7 @@ def commands(given: argparse.Namespace) -> Iterator[tuple[str, int, list[str]]]:
     more = max(1, given.epochs // 2)
     for seed in range(given.seeds):
         weights = given.folder / f"plain-{seed}" / "last.safetensors"
-        for block in EXPANDED:
+        for block in BLOCKS:
             changes = [
                 "model.block=null", f"model.pretrained={weights}", f"schedule.epochs={more}", "optimizer.lr=0.02",
                 "schedule.warmup_epochs=0",
@@ -60,8 +65,6 @@ def train(given: argparse.Namespace, row: str, seed: int, changes: list[str]) ->
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     result = json.loads((out / "result.json").read_text())
-    reports = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    speeds = [report["images_per_second"] for report in reports if "images_per_second" in report]
     return {
         "row": row,
         "seed": seed,
@@ -69,23 +72,58 @@ def train(given: argparse.Namespace, row: str, seed: int, changes: list[str]) ->
         "after": result["after"]["top1"],
         "same_class": result["same_class"],
         "float64": result["float64"],
-        "images_per_second": statistics.median(speeds),
         "params": result["params"],
         "macs": result["macs"],
     }
 
 
-def show(results: list[dict[str, Any]]) -> Table:
-    """Mean and spread by row; images a second relative to the plain network."""
-    table = Table("row", "top-1 trained", "top-1 collapsed", "seeds", "step time", "parameters", "MACs", box=None)
-    plain = statistics.median(r["images_per_second"] for r in results if r["row"] == "plain")
+def costs() -> dict[str, dict[str, float]]:
+    """Of each block, CPU seconds of a training step and of evaluating the collapsed network, over the plain one's."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    host = training_cost.HOSTS["ResNet-8, 28×28, batch 128"]
+    x = torch.randn(host.shape).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, host.shape[:1])
+    made = {block: host.make(None if block == "plain" else block, {}) for block in BLOCKS}
+    made = {block: network.to(memory_format=torch.channels_last) for block, network in made.items()}
+    training = {block: training_cost.Runner(network.train(), x, y) for block, network in made.items()}
+    deployed = {block: ub.collapse(network.eval(), x[:1]) for block, network in made.items()}
+    times: dict[str, list[float]] = {block: [] for block in BLOCKS}
+    with torch.inference_mode():
+        for _ in range(TURNS):
+            for block, network in deployed.items():
+                start = time.process_time()
+                network(x)
+                times[block].append(time.process_time() - start)
+    for network in made.values():
+        network.train()
+    for _ in range(TURNS):
+        for runner in training.values():
+            runner.step()
+    return {
+        block: {
+            "training": _ratio(training[block].times, training["plain"].times),
+            "deploy": _ratio(times[block], times["plain"]),
+        }
+        for block in BLOCKS
+    }
+
+
+def _ratio(times: list[float], plain: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(times[2:], plain[2:], strict=True))
+
+
+def show(results: list[dict[str, Any]], costs: dict[str, dict[str, float]]) -> Table:
+    """Mean and spread by row; costs relative to the plain network."""
+    head = ("row", "top-1 trained", "top-1 collapsed", "seeds", "a step", "deployed", "parameters", "MACs")
+    table = Table(*head, box=None)
     for row in dict.fromkeys(result["row"] for result in results):
         found = [result for result in results if result["row"] == row]
         spread = [f"{_mean(found, form):.2f} ± {_deviation(found, form):.2f}" for form in ("before", "after")]
-        cost = plain / statistics.median(r["images_per_second"] for r in found)
-        sizes = [f"{found[0][key]['training']:,} → {found[0][key]['deploy']:,}" for key in ("params", "macs")]
         each = ", ".join(f"{result['after']:.2f}" for result in found)
-        table.add_row(row, *spread, each, f"{cost:.2f}×", *sizes)
+        cost = [f"{costs[row.split()[-1]][form]:.2f}×" for form in ("training", "deploy")]
+        sizes = [f"{found[0][key]['training']:,} → {found[0][key]['deploy']:,}" for key in ("params", "macs")]
+        table.add_row(row, *spread, each, *cost, *sizes)
     return table
 
 
@@ -100,7 +138,7 @@ def _deviation(results: list[dict[str, Any]], form: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs/fashion"))
@@ -112,9 +150,10 @@ def main() -> None:
         part = [run for run in everything if ("+" not in run[0]) == fresh]
         with ThreadPoolExecutor(given.jobs) as pool:
             results += pool.map(lambda run: train(given, *run), part)
-    facts = {"command": "python -m benchmarks.fashion", "data": given.data, "epochs": given.epochs, "runs": results}
-    RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
-    console().print(show(results))
+    facts = {"command": "python -m benchmarks.fashion", "data": given.data, "epochs": given.epochs}
+    measured = costs()
+    RESULTS.write_text(json.dumps({**facts, "costs": measured, "runs": results}, indent=1) + "\n")
+    console().print(show(results, measured))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -28,16 +27,6 @@ WRAPPERS = (
     "state_dict", "model_state_dict", "model", "params", "network", "net",
 )  # fmt: skip
 PREFIXES = ("module.", "model.", "backbone.", "network.", "net.", "encoder.", "ema.", "ema_model.", "model_ema.")
-# What training scripts write beside the weights and does nothing when it is read: settings, arrays and their numbers.
-_MAKERS: list[Any] = [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
-HARMLESS: list[Any] = [
-    argparse.Namespace,
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
-    # before NumPy 2, and since
-    *((make, f"numpy.{folder}.multiarray.{make.__name__}") for make in _MAKERS for folder in ("core", "_core")),
-]
 SHOWN = 4
 
 
@@ -185,7 +174,7 @@ def _read_hdf5(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     try:
         _check_archive(path)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
@@ -200,6 +189,23 @@ def _read_pickle(path: Path) -> Any:
         ) from error
     except Exception as error:  # torch.load raises whatever its reader stumbles over
         raise InputError(f"{path} is damaged or no PyTorch file ({type(error).__name__})") from error
+
+
+def _harmless() -> list[Any]:
+    """What training scripts write beside the weights and does nothing when it is read: settings, arrays, numbers."""
+    try:
+        import numpy as np
+    except ImportError:  # then no array can be read anyway
+        return [argparse.Namespace]
+    makers: list[Any] = [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    return [
+        argparse.Namespace,
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
+        # before NumPy 2, and since
+        *((make, f"numpy.{folder}.multiarray.{make.__name__}") for make in makers for folder in ("core", "_core")),
+    ]
 
 
 def _check_archive(path: Path) -> None:
@@ -227,8 +233,12 @@ def unwrapped_state(found: Any, path: Path) -> dict[str, Tensor]:
 
 def _tensors_in(table: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Tensors and arrays of a table, without the epochs, names and settings that may lie beside them."""
-    arrays = {str(key): value for key, value in table.items() if isinstance(value, Tensor | np.ndarray)}
+    arrays = {str(key): value for key, value in table.items() if _is_array(value)}
     return {key: value if isinstance(value, Tensor) else torch.as_tensor(value) for key, value in arrays.items()}
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or (type(value).__module__, type(value).__name__) == ("numpy", "ndarray")
 
 
 def is_plain(value: Any) -> bool:
