@@ -3,7 +3,7 @@
 Exact structural re-parameterization for any PyTorch network.
 """
 
-from . import blocks
+from . import blocks, prune
 from .algebra import ConvMap, GridMap
 from .blocks import train_cheaper
 from .collapse import (
@@ -44,6 +44,7 @@ __all__ = [
     "list_models",
     "load",
     "load_checkpoint",
+    "prune",
     "register_method",
     "register_rule",
     "save",

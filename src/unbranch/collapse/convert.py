@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -92,7 +92,7 @@ class _Conversion:
 
     network: nn.Module
     memo: dict[int, Any] = field(default_factory=dict)
-    records: list[MergeRecord] = field(default_factory=list)
+    records: list[tuple[MergeRecord, nn.Module]] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     kept: list[Refusal] = field(default_factory=list)
 
@@ -188,8 +188,9 @@ class _Conversion:
         for rewrite in rewrites:
             for merge in rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,):
                 place = trace.full_path(rewrite.place)
+                layer = built[merge]
                 self.records.append(
-                    MergeRecord(place, _sources(region, merge), _described(built[merge]), errors[merge])
+                    (MergeRecord(place, _sources(region, merge), _described(layer), errors[merge]), layer)
                 )
         self.refusals += [Refusal(names, reason) for names, reason in reasons.items()]
         for kept in plan.kept:
@@ -200,9 +201,10 @@ class _Conversion:
         return copied(self.network, self.memo)
 
     def report(self, plain: nn.Module, inputs: tuple[Any, ...] | None) -> Report:
+        paths = {id(module): path for path, module in plain.named_modules()}
         return Report(
             type(self.network).__name__,
-            tuple(self.records),
+            tuple(replace(record, layer_path=paths.get(id(layer), record.path)) for record, layer in self.records),
             tuple(dict.fromkeys(self.refusals)),
             tuple(dict.fromkeys(self.kept)),
             cost_of(self.network, inputs),

@@ -32,12 +32,14 @@ class MergeRecord:
         sources: modules and operations that it replaces.
         layer: the merged layer in words.
         error: largest difference over largest value in float64 on random input, None on the meta device.
+        layer_path: of the merged layer itself, at or inside ``path``.
     """
 
     path: str
     sources: tuple[str, ...]
     layer: str
     error: float | None
+    layer_path: str = ""
 
 
 @dataclass(frozen=True)

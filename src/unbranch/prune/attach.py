@@ -1,0 +1,187 @@
+"""``attach``: compactors behind the convolutions of a network that can lose channels."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from unbranch.blocks import BranchedConv, Compactor
+from unbranch.collapse.shadow import unwrapped
+from unbranch.collapse.verify import as_inputs
+from unbranch.errors import InputError
+from unbranch.expand import expand
+from unbranch.expand.places import places_in
+from unbranch.history import replays, with_step
+from unbranch.prune.structure import Structure, Unit, structure_of
+
+KIND = "compact"  # of the step in a network's history: compactors in its blocks
+Layers = Literal["internal", "all"]
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What ``attach`` did: convolutions and blocks that have a compactor, and those that don't, with the reason."""
+
+    taken: tuple[str, ...]
+    left: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.taken)} layers have compactors, {len(self.left)} were left alone"]
+        lines += [f"  {path}" for path in self.taken]
+        return "\n".join([*lines, *(f"  {path} left: {reason}" for path, reason in self.left.items())])
+
+
+def attach(
+    model: nn.Module, example_input: Any, *, layers: Layers = "internal", include: str | Iterable[str] = "*",
+    exclude: str | Iterable[str] = (),
+) -> nn.Module:  # fmt: skip
+    """A copy of a network with compactors behind convolutions, which computes the same function and can be pruned.
+
+    A compactor is a 1×1 convolution that starts as the identity; ``ResRep`` drives rows of it to zero in training, and
+    ``convert`` takes the channels out. It comes behind the batch norm of a convolution, or behind the sum of a block's
+    branches. Each place has been tried: with half of the channels gone the network was the same function.
+
+    Args:
+        model: any network, in any mode; it isn't changed.
+        example_input: a tensor, or a tuple of the forward's arguments, of the size that MACs are to be counted for.
+        layers: ``"internal"`` ones, as the paper prunes: one layer gives their channels, no other is added, and one
+            layer mixes what it reads of them, however many norms, activations and depthwise convolutions lie
+            between. ``"all"``: whatever can be pruned; convolutions that are added lose channels together.
+        include, exclude: patterns of paths of convolutions and blocks, such as ``"layer3.*"``.
+
+    Returns:
+        The network, with its ``Attachment`` as ``attachment``.
+
+    Raises:
+        InputError: if nothing can be pruned, with the reason.
+
+    Source: Ding et al., "ResRep", ICCV 2021, https://arxiv.org/abs/2007.03260, section 3.2.
+
+    Example:
+        >>> import torch, unbranch as ub
+        >>> net = ub.create_model("resnet8_cifar", num_classes=10)
+        >>> ub.prune.attach(net, torch.randn(1, 3, 32, 32)).attachment.taken
+        ('stages.0.0.conv1.conv', 'stages.1.0.conv1.conv', 'stages.2.0.conv1.conv')
+    """
+    if layers not in get_args(Layers):
+        raise InputError(f"layers={layers!r} is none of {', '.join(get_args(Layers))}")
+    network, inputs = unwrapped(model), as_inputs(example_input)
+    if any(isinstance(module, Compactor) for module in network.modules()):
+        raise InputError(f"{type(network).__name__} has compactors already: pass it to ResRep")
+    convs, blocks, left = _candidates(network, _patterns(include), _patterns(exclude))
+    structure = _tried(network, inputs, convs, blocks, left)
+    wanted = [unit for unit in structure.units if layers == "all" or unit.internal]
+    outside = [unit for unit in structure.units if unit not in wanted]
+    left |= {_place(path): reason for path, reason in structure.left.items()}
+    left |= {_place(path): _why_outside(unit) for unit in outside for path, _ in unit.rows}
+    taken = {_place(path) for unit in wanted for path, _ in unit.rows}
+    if not taken:
+        path, reason = next(iter(left.items()))
+        raise InputError(
+            f"nothing in {type(network).__name__} can be pruned; {path}: {reason}"
+            + ("; layers='all' takes others than internal ones" if outside else "")
+        )
+    convs, blocks = [path for path in convs if path in taken], [path for path in blocks if path in taken]
+    result = _with_compactors(network, convs, blocks)
+    result.attachment = Attachment(  # type: ignore[assignment]
+        (*convs, *blocks), {path: reason for path, reason in left.items() if path not in taken}
+    )
+    return result
+
+
+def _candidates(
+    network: nn.Module, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[list[str], list[str], dict[str, str]]:
+    """Convolutions with a norm of their own, blocks, and what is left of both, with the reason."""
+    places, left = places_in(network)
+    blocks = {
+        path: module for path, module in network.named_modules() if isinstance(module, BranchedConv) and path
+    }  # fmt: skip
+    inside = tuple(f"{path}." for path in blocks)
+    left = {path: reason for path, reason in left.items() if not path.startswith(inside)}
+    modules: dict[str, Any] = {path: network.get_submodule(path) for path in places} | blocks
+    found: list[str] = []
+    for path, module in modules.items():
+        if not any(fnmatchcase(path, pattern) for pattern in include):
+            left[path] = "it isn't included"
+        elif any(fnmatchcase(path, pattern) for pattern in exclude):
+            left[path] = "it is excluded"
+        elif module.groups > 1:
+            left[path] = "it is grouped, and a compactor would mix its channels"
+        elif path in places and places[path].norm is None:
+            left[path] = "no batch norm of its own is behind it"
+        else:
+            found.append(path)
+    if not found:
+        told = "; ".join(f"{path}: {reason}" for path, reason in list(left.items())[:3]) or "it has no convolution"
+        raise InputError(f"nothing in {type(network).__name__} can be pruned; {told}")
+    return [path for path in found if path in places], [path for path in found if path in blocks], left
+
+
+def _tried(
+    network: nn.Module, inputs: tuple[Any, ...], convs: list[str], blocks: list[str], left: dict[str, str]
+) -> Structure:
+    """The structure of the network with compactors wherever one can be put; what expand leaves alone goes to left."""
+    everywhere = _with_compactors(network, convs, blocks, left)
+    return structure_of(everywhere, inputs)
+
+
+def _why_outside(unit: Unit) -> str:
+    if unit.added or len({path for path, _ in unit.rows}) > 1:
+        return "it isn't internal: others are added to its channels"
+    return f"it isn't internal: {len(unit.readers)} layers read its channels"
+
+
+def _place(compactor: str) -> str:
+    """The path of the convolution or block that a compactor belongs to."""
+    return compactor.removesuffix(".compactor").removesuffix(".post")
+
+
+def _with_compactors(
+    network: nn.Module, convs: Sequence[str], blocks: Sequence[str], left: dict[str, str] | None = None
+) -> nn.Module:
+    if convs:
+        result = expand(network, "compactor", where=lambda path, _: path in set(convs))
+        if left is not None:
+            left |= dict(result.expand_report.left)  # type: ignore[union-attr, arg-type]
+    else:
+        result = copy.deepcopy(network)
+    if blocks:
+        for path in blocks:
+            _compact(result.get_submodule(path))
+        with_step(result, result, {"kind": KIND, "blocks": list(blocks)})
+    return result
+
+
+def _compact(block: Any) -> None:
+    """Put a compactor behind the sum of a block's branches, before its activation."""
+    like = next(block.parameters())
+    compactor = Compactor(block.out_channels, block.ndim, like.device, like.dtype).train(block.training)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(compactor=compactor)
+    if block.post is not None:
+        layers["activation"] = block.post
+    block.post = nn.Sequential(layers).train(block.training)
+
+
+@replays(KIND)
+def _replay(network: nn.Module, step: dict[str, Any]) -> nn.Module:
+    """Put compactors into the blocks of a recorded step again."""
+    paths, modules = step.get("blocks"), dict(network.named_modules())
+    known = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+    if not known or not all(isinstance(modules.get(path), BranchedConv) for path in paths or []):
+        raise InputError("its record of compactors doesn't fit the network, which has to be as it was before")
+    return _with_compactors(network, [], paths or [])
+
+
+def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)

@@ -1,0 +1,83 @@
+"""What a file has to know of a pruned network: the layers that became narrower, by their shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbranch.errors import InputError
+from unbranch.history import replays, with_step
+
+KIND = "prune"
+ATTRIBUTES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels")
+Shapes = dict[str, dict[str, tuple[int, ...]]]
+
+
+def shapes_of(network: nn.Module) -> Shapes:
+    """The shapes of the tensors that each module holds itself, by its path and their names."""
+    return {
+        path: {name: tuple(t.shape) for name, t in _own(module).items()} for path, module in network.named_modules()
+    }
+
+
+def record_narrowing(network: nn.Module, before: Shapes) -> None:
+    """Add to a network's history which of its layers have other shapes now."""
+    layers = {}
+    for path, module in network.named_modules():
+        own = {name: tuple(t.shape) for name, t in _own(module).items()}
+        if own != before.get(path):
+            numbers = {name: getattr(module, name) for name in ATTRIBUTES if type(getattr(module, name, None)) is int}
+            layers[path] = {"shapes": {name: list(shape) for name, shape in own.items()}, "numbers": numbers}
+    if layers:
+        with_step(network, network, {"kind": KIND, "layers": layers})
+
+
+@replays(KIND)
+def _narrowed(network: nn.Module, step: dict[str, Any]) -> nn.Module:
+    """Make the layers of a recorded step as narrow as they were; their weights mean nothing then."""
+    layers, modules = step.get("layers"), dict(network.named_modules())
+    if not isinstance(layers, dict):
+        raise InputError("its record of pruning has no layers")
+    for path, layer in layers.items():
+        module = modules.get(path)
+        if module is None or not isinstance(layer, dict):
+            raise InputError(f"its record of pruning has a layer {path[:80]} that the network hasn't")
+        shapes, numbers = layer.get("shapes"), layer.get("numbers")
+        if not isinstance(shapes, dict) or not isinstance(numbers, dict):
+            raise InputError(f"its record of pruning doesn't say how narrow {path[:80]} is")
+        _narrow(module, shapes, numbers, path)
+    with_step(network, network, step)
+    return network
+
+
+def _narrow(module: nn.Module, shapes: dict[str, Any], numbers: dict[str, Any], path: str) -> None:
+    own = _own(module)
+    for name, shape in shapes.items():
+        old = own.get(name)
+        if old is None and not (name == "bias" and "bias" in module._parameters and _is_shape(shape, 1)):
+            raise InputError(f"its record of pruning has a tensor {path}.{name[:40]} that the network hasn't")
+        like = old if old is not None else next(iter(own.values()))
+        largest = tuple(old.shape) if old is not None else (like.shape[0],)
+        if not _is_shape(shape, len(largest)) or any(n > limit for n, limit in zip(shape, largest, strict=True)):
+            raise InputError(f"its record of pruning makes {path}.{name[:40]} {shape} of {list(largest)}")
+        tensor = torch.empty(shape, dtype=like.dtype, device=like.device)
+        if name in module._buffers:
+            module._buffers[name] = tensor
+        else:
+            requires = like.requires_grad
+            module._parameters[name] = nn.Parameter(tensor, requires_grad=requires)
+    for name, number in numbers.items():
+        if name not in ATTRIBUTES or type(number) is not int or not 0 < number <= getattr(module, name, 0):
+            raise InputError(f"its record of pruning makes {path}.{name[:40]} {number!r:.40}")
+        setattr(module, name, number)
+
+
+def _is_shape(shape: Any, ndim: int) -> bool:
+    return isinstance(shape, list) and len(shape) == ndim and all(type(n) is int and n >= 0 for n in shape)
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    tensors = {**module._parameters, **module._buffers}
+    return {name: t for name, t in tensors.items() if t is not None}
