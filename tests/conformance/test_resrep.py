@@ -39,7 +39,7 @@ def traces(kind: str) -> list[Path]:
 
 
 def toy(state: dict[str, Tensor]) -> nn.Module:
-    """Convolutions with norms, the second of stride 2, compactors and ReLUs where there are; a mean and a classifier."""
+    """Convolutions with norms, the second of stride 2, compactors and ReLUs where they are; a mean, a classifier."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for name in sorted({key.partition(".")[0] for key in state if key.startswith("conv")}):
         layers[name] = unit(state, name, 2 if name == "conv2" else 1)
