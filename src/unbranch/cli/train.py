@@ -57,12 +57,12 @@ def train_command(
     images = open_data(data)
     if dry_run:
         plan = make_plan(settings, images, int(os.environ.get("WORLD_SIZE", "1")))
-        _print(plan.to_dict() if as_json else None, None if as_json else show_plan(plan))
+        print_values(plan.to_dict() if as_json else None, None if as_json else show_plan(plan))
         return
     with training_bar() as (watch, say):
         result = train(settings, images, folder, resume=resume, watch=watch, say=say)
     if result is not None:
-        _print(result.to_dict() if as_json else None, None if as_json else show_result(result))
+        print_values(result.to_dict() if as_json else None, None if as_json else show_result(result))
 
 
 def _chosen(recipe: str | None, changes: list[str], out: Path | None, resume: bool) -> tuple[Recipe, Path]:
@@ -76,7 +76,7 @@ def _chosen(recipe: str | None, changes: list[str], out: Path | None, resume: bo
     return load_recipe(recipe, changes), out or Path("runs") / Path(recipe).stem
 
 
-def _print(values: object, table: object) -> None:
+def print_values(values: object, table: object) -> None:
     if table is None:
         sys.stdout.write(json.dumps(values, indent=2, default=str) + "\n")
     else:

@@ -51,6 +51,12 @@ class Progress:
         """Whether enough channels are masked."""
         return self.left <= self.target
 
+    def __str__(self) -> str:
+        return (
+            f"{self.masked:,} of {self.channels:,} channels masked, {self.small:,} as good as zero, "
+            f"{100 * self.left:.1f} % of the cost left (target {100 * self.target:g} %)"
+        )
+
 
 class ResRep:
     """Masks, gradient reset and penalty for the compactors of a network; two lines in any training loop.
@@ -82,6 +88,7 @@ class ResRep:
         minimum: channels that each layer keeps.
         multiple: widths are multiples of this, as far as layers are wide enough; 1 gives the paper's choice.
         threshold: norm of a row that is as good as zero.
+        structure: of a network that is like this one, if it was read before.
 
     Raises:
         InputError: if there is nothing to prune, or the target can't be reached.
@@ -105,6 +112,7 @@ class ResRep:
         self, model: nn.Module, example_input: Any, optimizer: Optimizer | None = None, *, target: float = 0.5,
         metric: Metric = "macs", strength: float = 1e-4, momentum: float = 0.99, warmup: int = 0, interval: int = 200,
         granularity: int = 4, minimum: int = 1, multiple: int = 8, threshold: float = THRESHOLD,
+        structure: Structure | None = None,
     ) -> None:  # fmt: skip
         if metric not in get_args(Metric):
             raise InputError(f"metric={metric!r} is none of {', '.join(get_args(Metric))}")
@@ -119,7 +127,7 @@ class ResRep:
         self.target, self.metric, self.strength, self.momentum = target, metric, strength, momentum
         self.warmup, self.interval, self.threshold = warmup, interval, threshold
         self.limits = Limits(granularity, minimum, multiple)
-        structure = structure_of(self.network, self.inputs)
+        structure = structure_of(self.network, self.inputs) if structure is None else structure
         self.cost = cost_function(structure, metric)
         self.structure = replace(structure, plain=nn.Identity())  # which would go stale
         if not self.units:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from unbranch.report.console import console, cost_table, count, show_files
 from unbranch.train.engine import Moment
-from unbranch.train.finish import Result
+from unbranch.train.finish import Pruned, Result
 from unbranch.train.plan import Plan
 
 SHOWN = 6
@@ -77,9 +77,38 @@ def show_result(result: Result) -> RenderableType:
         f"float32, {proof.float64:.0e} in float64; best epoch {result.best_top1:.2f} %"
     )
     parts: list[RenderableType] = [table, Text(told), cost_table(result.report.before, result.report.after)]
+    if result.pruned is not None:
+        parts += [Text(), show_pruned(result.pruned)]
     if result.corrupt:
         parts.append(Text(f"{result.corrupt} images couldn't be read and were skipped", style="yellow"))
     return Group(*parts, show_files(result.files))
+
+
+def show_pruned(pruned: Pruned) -> RenderableType:
+    """Accuracy on the way, the widths that came out, and what they save."""
+    pruning, table = pruned.pruning, Table("channels", "before", "after", box=None, pad_edge=False, header_style="dim")
+    for path, (before, after) in pruning.widths.items():
+        zeros = f", {pruning.stayed[path]} zero" if path in pruning.stayed else ""
+        table.add_row(path, str(before), f"{after}{zeros}")
+    left = 100 * pruning.macs[1] / max(1, pruning.macs[0])
+    told = (
+        f"top-1 {pruned.base.top1:.2f} % at the beginning, {pruned.trained.top1:.2f} % with compactors; "
+        f"{left:.1f} % of the multiply-accumulates of convolutions and classifiers are left "
+        f"({count(pruning.macs[0])} → {count(pruning.macs[1])}; as PyTorch counts {count(pruning.before.macs)} → "
+        f"{count(pruning.after.macs)}), {count(pruning.before.params)} → {count(pruning.after.params)} parameters, "
+        f"{pruned.latency.first_ms:.2f} → {pruned.latency.second_ms:.2f} ms an image ({pruned.latency.ratio:.2f}×)"
+    )
+    parts: list[RenderableType] = [table, Text(told)]
+    masked = pruned.progress.masked - pruned.progress.small
+    if masked > 0 and left > 100 * pruned.progress.target:
+        parts.append(
+            Text(
+                f"{masked:,} masked channels aren't zero yet and stayed: train longer or with more prune.strength, or "
+                "take them out all the same with prune.masked=true",
+                style="yellow",
+            )
+        )
+    return Group(*parts)
 
 
 def _mib(size: int) -> str:

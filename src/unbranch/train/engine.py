@@ -206,6 +206,10 @@ class _Run:
             accelerator.backward(total)
             if accelerator.sync_gradients and recipe.optimizer.clip_grad is not None:
                 accelerator.clip_grad_norm_(job.network.parameters(), recipe.optimizer.clip_grad)
+            if accelerator.sync_gradients and job.resrep is not None:
+                if recipe.optimizer.clip_grad is None:  # which has unscaled them
+                    accelerator.unscale_gradients(job.optimizer)
+                job.resrep.step()
             job.optimizer.step()
             job.optimizer.zero_grad()
         report.add(loss.detach(), outputs, labels, batch["corrupt"])
@@ -235,10 +239,11 @@ class _Run:
             self.folder.log(step=self.step, epoch=epoch + 1, validation=asdict(scores))
             if self.board is not None:
                 self.board.log(self.step, val_top1=scores.top1, val_loss=scores.loss)
+            pruned = "" if job.resrep is None else f"; {job.resrep.progress()}"
             corrupt = f", {self.corrupt} images couldn't be read" if self.corrupt else ""
             self.say(
                 f"epoch {epoch + 1} of {job.recipe.schedule.epochs}: top-1 {scores.top1:.2f} %, "
-                f"loss {scores.loss:.4f}{corrupt}"
+                f"loss {scores.loss:.4f}{corrupt}{pruned}"
             )
         return scores
 
@@ -298,7 +303,9 @@ class _Report:
         if not math.isfinite(moment.loss):
             raise InputError(f"the loss is {moment.loss} after step {run.step}: try a smaller optimizer.lr")
         if run.main:
-            run.folder.log(**{key: value for key, value in asdict(moment).items() if key not in ("steps", "epochs")})
+            pruning = {} if job.resrep is None else {"pruning": asdict(job.resrep.progress())}
+            values = {key: value for key, value in asdict(moment).items() if key not in ("steps", "epochs")}
+            run.folder.log(**values, **pruning)
             if run.board is not None:
                 run.board.log(run.step, train_loss=moment.loss, train_lr=moment.learning_rate)
         run.watch(moment)

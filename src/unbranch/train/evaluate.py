@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +84,23 @@ def evaluate(network: nn.Module, batches: Iterable[Any], accelerator: Any) -> Sc
 
 
 @torch.no_grad()
-def prove(network: nn.Module, plain: nn.Module, batches: Iterable[Any], device: torch.device) -> Proof:
-    """Compare both forms on every image.
+def score(network: nn.Module, batches: Iterable[Any], device: torch.device) -> Scores:
+    """Scores of a network on this process alone."""
+    network.to(device).eval()
+    tally = _Tally()
+    for batch in batches:
+        readable = batch["corrupt"] == 0
+        if readable.any():
+            tally.add(network(batch["image"][readable].to(device)).float(), batch["label"][readable].to(device))
+    return tally.scores()
+
+
+@torch.no_grad()
+def prove(
+    network: nn.Module, plain: nn.Module, batches: Iterable[Any], device: torch.device,
+    form: Callable[[nn.Module, Tensor], nn.Module] = collapse,
+) -> Proof:  # fmt: skip
+    """Compare both forms on every image; ``form`` makes the second of the first, for float64.
 
     Raises:
         UnbranchError: if in float64 they aren't one function.
@@ -105,7 +120,7 @@ def prove(network: nn.Module, plain: nn.Module, batches: Iterable[Any], device: 
         worst = max(worst, float((logits[0] - logits[1]).abs().max()))
         largest = max(largest, float(logits[0].abs().max()))
         if exact is None:
-            exact, noise = _in_float64(network, images[:CHECKED], logits[0][:CHECKED])
+            exact, noise = _in_float64(network, images[:CHECKED], logits[0][:CHECKED], form)
     if exact is None:
         raise UnbranchError("there are no validation images to compare the two forms on")
     if not exact <= EXACT:
@@ -114,10 +129,12 @@ def prove(network: nn.Module, plain: nn.Module, batches: Iterable[Any], device: 
     return Proof(before.images, same, worst / max(largest, 1e-30), exact, noise, before, after)
 
 
-def _in_float64(network: nn.Module, images: Tensor, single: Tensor) -> tuple[float, float]:
-    """Relative to float64's greatest logit: how far the collapsed form is from it, and how far float32 is."""
+def _in_float64(
+    network: nn.Module, images: Tensor, single: Tensor, form: Callable[[nn.Module, Tensor], nn.Module]
+) -> tuple[float, float]:
+    """Relative to float64's greatest logit: how far the other form is from it, and how far float32 is."""
     double, images = copy.deepcopy(network).cpu().double(), images.cpu().double()
     ours = double(images)
-    others = (collapse(double, images[:1])(images), single.cpu().double())
+    others = (form(double, images[:1])(images), single.cpu().double())
     exact, noise = (float((other - ours).abs().max() / ours.abs().max()) for other in others)
     return exact, noise

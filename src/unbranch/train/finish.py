@@ -12,9 +12,35 @@ from torch import nn
 
 from unbranch.collapse import Report, collapse
 from unbranch.models import save
-from unbranch.train.evaluate import Proof, prove
+from unbranch.prune import Progress, Pruning, convert
+from unbranch.prune.convert import converted, kept_channels, zeroed
+from unbranch.prune.select import Limits
+from unbranch.prune.structure import structure_of
+from unbranch.timing import Latency, compare_latency
+from unbranch.train.evaluate import Proof, Scores, prove, score
 from unbranch.train.folder import BEST, DEPLOY, LAST, RECIPE, RESULT, Folder
 from unbranch.train.job import Job, validation_loader
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning did.
+
+    Args:
+        base: scores of the network that the run began with; they mean nothing where it began with random weights.
+        trained: scores with the compactors as they were trained; the proof's ``before`` is with small rows zero.
+        latency: of the collapsed network with all channels, and pruned.
+    """
+
+    base: Scores
+    trained: Scores
+    pruning: Pruning
+    progress: Progress
+    latency: Latency
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "pruning": self.pruning.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -28,6 +54,7 @@ class Result:
     report: Report
     corrupt: int
     files: tuple[Path, ...]
+    pruned: Pruned | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -41,6 +68,7 @@ class Result:
             "macs": {"training": before.macs, "deploy": after.macs},
             "layers": {"training": before.layers, "deploy": after.layers},
             "corrupt": self.corrupt,
+            **({} if self.pruned is None else {"pruned": self.pruned.to_dict()}),
             "files": [str(path) for path in self.files],
         }
 
@@ -71,13 +99,43 @@ def finish(job: Job, folder: Folder, corrupt: int, best: float) -> Result | None
     save(network, folder.path / LAST)
     batches = validation_loader(job.recipe, job.data)
     example = next(iter(batches))["image"][:1]
-    plain = collapse(network, example)
-    proof = prove(network, plain, batches, job.accelerator.device)
+    if job.resrep is None:
+        plain, pruned = collapse(network, example), None
+        proof = prove(network, plain, batches, job.accelerator.device)
+    else:
+        plain, proof, pruned = _prune(job, network, example, batches)
     save(plain.cpu(), folder.path / DEPLOY)
     files = tuple(folder.path / name for name in (RECIPE, LAST, BEST, DEPLOY, RESULT))
     result = Result(
-        job.recipe.model.name, job.data.name, best, proof, cast(Report, plain.collapse_report), corrupt, files
+        job.recipe.model.name, job.data.name, best, proof, cast(Report, plain.collapse_report), corrupt, files, pruned
     )
     folder.write_text(RESULT, json.dumps(result.to_dict(), indent=2) + "\n")
     job.accelerator.wait_for_everyone()
     return result
+
+
+def _prune(job: Job, network: nn.Module, example: Any, batches: Any) -> tuple[nn.Module, Proof, Pruned]:
+    """The pruned network, proved to be the trained one with small rows of its compactors set to zero."""
+    settings, resrep = job.recipe.prune, job.resrep
+    assert settings is not None
+    assert resrep is not None
+    device, structure = job.accelerator.device, structure_of(network, (example,))
+    limits = Limits(minimum=settings.minimum, multiple=settings.multiple)
+    keep = kept_channels(network, structure, settings.threshold, limits, settings.masked)
+    trained, whole = zeroed(network, structure, keep), copy.deepcopy(structure.plain)
+    plain = converted(network, structure, keep)
+
+    def form(double: nn.Module, x: Any) -> nn.Module:
+        return convert(
+            double, x, threshold=settings.threshold, multiple=settings.multiple, minimum=settings.minimum
+        )  # fmt: skip
+
+    proof = prove(trained, plain, batches, device, form)
+    pruned = Pruned(
+        score(copy.deepcopy(job.blank), batches, device),
+        score(network, batches, device),
+        cast(Pruning, plain.pruning),
+        resrep.progress(),
+        compare_latency(whole, plain.cpu(), example),
+    )
+    return plain, proof, pruned

@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader
 from unbranch.blocks import train_cheaper
 from unbranch.errors import InputError
 from unbranch.extras import library
+from unbranch.prune import ResRep
 from unbranch.train.build import make_network
+from unbranch.train.compactors import example_image, make_resrep, with_compactors
 from unbranch.train.data import Data
 from unbranch.train.losses import extra_penalty, make_loss
 from unbranch.train.optimise import make_ema, make_optimizer, make_schedule
@@ -44,6 +46,7 @@ class Job:
     loss: Callable[[Any, Tensor], Tensor]
     penalty: Callable[[], Tensor] | None
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    resrep: ResRep | None
     steps_per_epoch: int
 
     @property
@@ -75,11 +78,14 @@ def prepare(recipe: Recipe, data: Data) -> Job:
     """
     accelerator = _accelerator(recipe)
     torch.manual_seed(recipe.seed)
-    blank = make_network(recipe, data)
+    blank = with_compactors(make_network(recipe, data), recipe, data)
     network = _ready(copy.deepcopy(blank), recipe, accelerator)
     optimizer = make_optimizer(network, recipe, recipe.data.batch_size)
     order, batches, validation = _loaders(recipe, data, accelerator.num_processes)
     steps = len(order) // recipe.data.batch_size
+    resrep = make_resrep(network, blank, recipe, example_image(recipe, data), optimizer, steps)
+    if resrep is not None and "FSDP" in str(accelerator.distributed_type):
+        raise InputError("compactors can't be spread over processes: prune without FSDP")
     penalty, ema = extra_penalty(network, recipe), make_ema(network, recipe, steps)
     if ema is not None and "FSDP" in str(accelerator.distributed_type):
         raise InputError("averaged weights (ema) aren't kept with FSDP: ema=null")
@@ -89,10 +95,12 @@ def prepare(recipe: Recipe, data: Data) -> Job:
     if ema is not None:
         ema.to(accelerator.device)
         accelerator.register_for_checkpointing(ema)
+    if resrep is not None:
+        accelerator.register_for_checkpointing(resrep)
     schedule = make_schedule(optimizer, recipe, steps)
     return Job(
         recipe, data, accelerator, blank, network, optimizer, schedule, ema, order, batches, validation, loss, penalty,
-        mix, steps,
+        mix, resrep, steps,
     )  # fmt: skip
 
 

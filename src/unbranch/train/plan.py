@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from unbranch.collapse import NetworkCost, collapse
 from unbranch.collapse.costs import cost_of
 from unbranch.train.build import make_network
+from unbranch.train.compactors import example_image, make_resrep, with_compactors
 from unbranch.train.data import Data
 from unbranch.train.optimise import make_optimizer
 from unbranch.train.recipe import Recipe
@@ -87,9 +88,10 @@ def make_plan(recipe: Recipe, data: Data, processes: int = 1) -> Plan:
         InputError: for whatever would stop the run at its beginning.
     """
     torch.manual_seed(recipe.seed)
-    network = make_network(recipe, data)
+    network = with_compactors(make_network(recipe, data), recipe, data)
     image = train_transform(recipe, data)(data.train[0][0])
     optimizer = make_optimizer(network, recipe, recipe.data.batch_size)
+    make_resrep(network, network, recipe, example_image(recipe, data), optimizer, 1)
     part = max(1, recipe.data.batch_size // (processes * recipe.training.accumulate))
     one = (torch.zeros(1, *image.shape),)
     return Plan(

@@ -27,6 +27,7 @@ from unbranch.train.settings import (
     Loss,
     Model,
     Optimizer,
+    Prune,
     Schedule,
     Training,
 )
@@ -52,6 +53,7 @@ class Recipe:
     loss: Loss = field(default_factory=Loss)
     ema: Ema | None = None
     block: BlockSettings = field(default_factory=BlockSettings)
+    prune: Prune | None = None
     training: Training = field(default_factory=Training)
     seed: Whole = 0
 
@@ -71,6 +73,16 @@ class Recipe:
         if self.ema is not None and self.ema.from_epoch >= self.schedule.epochs:
             raise InputError(
                 f"ema.from_epoch is less than schedule.epochs, {self.schedule.epochs}; got {self.ema.from_epoch:g}"
+            )
+        if self.prune is not None:
+            self._check_pruning(self.prune)
+
+    def _check_pruning(self, prune: Prune) -> None:
+        if self.ema is not None:
+            raise InputError("averaged weights have no rows that are zero: ema=null with prune")
+        if prune.warmup_epochs >= self.schedule.epochs:
+            raise InputError(
+                f"prune.warmup_epochs is less than schedule.epochs, {self.schedule.epochs}; got {prune.warmup_epochs:g}"
             )
 
 

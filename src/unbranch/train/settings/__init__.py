@@ -6,6 +6,7 @@ Lengths are in epochs, sizes in pixels, the batch is that of all processes toget
 from unbranch.train.settings.images import Augment, DataSettings, Evaluate
 from unbranch.train.settings.learning import Ema, Loss, Optimizer, Rule, Schedule, Training
 from unbranch.train.settings.network import REQUIRED, BlockSettings, Expand, Model
+from unbranch.train.settings.pruning import Prune
 
 __all__ = [
     "REQUIRED",
@@ -18,6 +19,7 @@ __all__ = [
     "Loss",
     "Model",
     "Optimizer",
+    "Prune",
     "Rule",
     "Schedule",
     "Training",

@@ -1,0 +1,64 @@
+"""``unbranch prune``: a trained network, made narrower without loss."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from unbranch.cli.app import app
+from unbranch.cli.arguments import AsJson, readable
+from unbranch.cli.train import print_values
+from unbranch.report import show_plan, show_result, training_bar
+from unbranch.train import load_recipe, make_plan, open_data, train
+
+
+@app.command(
+    "prune",
+    epilog="""Examples:\n
+  unbranch prune resnet8_cifar --weights runs/digits/last.safetensors --target 0.5 schedule.epochs=20\n
+  unbranch prune torchvision:resnet50 --weights resnet50.pth --data /data/imagenet --recipe resrep-imagenet\n
+  unbranch prune timm:mobilenetv2_100 --weights w.pth --data /data/pets --target 0.6 --metric latency --dry-run\n
+  unbranch prune resnet56_cifar --weights w.pth --data cifar10:data prune.multiple=1 'prune.exclude=[stages.2.*]'""",
+)
+@readable
+def prune_command(
+    model: Annotated[str, typer.Argument(help="Ours, timm:NAME, torchvision:NAME or package.module:factory.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe to change.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Trained weights: a file, or an id on the hub.")] = None,
+    data: Annotated[str, typer.Option(help="As for `unbranch train`.")] = "digits",
+    target: Annotated[float | None, typer.Option(help="Cost that may be left, as a fraction.")] = None,
+    metric: Annotated[
+        Literal["macs", "params", "latency"] | None, typer.Option(help="Of cost; macs unless given.")
+    ] = None,
+    layers: Annotated[
+        Literal["internal", "all"] | None, typer.Option(help="internal ones as in the paper, or all that can be.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe with a section prune.")] = "resrep",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; runs/prune-MODEL unless given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, run nothing, write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a trained network by ResRep: compactors, training, masks, conversion, and the proof that nothing is lost.
+
+    The folder has the pruned network in deploy.safetensors, which unbranch.load reads without your code.
+    """
+    given = {"model.pretrained": weights, "prune.target": target, "prune.metric": metric, "prune.layers": layers}
+    settings = load_recipe(
+        recipe, [f"model.name={model}", *(f"{k}={v}" for k, v in given.items() if v is not None), *(changes or [])]
+    )
+    images = open_data(data)
+    if dry_run:
+        plan = make_plan(settings, images, int(os.environ.get("WORLD_SIZE", "1")))
+        print_values(plan.to_dict() if as_json else None, None if as_json else show_plan(plan))
+        return
+    folder = out or Path("runs") / f"prune-{model.replace(':', '-').replace('/', '-')}"
+    with training_bar() as (watch, say):
+        result = train(settings, images, folder, resume=resume, watch=watch, say=say)
+    if result is not None:
+        print_values(result.to_dict() if as_json else None, None if as_json else show_result(result))

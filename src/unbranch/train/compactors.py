@@ -1,0 +1,75 @@
+"""Pruning in a run: compactors in the network, and ResRep beside the optimiser."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from unbranch.blocks import Compactor
+from unbranch.prune import ResRep, attach
+from unbranch.prune.structure import structure_of
+from unbranch.train.data import Data
+from unbranch.train.optimise import make_schedule
+from unbranch.train.recipe import Recipe
+from unbranch.train.samples import Samples
+from unbranch.train.transforms import eval_transform
+
+WAYS = 2.0
+
+
+def example_image(recipe: Recipe, data: Data) -> Tensor:
+    """The first image of the validation set as the network gets it, ``(1, C, H, W)``."""
+    samples = Samples(data.val, eval_transform(recipe, data), recipe.seed, recipe.data.on_corrupt, random=False)
+    image: Tensor = samples[0, 0]["image"]
+    return image[None]
+
+
+def with_compactors(network: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
+    """The network ready to be pruned, where the recipe says so; as it is otherwise, or if it has compactors.
+
+    Raises:
+        InputError: if nothing can be pruned.
+    """
+    if recipe.prune is None or any(isinstance(module, Compactor) for module in network.modules()):
+        return network
+    prune = recipe.prune
+    return attach(
+        network, example_image(recipe, data), layers=prune.layers, include=prune.include, exclude=prune.exclude
+    ).train()
+
+
+def make_resrep(
+    network: nn.Module, blank: nn.Module, recipe: Recipe, example: Tensor, optimizer: Optimizer, steps_per_epoch: int
+) -> ResRep | None:
+    """ResRep for the network as it is trained; ``blank`` is the same before it was made ready for that.
+
+    Raises:
+        InputError: if the target can't be reached, or the optimiser isn't SGD with momentum.
+    """
+    prune = recipe.prune
+    if prune is None:
+        return None
+    return ResRep(
+        network, example, optimizer, target=prune.target, metric=prune.metric,
+        strength=enough_strength(recipe, steps_per_epoch) if prune.strength is None else prune.strength,
+        momentum=prune.momentum, warmup=round(prune.warmup_epochs * steps_per_epoch), interval=prune.interval,
+        granularity=prune.granularity, minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold,
+        structure=structure_of(blank, (example,)),
+    )  # fmt: skip
+
+
+def enough_strength(recipe: Recipe, steps_per_epoch: int) -> float:
+    """λ with which a masked row, of norm 1, could go to zero ``WAYS`` times in the second half of the run.
+
+    Once it is masked, only the penalty moves a row: by lr · λ / (1 − momentum) a step.
+    """
+    assert recipe.prune is not None
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [parameter], "lr_scale": 1.0}], recipe.optimizer.lr)
+    schedule = make_schedule(optimizer, recipe, steps_per_epoch)
+    steps, way = recipe.schedule.epochs * steps_per_epoch, 0.0
+    for step in range(steps // 2, steps):
+        schedule.set(step)
+        way += optimizer.param_groups[0]["lr"] / (1 - recipe.prune.momentum)
+    return WAYS / max(way, 1e-12)

@@ -1,0 +1,45 @@
+"""What a recipe says of pruning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unbranch.train.settings.bounds import Count, NotNegative, Rate, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """ResRep during the run, see ``unbranch.prune``; the collapsed network is narrower at the end.
+
+    Args:
+        target: cost that may be left, as a fraction.
+        metric: of cost.
+        layers: ``internal`` ones as in the paper, or ``all`` that can be pruned; where the network has no compactors.
+        include, exclude: patterns of paths of convolutions and blocks, as well.
+        strength: λ of the penalty on the compactors' rows; unless given, just so much that a row which is masked by the
+            middle of the run has gone twice over by its end.
+        momentum: of the compactors.
+        warmup_epochs: before the first channels are masked.
+        interval: steps from one choice of masks to the next.
+        granularity: channels that a choice masks on top of those before.
+        minimum: channels that each layer keeps.
+        multiple: widths are multiples of this; 1 gives the paper's choice.
+        threshold: norm of a row below which its channel goes at the end.
+        masked: channels that are masked at the end go too, whatever their rows are.
+    """
+
+    target: Share = 0.5
+    metric: Literal["macs", "params", "latency"] = "macs"
+    layers: Literal["internal", "all"] = "internal"
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    strength: NotNegative | None = None
+    momentum: Rate = 0.99
+    warmup_epochs: NotNegative = 5.0
+    interval: Count = 200
+    granularity: Count = 4
+    minimum: Count = 1
+    multiple: Count = 8
+    threshold: NotNegative = 1e-5
+    masked: bool = False
