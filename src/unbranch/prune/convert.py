@@ -18,7 +18,7 @@ from unbranch.collapse.verify import as_inputs
 from unbranch.errors import CollapseError
 from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.narrow import record_narrowing, shapes_of
-from unbranch.prune.removal import remove_channels
+from unbranch.prune.removal import random_like, remove_channels
 from unbranch.prune.select import Limits, keep_rows
 from unbranch.prune.structure import Structure, Unit, structure_of
 
@@ -150,9 +150,11 @@ def converted(network: nn.Module, structure: Structure, keep: list[Tensor]) -> n
     before, cost = shapes_of(plain), cost_of(plain, inputs)
     chosen = [(u.layer, u.channels[~kept].tolist()) for u, kept in zip(structure.units, keep, strict=True)]
     stayed = remove_channels(Dependencies(plain, inputs), inputs, chosen)
-    check = verify(zeroed(network, structure, keep), plain, inputs)
-    if not check.ok:
-        raise CollapseError(f"the pruned network differs; nothing is returned\n{check}")
+    expected = zeroed(network, structure, keep)
+    for given in (inputs, random_like(inputs, seed=2)):
+        check = verify(expected, plain, given)
+        if not check.ok:
+            raise CollapseError(f"the pruned network differs; nothing is returned\n{check}")
     record_narrowing(plain, before)
     after = cost_of(plain, inputs)
     plain.collapse_report = replace(cast(Report, plain.collapse_report), after=after)  # type: ignore[assignment]

@@ -36,24 +36,27 @@ def remove_channels(
         The channels, by path, that had to stay, as zeros: because their constant isn't 0 where a reader pads.
     """
     network = dependencies.network
-    groups = []
+    groups, gates = [], []
     for path, parts in chosen:
         layer = network.get_submodule(path)
         members = dependencies.members(layer, [c for part in parts for c in part]) if parts else []
         for member in members:
-            if member.role == "gives" and not dependencies.scales_only(member.module):
+            if member.role == "gives" and dependencies.scales_only(member.module):
+                gates.append(member.module)
+            elif member.role == "gives":
                 silence(member.module, member.channels)
         groups.append((path, layer, parts, [m for m in members if m.role == "reads"]))
-    constants = _constants(network, inputs, {m.path: m.module for *_, readers in groups for m in readers})
+    readers = {m.path: m.module for *_, reading in groups for m in reading}
+    constants = _constants(network, inputs, readers, gates)
     stayed: dict[str, list[int]] = {}
     going = []
-    for path, layer, parts, readers in groups:
-        inexact = {root for m in readers for root in _inexact(m, constants[m.path])}
+    for path, layer, parts, reading in groups:
+        inexact = {root for m in reading for root in _inexact(m, constants[m.path])}
         stays = {c for part in parts if inexact.intersection(part) for c in part}
         if stays:
             stayed[path] = sorted(stays)
         going.append((layer, [c for part in parts for c in part if c not in stays]))
-        for member in readers:
+        for member in reading:
             _fold(member, constants[member.path], stays)
     for layer, channels in going:
         if channels:
@@ -68,8 +71,14 @@ def silence(layer: Any, channels: Sequence[int]) -> None:
         layer.bias[list(channels)] = 0
 
 
-def _constants(network: nn.Module, inputs: tuple[Any, ...], readers: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """By reader, what it reads in each channel if that is everywhere the same, NaN where it isn't; in float64."""
+def _constants(
+    network: nn.Module, inputs: tuple[Any, ...], readers: dict[str, nn.Module], gates: Sequence[nn.Module]
+) -> dict[str, Tensor]:
+    """By reader, what it reads in each channel if that is everywhere the same, NaN where it isn't; in float64.
+
+    Gates, which channels are multiplied with, may be saturated on the inputs that are at hand, so they are tried with
+    numbers of both signs in place of what they compute.
+    """
     lows: dict[str, Tensor] = {}
     highs: dict[str, Tensor] = {}
 
@@ -84,9 +93,20 @@ def _constants(network: nn.Module, inputs: tuple[Any, ...], readers: dict[str, n
 
         return module.register_forward_pre_hook(hook)
 
+    signs = [0.0]
+
+    def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(output.numel())
+        numbers = 0.1 + torch.rand(output.shape, generator=generator, dtype=torch.float64)
+        return signs[-1] * numbers.to(output.device) if signs[-1] else output
+
     handles = [watch(path, module) for path, module in readers.items()]
+    handles += [gate.register_forward_hook(replace) for gate in gates]
+    other = random_like(inputs)
+    runs = [(inputs, 0.0), (other, 0.0), *((other, sign) for sign in (1.0, -1.0) if gates)]
     try:
-        for given in (inputs, random_like(inputs)):
+        for given, sign in runs:
+            signs.append(sign)
             with Float64():
                 network(*given)
     finally:

@@ -1,0 +1,108 @@
+"""Where compactors come: derived from the graph, chosen by patterns, refused with a reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import unbranch as ub
+from tests.prune.networks import CASES, Joined, Squeezed, conv, depthwise
+from unbranch.blocks import Compactor
+from unbranch.errors import InputError
+from unbranch.prune import attach
+
+X = torch.zeros(1, 3, 32, 32)
+
+
+def places(name: str, **options: object) -> tuple[str, ...]:
+    return attach(ub.create_model(name, num_classes=10), X, **options).attachment.taken
+
+
+def test_bottlenecks_lose_channels_in_their_first_two_convolutions() -> None:
+    stages = zip((1, 2, 3, 4), (3, 4, 6, 3), strict=True)
+    expected = [f"layer{s}.{i}.conv{k}" for s, n in stages for i in range(n) for k in (1, 2)]
+    assert list(places("torchvision:resnet50")) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("resnet56_cifar", 27), ("resnet18", 8), ("vgg16_cifar", 13), ("mobilenet_v1", 14), ("repvgg_a0", 22)],
+)
+def test_internal_layers_are_those_of_the_paper(name: str, count: int) -> None:
+    found = places(name)
+    assert len(found) == count
+    if name == "resnet18":
+        assert all(path.endswith(".conv1.conv") for path in found)
+
+
+@pytest.mark.parametrize("name", ["resnet56_cifar", "vgg16_cifar", "mobilenet_v1", "resnet50"])
+def test_the_zoo_s_own_compactors_stand_where_the_rule_puts_them(name: str) -> None:
+    own = ub.create_model(name, num_classes=10, block="compactor")
+    ours = [path.removesuffix(".compactor") for path, m in own.named_modules() if isinstance(m, Compactor)]
+    assert sorted(ours) == sorted(path.removesuffix(".conv") for path in places(name))
+
+
+def test_all_takes_layers_that_are_added_and_patterns_choose() -> None:
+    network = ub.create_model("resnet8_cifar", num_classes=10)
+    everything = attach(network, X, layers="all").attachment
+    assert len(everything.taken) == 9
+    assert everything.left == {}
+    some = attach(network, X, layers="all", include=["stages.1.*", "stages.2.*"], exclude="*.shortcut.conv").attachment
+    assert some.taken == ("stages.1.0.conv1.conv", "stages.2.0.conv1.conv")
+    assert some.left["stem.conv"] == "it isn't included"
+    assert some.left["stages.1.0.shortcut.conv"] == "it is excluded"
+    assert (
+        "stages.1.0.shortcut.conv gives is added to it, and that has no compactor" in some.left["stages.1.0.conv2.conv"]
+    )
+    assert "2 layers have compactors, 7 were left alone" in str(some)
+
+
+def test_reasons_are_told() -> None:
+    left = attach(depthwise(), X).attachment.left
+    assert left["1.0"] == "it is grouped, and a compactor would mix its channels"
+    assert left["2.0"] == "its channels are the network's output"
+    left = attach(Squeezed(), X).attachment.left
+    assert left["down"] == "no batch norm of its own is behind it"
+    assert "isn't internal: 2 layers read its channels" in attach(Joined(), X).attachment.left["stem.0"]
+
+
+def test_blocks_have_it_behind_the_sum_and_before_the_activation() -> None:
+    network = attach(CASES["blocks"].make(), X)
+    assert network.attachment.taken == ("0", "1", "3")
+    assert [type(m) for m in network[0].post] == [Compactor, nn.ReLU]
+    assert [type(m) for m in network[1].post] == [Compactor]
+
+
+class Shuffled(nn.Module):
+    """Channels that change places, and depend on how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = conv(3, 8), conv(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.last(y.softmax(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 3)), "it has no convolution"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 1)), "no batch norm of its own"),
+        (lambda: conv(3, 8), "its channels are the network's output"),
+        (Shuffled, "the network differs by|can't be taken out"),
+        (lambda: attach(ub.create_model("resnet8_cifar"), X), "has compactors already: pass it to ResRep"),
+    ],
+)
+def test_what_can_t_be_pruned_is_told_before_any_training(make: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        attach(make(), X if not isinstance(make(), nn.Sequential) or not isinstance(make()[0], nn.Linear) else X[0])
+
+
+def test_wrong_words_are_told() -> None:
+    with pytest.raises(InputError, match="layers='some' is none of internal, all"):
+        attach(conv(3, 8), X, layers="some")
+    with pytest.raises(InputError, match="can be pruned; .*isn't included"):
+        attach(depthwise(), X, include="nothing*")

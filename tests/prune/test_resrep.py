@@ -1,0 +1,188 @@
+"""The training-side part: groups, steps, masks, targets, and going on after a break."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import unbranch as ub
+from unbranch.blocks import Compactor
+from unbranch.errors import InputError
+from unbranch.prune import ResRep, attach
+
+X, Y = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
+
+
+def network(**options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return attach(ub.create_model("resnet8_cifar", num_classes=10), X, **options)
+
+
+def sgd(net: nn.Module, **options: object) -> torch.optim.SGD:
+    return torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, **options)
+
+
+def learn(net: nn.Module, optimizer: torch.optim.Optimizer, resrep: ResRep, steps: int) -> None:
+    net.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(net(X), Y).backward()
+        resrep.step()
+        optimizer.step()
+
+
+def compactors(net: nn.Module) -> list[Compactor]:
+    return [module for module in net.modules() if isinstance(module, Compactor)]
+
+
+def test_compactors_get_groups_of_their_own() -> None:
+    net = network()
+    own = {id(m.conv.weight) for m in compactors(net)}
+    kernels = [p for p in net.parameters() if p.dim() > 1]
+    others = [p for p in net.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": kernels, "names": [str(i) for i in range(len(kernels))]},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=1e-4)
+    ResRep(net, X, optimizer, target=0.9, momentum=0.95, multiple=1)
+    first, second, third = optimizer.param_groups
+    assert {id(p) for p in third["params"]} == own
+    assert not own & {id(p) for group in (first, second) for p in group["params"]}
+    assert (third["momentum"], third["weight_decay"], third["lr"]) == (0.95, 0.0, 0.01)
+    assert (first["momentum"], first["weight_decay"]) == (0.9, 1e-4)
+    assert len(third["names"]) == 3
+    assert len(first["names"]) == len(first["params"])
+
+
+def test_masked_rows_move_by_the_penalty_alone() -> None:
+    net = network()
+    resrep = ResRep(net, X, target=0.9, strength=0.1, multiple=1)
+    compactor = compactors(net)[0]
+    compactor.mask[:3] = 0
+    F.cross_entropy(net(X), Y).backward()
+    gradient = compactor.conv.weight.grad.clone()
+    resrep.step()
+    rows = compactor.conv.weight.flatten(1)
+    penalty = (0.1 * rows / rows.norm(dim=1, keepdim=True)).reshape(gradient.shape)
+    assert torch.allclose(compactor.conv.weight.grad[:3], penalty[:3])
+    assert torch.allclose(compactor.conv.weight.grad[3:], (gradient + penalty)[3:])
+
+
+def test_rows_of_zeros_stay_zero_and_are_no_nan() -> None:
+    net = network()
+    optimizer = sgd(net)
+    resrep = ResRep(net, X, optimizer, target=0.9, multiple=1)
+    compactor = compactors(net)[0]
+    with torch.no_grad():
+        compactor.conv.weight[2] = 0
+        compactor.mask[2] = 0
+    learn(net, optimizer, resrep, 3)
+    assert not compactor.conv.weight[2].any()
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize(("metric", "multiple"), [("macs", 1), ("params", 1), ("macs", 4), ("latency", 1)])
+def test_masks_come_behind_the_warm_up_until_the_target_is_met(metric: str, multiple: int) -> None:
+    net = network(layers="all" if metric == "latency" else "internal")
+    optimizer = sgd(net)
+    resrep = ResRep(
+        net, X, optimizer, target=0.95 if metric == "latency" else 0.6, metric=metric, multiple=multiple, warmup=4,
+        interval=2, granularity=20,
+    )  # fmt: skip
+    learn(net, optimizer, resrep, 6)
+    assert resrep.progress().masked == 0
+    learn(net, optimizer, resrep, 1)
+    first = resrep.progress()
+    assert first.masked > 0 or multiple > 1
+    learn(net, optimizer, resrep, 12)
+    last = resrep.progress()
+    assert last.met
+    assert last.left <= last.target
+    assert all(width % multiple == 0 for width in resrep.widths())
+    assert "of the cost left (target" in str(last)
+
+
+def test_a_network_goes_on_where_it_was() -> None:
+    def fresh() -> tuple[nn.Module, torch.optim.SGD, ResRep]:
+        net = network()
+        optimizer = sgd(net)
+        return net, optimizer, ResRep(net, X, optimizer, target=0.6, multiple=1, interval=2, granularity=4)
+
+    net, optimizer, resrep = fresh()
+    learn(net, optimizer, resrep, 5)
+    kept = [copy.deepcopy(part.state_dict()) for part in (net, optimizer, resrep)]
+    learn(net, optimizer, resrep, 6)
+    again = fresh()
+    for part, state in zip(again, kept, strict=True):
+        part.load_state_dict(state)
+    learn(*again, 6)
+    assert all(
+        torch.equal(a, b) for a, b in zip(net.state_dict().values(), again[0].state_dict().values(), strict=True)
+    )
+    assert again[2].progress() == resrep.progress()
+    with pytest.raises(InputError, match="another network"):
+        resrep.load_state_dict({"iteration": 3, "units": []})
+
+
+def test_layers_that_are_added_lose_the_same_channels() -> None:
+    net = network(layers="all")
+    optimizer = sgd(net)
+    resrep = ResRep(net, X, optimizer, target=0.5, multiple=1, interval=1, granularity=40)
+    learn(net, optimizer, resrep, 8)
+    for unit in resrep.units:
+        masks = [net.get_submodule(path).mask[rows] for path, rows in unit.rows]
+        assert all(torch.equal(mask, masks[0]) for mask in masks)
+    assert resrep.progress().met
+    plain = ub.prune.convert(net, X, multiple=1, masked=True)
+    widths = [int(m.sum()) for m in (net.get_submodule(u.rows[0][0]).mask[u.rows[0][1]] for u in resrep.units)]
+    assert sum(widths) < sum(resrep.structure.full)
+    assert resrep.structure.macs(widths) == plain.pruning.macs[1]
+
+
+def test_branches_are_pruned_and_merged_in_one_go() -> None:
+    torch.manual_seed(0)
+    net = attach(ub.create_model("resnet8_cifar", num_classes=10, block="dbb", width=8), X)
+    optimizer = sgd(net)
+    resrep = ResRep(net, X, optimizer, target=0.6, multiple=1, interval=1, granularity=40)
+    learn(net, optimizer, resrep, 4)
+    plain = ub.prune.convert(net, X, multiple=1, masked=True)
+    assert plain.pruning.macs[1] <= 0.6 * plain.pruning.macs[0]
+    assert plain.pruning.after.layers["convolution"] == 9
+    assert plain.pruning.after.layers["batch norm"] == 0
+    assert resrep.convert().pruning.macs[0] == plain.pruning.macs[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": 0.01}, "can't be reached: with the fewest channels 0"),
+        ({"target": 0.0}, "above 0 and up to 1"),
+        ({"target": 1.5}, "above 0 and up to 1"),
+        ({"metric": "watts"}, "is none of macs, params, latency"),
+        ({"interval": 0}, "interval at least 1"),
+        ({"granularity": 0}, "granularity is a whole number from 1"),
+    ],
+)
+def test_wrong_settings_are_told(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ResRep(network(), X, **options)
+
+
+def test_other_optimisers_and_networks_are_told() -> None:
+    net = network()
+    with pytest.raises(InputError, match="needs SGD with momentum.*Adam"):
+        ResRep(net, X, torch.optim.Adam(net.parameters()), target=0.9)
+    with pytest.raises(InputError, match="has 0 of the 3 compactors"):
+        ResRep(net, X, torch.optim.SGD([nn.Parameter(torch.zeros(1))], momentum=0.9, lr=1.0), target=0.9)
+    with pytest.raises(InputError, match="has no compactors"):
+        ResRep(ub.create_model("resnet8_cifar"), X)
+
+
+def test_wrapped_networks_are_unwrapped() -> None:
+    net = network()
+    assert ResRep(nn.DataParallel(net), X, target=0.9, multiple=1).network is net
