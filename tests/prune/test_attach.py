@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -52,9 +54,7 @@ def test_all_takes_layers_that_are_added_and_patterns_choose() -> None:
     assert some.taken == ("stages.1.0.conv1.conv", "stages.2.0.conv1.conv")
     assert some.left["stem.conv"] == "it isn't included"
     assert some.left["stages.1.0.shortcut.conv"] == "it is excluded"
-    assert (
-        "stages.1.0.shortcut.conv gives is added to it, and that has no compactor" in some.left["stages.1.0.conv2.conv"]
-    )
+    assert "stages.1.0.shortcut gives is added to it, and that has no" in some.left["stages.1.0.conv2.conv"]
     assert "2 layers have compactors, 7 were left alone" in str(some)
 
 
@@ -74,8 +74,8 @@ def test_blocks_have_it_behind_the_sum_and_before_the_activation() -> None:
     assert [type(m) for m in network[1].post] == [Compactor]
 
 
-class Shuffled(nn.Module):
-    """Channels that change places, and depend on how many there are."""
+class Compared(nn.Module):
+    """Channels that are compared with each other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,20 +89,20 @@ class Shuffled(nn.Module):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: nn.Sequential(nn.Linear(3, 3)), "it has no convolution"),
+        (lambda: nn.Sequential(nn.Linear(32, 3)), "it has no convolution"),
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 1)), "no batch norm of its own"),
         (lambda: conv(3, 8), "its channels are the network's output"),
-        (Shuffled, "the network differs by|can't be taken out"),
+        (Compared, "when they are zero isn't constant"),
         (lambda: attach(ub.create_model("resnet8_cifar"), X), "has compactors already: pass it to ResRep"),
     ],
 )
-def test_what_can_t_be_pruned_is_told_before_any_training(make: object, message: str) -> None:
+def test_what_can_t_be_pruned_is_told_before_any_training(make: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        attach(make(), X if not isinstance(make(), nn.Sequential) or not isinstance(make()[0], nn.Linear) else X[0])
+        attach(make(), X)
 
 
 def test_wrong_words_are_told() -> None:
     with pytest.raises(InputError, match="layers='some' is none of internal, all"):
         attach(conv(3, 8), X, layers="some")
-    with pytest.raises(InputError, match="can be pruned; .*isn't included"):
+    with pytest.raises(InputError, match=r"can be pruned; .*isn't included"):
         attach(depthwise(), X, include="nothing*")

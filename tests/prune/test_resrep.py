@@ -44,10 +44,8 @@ def test_compactors_get_groups_of_their_own() -> None:
     own = {id(m.conv.weight) for m in compactors(net)}
     kernels = [p for p in net.parameters() if p.dim() > 1]
     others = [p for p in net.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": kernels, "names": [str(i) for i in range(len(kernels))]},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    first = {"params": kernels, "names": [str(i) for i in range(len(kernels))]}
+    groups = [first, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=1e-4)
     ResRep(net, X, optimizer, target=0.9, momentum=0.95, multiple=1)
     first, second, third = optimizer.param_groups
@@ -121,9 +119,8 @@ def test_a_network_goes_on_where_it_was() -> None:
     for part, state in zip(again, kept, strict=True):
         part.load_state_dict(state)
     learn(*again, 6)
-    assert all(
-        torch.equal(a, b) for a, b in zip(net.state_dict().values(), again[0].state_dict().values(), strict=True)
-    )
+    ours, theirs = net.state_dict(), again[0].state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
     assert again[2].progress() == resrep.progress()
     with pytest.raises(InputError, match="another network"):
         resrep.load_state_dict({"iteration": 3, "units": []})
@@ -175,7 +172,7 @@ def test_wrong_settings_are_told(options: dict[str, object], message: str) -> No
 
 def test_other_optimisers_and_networks_are_told() -> None:
     net = network()
-    with pytest.raises(InputError, match="needs SGD with momentum.*Adam"):
+    with pytest.raises(InputError, match=r"needs SGD with momentum.*Adam"):
         ResRep(net, X, torch.optim.Adam(net.parameters()), target=0.9)
     with pytest.raises(InputError, match="has 0 of the 3 compactors"):
         ResRep(net, X, torch.optim.SGD([nn.Parameter(torch.zeros(1))], momentum=0.9, lr=1.0), target=0.9)

@@ -22,6 +22,7 @@ from unbranch.errors import InputError, UnbranchError
 from unbranch.prune.dependencies import Dependencies, is_depthwise
 from unbranch.prune.removal import random_like, remove_channels, silence
 
+STAYS = "what its channels become when they are zero isn't constant, or not zero where a layer pads with zeros"
 Row = tuple[int, int]  # number of a compactor, number of its row
 
 
@@ -350,16 +351,17 @@ def _tried(
     halves = {id(u): torch.randperm(len(u), generator=generator)[: max(1, len(u) // 2)].sort().values for u in units}
     refused: list[tuple[Unit, str]] = []
 
-    def attempt(some: list[Unit]) -> str | None:
-        chosen = [(u.layer, u.channels[halves[id(u)]].tolist()) for u in some]
-        return _why_not(plain, inputs, chosen)
-
     def sift(some: list[Unit]) -> None:
-        reason = attempt(some) if some else None
-        if reason is not None and len(some) > 1:
+        chosen = [(u.layer, u.channels[halves[id(u)]].tolist()) for u in some]
+        reason, stayed = _without(plain, inputs, chosen) if some else (None, {})
+        if reason is None:
+            for unit, (path, parts) in zip(some, chosen, strict=True):
+                if 2 * sum(part[0] in stayed.get(path, ()) for part in parts) > len(parts):
+                    refused.append((unit, STAYS))
+        elif len(some) > 1:
             sift(some[: len(some) // 2])
             sift(some[len(some) // 2 :])
-        elif reason is not None:
+        else:
             refused.append((some[0], reason))
 
     sift(units)
@@ -368,8 +370,10 @@ def _tried(
 
 
 @torch.no_grad()
-def _why_not(plain: nn.Module, inputs: tuple[Any, ...], chosen: list[tuple[str, list[list[int]]]]) -> str | None:
-    """Why channels, set to zero, can't be taken out of a copy, or None if they can."""
+def _without(
+    plain: nn.Module, inputs: tuple[Any, ...], chosen: list[tuple[str, list[list[int]]]]
+) -> tuple[str | None, dict[str, list[int]]]:
+    """Why channels, set to zero, can't be taken out of a copy, None if they can; and those that had to stay."""
     narrow, zeroed = copy.deepcopy(plain), copy.deepcopy(plain)
     try:
         dependencies = Dependencies(narrow, inputs)
@@ -377,8 +381,9 @@ def _why_not(plain: nn.Module, inputs: tuple[Any, ...], chosen: list[tuple[str, 
             for member in dependencies.members(narrow.get_submodule(path), [c for part in channels for c in part]):
                 if member.role == "gives" and not dependencies.scales_only(member.module):
                     silence(zeroed.get_submodule(member.path), member.channels)
-        remove_channels(dependencies, inputs, chosen)
+        stayed = remove_channels(dependencies, inputs, chosen)
         check = max((verify(zeroed, narrow, x) for x in (inputs, random_like(inputs, seed=3))), key=lambda c: c.max_rel)
     except (UnbranchError, RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-        return f"its channels can't be taken out: {error}"
-    return None if check.ok else f"without some of its channels the network differs by {check.max_rel:.0e}"
+        return f"its channels can't be taken out: {error}", {}
+    reason = None if check.ok else f"without some of its channels the network differs by {check.max_rel:.0e}"
+    return reason, stayed
