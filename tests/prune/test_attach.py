@@ -79,7 +79,7 @@ class Compared(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last = conv(3, 8), conv(8, 4)
+        self.first, self.last = conv(3, 8), nn.Conv2d(8, 4, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.first(x)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.train.runs import lines, losses, run
 from tests.train.test_sync import free_port
@@ -25,10 +26,14 @@ def run_on_two(out: Path, *changes: str, resume: bool = False) -> subprocess.Com
         "from pathlib import Path\nfrom tests.train.runs import run\nimport torch\ntorch.set_num_threads(1)\n"
         f"run(Path({str(out)!r}), *{changes!r}, resume={resume})\n"
     )
+    return on_two(script)
+
+
+def on_two(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     return subprocess.run(
-        [*command, str(script)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [*command, str(script), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
 
 
@@ -53,3 +58,46 @@ def test_a_batch_that_two_processes_cant_share_is_told(tmp_path: Path) -> None:
     done = run_on_two(tmp_path / "run", "data.batch_size=95", "augment.mixup=0")
     assert done.returncode != 0
     assert "data.batch_size=95 isn't a multiple of 2 processes" in done.stderr
+
+
+MASKS = """
+import sys, torch, torch.distributed as dist, unbranch as ub
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+x = torch.randn(1, 3, 16, 16)
+net = ub.prune.attach(ub.create_model("resnet8_cifar", num_classes=10), x)
+resrep = ub.prune.ResRep(net, x, target=0.6, multiple=1, granularity=60)
+compactors = [m for m in net.modules() if isinstance(m, ub.blocks.Compactor)]
+torch.manual_seed(dist.get_rank())  # so that the processes would choose differently
+with torch.no_grad():
+    for m in compactors:
+        m.conv.weight += 0.5 * torch.randn_like(m.conv.weight)
+resrep.update_masks()
+torch.save([m.mask for m in compactors], f"{sys.argv[1]}/{dist.get_rank()}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_masks_are_the_same_on_both_processes(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(MASKS)
+    done = on_two(script, str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert any((mask == 0).any() for mask in first)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.slow
+def test_two_processes_prune_as_one_does(tmp_path: Path) -> None:
+    changes = (
+        *CHANGES, "model.block=null", "ema=null", "optimizer.name=momentum", "prune.target=0.6", "prune.multiple=1",
+        "prune.warmup_epochs=0.2", "prune.interval=2", "prune.granularity=8", "prune.masked=true",
+    )  # fmt: skip
+    run(tmp_path / "one", *changes)
+    done = run_on_two(tmp_path / "two", *changes)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = ([line["pruning"] for line in lines(tmp_path / n) if "pruning" in line] for n in ("one", "two"))
+    assert [line["masked"] for line in two] == [line["masked"] for line in one]
+    assert two[-1]["masked"] > 0

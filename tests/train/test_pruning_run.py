@@ -14,7 +14,8 @@ from unbranch.errors import InputError
 from unbranch.train import load_recipe, make_plan, open_data, to_yaml
 
 PRUNED = (
-    "model.block=null", "model.options.width=8", "ema=null", "schedule.epochs=3", "augment.mixup=0", "optimizer.name=momentum",
+    "model.block=null", "model.options.width=8", "ema=null", "schedule.epochs=3", "augment.mixup=0",
+    "optimizer.name=momentum",
     "optimizer.lr=0.05", "prune.target=0.6", "prune.multiple=1", "prune.warmup_epochs=0.2", "prune.interval=2",
     "prune.granularity=8",
 )  # fmt: skip
@@ -36,9 +37,8 @@ def test_a_run_ends_with_a_narrower_network_and_its_account(tmp_path: Path) -> N
     assert masked[0] == 0
     assert masked[-1] == pruned.progress.masked > 0
     plain = ub.load(tmp_path / "run" / "deploy.safetensors")
-    assert (
-        sum(p.numel() for p in plain.parameters()) == result.report.after.params == told["pruning"]["after"]["params"]
-    )
+    numbers = sum(p.numel() for p in plain.parameters())
+    assert numbers == result.report.after.params == told["pruning"]["after"]["params"]
     trained = ub.load(tmp_path / "run" / "last.safetensors")
     assert sum(int((m.mask == 0).sum()) for m in trained.modules() if isinstance(m, Compactor)) == masked[-1]
 

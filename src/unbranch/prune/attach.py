@@ -86,9 +86,10 @@ def attach(
     left |= {_place(path): _why_outside(unit) for unit in outside for path, _ in unit.rows}
     taken = {_place(path) for unit in wanted for path, _ in unit.rows}
     if not taken:
-        path, reason = next(iter(left.items()))
+        tried = [path for path in left if path in (*convs, *blocks)]
+        path = (tried or list(left))[0]
         raise InputError(
-            f"nothing in {type(network).__name__} can be pruned; {path}: {reason}"
+            f"nothing in {type(network).__name__} can be pruned; {path}: {left[path]}"
             + ("; layers='all' takes others than internal ones" if outside else "")
         )
     convs, blocks = [path for path in convs if path in taken], [path for path in blocks if path in taken]
