@@ -82,6 +82,13 @@ REPGHOST = {
     "augment.erasing_mode": "pixel", "augment.interpolation": "random", "augment.auto": None, "augment.mixup": 0,
 }  # fmt: skip
 
+RESREP = {
+    **SGD, "optimizer.lr": 0.01, "optimizer.weight_decay": 1e-4, "optimizer.rules": (BIAS,), "schedule.name": "cosine",
+    "schedule.epochs": 480, "schedule.min_lr": 0.0, "model.pretrained": "required", "prune.metric": "macs",
+    "prune.layers": "internal", "prune.strength": 1e-4, "prune.momentum": 0.99, "prune.warmup_epochs": 5,
+    "prune.interval": 200, "prune.granularity": 4, "prune.minimum": 1, "prune.multiple": 1, "prune.threshold": 1e-5,
+    "prune.masked": False,
+}  # fmt: skip
 PUBLISHED: dict[str, dict[str, Any]] = {
     "acnet-imagenet": {**acnet("resnet18", 1e-4, 256, 0.1, 100, 1), **LARGE, **CROPPED},
     "acnet-cifar": {**acnet("vgg16_cifar", 1e-4, 128, 0.1, 400, 0.333), **SMALL},
@@ -123,8 +130,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "schedule.name": "step", "schedule.epochs": 240, "schedule.milestones": (120, 180), "schedule.gamma": 0.1,
         "schedule.warmup_epochs": 0,
     },
+    "resrep-cifar": {
+        **RESREP, **WEAK, **SMALL, "model.name": "resnet56_cifar", "data.batch_size": 64, "prune.target": 0.471,
+    },
+    "resrep-imagenet": {
+        **RESREP, **RESIZED, "model.name": "resnet50", "data.batch_size": 256, "schedule.epochs": 180,
+        "prune.target": 0.455,
+    },
 }  # fmt: skip
-OURS = {"digits", "fashion-mnist"}
+OURS = {"digits", "fashion-mnist", "resrep"}
 
 
 def told(recipe: Recipe, path: str) -> Any:
@@ -200,6 +214,8 @@ def by_epoch(lr: float, epochs: int, warmup: int, start: float, least: float) ->
 
 
 SCHEDULES: dict[str, Rate] = {
+    "resrep-cifar": lambda t: 0.01 * half_cosine(t / (480 * STEPS)),
+    "resrep-imagenet": lambda t: 0.01 * half_cosine(t / (180 * STEPS)),
     "acnet-imagenet": annealed(0.1, 100),
     "acnet-cifar": annealed(0.1, 400),
     "acnet-cifar-quick": annealed(0.1, 150),

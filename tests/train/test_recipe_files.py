@@ -95,7 +95,7 @@ def test_plain_values_are_written_and_read_back(values: dict[str, Any]) -> None:
 
 OVERRIDES = {
     "optimizer.momentun=0.8": "optimizer.momentun: unknown; did you mean momentum?",
-    "momentum=0.8": "momentum: unknown; did you mean optimizer.momentum?",
+    "momentum=0.8": "momentum: unknown; did you mean optimizer.momentum or prune.momentum?",
     "optimiser.lr=1": "optimiser: unknown; did you mean optimizer?",
     "xyz=1": "xyz: unknown; there are about, source, model",
     "optimizer.lr.base=1": "optimizer.lr is a number above 0; got {'base': 1}",
