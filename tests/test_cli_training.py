@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import unbranch as ub
 from unbranch import cli
 from unbranch.train.recipe import load_recipe, recipe_names
 
@@ -60,3 +61,26 @@ def test_what_is_wrong_is_told_in_one_line(arguments: list[str], words: str) -> 
 
 def test_help_shows_examples() -> None:
     assert "unbranch recipes repvgg" in run("recipes", "--help").output.split("Examples:")[1]
+
+
+def test_prune_prints_what_came_out_and_its_errors(tmp_path: Path) -> None:
+    weights, short = tmp_path / "w.safetensors", ("schedule.epochs=1", "prune.warmup_epochs=0", "data.workers=0")
+    ub.save(ub.create_model("resnet8_cifar", num_classes=10, in_channels=1, width=4), weights)
+    given = ("prune", "resnet8_cifar", "--weights", str(weights), "model.options.width=4", *short)
+    narrow = ("prune.multiple=1", "prune.interval=1", "prune.masked=true", "--target", "0.7")
+    result = run(*given, *narrow, "--out", str(tmp_path / "run"), "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)["pruned"]
+    assert told["pruning"]["macs"][1] <= 0.7 * told["pruning"]["macs"][0]
+    assert (tmp_path / "run" / "deploy.safetensors").exists()
+    plan = run(*given, *narrow, "--dry-run")
+    assert plan.exit_code == 0
+    for arguments, message in (
+        ((*given, "--target", "0.05"), "can't be reached"),
+        (("prune", "resnet8_cifar"), "name the weights to start from"),
+        ((*given, "--recipe", "resrepp"), "did you mean resrep"),
+    ):
+        refused = run(*arguments, "--out", str(tmp_path / "none"))
+        assert refused.exit_code == 1
+        assert message in " ".join(refused.stderr.split())
+    assert not (tmp_path / "none").exists()

@@ -18,7 +18,8 @@ from unbranch.errors import InputError
 from unbranch.expand import expand
 from unbranch.expand.places import places_in
 from unbranch.history import replays, with_step
-from unbranch.prune.structure import Structure, Unit, structure_of
+from unbranch.prune.structure import Structure, structure_of
+from unbranch.prune.units import Unit
 
 KIND = "compact"  # of the step in a network's history: compactors in its blocks
 Layers = Literal["internal", "all"]

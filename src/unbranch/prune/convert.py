@@ -20,7 +20,8 @@ from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.narrow import record_narrowing, shapes_of
 from unbranch.prune.removal import random_like, remove_channels
 from unbranch.prune.select import Limits, keep_rows
-from unbranch.prune.structure import Structure, Unit, structure_of
+from unbranch.prune.structure import Structure, structure_of
+from unbranch.prune.units import Unit
 
 THRESHOLD = 1e-5  # the published one
 

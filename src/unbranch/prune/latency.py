@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unbranch.prune.structure import LayerCost, Structure
+from unbranch.prune.structure import Structure
+from unbranch.prune.units import LayerCost
 
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of a layer's channels, at which it is timed
 REPEATS, WARMUP = 5, 2

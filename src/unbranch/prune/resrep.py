@@ -22,7 +22,8 @@ from unbranch.errors import InputError
 from unbranch.prune.convert import THRESHOLD, convert, row_norms
 from unbranch.prune.latency import latency_table
 from unbranch.prune.select import Limits, select_masks
-from unbranch.prune.structure import Structure, Unit, structure_of
+from unbranch.prune.structure import Structure, structure_of
+from unbranch.prune.units import Unit
 
 Metric = Literal["macs", "params", "latency"]
 
