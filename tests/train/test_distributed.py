@@ -75,6 +75,8 @@ with torch.no_grad():
         m.conv.weight += 0.5 * torch.randn_like(m.conv.weight)
 resrep.update_masks()
 torch.save([m.mask for m in compactors], f"{sys.argv[1]}/{dist.get_rank()}.pt")
+dist.barrier()
+dist.destroy_process_group()
 """
 
 

@@ -171,7 +171,7 @@ class ResRep:
             for path, rows in unit.rows:
                 self._compactor(path).mask[rows] = mask.to(self._compactor(path).mask)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for path in {path for unit in self.units for path, _ in unit.rows}:
+            for path in sorted({path for unit in self.units for path, _ in unit.rows}):  # in one order everywhere
                 torch.distributed.broadcast(self._compactor(path).mask, src=0)
 
     def _denominators(self) -> list[tuple[Compactor, Tensor]]:
