@@ -93,6 +93,10 @@ class Compared(nn.Module):
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 1)), "no batch norm of its own"),
         (lambda: conv(3, 8), "its channels are the network's output"),
         (Compared, "when they are zero isn't constant"),
+        (
+            lambda: nn.Sequential(conv(3, 8, act=nn.Sigmoid), nn.Conv2d(8, 4, 3, padding=1)),
+            "not zero where a layer pads",
+        ),
         (lambda: attach(ub.create_model("resnet8_cifar"), X), "has compactors already: pass it to ResRep"),
     ],
 )

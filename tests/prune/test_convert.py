@@ -59,32 +59,38 @@ def test_all_but_the_kept_channels_are_gone(name: str) -> None:
     assert {path: plain.pruning.widths[path][1] for path in expected} == expected
 
 
+@torch.no_grad()
 def test_what_a_depthwise_convolution_makes_of_nothing_goes_into_the_next_bias() -> None:
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    for act in (nn.ReLU, nn.Sigmoid, nn.Hardswish):
+    for act in (nn.ReLU, nn.Hardswish):
         network = attach(Case(lambda act=act: depthwise(act)).network(), x, include="0.0")
-        with torch.no_grad():
-            network[0][0].compactor.conv.weight[:3] = 0
+        network[0][0].compactor.conv.weight[:3] = 0
+        network[1][1].bias.fill_(2.0)
         plain = convert(network, x, multiple=1)
         assert gap(plain, network, x) < 1e-10
-        narrow = act is not nn.Sigmoid  # whose 0.5 the depthwise convolution pads with zeros
-        assert plain[0][0].out_channels == 5 if narrow else plain.pruning.stayed
-        if narrow:
-            assert plain[1][0].groups == 5
+        assert (plain[0][0].out_channels, plain[1][0].groups, plain[2][0].in_channels) == (5, 5, 5)
 
 
+@torch.no_grad()
 def test_what_isn_t_zero_stays_where_the_reader_pads_with_zeros() -> None:
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    network = attach(Case(lambda: nn.Sequential(conv(3, 8, act=nn.Sigmoid), conv(8, 4))).network(), x, include="0.0")
-    with torch.no_grad():
-        network[0][0].compactor.conv.weight[:3] = 0
+    network = attach(depthwise(last=3).double(), x, include="0.0")  # as long as the norm's shift is 0, all can go
+    network[0][0].compactor.conv.weight[:3] = 0
+    assert convert(network, x, multiple=1)[0][0].out_channels == 5
+    network[1][1].bias[:2] = 2.0
     plain = convert(network, x, multiple=1)
-    assert plain.pruning.stayed == {"0.0": 3}
-    assert "3 of them zero" in str(plain.pruning)
+    assert gap(plain, network, x) < 1e-10
+    assert plain.pruning.stayed == {"0.0": 2}
+    assert plain[0][0].out_channels == 7
+    assert "2 of them zero" in str(plain.pruning)
+
+
+@torch.no_grad()
+def test_a_reader_without_bias_gets_one() -> None:
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     unpadded = nn.Sequential(conv(3, 8, act=nn.Sigmoid), nn.Conv2d(8, 4, 3, bias=False))
     network = attach(Case(lambda: unpadded).network(), x)
-    with torch.no_grad():
-        network[0][0].compactor.conv.weight[:3] = 0
+    network[0][0].compactor.conv.weight[:3] = 0
     plain = convert(network, x, multiple=1)
     assert plain[0][0].out_channels == 5
     assert plain[1].bias is not None

@@ -98,9 +98,9 @@ def score(network: nn.Module, batches: Iterable[Any], device: torch.device) -> S
 @torch.no_grad()
 def prove(
     network: nn.Module, plain: nn.Module, batches: Iterable[Any], device: torch.device,
-    form: Callable[[nn.Module, Tensor], nn.Module] = collapse,
+    form: Callable[[nn.Module, Tensor], nn.Module] | None = None,
 ) -> Proof:  # fmt: skip
-    """Compare both forms on every image; ``form`` makes the second of the first, for float64.
+    """Compare both forms on every image; ``form`` makes the second of the first, for float64; ``collapse`` unless given.
 
     Raises:
         UnbranchError: if in float64 they aren't one function.
@@ -120,7 +120,7 @@ def prove(
         worst = max(worst, float((logits[0] - logits[1]).abs().max()))
         largest = max(largest, float(logits[0].abs().max()))
         if exact is None:
-            exact, noise = _in_float64(network, images[:CHECKED], logits[0][:CHECKED], form)
+            exact, noise = _in_float64(network, images[:CHECKED], logits[0][:CHECKED], form or collapse)
     if exact is None:
         raise UnbranchError("there are no validation images to compare the two forms on")
     if not exact <= EXACT:
