@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,15 @@ def interruptible(_: Image.Image) -> Tensor:
     return torch.tensor(signal.getsignal(signal.SIGINT) != signal.SIG_IGN)
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """As in a terminal; a test that is started in the background ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_is_left_to_the_main_process() -> None:
     for workers, expected in ((0, True), (1, False)):
         batches = loader(Samples(Numbered(), interruptible, 0), EpochOrder(40, 40, 0), 40, workers)

@@ -100,7 +100,7 @@ def prove(
     network: nn.Module, plain: nn.Module, batches: Iterable[Any], device: torch.device,
     form: Callable[[nn.Module, Tensor], nn.Module] | None = None,
 ) -> Proof:  # fmt: skip
-    """Compare both forms on every image; ``form`` makes the second of the first, for float64; ``collapse`` unless given.
+    """Compare both forms on every image; ``form`` makes the second for float64, ``collapse`` unless given.
 
     Raises:
         UnbranchError: if in float64 they aren't one function.
