@@ -18,10 +18,10 @@ from unbranch.train import load_recipe, make_plan, open_data, train
 @app.command(
     "prune",
     epilog="""Examples:\n
-  unbranch prune resnet8_cifar --weights runs/digits/last.safetensors --target 0.5 schedule.epochs=20\n
+  unbranch prune resnet8_cifar --weights w.safetensors --data fashion-mnist --target 0.5 schedule.epochs=20\n
   unbranch prune torchvision:resnet50 --weights resnet50.pth --data /data/imagenet --recipe resrep-imagenet\n
   unbranch prune timm:mobilenetv2_100 --weights w.pth --data /data/pets --target 0.6 --metric latency --dry-run\n
-  unbranch prune resnet56_cifar --weights w.pth --data cifar10:data prune.multiple=1 'prune.exclude=[stages.2.*]'""",
+  unbranch prune resnet56_cifar --weights w.pth --data cifar10:data prune.multiple=1 prune.granularity=4""",
 )
 @readable
 def prune_command(
