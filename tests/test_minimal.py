@@ -9,7 +9,7 @@ import pytest
 
 OPTIONAL = (
     "numpy", "PIL", "yaml", "timm", "torchvision", "accelerate", "sklearn", "datasets", "webdataset", "onnx",
-    "onnxruntime", "onnxscript", "h5py", "tensorboard",
+    "onnxruntime", "onnxscript", "h5py", "tensorboard", "torch_pruning",
 )  # fmt: skip
 BLOCKED = f"""
 import sys

@@ -174,6 +174,10 @@ def test_other_optimisers_and_networks_are_told() -> None:
     net = network()
     with pytest.raises(InputError, match=r"needs SGD with momentum.*Adam"):
         ResRep(net, X, torch.optim.Adam(net.parameters()), target=0.9)
+    some = torch.optim.SGD([m.conv.weight for m in compactors(net)][:2], momentum=0.9, lr=1.0)
+    with pytest.raises(InputError, match="has 2 of the 3 compactors"):
+        ResRep(net, X, some, target=0.9, multiple=1)
+    assert [len(group["params"]) for group in some.param_groups] == [2]  # as it was
     with pytest.raises(InputError, match="has 0 of the 3 compactors"):
         ResRep(net, X, torch.optim.SGD([nn.Parameter(torch.zeros(1))], momentum=0.9, lr=1.0), target=0.9)
     with pytest.raises(InputError, match="has no compactors"):

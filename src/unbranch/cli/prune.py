@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,9 +9,8 @@ import typer
 
 from unbranch.cli.app import app
 from unbranch.cli.arguments import AsJson, readable
-from unbranch.cli.train import print_values
-from unbranch.report import show_plan, show_result, training_bar
-from unbranch.train import load_recipe, make_plan, open_data, train
+from unbranch.cli.train import carry_out
+from unbranch.train import load_recipe
 
 
 @app.command(
@@ -52,13 +50,5 @@ def prune_command(
     settings = load_recipe(
         recipe, [f"model.name={model}", *(f"{k}={v}" for k, v in given.items() if v is not None), *(changes or [])]
     )
-    images = open_data(data)
-    if dry_run:
-        plan = make_plan(settings, images, int(os.environ.get("WORLD_SIZE", "1")))
-        print_values(plan.to_dict() if as_json else None, None if as_json else show_plan(plan))
-        return
     folder = out or Path("runs") / f"prune-{model.replace(':', '-').replace('/', '-')}"
-    with training_bar() as (watch, say):
-        result = train(settings, images, folder, resume=resume, watch=watch, say=say)
-    if result is not None:
-        print_values(result.to_dict() if as_json else None, None if as_json else show_result(result))
+    carry_out(settings, data, folder, resume, dry_run, as_json)

@@ -54,15 +54,20 @@ def train_command(
     Several processes, GPUs and machines: start it under `accelerate launch` or `torchrun`.
     """
     settings, folder = _chosen(recipe, changes or [], out, resume)
+    carry_out(settings, data, folder, resume, dry_run, as_json)
+
+
+def carry_out(settings: Recipe, data: str, folder: Path, resume: bool, dry_run: bool, as_json: bool) -> None:
+    """The run of a recipe on data by name, or its plan; what comes out is printed."""
     images = open_data(data)
     if dry_run:
         plan = make_plan(settings, images, int(os.environ.get("WORLD_SIZE", "1")))
-        print_values(plan.to_dict() if as_json else None, None if as_json else show_plan(plan))
+        _print(plan.to_dict() if as_json else None, None if as_json else show_plan(plan))
         return
     with training_bar() as (watch, say):
         result = train(settings, images, folder, resume=resume, watch=watch, say=say)
     if result is not None:
-        print_values(result.to_dict() if as_json else None, None if as_json else show_result(result))
+        _print(result.to_dict() if as_json else None, None if as_json else show_result(result))
 
 
 def _chosen(recipe: str | None, changes: list[str], out: Path | None, resume: bool) -> tuple[Recipe, Path]:
@@ -76,7 +81,7 @@ def _chosen(recipe: str | None, changes: list[str], out: Path | None, resume: bo
     return load_recipe(recipe, changes), out or Path("runs") / Path(recipe).stem
 
 
-def print_values(values: object, table: object) -> None:
+def _print(values: object, table: object) -> None:
     if table is None:
         sys.stdout.write(json.dumps(values, indent=2, default=str) + "\n")
     else:

@@ -152,8 +152,8 @@ def _place(compactor: str) -> str:
 def _with_compactors(
     network: nn.Module, convs: Sequence[str], blocks: Sequence[str], left: dict[str, str] | None = None
 ) -> nn.Module:
-    if convs:
-        result = expand(network, "compactor", where=lambda path, _: path in set(convs))
+    if chosen := frozenset(convs):
+        result = expand(network, "compactor", where=lambda path, _: path in chosen)
         if left is not None:
             left |= dict(result.expand_report.left)  # type: ignore[union-attr, arg-type]
     else:

@@ -195,24 +195,22 @@ class ResRep:
     def _regroup(self, optimizer: Optimizer) -> None:
         """Parameter groups of their own for the compactors."""
         compactors = {id(self._compactor(path).conv.weight) for unit in self.units for path, _ in unit.rows}
-        apart: list[dict[str, Any]] = []
-        for group in optimizer.param_groups:
-            theirs = [id(p) in compactors for p in group["params"]]
-            if not any(theirs):
-                continue
-            if "momentum" not in group:
-                raise InputError(
-                    f"ResRep needs SGD with momentum, such as torch.optim.SGD; got {type(optimizer).__name__}"
-                )
-            lists = {key: value for key, value in group.items() if _is_parallel(value, group["params"])}
-            moved = {key: [v for v, own in zip(value, theirs, strict=True) if own] for key, value in lists.items()}
-            group.update(
-                {key: [v for v, own in zip(value, theirs, strict=True) if not own] for key, value in lists.items()}
-            )
-            apart.append({**group, **moved, "momentum": self.momentum, "weight_decay": 0.0})
-        found = sum(len(group["params"]) for group in apart)
+        sources = [group for group in optimizer.param_groups if any(id(p) in compactors for p in group["params"])]
+        found = sum(id(p) in compactors for group in sources for p in group["params"])
         if found < len(compactors):
             raise InputError(f"the optimizer has {found} of the {len(compactors)} compactors that are to be pruned")
+        if not all("momentum" in group for group in sources):
+            raise InputError(f"ResRep needs SGD with momentum, such as torch.optim.SGD; got {type(optimizer).__name__}")
+        apart: list[dict[str, Any]] = []
+        for group in sources:
+            theirs = [id(p) in compactors for p in group["params"]]
+            lists = {key: value for key, value in group.items() if _is_parallel(value, group["params"])}
+            moved, kept = (
+                {key: [v for v, own in zip(value, theirs, strict=True) if own == which] for key, value in lists.items()}
+                for which in (True, False)
+            )
+            group.update(kept)
+            apart.append({**group, **moved, "momentum": self.momentum, "weight_decay": 0.0})
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         optimizer.param_groups.extend(apart)
 
