@@ -1,24 +1,26 @@
 """ResRep beside three others at the same multiply-accumulates, on Fashion-MNIST's 60,000 images, several seeds.
 
-    python -m benchmarks.pruning [--data fashion-mnist] [--epochs 3] [--budget 3] [--seeds 3] [--jobs 2]
+    python -m benchmarks.pruning [--data fashion-mnist] [--epochs 8] [--budget 6] [--seeds 0 1 2] [--jobs 2]
 
-A plain network is trained, and everything that prunes starts from it and has as many epochs more: ResRep, which is
-converted at the end and not tuned afterwards; Torch-Pruning's magnitude pruning, pruned first and tuned; its
-group-lasso, half of the epochs sparse training and half tuning; the network going on unpruned; and the network that
-ResRep found trained from scratch for as many epochs as both phases together. One thread each; the results, whole runs
-at a time, go to benchmarks/results/pruning.json, and a command that was stopped goes on from there.
+A plain network is trained, and everything that prunes starts from it and has as many epochs more, ``--budget``, with
+one schedule: ResRep, which is converted at the end and not tuned afterwards; Torch-Pruning's magnitude pruning, pruned
+first and tuned; its group-lasso, half of the epochs sparse training and half tuning; the network going on unpruned;
+and the network that ResRep found trained from scratch for as many epochs as both phases together. One thread each.
+Networks are kept in ``--folder``; what is there isn't trained again, so the command can be stopped and continued.
+Latency is measured when all training is over. The results go to benchmarks/results/pruning.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import statistics
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,15 @@ from unbranch.train.data import open_data
 
 RESULTS = Path(__file__).parent / "results" / "pruning.json"
 TARGET = 0.45  # of the multiply-accumulates are left, at most
+LEAST = 0.25  # of its channels that each layer keeps, whatever prunes it
 BATCH = 128
+LR = 0.1
+TUNING_LR = 0.05
 NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {  # and the zeros around the images
-    "ResNet-20, width 8": ("resnet20_cifar", {"width": 8, "stem_stride": 2}, 0),
+    "ResNet-56, width 8": ("resnet56_cifar", {"width": 8, "stem_stride": 2}, 0),
     "VGG-13, widths 8 to 64": ("vgg16_cifar", {"widths": [8, 8, 16, 16, 32, 32, 32, *(64,) * 6]}, 2),
 }
-METHODS = ("unpruned", "ResRep", "magnitude", "group lasso", "from scratch")
-RESREP = {"strength": 5e-3, "warmup": 100, "interval": 10, "granularity": 8, "multiple": 1}
+RESREP = {"strength": 5e-4, "warmup": 200, "interval": 10, "granularity": 8, "multiple": 1}
 
 
 class Images:
@@ -61,11 +65,49 @@ class Images:
             yield torch.where(flipped, x.flip(3), x).to(memory_format=torch.channels_last), self.y[index]
 
 
+@dataclass(frozen=True)
+class Case:
+    """A network of the table with a seed, and where its images and what comes of it are."""
+
+    given: argparse.Namespace
+    name: str
+    seed: int
+
+    @cached_property
+    def images(self) -> tuple[Images, Images]:
+        data = open_data(self.given.data)
+        return tuple(Images(part, data.mean[0], data.std[0], NETWORKS[self.name][2]) for part in (data.train, data.val))
+
+    @property
+    def x(self) -> Tensor:
+        return self.images[1].x[:1]
+
+    def file(self, what: str) -> Path:
+        given = self.given
+        length = f"{given.epochs}" if what == "base" else f"{given.epochs}+{given.budget}"
+        return given.folder / NETWORKS[self.name][0] / f"seed-{self.seed}" / f"{what.replace(' ', '-')}-{length}.pt"
+
+    def create(self, seed: int, **options: Any) -> nn.Module:
+        torch.manual_seed(seed)
+        network, own, _ = NETWORKS[self.name]
+        return ub.create_model(network, 10, 1, **{**own, **options}).to(memory_format=torch.channels_last)
+
+    def load(self, what: str) -> nn.Module:
+        return torch.load(self.file(what), weights_only=False)
+
+    def save(self, what: str, network: nn.Module) -> None:
+        file = self.file(what)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(network, file.with_suffix(".part"))
+        file.with_suffix(".part").rename(file)
+
+
 def learn(
-    network: nn.Module, images: Images, epochs: int, lr: float, seed: int,
+    case: Case, network: nn.Module, epochs: int, lr: float, seed: int,
     extra: Callable[[torch.optim.Optimizer], Callable[[], None]] | None = None,
 ) -> None:  # fmt: skip
     """SGD with momentum 0.9, decay 1e-4 and a cosine; ``extra`` makes what works on the gradients."""
+    images = case.images[0]
     optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=1e-4)
     work = extra(optimizer) if extra is not None else None
     steps, step = epochs * (len(images.x) // BATCH), 0
@@ -97,123 +139,135 @@ def macs(network: nn.Module, x: Tensor) -> int:
     return cost_of(ub.collapse(network, x), (x,)).macs or 0
 
 
-def thinned(network: nn.Module, x: Tensor, budget: float, pruner: Any) -> None:
+# --- the methods: each makes a network of the trained one, which is its to change
+
+
+def unpruned(case: Case, base: nn.Module) -> nn.Module:
+    learn(case, base, case.given.budget, TUNING_LR, case.seed + 100)
+    return base
+
+
+def resrep(case: Case, base: nn.Module) -> nn.Module:
+    network = ub.prune.attach(base, case.x)
+
+    def pruner(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+        return ub.prune.ResRep(network, case.x, optimizer, target=TARGET, **RESREP).step
+
+    learn(case, network, case.given.budget, TUNING_LR, case.seed + 100, pruner)
+    return ub.prune.convert(network, case.x, multiple=1, masked=True)
+
+
+def magnitude(case: Case, base: nn.Module) -> nn.Module:
+    budget = TARGET * macs(base, case.x)
+    thin(base, case.x, budget, torch_pruning(tp.pruner.MagnitudePruner, base, case.x))
+    learn(case, base, case.given.budget, TUNING_LR, case.seed + 100)
+    return base
+
+
+def group_lasso(case: Case, base: nn.Module) -> nn.Module:
+    budget, half = TARGET * macs(base, case.x), case.given.budget // 2
+    pruner = torch_pruning(tp.pruner.GroupNormPruner, base, case.x)
+    pruner.update_regularizer()
+    learn(case, base, half, TUNING_LR, case.seed + 100, lambda _: lambda: pruner.regularize(base))
+    thin(base, case.x, budget, pruner)
+    learn(case, base, case.given.budget - half, TUNING_LR, case.seed + 101)
+    return base
+
+
+def from_scratch(case: Case, _: nn.Module) -> nn.Module:
+    widths = [module.out_channels for module in case.load("ResRep").modules() if isinstance(module, nn.Conv2d)]
+    small = case.create(case.seed + 200, widths=widths)
+    learn(case, small, case.given.epochs + case.given.budget, LR, case.seed)
+    return small
+
+
+METHODS: dict[str, Callable[[Case, nn.Module], nn.Module]] = {
+    "unpruned": unpruned,
+    "ResRep": resrep,
+    "magnitude": magnitude,
+    "group lasso": group_lasso,
+    "from scratch": from_scratch,
+}
+
+
+def torch_pruning(kind: Any, network: nn.Module, x: Tensor) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return kind(
+            network, x, importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=True, pruning_ratio=0.95,
+            max_pruning_ratio=1 - LEAST, iterative_steps=400,
+            ignored_layers=[m for m in network.modules() if isinstance(m, nn.Linear)],
+        )  # fmt: skip
+
+
+def thin(network: nn.Module, x: Tensor, budget: float, pruner: Any) -> None:
     """Prune step by step until the budget is met."""
     while macs(network, x) > budget:
         pruner.step()
 
 
-def torch_pruning(kind: Any, importance: Any, network: nn.Module, x: Tensor) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return kind(
-            network, x, importance=importance, global_pruning=True, pruning_ratio=0.95, iterative_steps=400,
-            ignored_layers=[m for m in network.modules() if isinstance(m, nn.Linear)],
-        )  # fmt: skip
-
-
-def run(given: argparse.Namespace, name: str, seed: int) -> list[dict[str, Any]]:
-    """All methods from one trained network."""
+def train(case: Case) -> None:
+    """All that isn't there yet."""
     torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    network_name, options, border = NETWORKS[name]
-    data = open_data(given.data)
-    train, val = (Images(part, data.mean[0], data.std[0], border) for part in (data.train, data.val))
-    x = val.x[:1]
-    base = ub.create_model(network_name, 10, 1, **options).to(memory_format=torch.channels_last)
-    learn(base, train, given.epochs, 0.1, seed)
-    whole, budget = macs(base, x), TARGET * macs(base, x)
-    rows: list[dict[str, Any]] = []
+    if not case.file("base").exists():
+        base = case.create(case.seed)
+        learn(case, base, case.given.epochs, LR, case.seed)
+        case.save("base", base)
+    for method in case.given.methods:
+        if not case.file(method).exists():
+            case.save(method, METHODS[method](case, case.load("base")))
 
-    def note(method: str, network: nn.Module, before: float | None = None) -> None:
-        plain = ub.collapse(network, x)
-        latency = compare_latency(ub.collapse(base, x), plain, val.x[:64])
+
+def measure(case: Case) -> list[dict[str, Any]]:
+    """A row for each method."""
+    torch.set_num_threads(1)
+    val, base = case.images[1], case.load("base")
+    whole, start, plain = macs(base, case.x), top1(base, val), ub.collapse(base, case.x)
+    rows = []
+    for method in case.given.methods:
+        network = case.load(method)
+        small = ub.collapse(network, case.x)
         rows.append(
             {
-                "network": name, "seed": seed, "method": method, "top1": top1(network, val), "before": before,
-                "macs": macs(network, x), "params": sum(p.numel() for p in plain.parameters()),
-                "latency": latency.ratio, "base": {"top1": top1(base, val), "macs": whole},
+                "network": case.name, "seed": case.seed, "method": method, "base": start, "top1": top1(network, val),
+                "left": macs(network, case.x) / whole, "params": sum(p.numel() for p in small.parameters()),
+                "latency": compare_latency(plain, small, val.x[:64]).ratio,
             }
         )  # fmt: skip
-
-    unpruned = copy.deepcopy(base)
-    learn(unpruned, train, given.budget, 0.02, seed + 100)
-    note("unpruned", unpruned)
-
-    compacted = ub.prune.attach(base, x)
-    made: list[ub.prune.ResRep] = []
-
-    def resrep(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-        made.append(ub.prune.ResRep(compacted, x, optimizer, target=TARGET, **RESREP))
-        return made[0].step
-
-    learn(compacted, train, given.budget, 0.02, seed + 100, resrep)
-    pruned = ub.prune.convert(compacted, x, multiple=1, masked=True)
-    note("ResRep", pruned, top1(compacted, val))
-
-    magnitude = copy.deepcopy(base)
-    thinned(
-        magnitude,
-        x,
-        budget,
-        torch_pruning(tp.pruner.MagnitudePruner, tp.importance.GroupMagnitudeImportance(p=2), magnitude, x),
-    )
-    learn(magnitude, train, given.budget, 0.02, seed + 100)
-    note("magnitude", magnitude)
-
-    lasso = copy.deepcopy(base)
-    pruner = torch_pruning(tp.pruner.GroupNormPruner, tp.importance.GroupMagnitudeImportance(p=2), lasso, x)
-    half = given.budget // 2
-    pruner.update_regularizer()
-    learn(lasso, train, half, 0.02, seed + 100, lambda _: lambda: pruner.regularize(lasso))
-    thinned(lasso, x, budget, pruner)
-    learn(lasso, train, given.budget - half, 0.02, seed + 101)
-    note("group lasso", lasso)
-
-    torch.manual_seed(seed + 200)
-    widths = [m.out_channels for m in pruned.modules() if isinstance(m, nn.Conv2d)]
-    small = ub.create_model(network_name, 10, 1, **{**options, "widths": widths}).to(memory_format=torch.channels_last)
-    learn(small, train, given.epochs + given.budget, 0.1, seed)
-    note("from scratch", small)
     return rows
 
 
 def show(rows: list[dict[str, Any]]) -> Table:
-    table = Table("network", "method", "top-1", "each seed", "MACs left", "parameters", "latency", box=None)
-    for name in NETWORKS:
-        found = [row for row in rows if row["network"] == name]
-        if not found:
-            continue
-        for method in METHODS:
-            of = [row for row in found if row["method"] == method]
-            values = [row["top1"] for row in of]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            left = statistics.mean(row["macs"] / row["base"]["macs"] for row in of)
-            table.add_row(
-                name, method, f"{statistics.mean(values):.2f} ± {spread:.2f}", ", ".join(f"{v:.2f}" for v in values),
-                f"{100 * left:.1f} %", f"{statistics.mean(row['params'] for row in of):,.0f}",
-                f"{statistics.mean(row['latency'] for row in of):.2f}",
-            )  # fmt: skip
+    table = Table("network", "method", "top-1", "each seed", "MACs left", "parameters", "faster", box=None)
+    for name, method in dict.fromkeys((row["network"], row["method"]) for row in rows):
+        of = [row for row in rows if (row["network"], row["method"]) == (name, method)]
+        values = [row["top1"] for row in of]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        mean = {key: statistics.mean(row[key] for row in of) for key in ("top1", "left", "params", "latency")}
+        table.add_row(
+            name, method, f"{mean['top1']:.2f} ± {spread:.2f}", ", ".join(f"{v:.2f}" for v in values),
+            f"{100 * mean['left']:.1f} %", f"{mean['params']:,.0f}", f"{mean['latency']:.2f}",
+        )  # fmt: skip
     return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--budget", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--budget", type=int, default=6)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path("runs/pruning"))
     given = parser.parse_args()
-    facts = {"command": "python -m benchmarks.pruning", **{k: v for k, v in vars(given).items() if k != "jobs"}}
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    rows = before.get("runs", []) if {k: v for k, v in before.items() if k != "runs"} == facts else []
-    done = {(row["network"], row["seed"]) for row in rows}
-    todo = [(name, seed) for seed in range(given.seeds) for name in NETWORKS if (name, seed) not in done]
+    cases = [Case(given, name, seed) for name in given.networks for seed in given.seeds]
     with ProcessPoolExecutor(given.jobs) as pool:
-        for future in [pool.submit(run, given, name, seed) for name, seed in todo]:
-            rows += future.result()
-            RESULTS.write_text(json.dumps({**facts, "runs": rows}, indent=1) + "\n")
+        list(pool.map(train, cases))
+    rows = [row for case in cases for row in measure(case)]
+    facts = {"command": "python -m benchmarks.pruning", **vars(given), "folder": str(given.folder)}
+    RESULTS.write_text(json.dumps({**facts, "runs": rows}, indent=1) + "\n")
     console().print(show(rows))
 
 

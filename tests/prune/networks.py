@@ -62,6 +62,25 @@ def depthwise(act: type[nn.Module] = nn.ReLU, last: int = 1) -> nn.Module:
     return nn.Sequential(conv(3, 8, 3, act=act), conv(8, 8, 3, groups=8, act=act), conv(8, 6, last, act=act))
 
 
+class Inverted(nn.Module):
+    """An inverted residual: wide, depthwise, squeeze-and-excitation, narrow."""
+
+    def __init__(self, act: type[nn.Module] = nn.Hardswish, last: int = 1) -> None:
+        super().__init__()
+        self.wide, self.depthwise = conv(3, 8, 1, act=act), conv(8, 8, 3, groups=8, act=act)
+        self.down, self.up, self.last = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1), conv(8, 5, last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(self.wide(x))
+        return self.last(x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid())
+
+
+def branched_depthwise() -> nn.Module:
+    """A depthwise block with branches whose zeros a padding convolution reads."""
+    made = (RepVGG(8, 8, 3, padding=1, groups=8, activation=nn.SiLU), conv(8, 5, 3))
+    return nn.Sequential(conv(3, 8, 1), *made)
+
+
 def flattened() -> nn.Module:
     return nn.Sequential(conv(3, 8), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(8 * 4, 7), nn.ReLU(), nn.Linear(7, 3))
 
@@ -101,6 +120,10 @@ CASES: dict[str, Case] = {
     "joined": Case(Joined),
     "depthwise": Case(depthwise),
     "depthwise, hardswish": Case(lambda: depthwise(nn.Hardswish)),
+    "depthwise, padded": Case(lambda: depthwise(nn.SiLU, last=3)),
+    "depthwise block, padded": Case(branched_depthwise),
+    "depthwise, squeezed": Case(Inverted),
+    "depthwise, squeezed, padded": Case(lambda: Inverted(nn.SiLU, last=3)),
     "flattened": Case(flattened),
     "grouped": Case(grouped),
     "halves added": Case(Halved),

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import unbranch as ub
-from tests.prune.networks import CASES, Joined, Squeezed, conv, depthwise
+from tests.prune.networks import CASES, Inverted, Joined, Squeezed, conv, depthwise
 from unbranch.blocks import Compactor
 from unbranch.errors import InputError
 from unbranch.prune import attach
+from unbranch.prune.structure import structure_of
 
 X = torch.zeros(1, 3, 32, 32)
 
@@ -60,7 +61,7 @@ def test_all_takes_layers_that_are_added_and_patterns_choose() -> None:
 
 def test_reasons_are_told() -> None:
     left = attach(depthwise(), X).attachment.left
-    assert left["1.0"] == "it is grouped, and a compactor would mix its channels"
+    assert left["1.0"] == "it is depthwise: it loses the channels that what it reads loses"
     assert left["2.0"] == "its channels are the network's output"
     left = attach(Squeezed(), X).attachment.left
     assert left["down"] == "no batch norm of its own is behind it"
@@ -72,6 +73,24 @@ def test_blocks_have_it_behind_the_sum_and_before_the_activation() -> None:
     assert network.attachment.taken == ("0", "1", "3")
     assert [type(m) for m in network[0].post] == [Compactor, nn.ReLU]
     assert [type(m) for m in network[1].post] == [Compactor]
+
+
+def test_depthwise_convolutions_have_one_where_their_channels_couldn_t_go_otherwise() -> None:
+    assert attach(depthwise(), X).attachment.taken == ("0.0",)
+    assert attach(depthwise(last=3), X).attachment.taken == ("0.0", "1.0")  # a reader pads
+    network = attach(Inverted(), X)  # its norms shift nothing yet, so that zeros stay zeros
+    assert network.attachment.taken == ("wide.0", "depthwise.0")
+    assert network.depthwise[0].compactor.conv.weight.shape == (8, 1, 1, 1)
+    with pytest.raises(InputError, match="when they are zero isn't constant"):
+        attach(Inverted(), X, include="wide*")
+    left = attach(Inverted(), X, include=["depthwise*", "wide*"]).attachment.left
+    assert left["last.0"] == "it isn't included"
+
+
+def test_what_a_depthwise_convolution_reads_has_to_have_one_too() -> None:
+    network = ub.expand(Inverted(), "compactor", ["depthwise.0", "last.0"])
+    left = structure_of(network, (X,)).left
+    assert left["depthwise.0.compactor"] == "it is depthwise, and what it reads has no compactor"
 
 
 class Compared(nn.Module):

@@ -45,7 +45,10 @@ def test_function_is_that_of_the_network_with_small_rows_zero(case: Case) -> Non
     assert pruning.stayed or pruning.macs[1] < pruning.macs[0]
 
 
-@pytest.mark.parametrize("name", ["grouped", "joined", "squeezed", "flattened", "halves added"])
+@pytest.mark.parametrize("name", [
+    "grouped", "joined", "squeezed", "flattened", "halves added", "depthwise, padded", "depthwise block, padded",
+    "depthwise, squeezed", "depthwise, squeezed, padded", "mobilenetv3",
+])  # fmt: skip
 def test_all_but_the_kept_channels_are_gone(name: str) -> None:
     case, x = CASES[name], CASES[name].images()
     network = attach(case.network(), x, layers="all")
@@ -74,7 +77,7 @@ def test_what_a_depthwise_convolution_makes_of_nothing_goes_into_the_next_bias()
 @torch.no_grad()
 def test_what_isn_t_zero_stays_where_the_reader_pads_with_zeros() -> None:
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    network = attach(depthwise(last=3).double(), x, include="0.0")  # as long as the norm's shift is 0, all can go
+    network = ub.expand(depthwise(last=3).double(), "compactor", "0.0")  # as long as the norm's shift is 0, all can go
     network[0][0].compactor.conv.weight[:3] = 0
     assert convert(network, x, multiple=1)[0][0].out_channels == 5
     network[1][1].bias[:2] = 2.0

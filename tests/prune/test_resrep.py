@@ -71,6 +71,35 @@ def test_masked_rows_move_by_the_penalty_alone() -> None:
     assert torch.allclose(compactor.conv.weight.grad[3:], (gradient + penalty)[3:])
 
 
+def test_masked_rows_have_a_pull_of_their_own_and_the_others_settle_when_the_target_is_met() -> None:
+    net = network()
+    resrep = ResRep(net, X, target=0.999, strength=0.1, pull=0.3, settle=True, multiple=1)
+    compactor = compactors(net)[0]
+    rows = compactor.conv.weight.flatten(1)
+    directions = (rows / rows.norm(dim=1, keepdim=True)).reshape(compactor.conv.weight.shape)
+    for masked in (0, 3):  # the target is met with three
+        net.zero_grad()
+        compactor.mask[:masked] = 0
+        F.cross_entropy(net(X), Y).backward()
+        gradient = compactor.conv.weight.grad.clone()
+        resrep.load_state_dict(resrep.state_dict())  # masks were changed by hand
+        resrep.step()
+        others = 0.0 if resrep.progress().met else 0.1
+        assert torch.allclose(compactor.conv.weight.grad[:masked], 0.3 * directions[:masked])
+        assert torch.allclose(compactor.conv.weight.grad[masked:], (gradient + others * directions)[masked:])
+    assert resrep.progress().met
+
+
+def test_rows_that_go_together_are_pulled_like_one() -> None:
+    net = network(layers="all")
+    resrep = ResRep(net, X, target=0.9, strength=0.1, multiple=1)
+    compactor = net.get_submodule(resrep.units[0].rows[0][0])
+    assert len(resrep.units[0].rows) > 1
+    (net(X).sum() * 0).backward()
+    resrep.step()
+    assert torch.allclose(compactor.conv.weight.grad, 0.1 * compactor.conv.weight)
+
+
 def test_rows_of_zeros_stay_zero_and_are_no_nan() -> None:
     net = network()
     optimizer = sgd(net)

@@ -64,6 +64,27 @@ def test_a_narrow_layer_keeps_what_it_has() -> None:
     assert Limits(multiple=8).kept(9, 20) == 16
     assert Limits(multiple=8).kept(17, 20) == 20
     assert Limits(minimum=4).kept(1, 3) == 3
+    assert Limits(minimum=0.25).kept(1, 18) == 5
+    assert Limits(minimum=0.25, multiple=4).kept(1, 18) == 8
+
+
+def test_rounds_go_on_where_layers_have_come_to_their_minimum() -> None:
+    norms, masks = [torch.arange(1.0, 9.0), torch.arange(10.0, 18.0)], masks_of(8, 8)
+    for _ in range(4):
+        masks = select_masks(norms, masks, total, 8, Limits(granularity=2, minimum=0.25))
+    assert [int(mask.sum()) for mask in masks] == [2, 6]
+
+
+def test_layers_keep_a_fraction() -> None:
+    norms = [torch.ones(8), torch.full((4,), 2.0)]
+    masks = select_masks(norms, masks_of(8, 4), total, 0, Limits(granularity=12, minimum=0.5))
+    assert [int(mask.sum()) for mask in masks] == [4, 2]
+
+
+@pytest.mark.parametrize("options", [{"minimum": 0}, {"minimum": 1.5}, {"minimum": 0.0}, {"multiple": 0.5}])
+def test_limits_that_mean_nothing_are_told(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(options))} is a whole number from 1"):
+        Limits(**options)
 
 
 def test_the_largest_row_stays_where_all_are_small() -> None:

@@ -9,6 +9,9 @@ ICCV 2021, https://arxiv.org/abs/2007.03260, section 3.2.
 
 It is put behind a batch norm and starts as the identity, so that it changes nothing. Training drives rows of its
 kernel to zero; a row of zeros is an output channel that is constant, and can go.
+
+Behind a depthwise convolution, which keeps channels apart, it is diagonal: a factor for each channel. That isn't in
+the paper.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from unbranch.errors import InputError
 class Compactor(nn.Module):
     """A bias-free 1×1 convolution that starts as the identity, ``(B, C, *size)`` to the same.
 
+    With ``diagonal`` it is a depthwise one, which scales each channel.
+
     The buffer ``mask`` ``(C,)`` is 1 for the channels that training may still use. It is for the training step, which
     stops the gradients of the others; the forward doesn't read it.
 
@@ -35,12 +40,16 @@ class Compactor(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, channels: int, ndim: int = 2, device: Device = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, channels: int, ndim: int = 2, device: Device = None, dtype: torch.dtype | None = None,
+        diagonal: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         if channels < 1 or ndim not in CONVS:
             raise InputError(f"a compactor needs at least 1 channel on 1 to 3 dimensions; got {channels} on {ndim}")
-        self.conv = CONVS[ndim](channels, channels, 1, bias=False, device=device, dtype=dtype)
-        nn.init.dirac_(self.conv.weight)
+        groups = channels if diagonal else 1
+        self.conv = CONVS[ndim](channels, channels, 1, groups=groups, bias=False, device=device, dtype=dtype)
+        nn.init.dirac_(self.conv.weight, groups)
         self.register_buffer("mask", torch.ones(channels, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:

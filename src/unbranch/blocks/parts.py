@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from unbranch.errors import InputError
 
@@ -33,6 +34,12 @@ PADS: dict[str, dict[int, Callable[..., nn.Module]]] = {
     "replicate": {1: nn.ReplicationPad1d, 2: nn.ReplicationPad2d, 3: nn.ReplicationPad3d},
     "circular": {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d},
 }
+
+
+def is_depthwise(module: Any) -> bool:
+    """Whether a module is a convolution that keeps its channels apart, one output for each input."""
+    conv = isinstance(module, _ConvNd)
+    return conv and module.groups == module.out_channels == module.in_channels > 1
 
 
 def through(module: nn.Module | None, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from unbranch.algebra import batch_norm_scale_shift
 from unbranch.blocks import CONVOLUTIONS, BranchedConv, Compactor, initialise
 from unbranch.blocks.dilated import BRANCHES as DILATED
+from unbranch.blocks.parts import is_depthwise
 from unbranch.collapse import equivalent_kernel
 from unbranch.collapse.rewrite import with_rest
 from unbranch.collapse.rules import rule_of_module
@@ -170,7 +171,8 @@ def _scale_of(norm: Any, like: Tensor) -> Tensor:
 
 def _compacted(conv: Any, norm: nn.Module | None, options: dict[str, Any], memo: dict[int, Any]) -> nn.Module:
     weight = conv.weight
-    compactor = Compactor(conv.out_channels, weight.dim() - 2, weight.device, weight.dtype, **options)
+    made: dict[str, Any] = {"diagonal": is_depthwise(conv), **options}
+    compactor = Compactor(conv.out_channels, weight.dim() - 2, weight.device, weight.dtype, **made)
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=copy.deepcopy(conv, memo))
     if norm is not None:
         layers["bn"] = plain_norm(norm, memo)

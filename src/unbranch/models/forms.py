@@ -67,7 +67,8 @@ def split(training: nn.Module, named: Mapping[str, Tensor]) -> State:
             bias = state.pop(key_of(path, "conv.bias"))
             _add(state, key_of(path, "bn"), _silent(module.get_submodule("bn"), bias))
         if isinstance(module, Compactor) and key_of(path, "conv.weight") not in state:
-            _add(state, path, Compactor(len(module.mask), module.conv.weight.dim() - 2).state_dict())
+            identity = Compactor(len(module.mask), module.conv.weight.dim() - 2, diagonal=module.conv.groups > 1)
+            _add(state, path, identity.state_dict())
     return state
 
 

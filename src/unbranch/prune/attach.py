@@ -18,7 +18,7 @@ from unbranch.errors import InputError
 from unbranch.expand import expand
 from unbranch.expand.places import places_in
 from unbranch.history import replays, with_step
-from unbranch.prune.structure import Structure, structure_of
+from unbranch.prune.structure import STAYS, Structure, structure_of
 from unbranch.prune.units import Unit
 
 KIND = "compact"  # of the step in a network's history: compactors in its blocks
@@ -50,7 +50,8 @@ def attach(
 
     A compactor is a 1×1 convolution that starts as the identity; ``ResRep`` drives rows of it to zero in training, and
     ``convert`` takes the channels out. It comes behind the batch norm of a convolution, or behind the sum of a block's
-    branches. Each place has been tried: with half of the channels gone the network was the same function.
+    branches. Each place has been tried: with half of the channels gone the network was the same function. A depthwise
+    convolution has one, a diagonal one, where its channels couldn't be taken out otherwise.
 
     Args:
         model: any network, in any mode; it isn't changed.
@@ -79,24 +80,24 @@ def attach(
     network, inputs = unwrapped(model), as_inputs(example_input)
     if any(isinstance(module, Compactor) for module in network.modules()):
         raise InputError(f"{type(network).__name__} has compactors already: pass it to ResRep")
-    convs, blocks, left = _candidates(network, _patterns(include), _patterns(exclude))
-    structure = _tried(network, inputs, convs, blocks, left)
+    found, depthwise, left = _candidates(network, _patterns(include), _patterns(exclude))
+    structure = _tried(network, inputs, found, depthwise, left)
     wanted = [unit for unit in structure.units if layers == "all" or unit.internal]
     outside = [unit for unit in structure.units if unit not in wanted]
     left |= {_place(path): reason for path, reason in structure.left.items()}
     left |= {_place(path): _why_outside(unit) for unit in outside for path, _ in unit.rows}
     taken = {_place(path) for unit in wanted for path, _ in unit.rows}
     if not taken:
-        tried = [path for path in left if path in (*convs, *blocks)]
+        tried = [path for path in left if path in found]
         path = (tried or list(left))[0]
         raise InputError(
             f"nothing in {type(network).__name__} can be pruned; {path}: {left[path]}"
             + ("; layers='all' takes others than internal ones" if outside else "")
         )
-    convs, blocks = [path for path in convs if path in taken], [path for path in blocks if path in taken]
-    result = _with_compactors(network, convs, blocks)
+    chosen = tuple(path for path in (*found, *depthwise) if path in taken)
+    result = _with_compactors(network, chosen)
     result.attachment = Attachment(  # type: ignore[assignment]
-        (*convs, *blocks), {path: reason for path, reason in left.items() if path not in taken}
+        chosen, {path: reason for path, reason in left.items() if path not in taken}
     )
     return result
 
@@ -104,7 +105,7 @@ def attach(
 def _candidates(
     network: nn.Module, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[str], list[str], dict[str, str]]:
-    """Convolutions with a norm of their own, blocks, and what is left of both, with the reason."""
+    """Convolutions with a norm of their own and blocks, the depthwise ones apart, and those left, with the reason."""
     places, left = places_in(network)
     blocks = {
         path: module for path, module in network.named_modules() if isinstance(module, BranchedConv) and path
@@ -113,33 +114,48 @@ def _candidates(
     left = {path: reason for path, reason in left.items() if not path.startswith(inside)}
     modules: dict[str, Any] = {path: network.get_submodule(path) for path in places} | blocks
     found: list[str] = []
+    depthwise: list[str] = []
     for path, module in modules.items():
         if not any(fnmatchcase(path, pattern) for pattern in include):
             left[path] = "it isn't included"
         elif any(fnmatchcase(path, pattern) for pattern in exclude):
             left[path] = "it is excluded"
-        elif module.groups > 1:
+        elif module.groups > 1 and not module.groups == module.in_channels == module.out_channels:
             left[path] = "it is grouped, and a compactor would mix its channels"
         elif path in places and places[path].norm is None:
             left[path] = "no batch norm of its own is behind it"
+        elif module.groups > 1:
+            left[path] = "it is depthwise: it loses the channels that what it reads loses"
+            depthwise.append(path)
         else:
             found.append(path)
     if not found:
         told = "; ".join(f"{path}: {reason}" for path, reason in list(left.items())[:3]) or "it has no convolution"
         raise InputError(f"nothing in {type(network).__name__} can be pruned; {told}")
-    return [path for path in found if path in places], [path for path in found if path in blocks], left
+    return found, depthwise, left
 
 
 def _tried(
-    network: nn.Module, inputs: tuple[Any, ...], convs: list[str], blocks: list[str], left: dict[str, str]
+    network: nn.Module, inputs: tuple[Any, ...], found: list[str], depthwise: list[str], left: dict[str, str]
 ) -> Structure:
-    """The structure of the network with compactors wherever one can be put; what expand leaves alone goes to left."""
-    everywhere = _with_compactors(network, convs, blocks, left)
-    return structure_of(everywhere, inputs)
+    """The structure of the network with compactors wherever one can be put; what expand leaves alone goes to left.
+
+    Behind depthwise convolutions only those that something can't be pruned without: where what a depthwise convolution
+    makes of zeros meets a squeeze-and-excitation, or zeros that a layer pads with.
+    """
+    structure = structure_of(_with_compactors(network, found, left), inputs, untrained=True)
+    staying = {path for path, reason in structure.left.items() if reason == STAYS} | structure.partly
+    if not depthwise or not staying:
+        return structure
+    everywhere = structure_of(_with_compactors(network, [*found, *depthwise]), inputs, untrained=True)
+    needed = [_place(path) for unit in everywhere.units if staying & unit.givers for path, _ in unit.along]
+    if not needed:
+        return structure
+    return structure_of(_with_compactors(network, [*found, *needed]), inputs, untrained=True)
 
 
 def _why_outside(unit: Unit) -> str:
-    if unit.added or len({path for path, _ in unit.rows}) > 1:
+    if unit.added or len(unit.givers) > 1:
         return "it isn't internal: others are added to its channels"
     return f"it isn't internal: {len(unit.readers)} layers read its channels"
 
@@ -149,10 +165,10 @@ def _place(compactor: str) -> str:
     return compactor.removesuffix(".compactor").removesuffix(".post")
 
 
-def _with_compactors(
-    network: nn.Module, convs: Sequence[str], blocks: Sequence[str], left: dict[str, str] | None = None
-) -> nn.Module:
-    if chosen := frozenset(convs):
+def _with_compactors(network: nn.Module, places: Iterable[str], left: dict[str, str] | None = None) -> nn.Module:
+    """A copy with compactors behind these convolutions and blocks."""
+    blocks = [path for path in places if isinstance(network.get_submodule(path), BranchedConv)]
+    if chosen := frozenset(places) - frozenset(blocks):
         result = expand(network, "compactor", where=lambda path, _: path in chosen)
         if left is not None:
             left |= dict(result.expand_report.left)  # type: ignore[union-attr, arg-type]
@@ -168,8 +184,9 @@ def _with_compactors(
 def _compact(block: Any) -> None:
     """Put a compactor behind the sum of a block's branches, before its activation."""
     like = next(block.parameters())
-    compactor = Compactor(block.out_channels, block.ndim, like.device, like.dtype).train(block.training)
-    layers: OrderedDict[str, nn.Module] = OrderedDict(compactor=compactor)
+    diagonal = block.groups > 1  # then it is depthwise
+    compactor = Compactor(block.out_channels, block.ndim, like.device, like.dtype, diagonal)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(compactor=compactor.train(block.training))
     if block.post is not None:
         layers["activation"] = block.post
     block.post = nn.Sequential(layers).train(block.training)
@@ -182,7 +199,7 @@ def _replay(network: nn.Module, step: dict[str, Any]) -> nn.Module:
     known = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
     if not known or not all(isinstance(modules.get(path), BranchedConv) for path in paths or []):
         raise InputError("its record of compactors doesn't fit the network, which has to be as it was before")
-    return _with_compactors(network, [], paths or [])
+    return _with_compactors(network, paths or [])
 
 
 def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.narrow import record_narrowing, shapes_of
 from unbranch.prune.removal import random_like, remove_channels
 from unbranch.prune.select import Limits, keep_rows
-from unbranch.prune.structure import Structure, structure_of
+from unbranch.prune.structure import Structure, along_of, structure_of
 from unbranch.prune.units import Unit
 
 THRESHOLD = 1e-5  # the published one
@@ -70,9 +70,9 @@ def _share(before: int, after: int) -> str:
 
 
 def row_norms(network: nn.Module, unit: Unit) -> Tensor:
-    """The norm of each channel's rows of compactors together, ``(C,)``."""
+    """The norm of each channel's row of the compactor, or the root mean square of its rows' norms, ``(C,)``."""
     squares = [_kernel(network, path)[rows].double().square().sum(1) for path, rows in unit.rows]
-    return cast(Tensor, sum(squares)).sqrt()
+    return torch.stack(squares).mean(0).sqrt()
 
 
 def _kernel(network: nn.Module, path: str) -> Tensor:
@@ -105,8 +105,8 @@ def zeroed(network: nn.Module, structure: Structure, keep: list[Tensor]) -> nn.M
 
 
 def convert(
-    model: nn.Module, example_input: Any, *, threshold: float = THRESHOLD, multiple: int = 8, minimum: int = 1,
-    masked: bool = False,
+    model: nn.Module, example_input: Any, *, threshold: float = THRESHOLD, multiple: int = 8,
+    minimum: int | float = 1, masked: bool = False,
 ) -> nn.Module:  # fmt: skip
     """A new, plain network without the channels whose rows of compactors are below the threshold.
 
@@ -120,7 +120,7 @@ def convert(
         threshold: norm of a row below which its channel goes.
         multiple: widths are rounded up to a multiple of this, by keeping the largest of the rows that would go; 1 for
             the published choice.
-        minimum: channels that each layer keeps.
+        minimum: channels that each layer keeps: a number of them, or a fraction of all that it has.
         masked: channels that are masked go too, whatever their rows are; that may cost accuracy.
 
     Returns:
@@ -150,7 +150,7 @@ def converted(network: nn.Module, structure: Structure, keep: list[Tensor]) -> n
     plain, inputs = structure.plain, structure.inputs
     before, cost = shapes_of(plain), cost_of(plain, inputs)
     chosen = [(u.layer, u.channels[~kept].tolist()) for u, kept in zip(structure.units, keep, strict=True)]
-    stayed = remove_channels(Dependencies(plain, inputs), inputs, chosen)
+    stayed = remove_channels(Dependencies(plain, inputs), inputs, chosen, along_of(structure.units))
     expected = zeroed(network, structure, keep)
     for given in (inputs, random_like(inputs, seed=2)):
         check = verify(expected, plain, given)

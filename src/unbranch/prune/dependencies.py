@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten, tree_map
 
+from unbranch.blocks.parts import is_depthwise
 from unbranch.errors import InputError
 from unbranch.extras import library
 
@@ -124,11 +125,6 @@ class Dependencies:
         if type(module).__name__ == "_OutputOp":
             return "output"
         return "passes"
-
-
-def is_depthwise(module: nn.Module) -> bool:
-    """Whether a convolution keeps its channels apart."""
-    return isinstance(module, _ConvNd) and module.groups == module.out_channels == module.in_channels > 1
 
 
 @contextmanager

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from unbranch.blocks.parts import is_depthwise
 from unbranch.collapse import Report
-from unbranch.prune.dependencies import Dependencies, is_depthwise
+from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.units import Count, LayerCost, Unit
 
 Row = tuple[int, int]  # number of a compactor, number of its row
@@ -27,7 +28,9 @@ class Reader:
         self.sizes = _sizes(plain, inputs)
         self.places = _places(plain, compactors)
         self.dependencies = Dependencies(plain, inputs)
-        self.number = {id(layer): number for number, layer in self.places.items() if isinstance(layer, nn.Module)}
+        layers: dict[int, Any] = {n: layer for n, layer in self.places.items() if isinstance(layer, nn.Module)}
+        self.number = {id(layer): number for number, layer in layers.items()}
+        self.along = {number for number, layer in layers.items() if is_depthwise(layer)}
         self.reasons: dict[Row, str] = {}
         self.touches: dict[Row, Counter[tuple[str, str]]] = {}
         self.joined: dict[Row, Row] = {}
@@ -39,14 +42,18 @@ class Reader:
         for number, layer in self.places.items():
             if isinstance(layer, str):
                 left[self.compactors[number]] = layer
+            elif number in self.along:  # told with what gives to it
+                self.touches |= {(number, channel): Counter() for channel in range(_channels(layer)[1])}
             else:
                 self._read(number, layer)
         groups: dict[Row, list[Row]] = defaultdict(list)
-        for row in sorted(self.touches):
+        for row in sorted(self.touches, key=lambda row: (row[0] in self.along, row)):
             groups[self._root(row)].append(row)
         kinds: dict[Any, list[list[Row]]] = defaultdict(list)
         for rows in groups.values():
             reason = next((self.reasons[row] for row in rows if row in self.reasons), None)
+            if rows[0][0] in self.along:
+                reason = "it is depthwise, and what it reads has no compactor"
             if reason is not None:
                 for number, _ in rows:
                     left.setdefault(self.compactors[number], reason)
@@ -69,11 +76,16 @@ class Reader:
         readers = [path for path, role in self.touches[first[0]] if role == "reads"]
         if any(self.sizes[path][0] > 1 for path in readers):  # a squeeze-and-excitation reads the mean
             readers = [path for path in readers if self.sizes[path][0] > 1]
-        path = next(path for path, module in self.plain.named_modules() if module is layer)
         own = torch.stack(
             [part for (number, _), (_, part) in zip(first, rows, strict=True) if number == first[0][0]], 1
         )
-        return Unit(path, own, rows, tuple(readers), any(row in self.added for row in first))
+        along = {self.compactors[n]: self._path(self.places[n]) for n, _ in first if n in self.along}
+        added = any(row in self.added for row in first)
+        return Unit(self._path(layer), own, rows, tuple(readers), added, tuple(along.items()))
+
+    def _path(self, layer: Any) -> str:
+        found = (path for path, module in self.plain.named_modules() if module is layer)
+        return str(next(found))
 
     def _read(self, number: int, layer: Any) -> None:
         """Join rows of a compactor that go together with others, and note who has to do with each."""
@@ -87,7 +99,9 @@ class Reader:
         for channel in full:
             self.touches[number, channel] = Counter()
         for member in members:
-            other = self.number.get(id(member.module)) if member.role == "gives" else None
+            number_of = self.number.get(id(member.module))
+            other = number_of if member.role == "gives" else None
+            along = number_of if member.role == "passes" else None
             reason = self._reason(member.role, member.module, member.path, other)
             groups = getattr(member.module, "groups", 1) if member.role == "reads" else 1
             alike: dict[int, Row] = {}
@@ -99,6 +113,8 @@ class Reader:
                 if other is not None:
                     self._join(row, (other, channel))
                     self.added |= {row} if other != number else set()
+                if along is not None:
+                    self._join(row, (along, channel))
                 if groups > 1:
                     place = channel % (member.module.in_channels // groups)
                     self._join(row, alike.setdefault(place, row))
@@ -172,7 +188,8 @@ def _places(plain: nn.Module, compactors: list[str]) -> dict[int, nn.Module | st
     found: dict[int, nn.Module | str] = {}
     for number, path in enumerate(compactors):
         layer: Any = modules.get(ends.get(f"{path}.conv", ""))
-        if isinstance(layer, _ConvNd) and layer.groups == 1 and not isinstance(layer, _ConvTransposeNd):
+        kept_apart = is_depthwise(layer) or getattr(layer, "groups", None) == 1
+        if isinstance(layer, _ConvNd) and kept_apart and not isinstance(layer, _ConvTransposeNd):
             found[number] = layer
         elif (place := inside.get(f"{path}.conv")) is not None:
             found[number] = f"it is merged with what follows it, at {place or 'the top'}"

@@ -7,7 +7,7 @@ reader pads with zeros, since then it adds less at the border.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ FLAT = 1e-12  # of the greatest magnitude: constant up to rounding in float64
 
 @torch.no_grad()
 def remove_channels(
-    dependencies: Dependencies, inputs: tuple[Any, ...], chosen: Iterable[tuple[str, Sequence[Sequence[int]]]]
-) -> dict[str, list[int]]:
+    dependencies: Dependencies, inputs: tuple[Any, ...], chosen: Iterable[tuple[str, Sequence[Sequence[int]]]],
+    along: Collection[str] = (),
+) -> dict[str, list[int]]:  # fmt: skip
     """Set output channels of convolutions to zero and take them out, with all that belongs to them.
 
     Args:
@@ -31,6 +32,7 @@ def remove_channels(
         inputs: arguments of its forward.
         chosen: paths of convolutions, and which of their channels, in parts that go together or not at all; no two
             of the convolutions give to the same channels.
+        along: paths of depthwise convolutions that are set to zero as well in these channels.
 
     Returns:
         The channels, by path, that had to stay, as zeros: because their constant isn't 0 where a reader pads.
@@ -40,11 +42,8 @@ def remove_channels(
     for path, parts in chosen:
         layer = network.get_submodule(path)
         members = dependencies.members(layer, [c for part in parts for c in part]) if parts else []
-        for member in members:
-            if member.role == "gives" and dependencies.scales_only(member.module):
-                gates.append(member.module)
-            elif member.role == "gives":
-                silence(member.module, member.channels)
+        gates += [m.module for m in members if m.role == "gives" and dependencies.scales_only(m.module)]
+        silence(network, dependencies, members, along)
         groups.append((path, layer, parts, [m for m in members if m.role == "reads"]))
     readers = {m.path: m.module for *_, reading in groups for m in reading}
     constants = _constants(network, inputs, readers, gates)
@@ -64,11 +63,18 @@ def remove_channels(
     return stayed
 
 
-def silence(layer: Any, channels: Sequence[int]) -> None:
-    """Make output channels of a layer zero."""
-    layer.weight[list(channels)] = 0
-    if layer.bias is not None:
-        layer.bias[list(channels)] = 0
+def silence(
+    network: nn.Module, dependencies: Dependencies, members: Iterable[Member], along: Collection[str]
+) -> None:  # fmt: skip
+    """Make channels zero, in this or a network like it, where layers give them and these depthwise ones pass them."""
+    for member in members:
+        gives = member.role == "gives" and not dependencies.scales_only(member.module)
+        if gives or member.path in along:
+            layer: Any = network.get_submodule(member.path)
+            channels = list(member.channels)
+            layer.weight[channels] = 0
+            if layer.bias is not None:
+                layer.bias[channels] = 0
 
 
 def _constants(

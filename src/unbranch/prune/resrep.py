@@ -82,11 +82,14 @@ class ResRep:
         metric: of cost: multiply-accumulates of convolutions and linear layers, all parameters, or the time of one
             forward pass on this machine, on the CPU, estimated by timing the layers one by one.
         strength: λ of the penalty.
+        pull: λ for rows that are masked, which need no care; the same as ``strength`` unless given.
+        settle: once the target is met, rows that aren't masked are pulled no more. Behind a compactor the next norm
+            makes good whatever scale its rows have together, so that nothing else would hold them in a short run.
         momentum: of the compactors.
         warmup: steps before the first choice of masks.
         interval: steps from one choice to the next.
         granularity: channels that are masked in a round on top of those before.
-        minimum: channels that each layer keeps.
+        minimum: channels that each layer keeps: a number of them, or a fraction, such as 0.25, of all that it has.
         multiple: widths are multiples of this, as far as layers are wide enough; 1 gives the paper's choice.
         threshold: norm of a row that is as good as zero.
         structure: of a network that is like this one, if it was read before.
@@ -111,21 +114,23 @@ class ResRep:
 
     def __init__(
         self, model: nn.Module, example_input: Any, optimizer: Optimizer | None = None, *, target: float = 0.5,
-        metric: Metric = "macs", strength: float = 1e-4, momentum: float = 0.99, warmup: int = 0, interval: int = 200,
-        granularity: int = 4, minimum: int = 1, multiple: int = 8, threshold: float = THRESHOLD,
-        structure: Structure | None = None,
+        metric: Metric = "macs", strength: float = 1e-4, pull: float | None = None, settle: bool = False,
+        momentum: float = 0.99, warmup: int = 0, interval: int = 200, granularity: int = 4, minimum: int | float = 1,
+        multiple: int = 8, threshold: float = THRESHOLD, structure: Structure | None = None,
     ) -> None:  # fmt: skip
         if metric not in get_args(Metric):
             raise InputError(f"metric={metric!r} is none of {', '.join(get_args(Metric))}")
         if not 0 < target <= 1:
             raise InputError(f"target is the fraction of the cost that may be left, above 0 and up to 1; got {target}")
-        if warmup < 0 or interval < 1 or strength < 0 or threshold < 0:
+        pull = strength if pull is None else pull
+        if warmup < 0 or interval < 1 or strength < 0 or pull < 0 or threshold < 0:
             raise InputError(
-                f"warmup, strength and threshold are at least 0 and interval at least 1; got {warmup}, {strength}, "
-                f"{threshold} and {interval}"
+                f"warmup, strength, pull and threshold are at least 0 and interval at least 1; got {warmup}, "
+                f"{strength}, {pull}, {threshold} and {interval}"
             )
         self.network, self.inputs = unwrapped(model), as_inputs(example_input)
         self.target, self.metric, self.strength, self.momentum = target, metric, strength, momentum
+        self.pull, self.settle = pull, settle
         self.warmup, self.interval, self.threshold = warmup, interval, threshold
         self.limits = Limits(granularity, minimum, multiple)
         structure = structure_of(self.network, self.inputs) if structure is None else structure
@@ -136,6 +141,7 @@ class ResRep:
             raise InputError(f"no channel can be pruned; {path}: {reason}")
         check_target(structure.full, self.cost, target, self.limits)
         self.iteration = 0
+        self._settled: bool | None = None  # not known yet
         if optimizer is not None:
             self._regroup(optimizer)
 
@@ -151,14 +157,17 @@ class ResRep:
         past = self.iteration - self.warmup
         if past > 0 and past % self.interval == 0:
             self.update_masks()
+        if self._settled is None:
+            self._settled = self.settle and self.cost(self.widths()) <= self.target * self.cost(self.structure.full)
+        staying = 0.0 if self._settled else self.strength
         for compactor, norms in self._denominators():
             weight = compactor.conv.weight
             if weight.grad is None:
                 continue
-            shape = (-1, *(1,) * (weight.dim() - 1))
-            weight.grad.mul_(compactor.mask.reshape(shape).to(weight.grad.dtype))
+            mask = compactor.mask.to(weight.grad.dtype).reshape(-1, *(1,) * (weight.dim() - 1))
             tiny = torch.finfo(norms.dtype).tiny  # a row of zeros stays
-            weight.grad.add_(weight / norms.clamp_min(tiny).reshape(shape), alpha=self.strength)
+            directions = weight / norms.clamp_min(tiny).reshape(mask.shape)
+            weight.grad.mul_(mask).add_(directions * (mask * staying + (1 - mask) * self.pull))
         self.iteration += 1
 
     @torch.no_grad()
@@ -166,6 +175,7 @@ class ResRep:
         """Choose which rows are masked, anew; the same ones on all processes."""
         norms = [row_norms(self.network, unit) for unit in self.units]
         budget = self.target * self.cost(self.structure.full)
+        self._settled = None
         found = select_masks(norms, self._masks(), self.cost, budget, self.limits)
         for unit, mask in zip(self.units, found, strict=True):
             for path, rows in unit.rows:
@@ -249,7 +259,7 @@ class ResRep:
         own = self.state_dict()
         if state.get("units") != own["units"] or type(state.get("iteration")) is not int:
             raise InputError("the state of ResRep is of another network, or of other layers of it")
-        self.iteration = state["iteration"]
+        self.iteration, self._settled = state["iteration"], None
 
 
 def cost_function(structure: Structure, metric: Metric) -> Callable[[Sequence[int]], float]:

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2007.03260, section 3.3, and its published code for what t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,22 +22,29 @@ class Limits:
 
     Args:
         granularity: channels that go in one round, until the budget is met.
-        minimum: channels that each unit keeps.
+        minimum: channels that each unit keeps: a number of them, or a fraction of all that it has.
         multiple: kept channels of each unit are rounded up to a multiple of this, as far as there are so many.
     """
 
     granularity: int = 4
-    minimum: int = 1
+    minimum: int | float = 1
     multiple: int = 1
 
     def __post_init__(self) -> None:
+        fraction = type(self.minimum) is float
+        if fraction and not 0 < self.minimum <= 1:
+            raise InputError(f"minimum is a whole number from 1, or a fraction above 0 and up to 1; got {self.minimum}")
         for name, value in vars(self).items():
-            if type(value) is not int or value < 1:
+            if not (name == "minimum" and fraction) and (type(value) is not int or value < 1):
                 raise InputError(f"{name} is a whole number from 1; got {value!r}")
+
+    def least(self, full: int) -> int:
+        """How many of ``full`` channels stay in any case."""
+        return math.ceil(self.minimum * full) if isinstance(self.minimum, float) else min(self.minimum, full)
 
     def kept(self, width: int, full: int) -> int:
         """How many of ``full`` channels stay where ``width`` would do."""
-        width = max(width, min(self.minimum, full))
+        width = max(width, self.least(full))
         return min(full, -(-width // self.multiple) * self.multiple)
 
 
@@ -64,14 +72,18 @@ def select_masks(
     places = torch.cat([torch.arange(size) for size in full]).tolist()
     order = torch.cat([norm.detach().double().cpu() for norm in norms]).argsort(stable=True).tolist()
     widths, off = list(full), [[] for _ in full]  # type: list[int], list[list[int]]
-    for position, channel in enumerate(order, 1):
+    position = 0
+    for channel in order:
         if cost([limits.kept(width, size) for width, size in zip(widths, full, strict=True)]) <= budget:
             break
         unit = owners[channel]
-        if widths[unit] <= limits.minimum:
-            continue  # it counts as a position all the same
+        least = limits.least(full[unit])
+        if widths[unit] <= least:
+            position += least == 1  # counted there in the published code; where layers keep more, nothing would go on
+            continue
         widths[unit] -= 1
         off[unit].append(places[channel])
+        position += 1
         if position >= limit:
             break
     found = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class Structure:
         inputs: arguments of the forward on which it was read.
         units: what can be pruned, in the order in which the network computes them.
         left: compactors of which nothing can be pruned, with the reason.
+        partly: compactors of which some channels had to stay when it was tried.
         layers: its convolutions and linear layers.
         other_params: numbers in everything else.
     """
@@ -38,6 +39,7 @@ class Structure:
     inputs: tuple[Any, ...]
     units: tuple[Unit, ...]
     left: dict[str, str]
+    partly: frozenset[str]
     layers: tuple[LayerCost, ...]
     other_params: int
 
@@ -55,10 +57,15 @@ class Structure:
         return self.other_params + sum(layer.params(widths) for layer in self.layers)
 
 
-def structure_of(network: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> Structure:
+def structure_of(
+    network: nn.Module, inputs: tuple[Any, ...], seed: int = 0, *, untrained: bool = False
+) -> Structure:  # fmt: skip
     """Read a network with compactors; it isn't changed.
 
     Each unit has been tried: with a random half of its channels zero and taken out, the network was the same function.
+
+    Args:
+        untrained: try it with other biases than it has, which may be zero now and something else later.
 
     Raises:
         InputError: if it has no compactor or can't be read.
@@ -69,34 +76,49 @@ def structure_of(network: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> 
     plain = collapse(network, inputs).eval()
     reader = Reader(plain, inputs, paths)
     possible, left = reader.units()
-    units, refused = _tried(plain, inputs, possible, seed)
+    units, refused, partly = _tried(_biased(plain, seed) if untrained else plain, inputs, possible, seed)
     for unit, reason in refused:
         for path, _ in unit.rows:
             left.setdefault(path, reason)
-    pruned = {path for unit in units for path, _ in unit.rows}
+    pruned = _compactors(units)
     left = {path: reason for path, reason in left.items() if path not in pruned}
     layers = reader.costs(units)
     counted = {layer.path for layer in layers}
     weights = sum(sum(p.numel() for p in plain.get_submodule(path).parameters()) for path in counted)
     others = sum(p.numel() for p in plain.parameters()) - weights
-    return Structure(plain, inputs, units, left, layers, others)
+    return Structure(plain, inputs, units, left, _compactors(partly), layers, others)
+
+
+@torch.no_grad()
+def _biased(plain: nn.Module, seed: int) -> nn.Module:
+    """A copy with random biases."""
+    result = copy.deepcopy(plain)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in result.named_parameters():
+        if name.rpartition(".")[2] == "bias":
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return result
 
 
 def _tried(
     plain: nn.Module, inputs: tuple[Any, ...], units: list[Unit], seed: int
-) -> tuple[tuple[Unit, ...], list[tuple[Unit, str]]]:
-    """Units of which half the channels can be taken out, all units at once, and others with the reason."""
+) -> tuple[tuple[Unit, ...], list[tuple[Unit, str]], list[Unit]]:
+    """Units of which half the channels can be taken out, all at once, others with the reason, those that partly can."""
     generator = torch.Generator().manual_seed(seed)
     halves = {id(u): torch.randperm(len(u), generator=generator)[: max(1, len(u) // 2)].sort().values for u in units}
     refused: list[tuple[Unit, str]] = []
+    partly: list[Unit] = []
 
     def sift(some: list[Unit]) -> None:
         chosen = [(u.layer, u.channels[halves[id(u)]].tolist()) for u in some]
-        reason, stayed = _without(plain, inputs, chosen) if some else (None, {})
+        reason, stayed = _without(plain, inputs, chosen, along_of(some)) if some else (None, {})
         if reason is None:
             for unit, (path, parts) in zip(some, chosen, strict=True):
-                if 2 * sum(part[0] in stayed.get(path, ()) for part in parts) > len(parts):
+                stay = sum(part[0] in stayed.get(path, ()) for part in parts)
+                if 2 * stay > len(parts):
                     refused.append((unit, STAYS))
+                elif stay:
+                    partly.append(unit)
         elif len(some) > 1:
             sift(some[: len(some) // 2])
             sift(some[len(some) // 2 :])
@@ -105,22 +127,30 @@ def _tried(
 
     sift(units)
     bad = {id(unit) for unit, _ in refused}
-    return tuple(u for u in units if id(u) not in bad), refused
+    return tuple(u for u in units if id(u) not in bad), refused, partly
+
+
+def _compactors(units: Iterable[Unit]) -> frozenset[str]:
+    return frozenset(path for unit in units for path, _ in unit.rows)
+
+
+def along_of(units: Iterable[Unit]) -> set[str]:
+    """Paths of the depthwise convolutions whose compactors belong to these."""
+    return {layer for unit in units for _, layer in unit.along}
 
 
 @torch.no_grad()
 def _without(
-    plain: nn.Module, inputs: tuple[Any, ...], chosen: list[tuple[str, list[list[int]]]]
+    plain: nn.Module, inputs: tuple[Any, ...], chosen: list[tuple[str, list[list[int]]]], along: Collection[str]
 ) -> tuple[str | None, dict[str, list[int]]]:
     """Why channels, set to zero, can't be taken out of a copy, None if they can; and those that had to stay."""
     narrow, zeroed = copy.deepcopy(plain), copy.deepcopy(plain)
     try:
         dependencies = Dependencies(narrow, inputs)
         for path, channels in chosen:
-            for member in dependencies.members(narrow.get_submodule(path), [c for part in channels for c in part]):
-                if member.role == "gives" and not dependencies.scales_only(member.module):
-                    silence(zeroed.get_submodule(member.path), member.channels)
-        stayed = remove_channels(dependencies, inputs, chosen)
+            members = dependencies.members(narrow.get_submodule(path), [c for part in channels for c in part])
+            silence(zeroed, dependencies, members, along)
+        stayed = remove_channels(dependencies, inputs, chosen, along)
         check = max((verify(zeroed, narrow, x) for x in (inputs, random_like(inputs, seed=3))), key=lambda c: c.max_rel)
     except (UnbranchError, RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
         return f"its channels can't be taken out: {error}", {}

@@ -19,6 +19,7 @@ class Unit:
             groups occurs k times.
         readers: paths of the layers that mix them, those apart that read a mean of them beside others.
         added: whether other convolutions give to the same channels.
+        along: those compactors of the rows that are behind depthwise convolutions, and the paths of these.
     """
 
     layer: str
@@ -26,6 +27,7 @@ class Unit:
     rows: tuple[tuple[str, Tensor], ...]
     readers: tuple[str, ...]
     added: bool
+    along: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.channels)
@@ -33,7 +35,12 @@ class Unit:
     @property
     def internal(self) -> bool:
         """Whether one layer gives these channels and one reads them, as ResRep prunes them."""
-        return len({path for path, _ in self.rows}) == 1 and not self.added and len(self.readers) == 1
+        return len(self.givers) == 1 and not self.added and len(self.readers) == 1
+
+    @property
+    def givers(self) -> set[str]:
+        """Compactors behind convolutions that mix channels."""
+        return {path for path, _ in self.rows} - {path for path, _ in self.along}
 
 
 @dataclass(frozen=True)

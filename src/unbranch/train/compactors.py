@@ -51,16 +51,16 @@ def make_resrep(
     if prune is None:
         return None
     return ResRep(
-        network, example, optimizer, target=prune.target, metric=prune.metric,
-        strength=enough_strength(recipe, steps_per_epoch) if prune.strength is None else prune.strength,
+        network, example, optimizer, target=prune.target, metric=prune.metric, strength=prune.strength,
+        pull=enough_pull(recipe, steps_per_epoch) if prune.pull is None else prune.pull, settle=prune.settle,
         momentum=prune.momentum, warmup=round(prune.warmup_epochs * steps_per_epoch), interval=prune.interval,
         granularity=prune.granularity, minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold,
         structure=structure_of(blank, (example,)),
     )  # fmt: skip
 
 
-def enough_strength(recipe: Recipe, steps_per_epoch: int) -> float:
-    """λ with which a masked row, of norm 1, could go to zero ``WAYS`` times in the second half of the run.
+def enough_pull(recipe: Recipe, steps_per_epoch: int) -> float:
+    """λ with which a row of norm 1 that is masked by a third of the run could go to zero ``WAYS`` times by the middle.
 
     Once it is masked, only the penalty moves a row: by lr · λ / (1 − momentum) a step.
     """
@@ -69,7 +69,7 @@ def enough_strength(recipe: Recipe, steps_per_epoch: int) -> float:
     optimizer = torch.optim.SGD([{"params": [parameter], "lr_scale": 1.0}], recipe.optimizer.lr)
     schedule = make_schedule(optimizer, recipe, steps_per_epoch)
     steps, way = recipe.schedule.epochs * steps_per_epoch, 0.0
-    for step in range(steps // 2, steps):
+    for step in range(steps // 3, max(steps // 2, steps // 3 + 1)):
         schedule.set(step)
         way += optimizer.param_groups[0]["lr"] / (1 - recipe.prune.momentum)
-    return WAYS / max(way, 1e-12)
+    return max(recipe.prune.strength, WAYS / max(way, 1e-12))

@@ -17,13 +17,15 @@ class Prune:
         metric: of cost.
         layers: ``internal`` ones as in the paper, or ``all`` that can be pruned; where the network has no compactors.
         include, exclude: patterns of paths of convolutions and blocks, as well.
-        strength: λ of the penalty on the compactors' rows; unless given, just so much that a row which is masked by the
-            middle of the run has gone twice over by its end.
+        strength: λ of the penalty on the compactors' rows.
+        pull: λ for masked rows; unless given, as much as ``strength``, and enough for a row that is masked by a third
+            of the run to go by the middle, twice over.
+        settle: once the target is met, rows that aren't masked are pulled no more.
         momentum: of the compactors.
         warmup_epochs: before the first channels are masked.
         interval: steps from one choice of masks to the next.
         granularity: channels that a choice masks on top of those before.
-        minimum: channels that each layer keeps.
+        minimum: channels that each layer keeps: a number of them, or a fraction of all that it has.
         multiple: widths are multiples of this; 1 gives the paper's choice.
         threshold: norm of a row below which its channel goes at the end.
         masked: channels that are masked at the end go too, whatever their rows are.
@@ -34,12 +36,14 @@ class Prune:
     layers: Literal["internal", "all"] = "internal"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    strength: NotNegative | None = None
+    strength: NotNegative = 1e-4
+    pull: NotNegative | None = None
+    settle: bool = False
     momentum: Rate = 0.99
     warmup_epochs: NotNegative = 5.0
     interval: Count = 200
     granularity: Count = 4
-    minimum: Count = 1
+    minimum: Count | Share = 1
     multiple: Count = 8
     threshold: NotNegative = 1e-5
     masked: bool = False
