@@ -46,7 +46,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {  # and the zeros around
     "ResNet-56, width 8": ("resnet56_cifar", {"width": 8, "stem_stride": 2}, 0),
     "VGG-13, widths 8 to 64": ("vgg16_cifar", {"widths": [8, 8, 16, 16, 32, 32, 32, *(64,) * 6]}, 2),
 }
-RESREP = {"strength": 5e-4, "warmup": 200, "interval": 10, "granularity": 8, "multiple": 1}
+RESREP: dict[str, Any] = {
+    "strength": 5e-4, "pull": 1e-2, "settle": True, "momentum": 0.9, "warmup": 468, "interval": 10, "granularity": 8,
+    "minimum": LEAST, "multiple": 1,
+}  # fmt: skip
 
 
 class Images:
@@ -154,7 +157,7 @@ def resrep(case: Case, base: nn.Module) -> nn.Module:
         return ub.prune.ResRep(network, case.x, optimizer, target=TARGET, **RESREP).step
 
     learn(case, network, case.given.budget, TUNING_LR, case.seed + 100, pruner)
-    return ub.prune.convert(network, case.x, multiple=1, masked=True)
+    return ub.prune.convert(network, case.x, multiple=1, minimum=LEAST, masked=True)
 
 
 def magnitude(case: Case, base: nn.Module) -> nn.Module:
