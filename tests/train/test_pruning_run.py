@@ -17,7 +17,7 @@ PRUNED = (
     "model.block=null", "model.options.width=8", "ema=null", "schedule.epochs=3", "augment.mixup=0",
     "optimizer.name=momentum",
     "optimizer.lr=0.05", "prune.target=0.6", "prune.multiple=1", "prune.warmup_epochs=0.2", "prune.interval=2",
-    "prune.granularity=8",
+    "prune.minimum=0.125",
 )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -50,12 +52,17 @@ def make_resrep(
     prune = recipe.prune
     if prune is None:
         return None
+    structure = structure_of(blank, (example,))
+    warmup = round(prune.warmup_epochs * steps_per_epoch)
+    granularity = prune.granularity
+    if granularity is None:
+        rounds = (recipe.schedule.epochs * steps_per_epoch // 3 - warmup) // prune.interval
+        granularity = max(4, math.ceil(sum(structure.full) / max(1, rounds)))
     return ResRep(
         network, example, optimizer, target=prune.target, metric=prune.metric, strength=prune.strength,
         pull=enough_pull(recipe, steps_per_epoch) if prune.pull is None else prune.pull, settle=prune.settle,
-        momentum=prune.momentum, warmup=round(prune.warmup_epochs * steps_per_epoch), interval=prune.interval,
-        granularity=prune.granularity, minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold,
-        structure=structure_of(blank, (example,)),
+        momentum=prune.momentum, warmup=warmup, interval=prune.interval, granularity=granularity,
+        minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold, structure=structure,
     )  # fmt: skip
 
 

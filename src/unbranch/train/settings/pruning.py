@@ -24,7 +24,8 @@ class Prune:
         momentum: of the compactors.
         warmup_epochs: before the first channels are masked.
         interval: steps from one choice of masks to the next.
-        granularity: channels that a choice masks on top of those before.
+        granularity: channels that a choice masks on top of those before; unless given, so many that all could be masked
+            by a third of the run, and at least 4.
         minimum: channels that each layer keeps: a number of them, or a fraction of all that it has.
         multiple: widths are multiples of this; 1 gives the paper's choice.
         threshold: norm of a row below which its channel goes at the end.
@@ -42,7 +43,7 @@ class Prune:
     momentum: Rate = 0.99
     warmup_epochs: NotNegative = 5.0
     interval: Count = 200
-    granularity: Count = 4
+    granularity: Count | None = None
     minimum: Count | Share = 1
     multiple: Count = 8
     threshold: NotNegative = 1e-5
