@@ -25,9 +25,8 @@ def latency_table(structure: Structure) -> Callable[[Sequence[int]], float]:
     Layers are timed at an eighth, a quarter, half and all of their channels, read and given, and interpolated in
     between; what else the network does counts with the time that it takes now.
     """
-    shapes = _input_shapes(structure)
     timed: dict[Key, float] = {}
-    tables = [_Table(structure, layer, shapes[layer.path], timed) for layer in structure.layers]
+    tables = [_Table(structure, layer, timed) for layer in structure.layers]
     total = _seconds(structure.plain, tuple(_one(value) for value in structure.inputs))
     rest = max(0.0, total - sum(table.at(structure.full) for table in tables))
     return lambda widths: rest + sum(table.at(widths) for table in tables)
@@ -36,15 +35,13 @@ def latency_table(structure: Structure) -> Callable[[Sequence[int]], float]:
 class _Table:
     """The time of a layer by the channels that it reads and gives."""
 
-    def __init__(self, structure: Structure, layer: LayerCost, shape: tuple[int, ...], timed: dict[Key, float]) -> None:
+    def __init__(self, structure: Structure, layer: LayerCost, timed: dict[Key, float]) -> None:
         self.layer = layer
         module = structure.plain.get_submodule(layer.path)
         full = structure.full
         self.reads = _knots(layer.reads.at(full) if not layer.depthwise else layer.gives.at(full), _varies(layer))
         self.gives = _knots(layer.gives.at(full), bool(layer.gives.each))
-        self.seconds = [
-            [_timed(module, layer, shape, reads, gives, timed) for gives in self.gives] for reads in self.reads
-        ]
+        self.seconds = [[_timed(module, layer, reads, gives, timed) for gives in self.gives] for reads in self.reads]
 
     def at(self, widths: Sequence[int]) -> float:
         gives = self.layer.gives.at(widths)
@@ -74,9 +71,8 @@ def _between(knots: list[int], value: int) -> tuple[int, float]:
     return place, (value - knots[place]) / (knots[place + 1] - knots[place])
 
 
-def _timed(
-    module: Any, layer: LayerCost, shape: tuple[int, ...], reads: int, gives: int, timed: dict[Key, float]
-) -> float:
+def _timed(module: Any, layer: LayerCost, reads: int, gives: int, timed: dict[Key, float]) -> float:
+    shape = layer.shape
     if isinstance(module, nn.Linear):
         key: Key = ("linear", reads, gives, shape)
         if key not in timed:
@@ -94,27 +90,6 @@ def _timed(
         )  # fmt: skip
         timed[key] = _seconds(conv, (torch.zeros(1, reads, *shape[2:]),))
     return timed[key]
-
-
-def _input_shapes(structure: Structure) -> dict[str, tuple[int, ...]]:
-    """Of one example, by the path of a layer; the last call counts."""
-    found: dict[str, tuple[int, ...]] = {}
-
-    def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
-            found[path] = (1, *given[0].shape[1:])
-
-        return hook
-
-    modules = {layer.path: structure.plain.get_submodule(layer.path) for layer in structure.layers}
-    handles = [module.register_forward_pre_hook(watch(path)) for path, module in modules.items()]
-    try:
-        with torch.no_grad():
-            structure.plain(*structure.inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 def _one(value: Any) -> Any:

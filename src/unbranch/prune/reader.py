@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,13 +20,28 @@ from unbranch.prune.units import Count, LayerCost, Unit
 Row = tuple[int, int]  # number of a compactor, number of its row
 
 
+@dataclass(frozen=True)
+class Calls:
+    """What the calls of a layer read and give.
+
+    Args:
+        shape: of what the last one reads, of one example.
+        reads: the most points of a channel that one reads.
+        gives: points of a channel that all of them give.
+    """
+
+    shape: tuple[int, ...]
+    reads: int
+    gives: int
+
+
 class Reader:
     """Reads units off the dependency graph of a collapsed network."""
 
     def __init__(self, plain: nn.Module, inputs: tuple[Any, ...], compactors: list[str]) -> None:
         self.compactors = compactors
         self.plain = plain
-        self.sizes = _sizes(plain, inputs)
+        self.calls = _calls(plain, inputs)
         self.places = _places(plain, compactors)
         self.dependencies = Dependencies(plain, inputs)
         layers: dict[int, Any] = {n: layer for n, layer in self.places.items() if isinstance(layer, nn.Module)}
@@ -74,8 +90,8 @@ class Reader:
         layer = self.places[first[0][0]]
         assert isinstance(layer, nn.Module)
         readers = [path for path, role in self.touches[first[0]] if role == "reads"]
-        if any(self.sizes[path][0] > 1 for path in readers):  # a squeeze-and-excitation reads the mean
-            readers = [path for path in readers if self.sizes[path][0] > 1]
+        if any(self.calls[path].reads > 1 for path in readers):  # a squeeze-and-excitation reads the mean
+            readers = [path for path in readers if self.calls[path].reads > 1]
         own = torch.stack(
             [part for (number, _), (_, part) in zip(first, rows, strict=True) if number == first[0][0]], 1
         )
@@ -148,7 +164,7 @@ class Reader:
                     for key, many in self.touches[numbers[path], int(rows[0])].items():
                         each[key][index] += many
         found = []
-        for path, (_, points) in self.sizes.items():
+        for path, call in self.calls.items():
             layer: Any = self.plain.get_submodule(path)
             depthwise = is_depthwise(layer)
             gives = each[path, "passes" if depthwise else "gives"]
@@ -156,8 +172,9 @@ class Reader:
             found.append(
                 LayerCost(
                     path,
+                    call.shape,
                     taps=math.prod(layer.kernel_size) if isinstance(layer, _ConvNd) else 1,
-                    points=points,
+                    points=call.gives,
                     reads=_count(reading, reads, units),
                     gives=_count(giving, gives, units),
                     groups=getattr(layer, "groups", 1),
@@ -198,17 +215,18 @@ def _places(plain: nn.Module, compactors: list[str]) -> dict[int, nn.Module | st
     return found
 
 
-def _sizes(plain: nn.Module, inputs: tuple[Any, ...]) -> dict[str, tuple[int, int]]:
-    """For each layer that the forward calls, in order, the points of a channel that it reads, and that it gives."""
-    found: dict[str, tuple[int, int]] = {}
+def _calls(plain: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Calls]:
+    """For each layer that the forward calls, in order."""
+    found: dict[str, Calls] = {}
 
     def watch(path: str, module: Any) -> Any:
         def hook(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
             x, (reads, gives) = given[0], _channels(module)
             batch = x.shape[0] if x.dim() > 1 else 1
-            seen = (x.numel() // (batch * reads), output.numel() // (batch * gives))
-            before = found.get(path, (0, 0))
-            found[path] = (max(before[0], seen[0]), before[1] + seen[1])  # of all its calls
+            shape = (1, *x.shape[1:]) if x.dim() > 1 else tuple(x.shape)
+            before = found.get(path, Calls(shape, 0, 0))
+            seen = x.numel() // (batch * reads), output.numel() // (batch * gives)
+            found[path] = Calls(shape, max(before.reads, seen[0]), before.gives + seen[1])
 
         return module.register_forward_hook(hook)
 

@@ -59,11 +59,13 @@ class LayerCost:
     """A convolution or linear layer as its multiply-accumulates and parameters depend on the units.
 
     Args:
+        shape: of what it reads, of one example: ``(1, C_in, *size)``.
         taps: of the kernel.
         points: of its output, of one example.
     """
 
     path: str
+    shape: tuple[int, ...]
     taps: int
     points: int
     reads: Count
