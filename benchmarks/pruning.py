@@ -1,6 +1,6 @@
 """ResRep beside three others at the same multiply-accumulates, on Fashion-MNIST's 60,000 images, several seeds.
 
-    python -m benchmarks.pruning [--data fashion-mnist] [--epochs 8] [--budget 6] [--seeds 0 1 2] [--jobs 2]
+    python -m benchmarks.pruning [--data fashion-mnist] [--epochs 10] [--budget 10] [--seeds 0 1 2] [--jobs 2]
 
 A plain network is trained, and everything that prunes starts from it and has as many epochs more, ``--budget``, with
 one schedule: ResRep, which is converted at the end and not tuned afterwards; Torch-Pruning's magnitude pruning, pruned
@@ -88,7 +88,8 @@ class Case:
     def file(self, what: str) -> Path:
         given = self.given
         length = f"{given.epochs}" if what == "base" else f"{given.epochs}+{given.budget}"
-        return given.folder / NETWORKS[self.name][0] / f"seed-{self.seed}" / f"{what.replace(' ', '-')}-{length}.pt"
+        folder = given.folder / given.data.replace("/", "_") / NETWORKS[self.name][0] / f"seed-{self.seed}"
+        return folder / f"{what.replace(' ', '-')}-{length}.pt"
 
     def create(self, seed: int, **options: Any) -> nn.Module:
         torch.manual_seed(seed)
@@ -206,6 +207,8 @@ def torch_pruning(kind: Any, network: nn.Module, x: Tensor) -> Any:
 def thin(network: nn.Module, x: Tensor, budget: float, pruner: Any) -> None:
     """Prune step by step until the budget is met."""
     while macs(network, x) > budget:
+        if pruner.current_step == pruner.iterative_steps:
+            raise SystemExit(f"{type(pruner).__name__} can't come to {budget:,.0f} multiply-accumulates")
         pruner.step()
 
 
@@ -257,14 +260,22 @@ def show(rows: list[dict[str, Any]]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--budget", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--budget", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs/pruning"))
     given = parser.parse_args()
+    if "from scratch" in given.methods and "ResRep" not in given.methods:
+        parser.error("--methods: from scratch is the network that ResRep found, so ResRep has to be there too")
+    given.methods = [method for method in METHODS if method in given.methods]
+    given.folder.mkdir(parents=True, exist_ok=True)
+    settings, used = given.folder / "settings.json", {"resrep": RESREP, "target": TARGET, "least": LEAST}
+    if settings.exists() and json.loads(settings.read_text()) != used:
+        parser.error(f"--folder: the networks in {given.folder} were made with other settings; choose another")
+    settings.write_text(json.dumps(used))
     cases = [Case(given, name, seed) for name in given.networks for seed in given.seeds]
     with ProcessPoolExecutor(given.jobs) as pool:
         list(pool.map(train, cases))

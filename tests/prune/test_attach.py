@@ -12,7 +12,7 @@ import unbranch as ub
 from tests.prune.networks import CASES, Inverted, Joined, Squeezed, conv, depthwise
 from unbranch.blocks import Compactor
 from unbranch.errors import InputError
-from unbranch.prune import attach
+from unbranch.prune import ResRep, attach
 from unbranch.prune.structure import structure_of
 
 X = torch.zeros(1, 3, 32, 32)
@@ -61,7 +61,7 @@ def test_all_takes_layers_that_are_added_and_patterns_choose() -> None:
 
 def test_reasons_are_told() -> None:
     left = attach(depthwise(), X).attachment.left
-    assert left["1.0"] == "it is depthwise: it loses the channels that what it reads loses"
+    assert left["1.0"] == "it is depthwise: it loses the channels that the layer before it loses, if that is included"
     assert left["2.0"] == "its channels are the network's output"
     left = attach(Squeezed(), X).attachment.left
     assert left["down"] == "no batch norm of its own is behind it"
@@ -85,6 +85,25 @@ def test_depthwise_convolutions_have_one_where_their_channels_couldn_t_go_otherw
         attach(Inverted(), X, include="wide*")
     left = attach(Inverted(), X, include=["depthwise*", "wide*"]).attachment.left
     assert left["last.0"] == "it isn't included"
+
+
+class Shifted(nn.Module):
+    """Two convolutions, concatenated, a norm that shifts them and a convolution that pads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm, self.last = conv(3, 6), conv(3, 6), nn.BatchNorm2d(12, affine=False), conv(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(torch.cat([self.a(x), self.b(x)], 1)).sigmoid())
+
+
+def test_what_training_may_make_of_zeros_is_thought_of_before_it() -> None:
+    with pytest.raises(InputError, match="when they are zero isn't constant"):
+        attach(Shifted(), X)  # its running means are zero, as yet
+    network = ub.expand(Inverted(nn.SiLU, 3), "compactor", "wide.0")
+    with pytest.raises(InputError, match=r"wide\.0\.compactor: what its channels become"):
+        ResRep(network, X, target=0.99)
 
 
 def test_what_a_depthwise_convolution_reads_has_to_have_one_too() -> None:

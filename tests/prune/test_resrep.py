@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import unbranch as ub
+from tests.prune.networks import conv
 from unbranch.blocks import Compactor
 from unbranch.errors import InputError
 from unbranch.prune import ResRep, attach
@@ -98,6 +99,29 @@ def test_rows_that_go_together_are_pulled_like_one() -> None:
     (net(X).sum() * 0).backward()
     resrep.step()
     assert torch.allclose(compactor.conv.weight.grad, 0.1 * compactor.conv.weight)
+
+
+class PartlyNormed(nn.Module):
+    """A depthwise convolution of two others, of which only one has a norm and so can be pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed, self.bare = conv(3, 8, 1), nn.Conv2d(3, 6, 1)
+        self.depthwise, self.last = conv(14, 14, 3, groups=14, act=nn.SiLU), conv(14, 5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.depthwise(torch.cat([self.normed(x), self.bare(x)], 1)))
+
+
+def test_rows_that_can_t_go_are_left_in_peace() -> None:
+    net = attach(PartlyNormed(), X)
+    resrep = ResRep(net, X, target=0.99, strength=0.1, multiple=1)
+    (unit,) = resrep.units
+    assert [path for path, _ in unit.rows] == ["normed.0.compactor", "depthwise.0.compactor"]
+    (net(X).sum() * 0).backward()
+    resrep.step()
+    pulled = net.depthwise[0].compactor.conv.weight.grad.flatten()
+    assert torch.equal(pulled, torch.tensor([0.1] * 8 + [0.0] * 6))
 
 
 def test_rows_of_zeros_stay_zero_and_are_no_nan() -> None:

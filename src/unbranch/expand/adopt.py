@@ -36,7 +36,7 @@ def why_pointless(name: str, conv: Any, options: dict[str, Any]) -> str | None:
     if name == "acb" and len(taps) < 2:
         return "its kernel is a line or a point already"
     if name == "compactor" and conv.groups > 1:
-        return "a compactor mixes channels, which a grouped convolution keeps apart: it couldn't be merged for less"
+        return "a compactor is for channels that a convolution mixes: unbranch.prune.attach knows where it is needed"
     small = options.get("small_kernel", 5)
     if name == "replk" and isinstance(small, int) and max(conv.kernel_size) <= small:
         return f"its kernel isn't larger than the small one, {small}"

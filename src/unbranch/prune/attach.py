@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -125,7 +125,7 @@ def _candidates(
         elif path in places and places[path].norm is None:
             left[path] = "no batch norm of its own is behind it"
         elif module.groups > 1:
-            left[path] = "it is depthwise: it loses the channels that what it reads loses"
+            left[path] = "it is depthwise: it loses the channels that the layer before it loses, if that is included"
             depthwise.append(path)
         else:
             found.append(path)
@@ -165,7 +165,7 @@ def _place(compactor: str) -> str:
     return compactor.removesuffix(".compactor").removesuffix(".post")
 
 
-def _with_compactors(network: nn.Module, places: Iterable[str], left: dict[str, str] | None = None) -> nn.Module:
+def _with_compactors(network: nn.Module, places: Collection[str], left: dict[str, str] | None = None) -> nn.Module:
     """A copy with compactors behind these convolutions and blocks."""
     blocks = [path for path in places if isinstance(network.get_submodule(path), BranchedConv)]
     if chosen := frozenset(places) - frozenset(blocks):

@@ -87,10 +87,9 @@ def kept_channels(
     """By unit, which channels ``(C,)`` a conversion keeps."""
     keep = []
     for unit in structure.units:
-        norms, (path, rows) = row_norms(network, unit), unit.rows[0]
-        if masked:
-            norms = norms * cast(Tensor, network.get_submodule(path).mask)[rows].to(norms)
-        keep.append(keep_rows(norms, threshold, limits))
+        path, rows = unit.rows[0]
+        mask = cast(Tensor, network.get_submodule(path).mask)[rows] if masked else None
+        keep.append(keep_rows(row_norms(network, unit), threshold, limits, mask))
     return keep
 
 

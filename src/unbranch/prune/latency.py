@@ -28,6 +28,12 @@ def latency_table(structure: Structure) -> Callable[[Sequence[int]], float]:
     timed: dict[Key, float] = {}
     tables = [_Table(structure, layer, timed) for layer in structure.layers]
     total = _seconds(structure.plain, tuple(_one(value) for value in structure.inputs))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():  # what one has timed counts for all
+        agreed: list[Any] = [total, [table.seconds for table in tables]]
+        torch.distributed.broadcast_object_list(agreed, src=0)
+        total = agreed[0]
+        for table, seconds in zip(tables, agreed[1], strict=True):
+            table.seconds = seconds
     rest = max(0.0, total - sum(table.at(structure.full) for table in tables))
     return lambda widths: rest + sum(table.at(widths) for table in tables)
 
@@ -74,7 +80,7 @@ def _between(knots: list[int], value: int) -> tuple[int, float]:
 def _timed(module: Any, layer: LayerCost, reads: int, gives: int, timed: dict[Key, float]) -> float:
     shape = layer.shape
     if isinstance(module, nn.Linear):
-        key: Key = ("linear", reads, gives, shape)
+        key: Key = ("linear", reads, gives, shape, layer.bias)
         if key not in timed:
             x = torch.zeros(*shape[:-1], reads)
             timed[key] = _seconds(nn.Linear(reads, gives, layer.bias), (x,))
@@ -82,7 +88,8 @@ def _timed(module: Any, layer: LayerCost, reads: int, gives: int, timed: dict[Ke
     groups = gives if layer.depthwise else layer.groups
     reads = gives if layer.depthwise else max(groups, reads // groups * groups)
     gives = max(groups, gives // groups * groups)
-    key = (type(module), reads, gives, shape, module.kernel_size, module.stride, module.padding, groups)
+    kind = (type(module), module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
+    key = (kind, reads, gives, shape, groups, layer.bias)
     if key not in timed:
         conv = type(module)(
             reads, gives, module.kernel_size, module.stride, module.padding, dilation=module.dilation, groups=groups,

@@ -140,6 +140,8 @@ class Reader:
             return "its channels are the network's output"
         if isinstance(module, _ConvTransposeNd):
             return f"the transposed convolution {path} reads it"
+        if role == "gives" and 1 < getattr(module, "groups", 1) == module.out_channels:
+            return f"{path} reads several of its channels in each group and gives one"
         if role == "gives" and other is None and not self.dependencies.scales_only(module):
             return f"what {path} gives is added to it, and that has no compactor"
         return None

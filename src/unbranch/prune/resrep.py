@@ -88,8 +88,8 @@ class ResRep:
         momentum: of the compactors.
         warmup: steps before the first choice of masks.
         interval: steps from one choice to the next.
-        granularity: channels that are masked in a round on top of those before.
-        minimum: channels that each layer keeps: a number of them, or a fraction, such as 0.25, of all that it has.
+        granularity: channels that are masked in a round on top of those before, at least.
+        minimum: channels that each layer keeps: a whole number, or a fraction, such as 0.25, of all that it has.
         multiple: widths are multiples of this, as far as layers are wide enough; 1 gives the paper's choice.
         threshold: norm of a row that is as good as zero.
         structure: of a network that is like this one, if it was read before.
@@ -133,7 +133,7 @@ class ResRep:
         self.pull, self.settle = pull, settle
         self.warmup, self.interval, self.threshold = warmup, interval, threshold
         self.limits = Limits(granularity, minimum, multiple)
-        structure = structure_of(self.network, self.inputs) if structure is None else structure
+        structure = structure_of(self.network, self.inputs, untrained=True) if structure is None else structure
         self.cost = cost_function(structure, metric)
         self.structure = replace(structure, plain=nn.Identity())  # which would go stale
         if not self.units:
@@ -185,14 +185,14 @@ class ResRep:
                 torch.distributed.broadcast(self._compactor(path).mask, src=0)
 
     def _denominators(self) -> list[tuple[Compactor, Tensor]]:
-        """Each compactor with the norms of its rows, together with the rows that go with them, ``(C,)``."""
+        """Each compactor with the norms of its rows, and of those that go with them, ``(C,)``; infinite if none can."""
         found: dict[str, Tensor] = {}
         for unit in self.units:
             norms = row_norms(self.network, unit)
             for path, rows in unit.rows:
                 weight = self._compactor(path).conv.weight
                 if path not in found:
-                    found[path] = weight.flatten(1).norm(dim=1)
+                    found[path] = torch.full_like(weight.flatten(1)[:, 0], torch.inf)
                 found[path][rows] = norms.to(weight)
         return [(self._compactor(path), norms) for path, norms in found.items()]
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from unbranch.errors import InputError
 
+_ROUNDING = 1e-9  # 0.07 of 100 is a little more than 7
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -22,7 +24,7 @@ class Limits:
 
     Args:
         granularity: channels that go in one round, until the budget is met.
-        minimum: channels that each unit keeps: a number of them, or a fraction of all that it has.
+        minimum: channels that each unit keeps: a whole number of them, or a fraction below 1 of all that it has.
         multiple: kept channels of each unit are rounded up to a multiple of this, as far as there are so many.
     """
 
@@ -31,16 +33,22 @@ class Limits:
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        fraction = type(self.minimum) is float
-        if fraction and not 0 < self.minimum <= 1:
-            raise InputError(f"minimum is a whole number from 1, or a fraction above 0 and up to 1; got {self.minimum}")
         for name, value in vars(self).items():
-            if not (name == "minimum" and fraction) and (type(value) is not int or value < 1):
-                raise InputError(f"{name} is a whole number from 1; got {value!r}")
+            fraction = name == "minimum" and isinstance(value, float) and 0 < value < 1
+            if not fraction and (type(value) is not int or value < 1):
+                also = ", or a fraction above 0 and below 1" if name == "minimum" else ""
+                raise InputError(f"{name} is a whole number from 1{also}; got {value!r}")
+
+    @property
+    def published(self) -> bool:
+        """Whether the published code knows such limits."""
+        return self.minimum == 1 and self.multiple == 1
 
     def least(self, full: int) -> int:
         """How many of ``full`` channels stay in any case."""
-        return math.ceil(self.minimum * full) if isinstance(self.minimum, float) else min(self.minimum, full)
+        if isinstance(self.minimum, float):
+            return math.ceil(self.minimum * full - _ROUNDING)
+        return min(self.minimum, full)
 
     def kept(self, width: int, full: int) -> int:
         """How many of ``full`` channels stay where ``width`` would do."""
@@ -55,8 +63,11 @@ def select_masks(
     """The masks of the next round, 1 for channels that stay.
 
     All channels start as kept and go in the order of their norms, the smallest first and those of earlier units
-    first among equals, until the cost is within the budget or one step more of channels than now is gone. A unit
+    first among equals, until the cost is within the budget or ``granularity`` more channels than now are gone. A unit
     that loses none keeps its mask as it is, as in the published code. So a channel that has grown comes back.
+
+    With the published limits, channels that are passed over, because theirs is the last of a unit, count like those
+    that go, as in the published code; but one more than now goes in any case, where that would end all progress.
 
     Args:
         norms: by unit, of each channel, ``(C,)``.
@@ -67,24 +78,22 @@ def select_masks(
     full = [len(norm) for norm in norms]
     now = [int(mask.sum()) for mask in masks]
     gone = sum(full) - sum(now)
-    limit = gone + limits.granularity if cost(now) > budget else sum(full)
+    wanted = gone + limits.granularity if cost(now) > budget else sum(full)
     owners = torch.cat([torch.full((size,), unit) for unit, size in enumerate(full)]).tolist()
     places = torch.cat([torch.arange(size) for size in full]).tolist()
     order = torch.cat([norm.detach().double().cpu() for norm in norms]).argsort(stable=True).tolist()
     widths, off = list(full), [[] for _ in full]  # type: list[int], list[list[int]]
-    position = 0
-    for channel in order:
-        if cost([limits.kept(width, size) for width, size in zip(widths, full, strict=True)]) <= budget:
+    for position, channel in enumerate(order, 1):
+        kept = [limits.kept(width, size) for width, size in zip(widths, full, strict=True)]
+        if cost(kept) <= budget:
             break
         unit = owners[channel]
-        least = limits.least(full[unit])
-        if widths[unit] <= least:
-            position += least == 1  # counted there in the published code; where layers keep more, nothing would go on
+        if widths[unit] <= limits.least(full[unit]):
             continue
         widths[unit] -= 1
         off[unit].append(places[channel])
-        position += 1
-        if position >= limit:
+        off_now = sum(full) - sum(kept) + kept[unit] - limits.kept(widths[unit], full[unit])
+        if off_now >= wanted or (limits.published and position >= wanted and off_now > gone):
             break
     found = []
     for old, chosen, size in zip(masks, off, full, strict=True):
@@ -95,13 +104,18 @@ def select_masks(
     return found
 
 
-def keep_rows(norms: Tensor, threshold: float, limits: Limits) -> Tensor:
+def keep_rows(norms: Tensor, threshold: float, limits: Limits, mask: Tensor | None = None) -> Tensor:
     """Which channels ``(C,)`` a conversion keeps: those not below the threshold, and the largest where more are needed.
+
+    With a ``mask`` ``(C,)``, those for which it is 0 go as well, before the others, the smallest first.
 
     >>> keep_rows(torch.tensor([1e-6, 1.0, 1e-7, 1e-8]), 1e-5, Limits(multiple=2))
     tensor([ True,  True, False, False])
     """
-    wanted = limits.kept(int((norms >= threshold).sum()), len(norms))
+    stays = torch.ones_like(norms, dtype=torch.bool) if mask is None else mask.to(norms.device) != 0
+    wanted = limits.kept(int(((norms >= threshold) & stays).sum()), len(norms))
     keep = torch.zeros(len(norms), dtype=torch.bool)
-    keep[norms.detach().double().cpu().argsort(descending=True, stable=True)[:wanted]] = True
+    order = norms.detach().double().cpu().argsort(descending=True, stable=True)
+    order = order[stays.cpu()[order].int().argsort(descending=True, stable=True)]
+    keep[order[:wanted]] = True
     return keep

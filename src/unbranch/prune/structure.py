@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unbranch.blocks import Compactor
 from unbranch.collapse import collapse, verify
@@ -18,7 +18,10 @@ from unbranch.prune.reader import Reader
 from unbranch.prune.removal import random_like, remove_channels, silence
 from unbranch.prune.units import LayerCost, Unit
 
-STAYS = "what its channels become when they are zero isn't constant, or not zero where a layer pads with zeros"
+STAYS = (
+    "what its channels become when they are zero isn't constant, or not zero where a layer pads with zeros, and no "
+    "compactor behind a depthwise convolution is included that helps"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +94,15 @@ def structure_of(
 
 @torch.no_grad()
 def _biased(plain: nn.Module, seed: int) -> nn.Module:
-    """A copy with random biases."""
+    """A copy with random biases, whatever they are called, and running means."""
     result = copy.deepcopy(plain)
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in result.named_parameters():
-        if name.rpartition(".")[2] == "bias":
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    shifts: list[Tensor] = [
+        p for name, p in result.named_parameters() if p.dim() == 1 and name.rpartition(".")[2] != "weight"
+    ]
+    shifts += [b for name, b in result.named_buffers() if name.rpartition(".")[2] == "running_mean"]
+    for shift in shifts:
+        shift.copy_(torch.randn(shift.shape, generator=generator))
     return result
 
 

@@ -17,7 +17,7 @@ from unbranch.train.recipe import Recipe
 from unbranch.train.samples import Samples
 from unbranch.train.transforms import eval_transform
 
-WAYS = 2.0
+WAYS = 2.0  # from a norm of 1 to 0
 
 
 def example_image(recipe: Recipe, data: Data) -> Tensor:
@@ -52,7 +52,7 @@ def make_resrep(
     prune = recipe.prune
     if prune is None:
         return None
-    structure = structure_of(blank, (example,))
+    structure = structure_of(blank, (example,), untrained=True)
     warmup = round(prune.warmup_epochs * steps_per_epoch)
     granularity = prune.granularity
     if granularity is None:
@@ -60,23 +60,25 @@ def make_resrep(
         granularity = max(4, math.ceil(sum(structure.full) / max(1, rounds)))
     return ResRep(
         network, example, optimizer, target=prune.target, metric=prune.metric, strength=prune.strength,
-        pull=enough_pull(recipe, steps_per_epoch) if prune.pull is None else prune.pull, settle=prune.settle,
-        momentum=prune.momentum, warmup=warmup, interval=prune.interval, granularity=granularity,
+        pull=enough_pull(network, recipe, optimizer, steps_per_epoch) if prune.pull is None else prune.pull,
+        settle=prune.settle, momentum=prune.momentum, warmup=warmup, interval=prune.interval, granularity=granularity,
         minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold, structure=structure,
     )  # fmt: skip
 
 
-def enough_pull(recipe: Recipe, steps_per_epoch: int) -> float:
+def enough_pull(network: nn.Module, recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> float:
     """λ with which a row of norm 1 that is masked by a third of the run could go to zero ``WAYS`` times by the middle.
 
     Once it is masked, only the penalty moves a row: by lr · λ / (1 − momentum) a step.
     """
     assert recipe.prune is not None
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([{"params": [parameter], "lr_scale": 1.0}], recipe.optimizer.lr)
-    schedule = make_schedule(optimizer, recipe, steps_per_epoch)
+    compactors = {id(module.conv.weight) for module in network.modules() if isinstance(module, Compactor)}
+    scales = [g.get("lr_scale", 1.0) for g in optimizer.param_groups if any(id(p) in compactors for p in g["params"])]
+    parameter = {"params": [nn.Parameter(torch.zeros(1))], "lr_scale": min(scales, default=1.0)}
+    alike = torch.optim.SGD([parameter], optimizer.defaults["lr"])
+    schedule = make_schedule(alike, recipe, steps_per_epoch)
     steps, way = recipe.schedule.epochs * steps_per_epoch, 0.0
     for step in range(steps // 3, max(steps // 2, steps // 3 + 1)):
         schedule.set(step)
-        way += optimizer.param_groups[0]["lr"] / (1 - recipe.prune.momentum)
+        way += alike.param_groups[0]["lr"] / (1 - recipe.prune.momentum)
     return max(recipe.prune.strength, WAYS / max(way, 1e-12))

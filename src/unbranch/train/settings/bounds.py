@@ -12,6 +12,7 @@ Positive: TypeAlias = Annotated[float, Bounds(above=0)]
 NotNegative: TypeAlias = Annotated[float, Bounds(least=0)]
 Fraction: TypeAlias = Annotated[float, Bounds(least=0, most=1)]
 Rate: TypeAlias = Annotated[float, Bounds(least=0, below=1)]
+Part: TypeAlias = Annotated[float, Bounds(above=0, below=1)]
 Share: TypeAlias = Annotated[float, Bounds(above=0, most=1)]
 Size: TypeAlias = Count | tuple[Count, Count] | None
 """A side of a square, or height and width."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unbranch.train.settings.bounds import Count, NotNegative, Rate, Share
+from unbranch.train.settings.bounds import Count, NotNegative, Part, Rate, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Prune:
     warmup_epochs: NotNegative = 5.0
     interval: Count = 200
     granularity: Count | None = None
-    minimum: Count | Share = 1
+    minimum: Count | Part = 1
     multiple: Count = 8
     threshold: NotNegative = 1e-5
     masked: bool = False
