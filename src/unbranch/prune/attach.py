@@ -88,7 +88,7 @@ def attach(
     left |= {_place(path): _why_outside(unit) for unit in outside for path, _ in unit.rows}
     taken = {_place(path) for unit in wanted for path, _ in unit.rows}
     if not taken:
-        tried = [path for path in left if path in found]
+        tried = [path for path in found if path in left]
         path = (tried or list(left))[0]
         raise InputError(
             f"nothing in {type(network).__name__} can be pruned; {path}: {left[path]}"
