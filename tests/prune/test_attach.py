@@ -106,6 +106,42 @@ def test_what_training_may_make_of_zeros_is_thought_of_before_it() -> None:
         ResRep(network, X, target=0.99)
 
 
+class Flipped(nn.Module):
+    """A residual branch whose channels change places, which the graph doesn't see, and that adds nothing as yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.last = conv(3, 6), conv(6, 8), conv(8, 6)
+        nn.init.zeros_(self.last[1].weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return x + self.last[1](self.last[0](self.first(x).roll(3, 1)))
+
+
+def test_a_branch_that_starts_with_nothing_hides_nothing() -> None:
+    with pytest.raises(InputError, match=r"first\.0: without some of its channels the network differs"):
+        attach(Flipped(), X, include="first*")
+
+
+class WithAuxiliary(nn.Module):
+    """A convolution that only training comes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.auxiliary = conv(3, 8), conv(8, 4), conv(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.last(x) + self.auxiliary(x) if self.training else self.last(x)
+
+
+def test_a_convolution_that_only_training_comes_to_is_left() -> None:
+    found = attach(WithAuxiliary(), X).attachment
+    assert found.taken == ("first.0",)
+    assert found.left["auxiliary.0"] == "the forward in evaluation doesn't come to it"
+
+
 def test_what_a_depthwise_convolution_reads_has_to_have_one_too() -> None:
     network = ub.expand(Inverted(), "compactor", ["depthwise.0", "last.0"])
     left = structure_of(network, (X,)).left

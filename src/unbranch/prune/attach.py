@@ -144,7 +144,7 @@ def _tried(
     makes of zeros meets a squeeze-and-excitation, or zeros that a layer pads with.
     """
     structure = structure_of(_with_compactors(network, found, left), inputs, untrained=True)
-    staying = {path for path, reason in structure.left.items() if reason == STAYS} | structure.partly
+    staying = {path for path, reason in structure.left.items() if reason == STAYS}
     if not depthwise or not staying:
         return structure
     everywhere = structure_of(_with_compactors(network, [*found, *depthwise]), inputs, untrained=True)

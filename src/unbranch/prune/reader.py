@@ -58,6 +58,8 @@ class Reader:
         for number, layer in self.places.items():
             if isinstance(layer, str):
                 left[self.compactors[number]] = layer
+            elif self._path(layer) not in self.calls:
+                left[self.compactors[number]] = "the forward in evaluation doesn't come to it"
             elif number in self.along:  # told with what gives to it
                 self.touches |= {(number, channel): Counter() for channel in range(_channels(layer)[1])}
             else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unbranch.blocks import Compactor
 from unbranch.collapse import collapse, verify
@@ -33,7 +33,6 @@ class Structure:
         inputs: arguments of the forward on which it was read.
         units: what can be pruned, in the order in which the network computes them.
         left: compactors of which nothing can be pruned, with the reason.
-        partly: compactors of which some channels had to stay when it was tried.
         layers: its convolutions and linear layers.
         other_params: numbers in everything else.
     """
@@ -42,7 +41,6 @@ class Structure:
     inputs: tuple[Any, ...]
     units: tuple[Unit, ...]
     left: dict[str, str]
-    partly: frozenset[str]
     layers: tuple[LayerCost, ...]
     other_params: int
 
@@ -68,7 +66,8 @@ def structure_of(
     Each unit has been tried: with a random half of its channels zero and taken out, the network was the same function.
 
     Args:
-        untrained: try it with other biases than it has, which may be zero now and something else later.
+        untrained: try it as it may be later, with random biases and such, which may be zero now; a unit of which a
+            channel would have to stay then is left alone.
 
     Raises:
         InputError: if it has no compactor or can't be read.
@@ -79,52 +78,58 @@ def structure_of(
     plain = collapse(network, inputs).eval()
     reader = Reader(plain, inputs, paths)
     possible, left = reader.units()
-    units, refused, partly = _tried(_biased(plain, seed) if untrained else plain, inputs, possible, seed)
+    trial = _as_if_trained(plain, seed) if untrained else plain
+    units, refused = _tried(trial, inputs, possible, seed, strict=untrained)
     for unit, reason in refused:
         for path, _ in unit.rows:
             left.setdefault(path, reason)
-    pruned = _compactors(units)
+    pruned = {path for unit in units for path, _ in unit.rows}
     left = {path: reason for path, reason in left.items() if path not in pruned}
     layers = reader.costs(units)
     counted = {layer.path for layer in layers}
     weights = sum(sum(p.numel() for p in plain.get_submodule(path).parameters()) for path in counted)
     others = sum(p.numel() for p in plain.parameters()) - weights
-    return Structure(plain, inputs, units, left, _compactors(partly), layers, others)
+    return Structure(plain, inputs, units, left, layers, others)
 
 
 @torch.no_grad()
-def _biased(plain: nn.Module, seed: int) -> nn.Module:
-    """A copy with random biases, whatever they are called, and running means."""
+def _as_if_trained(plain: nn.Module, seed: int) -> nn.Module:
+    """A copy with random numbers for what is zero in the beginning, and would hide something.
+
+    That is so for biases, whatever they are called, running means, and the kernels of norms that start with zeros.
+    """
     result = copy.deepcopy(plain)
     generator = torch.Generator().manual_seed(seed)
-    shifts: list[Tensor] = [
-        p for name, p in result.named_parameters() if p.dim() == 1 and name.rpartition(".")[2] != "weight"
-    ]
-    shifts += [b for name, b in result.named_buffers() if name.rpartition(".")[2] == "running_mean"]
-    for shift in shifts:
-        shift.copy_(torch.randn(shift.shape, generator=generator))
+    named = {**dict(result.named_parameters()), **dict(result.named_buffers())}
+    for name, tensor in named.items():
+        last = name.rpartition(".")[2]
+        numbers = torch.randn(tensor.shape, generator=generator).to(tensor)
+        if last == "running_mean" or (tensor.dim() == 1 and last != "weight" and isinstance(tensor, nn.Parameter)):
+            tensor.copy_(numbers)
+        elif last == "weight":
+            silent = ~tensor.reshape(len(tensor), -1).any(1)
+            tensor[silent] = numbers[silent] / tensor[0].numel() ** 0.5
     return result
 
 
 def _tried(
-    plain: nn.Module, inputs: tuple[Any, ...], units: list[Unit], seed: int
-) -> tuple[tuple[Unit, ...], list[tuple[Unit, str]], list[Unit]]:
-    """Units of which half the channels can be taken out, all at once, others with the reason, those that partly can."""
+    plain: nn.Module, inputs: tuple[Any, ...], units: list[Unit], seed: int, strict: bool
+) -> tuple[tuple[Unit, ...], list[tuple[Unit, str]]]:
+    """Units of which half the channels can be taken out, all at once, and others with the reason.
+
+    A channel that has to stay as zeros is as good as taken out unless it is ``strict``.
+    """
     generator = torch.Generator().manual_seed(seed)
     halves = {id(u): torch.randperm(len(u), generator=generator)[: max(1, len(u) // 2)].sort().values for u in units}
     refused: list[tuple[Unit, str]] = []
-    partly: list[Unit] = []
 
     def sift(some: list[Unit]) -> None:
         chosen = [(u.layer, u.channels[halves[id(u)]].tolist()) for u in some]
         reason, stayed = _without(plain, inputs, chosen, along_of(some)) if some else (None, {})
         if reason is None:
             for unit, (path, parts) in zip(some, chosen, strict=True):
-                stay = sum(part[0] in stayed.get(path, ()) for part in parts)
-                if 2 * stay > len(parts):
+                if strict and any(part[0] in stayed.get(path, ()) for part in parts):
                     refused.append((unit, STAYS))
-                elif stay:
-                    partly.append(unit)
         elif len(some) > 1:
             sift(some[: len(some) // 2])
             sift(some[len(some) // 2 :])
@@ -133,11 +138,7 @@ def _tried(
 
     sift(units)
     bad = {id(unit) for unit, _ in refused}
-    return tuple(u for u in units if id(u) not in bad), refused, partly
-
-
-def _compactors(units: Iterable[Unit]) -> frozenset[str]:
-    return frozenset(path for unit in units for path, _ in unit.rows)
+    return tuple(u for u in units if id(u) not in bad), refused
 
 
 def along_of(units: Iterable[Unit]) -> set[str]:
