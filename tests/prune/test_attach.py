@@ -124,6 +124,25 @@ def test_a_branch_that_starts_with_nothing_hides_nothing() -> None:
         attach(Flipped(), X, include="first*")
 
 
+class Chunked(nn.Module):
+    """Two halves of a convolution that different ones read, so that they have to stay equally wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = conv(3, 6), conv(6, 24)
+        self.left, self.right = nn.Conv2d(12, 5, 1), nn.Conv2d(12, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.first(self.stem(x)).chunk(2, 1)
+        return self.left(a) + self.right(b)
+
+
+def test_halves_of_a_layer_that_would_have_to_stay_alike_are_left() -> None:
+    found = attach(Chunked(), X, layers="all").attachment
+    assert found.taken == ("stem.0",)
+    assert "first.0" in found.left
+
+
 class WithAuxiliary(nn.Module):
     """A convolution that only training comes to."""
 

@@ -31,7 +31,7 @@ def remove_channels(
         dependencies: of the plain network, which is changed.
         inputs: arguments of its forward.
         chosen: paths of convolutions, and which of their channels, in parts that go together or not at all; no two
-            of the convolutions give to the same channels.
+            of the convolutions give to the same channels. A path may come several times.
         along: paths of depthwise convolutions that are set to zero as well in these channels.
 
     Returns:
@@ -44,22 +44,22 @@ def remove_channels(
         members = dependencies.members(layer, [c for part in parts for c in part]) if parts else []
         gates += [m.module for m in members if m.role == "gives" and dependencies.scales_only(m.module)]
         silence(network, dependencies, members, along)
-        groups.append((path, layer, parts, [m for m in members if m.role == "reads"]))
+        groups.append((path, parts, [m for m in members if m.role == "reads"]))
     readers = {m.path: m.module for *_, reading in groups for m in reading}
     constants = _constants(network, inputs, readers, gates)
     stayed: dict[str, list[int]] = {}
-    going = []
-    for path, layer, parts, reading in groups:
+    going: dict[str, list[int]] = {}
+    for path, parts, reading in groups:
         inexact = {root for m in reading for root in _inexact(m, constants[m.path])}
         stays = {c for part in parts if inexact.intersection(part) for c in part}
         if stays:
-            stayed[path] = sorted(stays)
-        going.append((layer, [c for part in parts for c in part if c not in stays]))
+            stayed[path] = sorted({*stayed.get(path, ()), *stays})
+        going.setdefault(path, []).extend(c for part in parts for c in part if c not in stays)
         for member in reading:
             _fold(member, constants[member.path], stays)
-    for layer, channels in going:
+    for path, channels in going.items():
         if channels:
-            dependencies.remove(layer, channels)
+            dependencies.remove(network.get_submodule(path), sorted(channels))
     return stayed
 
 

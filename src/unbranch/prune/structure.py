@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unbranch.blocks import Compactor
 from unbranch.collapse import collapse, verify
@@ -120,25 +121,42 @@ def _tried(
     A channel that has to stay as zeros is as good as taken out unless it is ``strict``.
     """
     generator = torch.Generator().manual_seed(seed)
-    halves = {id(u): torch.randperm(len(u), generator=generator)[: max(1, len(u) // 2)].sort().values for u in units}
+    parts_of: Counter[str] = Counter()
+    halves: dict[int, Tensor] = {}
+    for unit in units:
+        parts_of[unit.layer] += 1  # parts of a layer lose unlike numbers, lest they have to be equal
+        many = max(1, len(unit) // (1 + parts_of[unit.layer]))
+        halves[id(unit)] = torch.randperm(len(unit), generator=generator)[:many].sort().values
     refused: list[tuple[Unit, str]] = []
 
-    def sift(some: list[Unit]) -> None:
+    def trial(some: list[Unit]) -> tuple[str | None, dict[str, list[int]]]:
         chosen = [(u.layer, u.channels[halves[id(u)]].tolist()) for u in some]
-        reason, stayed = _without(plain, inputs, chosen, along_of(some)) if some else (None, {})
-        if reason is None:
-            for unit, (path, parts) in zip(some, chosen, strict=True):
-                if strict and any(part[0] in stayed.get(path, ()) for part in parts):
-                    refused.append((unit, STAYS))
-        elif len(some) > 1:
-            sift(some[: len(some) // 2])
-            sift(some[len(some) // 2 :])
-        else:
-            refused.append((some[0], reason))
+        return _without(plain, inputs, chosen, along_of(some))
 
-    sift(units)
-    bad = {id(unit) for unit, _ in refused}
-    return tuple(u for u in units if id(u) not in bad), refused
+    def sifted(some: list[Unit]) -> list[Unit]:
+        """Those that pass together, the others refused; where all together fail, halves are tried, then their sum."""
+        reason, stayed = trial(some) if some else (None, {})
+        if reason is None:
+            staying = [
+                u for u in some if strict and set(stayed.get(u.layer, ())).intersection(u.channels[:, 0].tolist())
+            ]
+            refused.extend((unit, STAYS) for unit in staying)
+            return [unit for unit in some if unit not in staying]
+        if len(some) == 1:
+            refused.append((some[0], reason))
+            return []
+        passed, others = sifted(some[: len(some) // 2]), sifted(some[len(some) // 2 :])
+        if not passed or not others or trial([*passed, *others])[0] is None:
+            return [*passed, *others]
+        for unit in others:
+            reason, _ = trial([*passed, unit])
+            if reason is None:
+                passed.append(unit)
+            else:
+                refused.append((unit, reason))
+        return passed
+
+    return tuple(sifted(units)), refused
 
 
 def along_of(units: Iterable[Unit]) -> set[str]:
