@@ -140,7 +140,7 @@ def top1(network: nn.Module, images: Images) -> float:
 
 
 def macs(network: nn.Module, x: Tensor) -> int:
-    return cost_of(ub.collapse(network, x), (x,)).macs or 0
+    return cost_of(network, (x,)).macs or 0
 
 
 # --- the methods: each makes a network of the trained one, which is its to change
