@@ -166,3 +166,12 @@ def test_the_original_isn_t_changed() -> None:
     assert convert(network, x).training == network.training
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in state.items())
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in before.items())
+
+
+def test_kernels_keep_their_memory_format() -> None:
+    x = torch.randn(1, 3, 16, 16)
+    network = ub.create_model("resnet8_cifar", num_classes=10).to(memory_format=torch.channels_last)
+    network = attach(network, x)
+    plain = convert(with_zero_rows(network, structure_of(network, (x,))), x, multiple=1)
+    kernels = [m.weight for m in plain.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
