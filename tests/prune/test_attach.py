@@ -63,6 +63,8 @@ def test_reasons_are_told() -> None:
     left = attach(depthwise(), X).attachment.left
     assert left["1.0"] == "it is depthwise: it loses the channels that the layer before it loses, if that is included"
     assert left["2.0"] == "its channels are the network's output"
+    fewer = nn.Sequential(conv(3, 8), conv(8, 4, groups=4), conv(4, 8), nn.Conv2d(8, 5, 1))
+    assert attach(fewer, X).attachment.left["0.0"] == "1.0 reads several of its channels in each group and gives one"
     left = attach(Squeezed(), X).attachment.left
     assert left["down"] == "no batch norm of its own is behind it"
     assert "isn't internal: 2 layers read its channels" in attach(Joined(), X).attachment.left["stem.0"]
@@ -106,7 +108,7 @@ def test_what_training_may_make_of_zeros_is_thought_of_before_it() -> None:
         ResRep(network, X, target=0.99)
 
 
-class Flipped(nn.Module):
+class Rolled(nn.Module):
     """A residual branch whose channels change places, which the graph doesn't see, and that adds nothing as yet."""
 
     def __init__(self) -> None:
@@ -121,7 +123,7 @@ class Flipped(nn.Module):
 
 def test_a_branch_that_starts_with_nothing_hides_nothing() -> None:
     with pytest.raises(InputError, match=r"first\.0: without some of its channels the network differs"):
-        attach(Flipped(), X, include="first*")
+        attach(Rolled(), X, include="first*")
 
 
 class Chunked(nn.Module):
@@ -134,13 +136,13 @@ class Chunked(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a, b = self.first(self.stem(x)).chunk(2, 1)
-        return self.left(a) + self.right(b)
+        return self.right(b) + self.left(a)
 
 
 def test_halves_of_a_layer_that_would_have_to_stay_alike_are_left() -> None:
     found = attach(Chunked(), X, layers="all").attachment
     assert found.taken == ("stem.0",)
-    assert "first.0" in found.left
+    assert found.left["first.0"].startswith("its channels can't be taken out")
 
 
 class WithAuxiliary(nn.Module):

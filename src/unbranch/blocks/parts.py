@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from unbranch.errors import InputError
 
@@ -37,9 +36,9 @@ PADS: dict[str, dict[int, Callable[..., nn.Module]]] = {
 
 
 def is_depthwise(module: Any) -> bool:
-    """Whether a module is a convolution that keeps its channels apart, one output for each input."""
-    conv = isinstance(module, _ConvNd)
-    return conv and module.groups == module.out_channels == module.in_channels > 1
+    """Whether a convolution, or a block, keeps its channels apart, one output for each input."""
+    groups = getattr(module, "groups", 1)
+    return bool(groups > 1 and groups == module.in_channels == module.out_channels)
 
 
 def through(module: nn.Module | None, x: Tensor) -> Tensor:

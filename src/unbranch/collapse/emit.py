@@ -126,7 +126,7 @@ def allocate(value: Affine, layer: Layer | GridLayer, like: Tensor) -> nn.Module
         options["padding_mode"] = "zeros" if layer.before is not None else m.border
     module = _without_values(kind, m, options)
     if m.ndim == 2:
-        module = module.to(memory_format=_memory_format(like))
+        module = module.to(memory_format=memory_format_of(like))
     if layer.before is None:
         return module
     amounts = tuple(v for pair in zip(reversed(layer.before[0]), reversed(layer.before[1]), strict=True) for v in pair)
@@ -166,6 +166,7 @@ def fill(module: nn.Module, value: Affine, layer: Layer | GridLayer) -> None:
     return None
 
 
-def _memory_format(like: Tensor) -> torch.memory_format:
+def memory_format_of(like: Tensor) -> torch.memory_format:
+    """The format of a kernel, the default one where both would fit."""
     channels_last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last and not like.is_contiguous() else torch.contiguous_format

@@ -16,6 +16,7 @@ from unbranch.blocks import CONVOLUTIONS, BranchedConv, Compactor, initialise
 from unbranch.blocks.dilated import BRANCHES as DILATED
 from unbranch.blocks.parts import is_depthwise
 from unbranch.collapse import equivalent_kernel
+from unbranch.collapse.emit import memory_format_of
 from unbranch.collapse.rewrite import with_rest
 from unbranch.collapse.rules import rule_of_module
 from unbranch.errors import InputError
@@ -182,7 +183,6 @@ def _compacted(conv: Any, norm: nn.Module | None, options: dict[str, Any], memo:
 
 def _like(block: nn.Module, conv: Any, norm: nn.Module | None) -> nn.Module:
     """In the memory format of the convolution, and in the mode of the norm: frozen statistics stay frozen."""
-    weight = conv.weight
-    if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
-        block = block.to(memory_format=torch.channels_last)
+    if (layout := memory_format_of(conv.weight)) != torch.contiguous_format:
+        block = block.to(memory_format=layout)
     return block.train(conv.training if norm is None else norm.training)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from unbranch.blocks import BranchedConv, Compactor
+from unbranch.blocks.parts import is_depthwise
 from unbranch.collapse.shadow import unwrapped
 from unbranch.collapse.verify import as_inputs
 from unbranch.errors import InputError
@@ -120,11 +121,11 @@ def _candidates(
             left[path] = "it isn't included"
         elif any(fnmatchcase(path, pattern) for pattern in exclude):
             left[path] = "it is excluded"
-        elif module.groups > 1 and not module.groups == module.in_channels == module.out_channels:
+        elif module.groups > 1 and not is_depthwise(module):
             left[path] = "it is grouped, and a compactor would mix its channels"
         elif path in places and places[path].norm is None:
             left[path] = "no batch norm of its own is behind it"
-        elif module.groups > 1:
+        elif is_depthwise(module):
             left[path] = "it is depthwise: it loses the channels that the layer before it loses, if that is included"
             depthwise.append(path)
         else:
@@ -184,8 +185,7 @@ def _with_compactors(network: nn.Module, places: Collection[str], left: dict[str
 def _compact(block: Any) -> None:
     """Put a compactor behind the sum of a block's branches, before its activation."""
     like = next(block.parameters())
-    diagonal = block.groups > 1  # then it is depthwise
-    compactor = Compactor(block.out_channels, block.ndim, like.device, like.dtype, diagonal)
+    compactor = Compactor(block.out_channels, block.ndim, like.device, like.dtype, diagonal=is_depthwise(block))
     layers: OrderedDict[str, nn.Module] = OrderedDict(compactor=compactor.train(block.training))
     if block.post is not None:
         layers["activation"] = block.post

@@ -149,10 +149,7 @@ def converted(network: nn.Module, structure: Structure, keep: list[Tensor]) -> n
     plain, inputs = structure.plain, structure.inputs
     before, cost = shapes_of(plain), cost_of(plain, inputs)
     chosen = [(u.layer, u.channels[~kept].tolist()) for u, kept in zip(structure.units, keep, strict=True)]
-    channels_last = [module for module in plain.modules() if _is_channels_last(module)]
     stayed = remove_channels(Dependencies(plain, inputs), inputs, chosen, along_of(structure.units))
-    for module in channels_last:  # Torch-Pruning leaves kernels in the default format
-        module.to(memory_format=torch.channels_last)
     expected = zeroed(network, structure, keep)
     for given in (inputs, random_like(inputs, seed=2)):
         check = verify(expected, plain, given)
@@ -170,13 +167,6 @@ def converted(network: nn.Module, structure: Structure, keep: list[Tensor]) -> n
         after,
     )
     return plain.train(network.training)
-
-
-def _is_channels_last(module: nn.Module) -> bool:
-    weight = module._parameters.get("weight")
-    if weight is None or weight.dim() != 4 or weight.is_contiguous():
-        return False
-    return weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def _widths(plain: nn.Module, structure: Structure) -> dict[str, tuple[int, int]]:

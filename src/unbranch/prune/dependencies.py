@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten, tree_map
 
 from unbranch.blocks.parts import is_depthwise
+from unbranch.collapse.emit import memory_format_of
 from unbranch.errors import InputError
 from unbranch.extras import library
 
@@ -80,9 +81,15 @@ class Dependencies:
 
     def remove(self, layer: nn.Module, channels: Sequence[int]) -> None:
         """Take output channels out of a convolution, and whatever belongs to them out of the others."""
+        group = self._group(layer, channels)
+        convs: set[Any] = {item.dep.target.module for item in group if isinstance(item.dep.target.module, _ConvNd)}
+        layouts = {conv: memory_format_of(conv.weight) for conv in convs}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._group(layer, channels).prune()
+            group.prune()
+        for conv, layout in layouts.items():  # Torch-Pruning leaves kernels in the default one
+            if layout != torch.contiguous_format:
+                conv.to(memory_format=layout)
 
     def scales_only(self, layer: nn.Module) -> bool:
         """Whether what a layer computes is multiplied with something else before anything else is done with it.

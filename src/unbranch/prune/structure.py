@@ -107,7 +107,7 @@ def _as_if_trained(plain: nn.Module, seed: int) -> nn.Module:
         numbers = torch.randn(tensor.shape, generator=generator).to(tensor)
         if last == "running_mean" or (tensor.dim() == 1 and last != "weight" and isinstance(tensor, nn.Parameter)):
             tensor.copy_(numbers)
-        elif last == "weight":
+        elif last == "weight" and tensor.dim() > 0:
             silent = ~tensor.reshape(len(tensor), -1).any(1)
             tensor[silent] = numbers[silent] / tensor[0].numel() ** 0.5
     return result
