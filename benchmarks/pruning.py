@@ -232,7 +232,7 @@ def measure(case: Case) -> list[dict[str, Any]]:
     rows = []
     for method in case.given.methods:
         network = case.load(method)
-        small = ub.collapse(network, case.x)
+        small = ub.collapse(network, case.x).to(memory_format=torch.channels_last)  # Torch-Pruning leaves some in NCHW
         rows.append(
             {
                 "network": case.name, "seed": case.seed, "method": method, "base": start, "top1": top1(network, val),
