@@ -224,20 +224,25 @@ def train(case: Case) -> None:
             case.save(method, METHODS[method](case, case.load("base")))
 
 
+def served(network: nn.Module, x: Tensor) -> nn.Module:
+    """Collapsed, with all kernels in the images' memory format, of which Torch-Pruning leaves some in another."""
+    return ub.collapse(network, x).to(memory_format=torch.channels_last)
+
+
 def measure(case: Case) -> list[dict[str, Any]]:
     """A row for each method."""
     torch.set_num_threads(1)
     val, base = case.images[1], case.load("base")
-    whole, start, plain = macs(base, case.x), top1(base, val), ub.collapse(base, case.x)
+    whole, start, plain = macs(base, case.x), top1(base, val), served(base, case.x)
     rows = []
     for method in case.given.methods:
         network = case.load(method)
-        small = ub.collapse(network, case.x).to(memory_format=torch.channels_last)  # Torch-Pruning leaves some in NCHW
+        small = served(network, case.x)
         rows.append(
             {
                 "network": case.name, "seed": case.seed, "method": method, "base": start, "top1": top1(network, val),
                 "left": macs(network, case.x) / whole, "params": sum(p.numel() for p in small.parameters()),
-                "latency": compare_latency(plain, small, val.x[:64]).ratio,
+                "latency": compare_latency(plain, small, val.x[:64].to(memory_format=torch.channels_last)).ratio,
             }
         )  # fmt: skip
     return rows
@@ -272,7 +277,8 @@ def main() -> None:
         parser.error("--methods: from scratch is the network that ResRep found, so ResRep has to be there too")
     given.methods = [method for method in METHODS if method in given.methods]
     given.folder.mkdir(parents=True, exist_ok=True)
-    settings, used = given.folder / "settings.json", {"resrep": RESREP, "target": TARGET, "least": LEAST}
+    settings = given.folder / "settings.json"
+    used = {"resrep": RESREP, "target": TARGET, "least": LEAST, "batch": BATCH, "lr": LR, "tuning_lr": TUNING_LR}
     if settings.exists() and json.loads(settings.read_text()) != used:
         parser.error(f"--folder: the networks in {given.folder} were made with other settings; choose another")
     settings.write_text(json.dumps(used))

@@ -46,8 +46,7 @@ def test_function_is_that_of_the_network_with_small_rows_zero(case: Case) -> Non
 
 
 @pytest.mark.parametrize("name", [
-    "grouped", "joined", "squeezed", "flattened", "halves added", "depthwise, padded",
-    "depthwise block, padded",
+    "grouped", "joined", "squeezed", "flattened", "halves added", "depthwise, padded", "depthwise block, padded",
     "depthwise, squeezed", "depthwise, squeezed, padded", "mobilenetv3",
 ])  # fmt: skip
 def test_all_but_the_kept_channels_are_gone(name: str) -> None:
