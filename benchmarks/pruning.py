@@ -7,7 +7,8 @@ one schedule: ResRep, which is converted at the end and not tuned afterwards; To
 first and tuned; its group-lasso, half of the epochs sparse training and half tuning; the network going on unpruned;
 and the network that ResRep found trained from scratch for as many epochs as both phases together. One thread each.
 Networks are kept in ``--folder``; what is there isn't trained again, so the command can be stopped and continued.
-Latency is measured when all training is over. The results go to benchmarks/results/pruning.json.
+Latency is measured when all training is over. The results go to benchmarks/results/pruning.json; with ``--networks``,
+those of the other networks stay there if they were made with the same settings.
 """
 
 from __future__ import annotations
@@ -262,6 +263,18 @@ def show(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def with_others(facts: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write the results, beside those of the other networks that are there and were made in the same way."""
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept = before.pop("runs", [])
+    measured = {row["network"] for row in rows}
+    if before == facts:
+        rows = [*rows, *(row for row in kept if row["network"] not in measured)]
+    rows.sort(key=lambda row: list(NETWORKS).index(row["network"]))
+    RESULTS.write_text(json.dumps({**facts, "runs": rows}, indent=1) + "\n")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
@@ -286,9 +299,8 @@ def main() -> None:
     with ProcessPoolExecutor(given.jobs) as pool:
         list(pool.map(train, cases))
     rows = [row for case in cases for row in measure(case)]
-    chosen = {key: getattr(given, key) for key in ("data", "epochs", "budget", "seeds", "networks", "methods")}
-    facts = {"command": "python -m benchmarks.pruning", **chosen, **used}
-    RESULTS.write_text(json.dumps({**facts, "runs": rows}, indent=1) + "\n")
+    chosen = {key: getattr(given, key) for key in ("data", "epochs", "budget", "seeds", "methods")}
+    rows = with_others({"command": "python -m benchmarks.pruning", **chosen, **used}, rows)
     console().print(show(rows))
 
 
