@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import unbranch as ub
-from unbranch.collapse.costs import cost_of
+from unbranch.convert.costs import cost_of
 from unbranch.deploy import compare_latency
 from unbranch.report import console
 from unbranch.train.data import open_data

@@ -6,7 +6,7 @@ Exact structural re-parameterization for any PyTorch network.
 from . import blocks, prune
 from .algebra import ConvMap, GridMap
 from .blocks import train_cheaper
-from .collapse import (
+from .convert import (
     Affine,
     Report,
     Verification,
@@ -18,7 +18,7 @@ from .collapse import (
     verify,
 )
 from .errors import CollapseError, Inexact, InputError, UnbranchError
-from .expand import Expansion, expand
+from .expansion import Expansion, expand
 from .models import create_model, list_models, load, load_checkpoint, save, to_official
 
 __version__ = "0.1.0"

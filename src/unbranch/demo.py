@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from unbranch.collapse import collapse
+from unbranch.convert import collapse
 from unbranch.deploy import compare_latency, require_onnx, write_onnx
 from unbranch.errors import InputError
 from unbranch.files import all_or_nothing

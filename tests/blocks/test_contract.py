@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import unbranch as ub
 from tests.blocks.rows import CONVOLUTIONS, ROWS, Row, conv_arguments
-from unbranch.collapse.statistics import randomise_statistics
+from unbranch.convert.statistics import randomise_statistics
 
 TOLERANCE = 1e-10  # of the largest output, in float64
 EACH = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)

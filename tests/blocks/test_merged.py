@@ -16,7 +16,7 @@ from tests.blocks.rows import CONVOLUTIONS, ROWS, Row
 from tests.blocks.test_contract import assert_equal
 from unbranch.blocks import DBB, BranchedConv, Mixed, MobileOne, RepVGG, merged
 from unbranch.blocks.moments import Moments, moments, norm_behind
-from unbranch.collapse.statistics import randomise_statistics
+from unbranch.convert.statistics import randomise_statistics
 
 SWEEP = [
     pytest.param(row, arguments, id=f"{name}: {label}")

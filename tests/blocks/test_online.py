@@ -16,7 +16,7 @@ from tests.blocks.rows import CONVOLUTIONS, Row
 from tests.blocks.test_contract import assert_equal, kernels
 from unbranch.blocks import DBB, OREPA, BranchedConv, ConvSpec, Mixed, RepVGG, custom_l2
 from unbranch.blocks.orepa import SCALES, frequencies
-from unbranch.collapse.statistics import randomise_statistics
+from unbranch.convert.statistics import randomise_statistics
 
 SWEEP = [
     pytest.param(row, arguments, id=f"{name}: {label}")

@@ -21,7 +21,7 @@ from unbranch.blocks import (
     RepVGG,
     SqueezeExcite,
 )
-from unbranch.collapse.statistics import randomise_statistics
+from unbranch.convert.statistics import randomise_statistics
 
 # What it is, how to make it, and the kernel that it deploys with. Inputs have 8 channels, 11×14 points.
 CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -29,7 +29,7 @@ from unbranch.blocks.branched import BranchedConv, BranchOptions
 from unbranch.blocks.layers import Scale
 from unbranch.blocks.parts import Device, DropPath, Size, gated, through
 from unbranch.blocks.spec import ConvSpec, centre
-from unbranch.collapse import equivalent_kernel
+from unbranch.convert import equivalent_kernel
 from unbranch.errors import InputError
 
 if TYPE_CHECKING:

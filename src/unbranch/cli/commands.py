@@ -26,10 +26,10 @@ from unbranch.cli.arguments import (
     readable,
     require_safetensors,
 )
-from unbranch.collapse import Report, collapse, explain, verify
+from unbranch.convert import Report, collapse, explain, verify
 from unbranch.deploy import OnnxFile, require_onnx, write_onnx
 from unbranch.errors import InputError
-from unbranch.expand import BLOCKS, Expansion, expand
+from unbranch.expansion import BLOCKS, Expansion, expand
 from unbranch.files import all_or_nothing
 from unbranch.models import (
     input_size,

@@ -1,6 +1,6 @@
 """Networks: by name from other libraries, small ones of our own, and the files that hold them."""
 
-from unbranch.collapse.statistics import randomise_statistics
+from unbranch.convert.statistics import randomise_statistics
 from unbranch.models.checkpoints import load_weights, read_weights
 from unbranch.models.load import Loaded, load_checkpoint
 from unbranch.models.manifest import Manifest, read_manifest

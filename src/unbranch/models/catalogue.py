@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from unbranch.collapse import NetworkCost, collapse
-from unbranch.collapse.costs import cost_of
+from unbranch.convert import NetworkCost, collapse
+from unbranch.convert.costs import cost_of
 from unbranch.models.names import create
 from unbranch.models.published import PUBLISHED, Published
 from unbranch.models.registry import ENTRIES, Entry

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.blocks import BranchedConv
-from unbranch.collapse import equivalent_kernel
+from unbranch.convert import equivalent_kernel
 from unbranch.history import history_of
 from unbranch.models.forms import State, key_of
 from unbranch.models.names import create

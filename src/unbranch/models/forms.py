@@ -16,9 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from unbranch.blocks import BranchedConv, Compactor, WindowPerceptron
-from unbranch.collapse import equivalent_kernel
-from unbranch.collapse.shadow import training_parts
+from unbranch.convert import equivalent_kernel
 from unbranch.errors import InputError
+from unbranch.graph.shadow import training_parts
 
 State = dict[str, Tensor]
 

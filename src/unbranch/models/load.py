@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unbranch.collapse import collapse
-from unbranch.collapse.shadow import unwrapped
+from unbranch.convert import collapse
 from unbranch.errors import InputError
+from unbranch.graph.shadow import unwrapped
 from unbranch.history import History, history_of
 from unbranch.models.checkpoints import fill, read_weights, unwrapped_state
 from unbranch.models.fit import ENDS, FIRST, Fit, fitted, is_foreign, is_useless

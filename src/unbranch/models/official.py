@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.blocks import BranchedConv
-from unbranch.collapse.shadow import unwrapped
 from unbranch.errors import InputError
+from unbranch.graph.shadow import unwrapped
 from unbranch.history import History, history_of
 from unbranch.models.forms import merged, separated, split
 from unbranch.models.keys import Layout, layouts_of, renamed

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unbranch.collapse.shadow import unwrapped
 from unbranch.errors import InputError
 from unbranch.files import all_or_nothing
+from unbranch.graph.shadow import unwrapped
 from unbranch.history import History, history_of, replayed, set_history
 from unbranch.models.checkpoints import fill, is_plain, load_weights, read_weights
 from unbranch.models.manifest import Manifest, read_manifest, require_file

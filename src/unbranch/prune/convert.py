@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.blocks import Compactor
-from unbranch.collapse import Report, verify
-from unbranch.collapse.costs import cost_of
-from unbranch.collapse.report import NetworkCost
-from unbranch.collapse.shadow import unwrapped
-from unbranch.collapse.verify import as_inputs
+from unbranch.convert import Report, verify
+from unbranch.convert.costs import cost_of
+from unbranch.convert.report import NetworkCost
+from unbranch.convert.verify import as_inputs
 from unbranch.errors import CollapseError
+from unbranch.graph.shadow import unwrapped
 from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.narrow import record_narrowing, shapes_of
 from unbranch.prune.removal import random_like, remove_channels

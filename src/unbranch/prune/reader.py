@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from unbranch.blocks.parts import is_depthwise
-from unbranch.collapse import Report
+from unbranch.convert import Report
 from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.units import Count, LayerCost, Unit
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from unbranch.collapse.float64 import Float64
+from unbranch.graph.float64 import Float64
 from unbranch.prune.dependencies import Dependencies, Member
 
 FLAT = 1e-12  # of the greatest magnitude: constant up to rounding in float64

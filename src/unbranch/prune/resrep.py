@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unbranch.blocks import Compactor
-from unbranch.collapse.shadow import unwrapped
-from unbranch.collapse.verify import as_inputs
+from unbranch.convert.verify import as_inputs
 from unbranch.errors import InputError
+from unbranch.graph.shadow import unwrapped
 from unbranch.prune.convert import THRESHOLD, convert, row_norms
 from unbranch.prune.latency import latency_table
 from unbranch.prune.select import Limits, select_masks

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.blocks import Compactor
-from unbranch.collapse import collapse, verify
+from unbranch.convert import collapse, verify
 from unbranch.errors import InputError, UnbranchError
 from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.reader import Reader

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unbranch.collapse import Report
+from unbranch.convert import Report
 from unbranch.deploy import Latency, OnnxFile
 from unbranch.report.console import count, show_files
 from unbranch.train.evaluate import Proof

@@ -10,8 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unbranch.collapse import NetworkCost, Report, Verification
-from unbranch.expand import Expansion
+from unbranch.convert import NetworkCost, Report, Verification
+from unbranch.expansion import Expansion
 
 ROWS = 20
 SOURCES = 3

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbranch.collapse import collapse
+from unbranch.convert import collapse
 from unbranch.errors import UnbranchError
 
 EXACT = 1e-10  # of the largest logit, in float64

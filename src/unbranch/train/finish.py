@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from unbranch.collapse import Report, collapse
+from unbranch.convert import Report, collapse
 from unbranch.models import save
 from unbranch.prune import Progress, Pruning, convert
 from unbranch.prune.convert import converted, kept_channels, zeroed

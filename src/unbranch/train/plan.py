@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unbranch.collapse import NetworkCost, collapse
-from unbranch.collapse.costs import cost_of
+from unbranch.convert import NetworkCost, collapse
+from unbranch.convert.costs import cost_of
 from unbranch.train.build import make_network
 from unbranch.train.compactors import example_image, make_resrep, with_compactors
 from unbranch.train.data import Data

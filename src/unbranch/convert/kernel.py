@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import InputError
+from ..graph.shadow import shadow_of, unwrapped
+from ..rules.value import Affine, Gridded
 from .plan import plan_of
 from .region import Region
-from .shadow import shadow_of, unwrapped
 from .trace import Trace, traces_of
-from .value import Affine, Gridded
 
 
 class EquivalentKernel(NamedTuple):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..errors import InputError
-from .float64 import Float64
+from ..graph.float64 import Float64
+from ..graph.shadow import shadow_of, unwrapped
 from .prove import relative_error
-from .shadow import shadow_of, unwrapped
 
 
 @dataclass(frozen=True)

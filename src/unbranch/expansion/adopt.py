@@ -15,11 +15,11 @@ from unbranch.algebra import batch_norm_scale_shift
 from unbranch.blocks import CONVOLUTIONS, BranchedConv, Compactor, initialise
 from unbranch.blocks.dilated import BRANCHES as DILATED
 from unbranch.blocks.parts import is_depthwise
-from unbranch.collapse import equivalent_kernel
-from unbranch.collapse.emit import memory_format_of
-from unbranch.collapse.rewrite import with_rest
-from unbranch.collapse.rules import rule_of_module
+from unbranch.convert import equivalent_kernel
+from unbranch.convert.emit import memory_format_of
+from unbranch.convert.rewrite import with_rest
 from unbranch.errors import InputError
+from unbranch.rules import rule_of_module
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
     **{name: block for name, block in CONVOLUTIONS.items() if name != "qarepvgg"},  # its norm behind the sum sees more

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import unbranch as ub
 from tests.blocks.test_contract import assert_equal
-from unbranch.collapse.statistics import randomise_statistics
+from unbranch.convert.statistics import randomise_statistics
 
 
 class Online(nn.Module):

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .float64 import Float64
-from .rules import rule_of_module
-from .value import Affine
+from ..graph.float64 import Float64
+from ..rules import rule_of_module
+from ..rules.value import Affine
 
 
 def random_inputs(value: Affine, device: torch.device) -> list[Tensor]:

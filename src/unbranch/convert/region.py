@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 
 from ..algebra import identity
 from ..errors import Inexact, NotAffine
+from ..rules import Rule, rule_of_function, rule_of_method, rule_of_module, shape_after
+from ..rules.value import Affine, Bundle, Gridded
 from .inplace import pinned_in
 from .prove import attribute, run_nodes
-from .rules import Rule, rule_of_function, rule_of_method, rule_of_module, shape_after
 from .trace import Trace
-from .value import Affine, Bundle, Gridded
 
 SIDE = 14  # grid points per dimension assumed at a root
 _FARTHEST = 64  # roots considered for one value

@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from unbranch.collapse import verify
-from unbranch.collapse.rewrite import copied
-from unbranch.collapse.shadow import unwrapped
+from unbranch.convert import verify
+from unbranch.convert.rewrite import copied
 from unbranch.errors import CollapseError, InputError
-from unbranch.expand.adopt import BLOCKS, STARTS, adopted, left_of, why_pointless
-from unbranch.expand.places import Place, convolutions, is_norm, places_in
+from unbranch.expansion.adopt import BLOCKS, STARTS, adopted, left_of, why_pointless
+from unbranch.expansion.places import Place, convolutions, is_norm, places_in
+from unbranch.graph.shadow import unwrapped
 from unbranch.history import replays, with_step
 
 Where: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .rules import rule_of_module, users_functions
+from ..rules import rule_of_module, users_functions
 
 
 @dataclass(eq=False)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CollapseError, Inexact
+from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts, unwrapped
+from ..rules import rule_of_module
+from ..rules.value import Affine, Gridded
 from .costs import cost_of
 from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
@@ -18,11 +21,8 @@ from .prove import random_inputs, relative_error, run_nodes
 from .region import Region
 from .report import MergeRecord, Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
-from .rules import rule_of_module
-from .shadow import has_hooks, owners_of, shadow_of, training_parts, unwrapped
 from .step import record_step
 from .trace import Trace, traces_of
-from .value import Affine, Gridded
 from .verify import as_inputs, verify
 
 TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output

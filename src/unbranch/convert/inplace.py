@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from .rules import rule_of_module
+from ..rules import rule_of_module
 from .trace import Trace
 
 _VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "chunk", "split", "squeeze", "unsqueeze", "contiguous",

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..errors import Inexact, InputError
+from ..graph.shadow import copy_hooks, has_hooks
+from ..rules import rule_of_module
 from .place import Rebuild, Swap, opened_by
 from .plan import Merge
 from .prove import attribute
 from .region import Region
-from .rules import rule_of_module
-from .shadow import copy_hooks, has_hooks
 from .trace import Call, call_of
 
 

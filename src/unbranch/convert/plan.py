@@ -16,13 +16,13 @@ import torch
 from torch import fx
 
 from ..errors import Inexact
+from ..rules import rule_of_module
+from ..rules.layers import parameter_numbers
+from ..rules.value import Affine, Bundle
 from .emit import Layer, layers_for, own_padding
 from .emit_grid import GridLayer
 from .region import Region
-from .rules import rule_of_module
-from .rules.layers import parameter_numbers
 from .trace import call_of
-from .value import Affine, Bundle
 
 LAUNCH = 2.5e5  # one launch, in multiply-accumulates of the same time: 5 µs at 50 GMAC/s
 MOVED = 20.0  # one number read or written: 4 bytes at 10 GB/s

@@ -1,11 +1,11 @@
 """The converter: any network in, an equal and plainer network out, with a report and a proof."""
 
+from ..rules import register_method, register_rule
+from ..rules.value import Affine, Bundle
 from .convert import collapse, explain
 from .kernel import EquivalentKernel, equivalent_kernel
 from .replay import collapsed_again
 from .report import MergeRecord, NetworkCost, Refusal, Report
-from .rules import register_method, register_rule
-from .value import Affine, Bundle
 from .verify import Verification, verify
 
 __all__ = [

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..algebra import ConvMap
 from ..errors import Inexact
+from ..rules.value import Affine, Gridded
 from .emit_grid import GridLayer
-from .value import Affine, Gridded
 
 _CONV: tuple[Any, ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED: tuple[Any, ...] = (nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
