@@ -2,40 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from ..algebra.evaluate import convolve
+from .isolated import Isolated, mapped
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
-_CASTS = {"float", "half", "bfloat16", "double"}
+_CASTS = {
+    "float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64,
+    "cfloat": torch.complex64, "chalf": torch.complex32, "cdouble": torch.complex128,
+}  # fmt: skip
+_WIDE = (torch.float64, torch.complex128)
 
 
-class Float64(TorchFunctionMode):
-    """Every function sees float64 in place of other floating tensors; casts between them are skipped.
+class Float64(Isolated):
+    """Run with float64 in place of other floating dtypes, and complex128 in place of complex ones.
 
-    Parameters are cast when they are used and forgotten again, so a network needs no second copy.
+    Parameters are cast when they are used and forgotten again, so a network needs no second copy. What a forward writes
+    into them, into buffers or through views is written into private float64 copies (see ``Isolated``), and tensors that
+    it makes are float64 from the start. Dtypes that it asks for or reads are float64 as well; integers stay integers.
+
+    Args:
+        native: the dtype of the network, in which a cast would return the tensor itself.
     """
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __init__(self, native: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self._native = native
+
+    def stored(self, dtype: torch.dtype) -> torch.dtype:
+        """float64 for floating dtypes, complex128 for complex ones, others as they are."""
+        return torch.float64 if dtype.is_floating_point else torch.complex128 if dtype.is_complex else dtype
+
+    def argument(self, value: Any) -> Any:
+        """Dtypes as ``stored``."""
+        return self.stored(value) if isinstance(value, torch.dtype) else value
+
+    def call(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], originals: Sequence[Any]) -> Any:
+        """Call a function; casts keep float64, and what would have PyTorch's default dtype is float64."""
         name = getattr(func, "__name__", "")
-        kwargs = kwargs or {}
-        if name in ("__get__", "__set__", "requires_grad_", "detach"):
-            return func(*args, **kwargs)
-        if name in _CASTS:
-            return args[0].double()
-        args, kwargs = tree_map(_double, (tuple(args), dict(kwargs)))
         if func in _CONVOLUTIONS:
             return _convolution(func, *args, **kwargs)
-        return func(*args, **kwargs)
+        if name in _CASTS:
+            return self._cast(args[0], originals[0], _CASTS[name], kwargs, always=name.endswith("double"))
+        if name == "type" and len(args) > 1:
+            dtype, device = _type(originals[1])
+            return self._cast(args[0], originals[0], dtype, device)
+        if name == "view" and any(isinstance(v, torch.dtype) for v in (*originals[1:], *kwargs.values())):
+            return self._reinterpreted(args[0], (*originals[1:], *kwargs.values())[0])
+        result = func(*args, **kwargs)
+        if name == "to":
+            asked = [v for v in (*originals[1:], *kwargs.values()) if isinstance(v, torch.dtype)]
+            return self._apart(result, args[0], originals[0], asked[0]) if asked else result
+        if any(self._narrow(v) for v in _tensors(result)):
+            result = self._widened(func, args, kwargs, result)
+        return result
+
+    def _narrow(self, value: Tensor) -> bool:
+        return value.dtype != self.stored(value.dtype)
+
+    def _cast(
+        self, x: Tensor, original: Tensor, dtype: torch.dtype, options: dict[str, Any], *, always: bool = False
+    ) -> Tensor:
+        result = x.to(dtype=self.stored(dtype), **options)
+        return self._apart(result, x, original, dtype, always=always)
+
+    def _apart(
+        self, result: Tensor, x: Tensor, original: Tensor, dtype: torch.dtype, *, always: bool = False
+    ) -> Tensor:
+        """The result of a cast, in memory of its own if a run in the network's dtype would have made a copy."""
+        own = original.dtype if original.dtype not in _WIDE or original is not x else self._native
+        same = dtype in (own, own.to_complex() if own.is_floating_point else own)
+        alias = result is x or (result.dtype == x.dtype and result._is_view() and result._base is x)
+        return result.clone() if alias and not same and (always or dtype not in _WIDE) else result
+
+    def _reinterpreted(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """``x.view(dtype)``: between integers and floating numbers in the bits of the network's dtype."""
+        floating = x.is_floating_point() or x.is_complex()
+        if floating and (dtype.is_floating_point or dtype.is_complex):
+            return x.view(self.stored(dtype))
+        seen = (x.to(self._native) if x.is_floating_point() else x).view(dtype)
+        return seen.to(self.stored(dtype))
+
+    def _widened(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], result: Any) -> Any:
+        """A result in PyTorch's default dtype once more in float64: constructors, and arithmetic of integers.
+
+        Random numbers are drawn once, so they are those of the network's own dtype.
+        """
+        tensors = list(_tensors((args, kwargs)))
+        if not _draws(getattr(func, "__name__", "")) and not any(
+            t.is_floating_point() or t.is_complex() for t in tensors
+        ):
+            dtype = next(self.stored(v.dtype) for v in _tensors(result) if self._narrow(v))
+            for change in (_as_is, _integers_widened, _scalars_widened):
+                arguments, named = mapped(change, (args, kwargs))
+                try:
+                    again = func(*arguments, **named, **({"dtype": dtype} if change is _as_is else {}))
+                except Exception:  # not a function of this kind
+                    continue
+                if not any(self._narrow(v) for v in _tensors(again)):
+                    return again
+        return mapped(lambda v: v.to(self.stored(v.dtype)) if isinstance(v, Tensor) else v, result)
 
 
 def _convolution(
@@ -44,18 +117,50 @@ def _convolution(
 ) -> Tensor:  # fmt: skip
     """Grouped convolutions in a form that float64 has a fast one of."""
     n = weight.dim() - 2
-    if groups == 1 or isinstance(padding, str) or input.dim() != n + 2:
+    if groups == 1 or isinstance(padding, str) or input.dim() != n + 2 or weight.is_complex():
         return func(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
     amounts = [p for pad in reversed(sequence(padding, n)) for p in (pad, pad)]
     return convolve(F.pad(input, amounts), weight, bias, sequence(stride, n), sequence(dilation, n), groups)
 
 
-def _double(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
-        return value.double()
-    if isinstance(value, torch.dtype) and value.is_floating_point:
-        return torch.float64
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _as_is(value: Any) -> Any:
     return value
+
+
+def _integers_widened(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) else value
+
+
+def _scalars_widened(value: Any) -> Any:
+    return torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else value
+
+
+def _type(kind: Any) -> tuple[torch.dtype, dict[str, Any]]:
+    """Dtype and device of what ``Tensor.type`` takes: a dtype, ``torch.FloatTensor`` or its name."""
+    if isinstance(kind, torch.dtype):
+        return kind, {}
+    name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__name__}"
+    module = torch.cuda if ".cuda." in name else torch
+    return getattr(module, name.rpartition(".")[2]).dtype, {"device": "cuda" if module is torch.cuda else "cpu"}
+
+
+@cache
+def _draws(name: str) -> bool:
+    """Whether a function draws random numbers, by the tags of PyTorch's operators."""
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None:
+        return False
+    return any(torch.Tag.nondeterministic_seeded in getattr(packet, o).tags for o in packet.overloads())
 
 
 def sequence(value: Any, ndim: int) -> tuple[int, ...]:
