@@ -1,0 +1,575 @@
+"""What callers pass, walk through, and take apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .table import Block, call, conv_bn, images, row, tensor
+
+DEFAULTS = "arguments with defaults that callers override"
+WALKS = "parents that reach into a child"
+FLAGS = "a child called with different flags"
+ISINSTANCE = "isinstance in a loop over layers"
+KEYWORDS = "keyword calls and None"
+OPTIONAL = "optional arguments of the network"
+RESULTS = "results that aren't tensors"
+
+A, B = tensor(2, 4, 9, 11), tensor(3, 4, 12, 8)
+
+
+class Switch(nn.Module):
+    """A block that skips its norm when it is asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.point = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor, normed: bool = True) -> Tensor:
+        y = self.conv(x) + self.point(x)
+        return self.norm(y) if normed else y
+
+
+@row(DEFAULTS)
+class CallerOverrides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Switch(), Switch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x, normed=False) + F.relu(self.b(x))
+
+
+@row(DEFAULTS)
+class CallerOverridesOutsideOfWhatIsTraced(nn.Module):
+    """The parent branches on numbers, so that only its children can be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Switch(), Switch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x, normed=False)
+        return self.b(y, False) if x.mean() > -10 else self.b(y)
+
+
+@row(DEFAULTS, call(A), call(B), call(A, False), call(B, normed=False))
+def root_with_a_flag() -> nn.Module:
+    return Switch()
+
+
+@row(DEFAULTS, call(A), call(B), call(A, return_features=True), call(B, True))
+class ReturnsFeatures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = Block(), conv_bn(4, 3, 1)
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Any:
+        y = self.block(x)
+        return (self.head(y), y) if return_features else self.head(y)
+
+
+@row(DEFAULTS)
+class CallerWantsFeatures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.last = ReturnsFeatures(), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, features = self.net(x, return_features=True)
+        return y + self.last(features) if y.abs().sum() > 0 else y
+
+
+@row(DEFAULTS, call(A), call(B), call(A, 2.0), call(B, scale=0.5))
+class NumberByDefault(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.point = Block(), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return self.block(x) + self.point(x) * scale
+
+
+@row(DEFAULTS)
+class NumberOverridden(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = NumberByDefault(), NumberByDefault()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x, 3.0)
+        return self.two(y, scale=-1.0) if y.mean() > -1e9 else y
+
+
+@row(DEFAULTS, call(A), call(B), call(A, "circular"))
+class ModeByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, mode: str = "constant") -> Tensor:
+        return self.norm(self.conv(F.pad(x, (1, 1, 1, 1), mode=mode)))
+
+
+@row(DEFAULTS, call(A), call(B), call(A, 1, 2), call(A, stages=2))
+class HowManyBlocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block(), Block()])
+
+    def forward(self, x: Tensor, *skipped: int, stages: int = 3) -> Tensor:
+        for j, block in enumerate(self.blocks[:stages]):
+            x = x if j in skipped else torch.relu(block(x))
+        return x
+
+
+class Features(nn.Module):
+    """Layers in a row behind a forward that pads odd sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.ModuleList([conv_bn(4, 4, 2, stride=2, padding=0), conv_bn(4, 4), nn.ReLU(), conv_bn(4, 4, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
+        for m in self.f:
+            x = m(x)
+        return x
+
+
+@row(WALKS)
+class EncoderWithSkips(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.last = Features(), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        outs = [self.last(self.encoder(x))]
+        for m in self.encoder.f:
+            x = m(x)
+            outs.append(x)
+        return outs
+
+
+class Row3(nn.Sequential):
+    """A sequence with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x
+
+
+@row(WALKS)
+class WalksThroughASequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = Row3(conv_bn(4, 4), conv_bn(4, 4, 1), conv_bn(4, 4))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        outs = []
+        for layer in self.features:
+            x = layer(x)
+            outs.append(x)
+        return outs
+
+
+@row(WALKS)
+class WalksAndCallsTheWhole(WalksThroughASequence):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [*super().forward(x), self.features(x)]
+
+
+@row(WALKS)
+class TakesLayersByIndex(nn.Module):
+    """VGG's slices: features up to some layers of a plain sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(conv_bn(4, 4), conv_bn(4, 4, 1), nn.ReLU(), conv_bn(4, 4), conv_bn(4, 4))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.features[:1](x), self.features[:4](x), self.features(x)]
+
+
+@row(WALKS)
+class TakesAPartByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = Block(), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.block(x))) + getattr(self.block, "small")(x)  # noqa: B009
+
+
+@row(WALKS)
+class TakesAPartByNameOutsideOfWhatIsTraced(TakesAPartByName):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        return self.block.large[1](y) if y.mean() > -1e9 else y
+
+
+@row(WALKS)
+class ReadsAChildsKernel(TakesAPartByName):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(x)) * self.block.large[0].weight.abs().sum() + self.block.norm.running_mean.mean()
+
+
+@row(WALKS)
+class ReadsAChildsSettings(TakesAPartByName):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(x)) * self.block.large[0].kernel_size[0] * len(list(self.block.children()))
+
+
+@row(WALKS)
+class CollectsByHooklessNames(TakesAPartByName):
+    """torchvision's ``IntermediateLayerGetter``: children by name, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleDict({"stem": conv_bn(4, 4), "next": conv_bn(4, 4, 1), "last": Block()})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        out = {}
+        for name, module in self.body.items():
+            x = module(x)
+            if name != "stem":
+                out[name] = x
+        return out
+
+
+@row(WALKS, call(tensor(2, 4, 8, 12)), call(tensor(3, 4, 9, 7)))
+class UnetOfOddSizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([Block(), Block()])
+        self.up = nn.ModuleList([conv_bn(8, 4), conv_bn(8, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for stage in self.down:
+            x = torch.relu(stage(x))
+            skips.append(x)
+            x = F.max_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), 2)
+        for stage, skip in zip(self.up, reversed(skips), strict=True):
+            x = F.interpolate(x, scale_factor=2)[:, :, : skip.shape[2], : skip.shape[3]]
+            x = torch.relu(stage(torch.cat([x, skip], 1)))
+        return x
+
+
+@row(WALKS, also=lambda net, x: net.features(x))
+class MethodBesidesForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv_bn(4, 4), conv_bn(4, 4, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.features(x))
+
+
+@row(WALKS, also=lambda net, x: net.encode(x))
+def method_of_a_subclass_of_sequential() -> nn.Module:
+    class Coder(nn.Sequential):
+        def encode(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x))
+
+    return Coder(conv_bn(4, 4), conv_bn(4, 4, 1), conv_bn(4, 4))
+
+
+@row(FLAGS)
+class CalledTwiceWithFlags(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = Switch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.a(x, normed=False)
+
+
+@row(FLAGS)
+class CalledTwiceInABranch(CalledTwiceWithFlags):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.a(y, False) if x.mean() > -1e9 else y
+
+
+@row(FLAGS)
+class CalledWithFlagsInALoop(CalledTwiceWithFlags):
+    def forward(self, x: Tensor) -> Tensor:
+        for normed in (True, False, True):
+            x = self.a(x, normed)
+        return x
+
+
+@row(FLAGS)
+class CalledWithOtherOptions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = HowManyBlocks()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x, stages=1) + self.a(x, 0)
+
+
+@row(ISINSTANCE)
+class SkipsNorms(nn.Module):
+    """The loop knows a norm from a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x) * 2 if isinstance(layer, nn.BatchNorm2d) else layer(x)
+        return x
+
+
+@row(ISINSTANCE)
+class SkipsNormsUnread(SkipsNorms):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.mean() > -1e9 else x
+
+
+@row(ISINSTANCE)
+class CollectsBehindNorms(SkipsNorms):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        outs = []
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.BatchNorm2d):
+                outs.append(x)
+        return [*outs, x]
+
+
+@row(ISINSTANCE)
+class PadsByType(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), conv_bn(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(F.pad(x, (1, 1, 1, 1), value=1.0)) if type(layer) is nn.Conv2d else layer(x)
+            if isinstance(layer, nn.Identity):
+                x = x + 100
+        return x
+
+
+@row(ISINSTANCE)
+class CountsModules(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) * sum(isinstance(m, nn.Conv2d) for m in self.modules())
+
+
+class Masked(nn.Module):
+    """A block with an optional second argument, as attention and time embeddings are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.block(x)
+        return y if mask is None else y * mask
+
+
+@row(KEYWORDS, layers=1, norms=0)
+class PassesNone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Masked()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, None)
+
+
+@row(KEYWORDS, layers=1, norms=0)
+class CallsByKeyword(PassesNone):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x=x)
+
+
+@row(KEYWORDS)
+class CallsByKeywordInABranch(PassesNone):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(mask=None, x=x) if x.mean() > -1e9 else x
+
+
+@row(KEYWORDS)
+class PassesAMask(PassesNone):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, mask=(x > 0).to(x))
+
+
+@row(KEYWORDS)
+class LayerByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(input=self.conv(input=x))
+        return torch.relu(input=y)
+
+
+@row(KEYWORDS)
+class BlocksWithTwoArguments(nn.Module):
+    """Blocks of one list that all take ``(x, skip)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Masked(), Masked(), Masked()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = None
+        for block in self.blocks:
+            x = torch.relu(block(x, mask))
+            mask = x.mean((2, 3), keepdim=True)
+        return x
+
+
+@row(KEYWORDS, call(A), call(B), call(x=A))
+class KeywordOnly(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: Tensor, *, gain: float = 2.0) -> Tensor:
+        return self.block(x) * gain
+
+
+@row(OPTIONAL, call(A), call(B), call(A, None), call(B, mask=(B > 0).float()))
+def root_with_an_optional_mask() -> nn.Module:
+    return Masked()
+
+
+@row(OPTIONAL, call(A), call(B), call(A, True), call(B, return_dict=False), call(pixel_values=A))
+class ReturnDict(nn.Module):
+    """transformers' signature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = Block(), conv_bn(4, 4, 1)
+
+    def forward(
+        self, pixel_values: Tensor | None = None, output_hidden_states: bool | None = None, return_dict: bool = True
+    ) -> Any:
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values")
+        first = torch.relu(self.stem(pixel_values))
+        last = self.last(first)
+        hidden = (first, last) if output_hidden_states else None
+        return {"last": last, "hidden": hidden} if return_dict else (last, hidden)
+
+
+@row(OPTIONAL, call(A), call(B), call(A, scale=tensor(1, 4, 1, 1)), call(B, anything=3))
+class AnyKeywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        return self.block(x) * options.get("scale", 1.0)
+
+
+@row(OPTIONAL, call([A, A[:, :, ::2]]), call([B]))
+class ListOfImages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return [self.block(x) for x in xs]
+
+
+@row(OPTIONAL, call({"image": A}), call({"image": B, "depth": B[:, :1]}))
+class DictOfImages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        y = self.block(batch["image"])
+        return y + batch["depth"] if "depth" in batch else y
+
+
+@row(OPTIONAL, call(A, A[:, :1]), call(B, B[:, :1]), call(A, None))
+class TwoImages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rgb, self.depth = conv_bn(4, 4), conv_bn(1, 4)
+
+    def forward(self, image: Tensor, depth: Tensor | None) -> Tensor:
+        y = self.rgb(image)
+        return y if depth is None else y + self.depth(depth)
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    features: Tensor | None = None
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+class _Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = Block(), conv_bn(4, 3, 1)
+
+
+@row(RESULTS)
+class ReturnsDataclass(_Two):
+    def forward(self, x: Tensor) -> Output:
+        y = self.block(x)
+        return Output(logits=self.head(torch.relu(y)), features=y)
+
+
+@row(RESULTS)
+class ChildReturnsDataclass(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ReturnsDataclass()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.net(x)
+        return out.logits + out.features[:, :3]
+
+
+@row(RESULTS)
+class ReturnsNamedTuple(_Two):
+    def forward(self, x: Tensor) -> Pair:
+        y = self.block(x)
+        return Pair(self.head(torch.relu(y)), y)
+
+
+@row(RESULTS)
+class ReturnsDict(_Two):
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        y = self.block(x)
+        return {"out": self.head(torch.relu(y)), "aux": [y, {"size": tuple(y.shape)}]}
+
+
+@row(RESULTS)
+class ReturnsTupleOfOne(_Two):
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.head(torch.relu(self.block(x))),)
+
+
+@row(RESULTS, *images())
+class ReturnsListAndNone(_Two):
+    def forward(self, x: Tensor) -> list[Any]:
+        return [self.block(x), None, self.head(x), "label", 3]
