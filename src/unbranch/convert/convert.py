@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CollapseError, Inexact
+from ..graph.guarded import untouched
 from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts, unwrapped
 from ..rules import rule_of_module
 from ..rules.value import Affine, Gridded
 from .costs import cost_of
 from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
-from .place import Rebuild, Swap, Unplaceable, rewrites_of
+from .forwards import Forwards
+from .place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
 from .plan import Merge, Plan, plan_of
 from .prove import random_inputs, relative_error, run_nodes
 from .region import Region
@@ -58,9 +60,12 @@ def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = Fals
     """
     network = unwrapped(model)
     inputs = None if example_input is None else as_inputs(example_input)
-    conversion = _Conversion(network)
-    conversion.run()
-    plain = conversion.result()
+    with untouched(network):
+        return _collapsed(network, inputs, strict)
+
+
+def _collapsed(network: nn.Module, inputs: tuple[Any, ...] | None, strict: bool) -> nn.Module:
+    conversion, plain = _proved(network, inputs)
     report = conversion.report(plain, inputs)
     if strict and report.refusals:
         listed = "\n".join(f"  {r.path or '(the network)'}: {r.reason}" for r in report.refusals)
@@ -81,9 +86,30 @@ def explain(model: nn.Module, example_input: Any = None) -> Report:
     """
     network = unwrapped(model)
     inputs = None if example_input is None else as_inputs(example_input)
-    conversion = _Conversion(network)
-    conversion.run()
-    return conversion.report(conversion.result(), inputs)
+    with untouched(network):
+        conversion, plain = _proved(network, inputs)
+        return conversion.report(plain, inputs)
+
+
+def _proved(network: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[_Conversion, nn.Module]:
+    """A conversion whose rewritten parts agree with the original's own forwards, and the network that it gives.
+
+    Where a part doesn't agree, what was rewritten in it is excluded and the network converted again.
+    """
+    excluded: dict[tuple[str, str, str], str] = {}
+    forwards = None
+    built: dict[Any, tuple[nn.Module, float | None]] = {}
+    while True:
+        conversion = _Conversion(network, excluded=excluded, built=built)
+        conversion.run()
+        plain = conversion.result()
+        if _is_meta(network) or not conversion.units:
+            return conversion, plain
+        forwards = forwards or Forwards(network, inputs)
+        wrong = conversion.disproved(plain, forwards)
+        if not wrong:
+            return conversion, plain
+        excluded |= wrong
 
 
 @dataclass(eq=False)
@@ -95,6 +121,9 @@ class _Conversion:
     records: list[tuple[MergeRecord, nn.Module]] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     kept: list[Refusal] = field(default_factory=list)
+    excluded: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    built: dict[Any, tuple[nn.Module, float | None]] = field(default_factory=dict)
+    units: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
 
     def run(self) -> None:
         shadow = shadow_of(self.network)
@@ -119,7 +148,8 @@ class _Conversion:
     ) -> None:  # fmt: skip
         inner = frozenset(_inner_path(trace, p) for p in hooked if _is_inside(trace, p))
         shared = _shared(trace, owners, elsewhere)
-        barred: set[tuple[fx.Node, fx.Node]] = set()
+        nodes = {node.name: node for node in trace.graph.nodes}
+        barred = {(nodes[root], nodes[target]) for path, root, target in self.excluded if path == trace.path}
         reasons: dict[str, str] = {}
         done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], tuple[nn.Module, float | None]] = {}
         while True:
@@ -129,7 +159,10 @@ class _Conversion:
                 rewrites = rewrites_of(region, plan.merges)
                 for merge in sorted(plan.merges, key=lambda m: -m.after.numbers):  # so that the peak is low
                     if merge.key not in done:
-                        done[merge.key] = self._proved(region, merge)
+                        name = (*_identity(trace, merge), merge.layer)
+                        if name not in self.built:
+                            self.built[name] = self._proved(region, merge)
+                        done[merge.key] = self.built[name]
             except Unplaceable as refused:
                 merge = refused.merge
                 barred.add((merge.root, merge.target))
@@ -139,6 +172,11 @@ class _Conversion:
         built = {merge: done[merge.key][0] for merge in plan.merges}
         errors = {merge: done[merge.key][1] for merge in plan.merges}
         replaced_modules(region, rewrites, self.network, built, self.memo)
+        for rewrite in rewrites:
+            merges = rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,)
+            unit = trace.full_path(unit_of(rewrite))
+            self.units.setdefault(unit, []).extend(_identity(trace, m) for m in merges)
+            self.units.setdefault(trace.path, [])
         self._record(region, plan, rewrites, errors, built, reasons)
 
     def _proved(self, region: Region, merge: Merge) -> tuple[nn.Module, float | None]:
@@ -174,6 +212,30 @@ class _Conversion:
                 problem = error
         raise Unplaceable(merge, f"its operations can't be run on random input: {problem}")
 
+    def disproved(self, plain: nn.Module, forwards: Forwards) -> dict[tuple[str, str, str], str]:
+        """Merges, with the reason, of the first parts whose own forward tells the original from the result.
+
+        Parts are tried from the inside out. Where a part has no rewrites of its own, those inside it are at fault.
+        """
+        paths = sorted({*self.units, ""}, key=lambda p: -len(p.split(".")) if p else 1)
+        forwards.learn(set(paths))
+        wrong: dict[tuple[str, str, str], str] = {}
+        proved: set[str] = set()
+        for path in paths:
+            if wrong and not path:
+                break
+            reason = forwards.difference(path, plain.get_submodule(path))
+            if forwards.known(path) and reason is None:
+                proved.add(path)
+            if reason is not None:
+                own = self.units.get(path) or [m for p, ms in self.units.items() if _lies_in(p, path) for m in ms]
+                wrong |= dict.fromkeys(own, reason)
+        if not wrong:
+            for path, merges in self.units.items():
+                if not any(_lies_in(path, around) for around in proved):
+                    wrong |= dict.fromkeys(merges, "no input was found to prove it on; an example input would help")
+        return wrong
+
     def _mode(self, region: Region, merge: Merge) -> bool:
         for node in merge.inside:
             if node.op == "call_module":
@@ -193,6 +255,10 @@ class _Conversion:
                     (MergeRecord(place, _sources(region, merge), _described(layer), errors[merge]), layer)
                 )
         self.refusals += [Refusal(names, reason) for names, reason in reasons.items()]
+        nodes = {node.name: node for node in trace.graph.nodes}
+        for (path, _, target), reason in self.excluded.items():
+            if path == trace.path:
+                self.refusals.append(Refusal(_name(trace, nodes[target]), reason))
         for kept in plan.kept:
             refusal = Refusal(_name(trace, kept.node), kept.reason, kept.exact)
             (self.kept if kept.exact else self.refusals).append(refusal)
@@ -210,6 +276,15 @@ class _Conversion:
             cost_of(self.network, inputs),
             cost_of(plain, inputs),
         )
+
+
+def _identity(trace: Trace, merge: Merge) -> tuple[str, str, str]:
+    """What a merge is called in every conversion of one network."""
+    return trace.path, merge.root.name, merge.target.name
+
+
+def _lies_in(path: str, around: str) -> bool:
+    return not around or path == around or path.startswith(f"{around}.")
 
 
 def _error(value: Affine, x: Tensor, theirs: Tensor) -> float:

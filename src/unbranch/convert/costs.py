@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..graph.guarded import with_own_tensors
 from ..graph.shadow import shadow_of
 from .report import NetworkCost
 
@@ -52,17 +53,19 @@ def cost_of(network: nn.Module, inputs: tuple[Any, ...] | None) -> NetworkCost:
 
 
 def _counted(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[int | None, int | None]:
-    shadow = shadow_of(network)
     for fake in (True, False):
+        shadow = shadow_of(network)
         flops, launched = FlopCounterMode(display=False), _LaunchCounter()
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
                 if fake:
                     mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+                    with_own_tensors(shadow)
                     given = tree_map(lambda v, m=mode: m.from_tensor(v) if isinstance(v, Tensor) else v, inputs)
                 else:
-                    given = inputs
+                    given = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
+                    with_own_tensors(shadow)
                 stack.enter_context(flops)
                 stack.enter_context(launched)
                 shadow(*given)

@@ -6,7 +6,10 @@ others. Any other merge rebuilds the smallest module that holds it from its grap
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +64,15 @@ def rewrites_of(region: Region, merges: list[Merge]) -> list[Swap | Rebuild]:
         joined = tuple(m for plan in pair for m in _merges_of(plan))
         plans = [p for p in plans if p not in pair] + [_as_rebuild(region, joined)]
     return plans
+
+
+def unit_of(plan: Swap | Rebuild) -> str:
+    """The path of the smallest module whose own forward shows what a rewrite does."""
+    if isinstance(plan, Rebuild):
+        return plan.call.path
+    if len(plan.calls) == 1:
+        return plan.calls[0].path
+    return _common_call([c.parent for c in plan.calls if c.parent is not None]).path
 
 
 def _merges_of(plan: Swap | Rebuild) -> tuple[Merge, ...]:
@@ -155,11 +167,57 @@ def _crosses_an_entry_point(region: Region, row: list[Call]) -> bool:
     around = _common_call([c.parent for c in row if c.parent is not None])
     left = [j for j, call in enumerate(row) if call.parent is not around and not call.part]
     follows = row[left[0] + 1 :] if left else []
-    return _has_entry_points(around.module) and any(_is_kernel(region, n) for call in follows for n in call.nodes)
+    return bool(entry_points(around.module)) and any(_is_kernel(region, n) for call in follows for n in call.nodes)
 
 
-def _has_entry_points(module: nn.Module) -> bool:
-    return any(name.startswith("forward_") and callable(getattr(module, name, None)) for name in dir(type(module)))
+def entry_points(module: nn.Module) -> list[str]:
+    """Methods of a module's class, besides ``forward``, that run children of it and can be called as it is now.
+
+    What only reads weights (``get_equivalent_kernel_bias``) doesn't count, nor what reads attributes that don't exist,
+    as a ``forward_fuse`` for the time after a conversion does.
+    """
+    found = []
+    for name in dir(type(module)):
+        method = inspect.getattr_static(type(module), name, None)
+        if name.startswith("__") or name == "forward" or not inspect.isfunction(method):
+            continue
+        if not (method.__module__ or "").startswith("torch.") and _runs_children(module, method):
+            found.append(name)
+    return found
+
+
+def _runs_children(module: nn.Module, method: Any) -> bool:
+    calls, reads = _self_attributes(method)
+    children = {name for name, _ in module.named_children()}
+    return bool(calls & children) and all(hasattr(module, name) for name in reads)
+
+
+@functools.lru_cache(maxsize=4096)
+def _self_attributes(method: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the attributes of ``self`` that a method calls or walks through, and of all that it reads."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+        own = next(iter(inspect.signature(method).parameters))
+    except (OSError, TypeError, SyntaxError, ValueError, StopIteration):
+        return frozenset(), frozenset()
+
+    def names(node: ast.AST) -> set[str]:
+        return {
+            n.attr for n in ast.walk(node)
+            if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == own
+        }  # fmt: skip
+
+    calls: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            calls |= names(node.func)
+        elif isinstance(node, ast.For | ast.comprehension):
+            calls |= names(node.iter)
+    stored = {
+        n.attr for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)
+    }  # fmt: skip
+    return frozenset(calls), frozenset(names(tree) - stored)
 
 
 # --- rebuilding a module ----------------------------------------------------------------------------
@@ -191,8 +249,14 @@ def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
     name = type(call.module).__name__
     if region.trace.times_called()[id(call.module)] > 1:
         raise Unplaceable(merge, f"it lies in {name}, which is used several times")
-    if _has_entry_points(call.module):
-        raise Unplaceable(merge, f"it is spread over {name}, whose other methods (forward_…) would be lost")
+    others = entry_points(call.module)
+    if others:
+        raise Unplaceable(
+            merge, f"it is spread over {name}, whose other methods ({', '.join(others[:3])}) would be lost"
+        )
+    optional = _optional_arguments(call.module) if call is region.trace.root else []
+    if optional:
+        raise Unplaceable(merge, f"it is spread over {name}, whose arguments {', '.join(optional)} would be lost")
     inlined = opened_by(call, (merge,))
     if any(has_hooks_at(region, c) for c in inlined if c is not call):
         raise Unplaceable(merge, "it would remove a module with a hook")
@@ -202,6 +266,13 @@ def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
     kinds = {p.kind for p in inspect.signature(call.module.forward).parameters.values()}
     if call is not region.trace.root and inspect.Parameter.VAR_KEYWORD in kinds and call.kwargs:
         raise Unplaceable(merge, f"it lies in {name}, which takes any keywords")
+
+
+def _optional_arguments(module: nn.Module) -> list[str]:
+    """Arguments of a forward that a trace gives their default, or leaves out."""
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(module.forward).parameters
+    return [name for name, p in parameters.items() if p.default is not p.empty or p.kind in kinds]
 
 
 def has_hooks_at(region: Region, call: Call) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Sequence
@@ -10,9 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..errors import Inexact
 from ..graph.float64 import Float64
+from ..graph.guarded import RandomDrawError, StateWriteError, guard_of
 from ..rules import rule_of_module
 from ..rules.value import Affine
+
+_FAR = 256
 
 
 def random_inputs(value: Affine, device: torch.device) -> list[Tensor]:
@@ -28,21 +33,39 @@ def random_inputs(value: Affine, device: torch.device) -> list[Tensor]:
         shapes = [(2, 3, channels), (6, channels)]
     else:
         m = value.map
-        smallest = [r + 1 + max(0, -a) + max(0, -b) for r, a, b in zip(m.reach, m.lo, m.hi, strict=True)]
+        smallest = [_side(r, a, b) for r, a, b in zip(m.reach, m.lo, m.hi, strict=True)]
         shapes = [(2, channels, *(max(4, s) + 1 + j for j, s in enumerate(smallest)))]
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for shape in shapes]
 
 
+def _side(reach: int, lo: int, hi: int) -> int:
+    """Points that show all of a kernel; for one that reaches very far, those that leave something of the output."""
+    if reach > _FAR:
+        return max(1, reach + 1 - lo - hi)
+    return reach + 1 + max(0, -lo) + max(0, -hi)
+
+
 def run_nodes(nodes: Sequence[fx.Node], known: dict[fx.Node, Any], root: nn.Module) -> Any:
     """Execute a piece of a graph in order, in float64; returns the last value."""
     values = dict(known)
-    with warnings.catch_warnings(), Float64():
-        warnings.simplefilter("ignore")
-        for node in nodes:
-            if node not in values:
-                values[node] = _run(node, values, root)
+    guard = guard_of(root) if any(_may_write(node) for node in nodes) else contextlib.nullcontext()
+    try:
+        with warnings.catch_warnings(), guard, Float64():
+            warnings.simplefilter("ignore")
+            for node in nodes:
+                if node not in values:
+                    values[node] = _run(node, values, root)
+    except StateWriteError as error:
+        raise Inexact("its forward writes into a parameter or buffer") from error
+    except RandomDrawError as error:
+        raise Inexact("its forward draws random numbers") from error
     return values[nodes[-1]]
+
+
+def _may_write(node: fx.Node) -> bool:
+    """Whether a function or method might write or draw; layers with rules do neither."""
+    return node.op in ("call_function", "call_method")
 
 
 def _run(node: fx.Node, values: dict[fx.Node, Any], root: nn.Module) -> Any:

@@ -213,9 +213,20 @@ def with_rest(layer: nn.Module | None, old: nn.Module, memo: dict[int, Any]) -> 
     return next(iter(parts.values())) if len(parts) == 1 else nn.Sequential(parts)
 
 
+def _is_data(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_data, value))
+    if isinstance(value, dict):
+        return all(map(_is_data, value.values()))
+    return isinstance(value, bool | int | float | str | None)
+
+
 def _take_place(old: nn.Module, new: nn.Module, memo: dict[int, Any]) -> None:
     if has_hooks(old):
         copy_hooks(old, new)
+    for name, value in vars(old).items():
+        if not name.startswith("_") and name not in vars(new) and not hasattr(type(new), name) and _is_data(value):
+            vars(new)[name] = copy.deepcopy(value)  # what outer code hung on it, such as the f and i of YOLO's layers
     memo[id(old)] = new
 
 

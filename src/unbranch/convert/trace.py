@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import operator
+import os
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
@@ -13,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx._symbolic_trace import _autowrap_check, _new_patcher, _patch_wrapped_functions
 
 from ..rules import rule_of_module, users_functions
 
@@ -117,7 +121,19 @@ def _checks(graph: fx.Graph) -> set[fx.Node]:
     return checks
 
 
-_ONE_AT_A_TIME = threading.RLock()  # torch.fx patches nn.Module for all threads while it traces
+# Functions marked by ``torch.fx.wrap`` are replaced in their modules while a network is traced; for arguments that
+# aren't traced values the replacement is the function itself, so that other threads see no difference.
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def _new_lock() -> None:
+    """Give a forked process a lock of its own: the parent may have been tracing in another thread."""
+    global _ONE_AT_A_TIME
+    _ONE_AT_A_TIME = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 class _Value(fx.Proxy):
@@ -133,6 +149,44 @@ def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
     setattr(_Value, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+class _Tensors(dict[str, Any]):
+    """A module's parameters or buffers, read as proxies."""
+
+    def __init__(self, tensors: dict[str, Any], tracer: _Tracer, prefix: str) -> None:
+        super().__init__(tensors)
+        self._tracer, self._prefix = tracer, prefix
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return value if value is None else self._tracer.tensor(self._prefix + name)
+
+
+@contextlib.contextmanager
+def _recording(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
+    """Let the modules of a private copy record their calls and give proxies for their tensors."""
+    kept = []
+    for path, module in root.named_modules():
+        state, prefix = vars(module), f"{path}." if path else ""
+        kept.append((state, {k: state[k] for k in ("forward", "_parameters", "_buffers") if k in state}))
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        if module is not root:
+            state["forward"] = functools.partial(tracer.call_module, module, module.forward)
+        state["_parameters"] = _Tensors(state["_parameters"], tracer, prefix)
+        if tracer.proxy_buffer_attributes:
+            state["_buffers"] = _Tensors(state["_buffers"], tracer, prefix)
+    try:
+        yield
+    finally:
+        for state, before in kept:
+            state.pop("forward", None)
+            state.update(before)
+
+
+def _globals_of(module: nn.Module) -> dict[str, Any] | None:
+    return getattr(inspect.unwrap(type(module).forward), "__globals__", None)
 
 
 class _Tracer(fx.Tracer):
@@ -162,9 +216,35 @@ class _Tracer(fx.Tracer):
         return root_fn, args
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """Run the root's forward on proxies.
+
+        ``torch.fx.Tracer.trace`` replaces ``nn.Module.__call__`` and ``__getattr__`` for the whole process, which
+        breaks modules that run in other threads. Here the modules of the root, a private copy, carry what is needed
+        themselves: a ``forward`` that records the call, and tables of tensors that give proxies.
+        """
         self.calls = [Call("", root, None)]
         self._stack = [self.calls[0]]
-        return super().trace(root, concrete_args)
+        self.root = root
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.tensor_attrs = {}
+        self.submodule_paths = {module: path for path, module in root.named_modules()}
+        self._collect_tensors(root)
+        forward, args = self.create_args_for_root(type(root).forward, True, concrete_args)
+        with _ONE_AT_A_TIME, _new_patcher() as patcher, _recording(self, root):
+            _patch_wrapped_functions(patcher)
+            _autowrap_check(patcher, forward.__globals__, self._autowrap_function_ids)
+            for module in self._autowrap_search:
+                _autowrap_check(patcher, module.__dict__, self._autowrap_function_ids)
+            for scope in {id(g): g for m in root.modules() if (g := _globals_of(m)) is not None}.values():
+                _autowrap_check(patcher, scope, self._autowrap_function_ids)
+            self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
+        return self.graph
+
+    def _collect_tensors(self, root: nn.Module) -> None:
+        for path, module in root.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, torch.Tensor | torch.ScriptObject):
+                    self.tensor_attrs.setdefault(value, f"{path}.{name}".lstrip("."))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
@@ -184,17 +264,20 @@ class _Tracer(fx.Tracer):
             call.nodes.append(node)
         return node
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        self._parameter_proxies = parameter_proxy_cache
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+    def tensor(self, path: str) -> fx.Proxy:
+        """The proxy of a parameter or buffer."""
+        if path not in self._parameter_proxies:
+            self._parameter_proxies[path] = self.create_proxy("get_attr", path, (), {})
+        return self._parameter_proxies[path]
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """What stands for a module's ``forward`` while its root is traced."""
         path = self.path_of_module(m)
         rule = rule_of_module(m)
         if self.is_leaf_module(m, path) and not (rule and rule.rest):
             return self._leaf(path, m, args, kwargs)
         call = Call(path, m, self._stack[-1], nodes_of(args), nodes_of(kwargs))
-        calls, entered = len(self.calls), list(self.module_stack.items())
+        calls = len(self.calls)
         self.calls.append(call)
         self._stack.append(call)
         try:
@@ -203,12 +286,11 @@ class _Tracer(fx.Tracer):
                 for name in rule.rest:
                     output = getattr(m, name)(output)
             else:
-                output = super().call_module(m, forward, args, kwargs)
+                output = forward(*args, **kwargs)
             passed_through = any(output is a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy))
         except Exception as error:
             self.failures[path] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             passed_through = True  # and so replaced by a leaf
-            self.module_stack = OrderedDict(entered)  # torch.fx leaves modules on it that raise
         finally:
             self._stack.pop()
         if passed_through:
@@ -254,8 +336,7 @@ def trace_module(path: str, module: nn.Module, leaves: set[int]) -> Trace | str:
     """The trace of a module, or why there is none."""
     tracer = _Tracer(leaves)
     try:
-        with _ONE_AT_A_TIME:
-            graph = tracer.trace(module)
+        graph = tracer.trace(module)
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     output = next(n for n in graph.nodes if n.op == "output")

@@ -1,0 +1,274 @@
+"""How far the outputs of two runs are apart, where rows that are sorted or selected may have tied.
+
+Detections and top-k come in the order of their scores. Two scores that are equal up to rounding may come in either
+order, and the last row may be one that tied with a row left out. Rows are therefore matched by their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path
+
+from ..errors import InputError
+
+_MOST_ROWS = 4096
+_MOST_COLUMNS = 512  # of a row, to find its partner; partners are compared in full
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor of a network's output and the container, by its path, that it is in."""
+
+    home: Any
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Largest difference, relative to the largest value of its tensor and absolute.
+
+    ``compared`` is how many finite numbers were compared, ``tied`` how many weren't because their scores tie. Integers
+    that differ are at a relative distance of 1.
+    """
+
+    relative: float = 0.0
+    absolute: float = 0.0
+    compared: int = 0
+    tied: int = 0
+
+    def __or__(self, other: Distance) -> Distance:
+        return Distance(
+            max(self.relative, other.relative), max(self.absolute, other.absolute),
+            self.compared + other.compared, self.tied + other.tied,
+        )  # fmt: skip
+
+
+def outputs_of(output: Any) -> list[Output]:
+    """The tensors of an output in order, each with its container."""
+    if hasattr(output, "to_tuple"):  # Hugging Face's outputs
+        output = output.to_tuple()
+    return [Output(path[:-1], v) for path, v in tree_flatten_with_path(output)[0] if isinstance(v, Tensor)]
+
+
+def distance(ours: Sequence[Output], theirs: Sequence[Output], tie: float) -> Distance:
+    """The distance of outputs from those of another run; scores closer than ``tie``, relative, may be swapped.
+
+    Raises:
+        InputError: if shapes differ in more than the number of selected rows.
+    """
+    if len(ours) != len(theirs):
+        raise _different(ours, theirs)
+    total = Distance()
+    for home in dict.fromkeys(o.home for o in theirs):
+        pairs = [(o.value, t.value) for o, t in zip(ours, theirs, strict=True) if t.home == home]
+        found = _one_container(pairs, tie)
+        if found is None:
+            raise _different(ours, theirs)
+        total |= found
+    return total
+
+
+def _different(ours: Sequence[Output], theirs: Sequence[Output]) -> InputError:
+    a, b = [tuple(o.value.shape) for o in theirs], [tuple(o.value.shape) for o in ours]
+    return InputError(f"the two networks give outputs of different shapes: {a} and {b}")
+
+
+def _one_container(pairs: list[tuple[Tensor, Tensor]], tie: float) -> Distance | None:
+    """The distance of tensors that lie in one tuple, list or dictionary; None if shapes are incomparable."""
+    same_shapes = all(o.shape == t.shape for o, t in pairs)
+    plain = Distance()
+    if same_shapes:
+        for o, t in pairs:
+            plain |= plain_distance(o, t)
+        if plain.relative <= tie:
+            return plain
+    parts = _selections(pairs, tie)
+    rest = [pair for pair in pairs if not any(pair in part.pairs for part in parts)]
+    if any(o.shape != t.shape for o, t in rest):
+        return None
+    total = Distance()
+    for part in parts:
+        total |= part.distance(tie)
+    for o, t in rest:
+        total |= _chosen(o, t, pairs, tie) or plain_distance(o, t)
+    return total
+
+
+def plain_distance(ours: Tensor, theirs: Tensor) -> Distance:
+    """Number by number. Equal infinities and NaNs in the same place count as equal, but not as compared."""
+    if theirs.numel() == 0:
+        return Distance()
+    if not (_real(ours) or _real(theirs)):
+        differ = ours != theirs
+        largest = (ours.double() - theirs.double()).abs().max()
+        return Distance(float(differ.any()), float(largest), theirs.numel())
+    a, b = _wide(ours), _wide(theirs)
+    finite = a.isfinite() & b.isfinite()
+    if not bool(((a == b) | (a.isnan() & b.isnan()) | finite).all()):
+        return Distance(float("inf"), float("inf"), theirs.numel())
+    if not bool(finite.any()):
+        return Distance()
+    absolute = float((a - b)[finite].abs().max())
+    scale = max(float(b[finite].abs().max()), torch.finfo(torch.float64).tiny)
+    return Distance(absolute / scale, absolute, int(finite.sum()))
+
+
+def _real(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.complex128) if value.is_complex() else value.double()
+
+
+def _chosen(ours: Tensor, theirs: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], tie: float) -> Distance | None:
+    """Indices of largest entries: another index counts as equal where its entry is as large.
+
+    The entries are another output, ``(..., C, ...)``, whose shape without one axis is that of the indices.
+    """
+    if _real(theirs) or theirs.numel() == 0 or theirs.dtype == torch.bool or ours.shape != theirs.shape:
+        return None
+    for _, scores in pairs:
+        if not scores.is_floating_point():
+            continue
+        for axis, size in enumerate(scores.shape):
+            if scores.shape[:axis] + scores.shape[axis + 1 :] != theirs.shape or int(ours.max()) >= size:
+                continue
+            slack = 2 * tie * float(scores.abs().max())
+            most = scores.amax(axis)
+            at_ours, at_theirs = (scores.gather(axis, i.long().unsqueeze(axis)).squeeze(axis) for i in (ours, theirs))
+            if bool((most - at_theirs <= slack).all()) and bool((most - at_ours <= slack).all()):
+                tied = int((ours != theirs).sum())
+                return Distance(compared=theirs.numel() - tied, tied=tied)
+    return None
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Tensors ``(*batch, n, ...)`` whose n rows belong together, in falling order of ``scores``, ``(*batch, n)``."""
+
+    pairs: list[tuple[Tensor, Tensor]]
+    scores: tuple[Tensor, Tensor]
+
+    def distance(self, tie: float) -> Distance:
+        ours, theirs = ([_rows(p[side], s.dim()) for p in self.pairs] for side, s in enumerate(self.scores))
+        scores = [s.reshape(-1, s.shape[-1]).double() for s in self.scores]
+        scales = [max((float(v.abs().max()) for v in pair if v.numel()), default=0.0) or 1.0 for pair in self.pairs]
+        slack = 2 * tie * max((float(s.abs().max()) for s in scores if s.numel()), default=0.0)
+        total = Distance()
+        for batch in range(scores[0].shape[0]):
+            fields = [(o[batch], t[batch], scale) for o, t, scale in zip(ours, theirs, scales, strict=True)]
+            total |= _matched(fields, scores[0][batch], scores[1][batch], tie, slack)
+        return total
+
+
+def _rows(value: Tensor, axes: int) -> Tensor:
+    """``(*batch, n, *rest)`` as ``(batch, n, rest)``."""
+    batch, n = value.shape[: axes - 1], value.shape[axes - 1]
+    rest = value.shape[axes:].numel()
+    return value.reshape(batch.numel(), n, rest)
+
+
+def _matched(
+    fields: Sequence[tuple[Tensor, Tensor, float]], ours: Tensor, theirs: Tensor, tie: float, slack: float
+) -> Distance:
+    """Rows of one image: each with its partner; a row without one is at its distance from the nearest, unless tied."""
+    width = sum(o.shape[1] for o, _, _ in fields)
+    apart = torch.zeros(len(ours), len(theirs), dtype=torch.float64)
+    for o, t, scale in fields:
+        apart = torch.maximum(apart, _apart(o, t, scale))
+    partners = _partners(apart, tie)
+    total = Distance()
+    if partners:
+        mine, yours = (torch.tensor(side) for side in zip(*partners, strict=True))
+        for o, t, scale in fields:
+            found = plain_distance(o[mine.to(o.device)], t[yours.to(t.device)])
+            relative = found.absolute / scale if _real(t) else found.relative
+            total |= Distance(relative, found.absolute, found.compared)
+    largest = max(scale for *_, scale in fields)
+    for axis, scores in enumerate((ours, theirs)):
+        known = {pair[axis] for pair in partners}
+        for row in sorted(set(range(len(scores))) - known):
+            if _may_tie(scores, row, slack):
+                total |= Distance(tied=width)
+            else:
+                others = apart.select(axis, row)
+                nearest = float(others.min()) if len(others) else float("inf")
+                total |= Distance(max(nearest, 2 * tie), nearest * largest, width)
+    return total
+
+
+def _apart(ours: Tensor, theirs: Tensor, scale: float) -> Tensor:
+    """Largest relative difference of any two rows, ``(n, rest)`` and ``(m, rest)`` to ``(n, m)``; 1 for integers."""
+    step = max(1, ours.shape[1] // _MOST_COLUMNS)
+    a, b = ours[:, ::step].double().cpu(), theirs[:, ::step].double().cpu()
+    largest = torch.cdist(a, b, p=float("inf"))
+    return torch.nan_to_num(largest / scale, nan=float("inf")) if _real(theirs) else (largest > 0).double()
+
+
+def _partners(apart: Tensor, tie: float) -> list[tuple[int, int]]:
+    """One partner for each row that has one within ``tie``, the nearest that is free."""
+    free, found = apart.clone(), []
+    for row in range(free.shape[0] if free.shape[1] else 0):
+        nearest = int(free[row].argmin())
+        if float(free[row, nearest]) <= tie:
+            found.append((row, nearest))
+            free[:, nearest] = float("inf")
+    return found
+
+
+def _may_tie(scores: Tensor, row: int, slack: float) -> bool:
+    """Whether a row's score is that of another of the same list, or the last one's, which may tie with one left out."""
+    if len(scores) < 2:
+        return False
+    gaps = (scores - scores[row]).abs()
+    gaps[row] = float("inf")
+    return bool(gaps.min() <= slack) or bool(scores[row] - scores.min() <= slack)
+
+
+def _selections(pairs: Sequence[tuple[Tensor, Tensor]], tie: float) -> list[_Selection]:
+    """The outputs of a container that are rows in falling order of a score that is among them."""
+    for ours, theirs in pairs:
+        if ours.is_floating_point() and _fall(ours, theirs, tie):
+            same = [p for p in pairs if all(_begins(v, s) for v, s in zip(p, (ours, theirs), strict=True))]
+            if len(same) > 1:
+                return [_Selection(same, (ours, theirs))]
+    return [found for pair in pairs for found in _one_tensor(*pair, tie)]
+
+
+def _one_tensor(ours: Tensor, theirs: Tensor, tie: float) -> Iterator[_Selection]:
+    """Rows of one tensor, ``(*batch, n, c)``, with the score in a column."""
+    if ours.dim() < 2 or ours.dim() != theirs.dim() or not ours.is_floating_point() or not 2 <= ours.shape[-1] < 1024:
+        return
+    if ours.shape[-1] == theirs.shape[-1]:
+        for column in range(ours.shape[-1]):
+            scores = ours[..., column], theirs[..., column]
+            if min(s.shape[-1] for s in scores) > 1 and _fall(*scores, tie):
+                columns = [(ours[..., j : j + 1], theirs[..., j : j + 1]) for j in range(ours.shape[-1])]
+                yield _Whole(columns, scores, (ours, theirs))
+                return
+
+
+@dataclass(frozen=True)
+class _Whole(_Selection):
+    """A selection whose fields are the columns of one tensor."""
+
+    whole: tuple[Tensor, Tensor]
+
+
+def _fall(ours: Tensor, theirs: Tensor, tie: float) -> bool:
+    """Whether both are scores ``(*batch, n)``, each row from the highest to the lowest, and not all one number."""
+    if ours.dim() != theirs.dim() or ours.dim() == 0 or ours.shape[:-1] != theirs.shape[:-1]:
+        return False
+    if max(ours.shape[-1], theirs.shape[-1]) > _MOST_ROWS:
+        return False
+    return all(bool((s.diff(dim=-1) <= 0).all()) for s in (ours, theirs))
+
+
+def _begins(value: Tensor, scores: Tensor) -> bool:
+    return value.shape[: scores.dim()] == scores.shape

@@ -1,0 +1,259 @@
+"""Running a module without a trace: nothing that existed before is written to, and no random number is drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from .shadow import shadow_of
+
+_PLUMBING = {
+    "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", "forward", "unbranch_history",
+}  # fmt: skip
+
+
+class StateWriteError(Exception):
+    """A forward is about to write into a parameter, a buffer or another tensor that existed before it."""
+
+
+class RandomDrawError(Exception):
+    """A forward draws random numbers."""
+
+
+class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises before a protected storage is written to, and where the random state has moved, which it restores."""
+
+    def __init__(self, protected: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._protected = protected
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._protected and func._schema.is_mutable:
+            for tensor in _written(func, args, kwargs):
+                if _storage(tensor) in self._protected:
+                    raise StateWriteError(str(func))
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        before = torch.get_rng_state()
+        result = func(*args, **kwargs)
+        if not torch.equal(before, torch.get_rng_state()):
+            torch.set_rng_state(before)
+            raise RandomDrawError(str(func))
+        return result
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    for j, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[j] if j < len(args) else kwargs.get(argument.name)
+            yield from (v for v in tree_flatten(value)[0] if isinstance(v, Tensor))
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # sparse and other tensors without one storage
+        return 0
+
+
+@dataclass(eq=False)
+class Observation:
+    """What one run of a module gave.
+
+    Args:
+        outputs: its tensors, those of the arguments as they are afterwards included.
+        structure: the outputs' structure, and what in it isn't a tensor.
+        changes: attributes and tensors of modules, by path and name, that the run changed, with their new values.
+    """
+
+    outputs: list[Tensor]
+    structure: Any
+    changes: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+
+def observe(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1
+) -> list[Observation]:
+    """Run a copy of ``module`` in evaluation ``times`` times over, under the context manager that ``mode`` makes.
+
+    The copy shares the module's tensors; where the forward writes to them it is run again on tensors of its own.
+
+    Raises:
+        RandomDrawError: if it draws random numbers; the generators are as they were.
+    """
+    # A module that is used in inference mode has tensors without version counters.
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), untouched():
+        warnings.simplefilter("ignore")
+        own = _with_own_objects(shadow_of(module))
+        protected = {_storage(t) for m in own.modules() for t in _tensors_of(m)} - {0}
+        try:
+            return [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
+        except StateWriteError:
+            own = with_own_tensors(shadow_of(module))
+            return [_observed(own, args, kwargs, mode, set()) for _ in range(times)]
+
+
+def _observed(
+    own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], protected: set[int]
+) -> Observation:
+    given, named = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (args, kwargs))
+    before = _state(own)
+    with _Guard(protected), mode():
+        output = own(*given, **named)
+    changed = {key: value for key, value in _state(own).items() if key not in before or before[key][0] != value[0]}
+    outputs, structure = _leaves((_plain(output), given, named))
+    return Observation(outputs, structure, {key: value for key, (_, value) in changed.items()})
+
+
+def _plain(output: Any) -> Any:
+    """Model outputs of Hugging Face, data classes and the like as containers that PyTorch can flatten."""
+    if isinstance(output, tuple | list):
+        return [_plain(v) for v in output]
+    if isinstance(output, dict):
+        return {str(k): _plain(v) for k, v in output.items()}
+    if hasattr(output, "to_tuple"):
+        return _plain(output.to_tuple())
+    if not isinstance(output, Tensor | str | int | float | bool | None) and hasattr(output, "__dict__"):
+        return {str(k): _plain(v) for k, v in vars(output).items()}
+    return output
+
+
+def _leaves(value: Any) -> tuple[list[Tensor], Any]:
+    leaves, spec = tree_flatten(value)
+    others = tuple(type(v).__name__ if isinstance(v, Tensor) else _comparable(v) for v in leaves)
+    return [v for v in leaves if isinstance(v, Tensor)], (str(spec), others)
+
+
+def _comparable(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None | torch.dtype) else type(value).__name__
+
+
+def with_own_tensors(shadow: nn.Module) -> nn.Module:
+    """Give a copy tensors of its own, shared among its modules as in the original."""
+    return _with_tensors(shadow, lambda t: t.detach().clone())
+
+
+def _with_own_objects(shadow: nn.Module) -> nn.Module:
+    """Give a copy tensor objects of its own that share the original's memory: ``weight.data = …`` stays in it."""
+    return _with_tensors(shadow, lambda t: t.detach())
+
+
+def _with_tensors(shadow: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+    memo: dict[int, Tensor] = {}
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, Tensor) or nn.parameter.is_lazy(value):
+            return value
+        if id(value) not in memo:
+            fresh = make(value)
+            memo[id(value)] = nn.Parameter(fresh, False) if isinstance(value, nn.Parameter) else fresh
+        return memo[id(value)]
+
+    for module in shadow.modules():
+        for table in (module._parameters, module._buffers, vars(module)):
+            for name, value in list(table.items()):
+                table[name] = own(value)
+    return shadow
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    values = (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
+    return [t for v in values for t in _flat(v) if isinstance(t, Tensor) and not nn.parameter.is_lazy(t)]
+
+
+def _flat(value: Any) -> list[Any]:
+    return tree_flatten(value)[0] if isinstance(value, tuple | list | dict) else [value]
+
+
+def _state(module: nn.Module) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """What a forward can change, by path and name: something to compare, and the value."""
+    found: dict[tuple[str, str], tuple[Any, Any]] = {}
+    for path, part in module.named_modules():
+        for table in (part._parameters, part._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and not nn.parameter.is_lazy(tensor):
+                    found[path, name] = ((id(tensor), _version(tensor)), tensor)
+        for name, value in vars(part).items():
+            if name not in _PLUMBING and not name.endswith("_hooks") and "hooks_" not in name:
+                found[path, name] = (_mark(value), copy.copy(value) if isinstance(value, list | dict | set) else value)
+    return found
+
+
+def _mark(value: Any) -> Any:
+    """Something that differs after the value was replaced or changed."""
+    if isinstance(value, Tensor):
+        return id(value), _version(value)
+    if isinstance(value, tuple | list):
+        return type(value).__name__, *map(_mark, value)
+    if isinstance(value, dict):
+        return tuple((str(k), _mark(v)) for k, v in value.items())
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    return id(value)
+
+
+def _version(tensor: Tensor) -> int:
+    try:
+        return tensor._version
+    except RuntimeError:  # made in inference mode
+        return 0
+
+
+@contextlib.contextmanager
+def untouched(module: nn.Module | None = None) -> Iterator[None]:
+    """Restore the random generators, and what the classes of a network keep, to what they were."""
+    generators = torch.get_rng_state(), random.getstate()
+    arrays = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
+    classes = {t for m in module.modules() for t in type(m).__mro__ if _is_users(t)} if module is not None else set()
+    kept = {t: {name: (value, _content(value)) for name, value in vars(t).items() if _is_plain(value)} for t in classes}
+    try:
+        yield
+    finally:
+        if not torch.equal(torch.get_rng_state(), generators[0]):
+            torch.set_rng_state(generators[0])
+        if random.getstate() != generators[1]:
+            random.setstate(generators[1])
+        if arrays is not None:
+            sys.modules["numpy"].random.set_state(arrays)
+        for owner, values in kept.items():
+            _restore(owner, values)
+
+
+def _is_users(owner: type) -> bool:
+    return owner.__module__.split(".")[0] not in ("torch", "builtins", "typing", "abc")
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str | tuple | list | dict | set | None)
+
+
+def _content(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, list | dict | set) else value
+
+
+def _restore(owner: type, values: dict[str, tuple[Any, Any]]) -> None:
+    for name, (value, content) in values.items():
+        if vars(owner).get(name) is not value:
+            setattr(owner, name, value)
+        if isinstance(value, list) and (len(value) != len(content) or any(a is not b for a, b in zip(value, content))):  # noqa: B905
+            value[:] = content
+        elif isinstance(value, dict | set) and len(value) != len(content):
+            value.clear()
+            value.update(content)
+
+
+def guard_of(module: nn.Module) -> Any:
+    """A context in which a write to one of a module's tensors, or a random draw, raises before anything changes."""
+    return _Guard({_storage(t) for m in module.modules() for t in _tensors_of(m)} - {0})

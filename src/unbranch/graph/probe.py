@@ -1,0 +1,148 @@
+"""Inputs for modules that nobody gave any: from the first layers' channels and ranks, tried on the forward itself."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .guarded import RandomDrawError, observe
+from .shadow import shadow_of
+
+Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid dimensions, channels on the last axis
+
+_SIDES = (
+    (20, 26), (40, 52), (64, 80), (32, 32), (96, 128), (224, 224), (256, 256), (28, 28), (8, 8), (384, 384),
+)  # fmt: skip
+_TRIED_LAYERS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """What one call of a forward is given."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def probe(module: nn.Module, expected: Expected) -> list[Arguments]:
+    """One or two inputs of different size and batch on which a module's forward runs; none if nothing was found.
+
+    Raises:
+        RandomDrawError: if the forward draws random numbers.
+    """
+    count = _required(module)
+    if not count:
+        return []
+    dtype, device = _like(module)
+    for channels, ndim, last in _layers_first(module, expected):
+        for sides in _SIDES if ndim and not last else _SIDES[:1]:
+            shape = _shape(2, channels, ndim, last, sides)
+            first = _noise(shape, count, dtype, device)
+            if not _runs(module, first):
+                continue
+            others = ((sides[0] + 7, sides[1] + 4), (2 * sides[0], 2 * sides[1]), sides)
+            more = (_noise(_shape(3, channels, ndim, last, o), count, dtype, device) for o in others)
+            second = next((m for m in more if _runs(module, m)), None)
+            return [first] if second is None else [first, second]
+    return []
+
+
+def _required(module: nn.Module) -> int:
+    """How many arguments a forward needs, 0 where keywords are among them."""
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        return 0
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if any(p.kind is p.KEYWORD_ONLY for p in needed):
+        return 0
+    positional = [p for p in needed if p.kind is not p.VAR_POSITIONAL]
+    return len(positional) or min(1, len(parameters))
+
+
+def _layers_first(module: nn.Module, expected: Expected) -> list[tuple[int, int, bool]]:
+    found: list[tuple[int, int, bool]] = []
+    for part in module.modules():
+        one = expected(part)
+        if one is not None and one not in found:
+            found.append(one)
+        if len(found) == _TRIED_LAYERS:
+            break
+    return found
+
+
+def _shape(batch: int, channels: int, ndim: int, last: bool, sides: tuple[int, int]) -> tuple[int, ...]:
+    if last or not ndim:
+        return (batch, 5, channels) if last else (batch, channels)
+    return (batch, channels, *(sides[0] // 2, *sides)[-ndim:])
+
+
+def _noise(shape: tuple[int, ...], count: int, dtype: torch.dtype, device: torch.device) -> Arguments:
+    generator = torch.Generator().manual_seed(sum(shape))
+    values = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count))
+    return Arguments(tuple(v.to(device, dtype) for v in values))
+
+
+def _runs(module: nn.Module, given: Arguments) -> bool:
+    try:
+        observe(module, given.args, given.kwargs, contextlib.nullcontext)
+    except RandomDrawError:
+        raise
+    except Exception:
+        return False
+    return True
+
+
+def _like(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    tensors = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+    found = next(tensors, torch.empty(0))
+    return found.dtype, found.device
+
+
+def calls_inside(module: nn.Module, given: Arguments, paths: set[str], most: int = 3) -> dict[str, list[Arguments]]:
+    """What the parts at ``paths`` are given when a module runs: at most ``most`` unlike calls of each.
+
+    Tensors of floating point are replaced by noise of their shape, so that no part sees a degenerate input.
+    """
+    own = shadow_of(module)
+    found: dict[str, list[Arguments]] = {}
+    seen: dict[str, set[str]] = {}
+
+    def watch(path: str) -> Any:
+        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            key = repr(tree_map(_summary, (args, kwargs)))
+            if key not in seen.setdefault(path, set()) and len(found.get(path, ())) < most:
+                seen[path].add(key)
+                found.setdefault(path, []).append(Arguments(*tree_map(_noisy, (args, kwargs))))
+
+        return hook
+
+    for path in paths:
+        with contextlib.suppress(AttributeError):
+            own.get_submodule(path).register_forward_pre_hook(watch(path), with_kwargs=True)
+    with torch.inference_mode(False), torch.no_grad(), contextlib.suppress(Exception):
+        args, kwargs = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (given.args, given.kwargs))
+        own(*args, **kwargs)
+    return found
+
+
+def _summary(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {value.dtype}"
+    return repr(value) if isinstance(value, bool | int | float | str | None) else type(value).__name__
+
+
+def _noisy(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if not value.is_floating_point():
+        return value.clone()
+    generator = torch.Generator().manual_seed(value.dim())
+    return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
