@@ -252,6 +252,7 @@ def test_a_new_data_of_a_parameter_and_changes_of_its_shape_stay_in_the_run() ->
         assert run.values(weight).shape == (5,)
         weight += 1
         assert isinstance(weight, nn.Parameter)
+        assert run.wrote
     assert torch.equal(weight, before)
     assert weight._version == 0
 
@@ -295,6 +296,7 @@ def test_unwritten_tensors_are_forgotten() -> None:
         weight = torch.nn.Parameter(torch.empty(8, 8))
         torch.empty(8, 8) @ weight
         weight.view(-1)
+        assert not run.wrote
         assert all(copy.live() is None for copy in run._memory._copies.values())
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten_with_path
 from ..errors import InputError
 
 _MOST_ROWS = 4096
+_MANY_ROWS = 32  # that fall in order by no accident
 _MOST_COLUMNS = 512  # of a row, to find its partner; partners are compared in full
 
 
@@ -87,8 +88,9 @@ def _one_container(pairs: list[tuple[Tensor, Tensor]], tie: float) -> Distance |
             plain |= plain_distance(o, t)
         if plain.relative <= tie:
             return plain
-    parts = _selections(pairs, tie)
-    rest = [pair for pair in pairs if not any(pair in part.pairs for part in parts)]
+    parts = _selections(pairs)
+    selected = {place for part in parts for place in part.places}
+    rest = [pair for place, pair in enumerate(pairs) if place not in selected]
     if any(o.shape != t.shape for o, t in rest):
         return None
     total = Distance()
@@ -150,20 +152,27 @@ def _chosen(ours: Tensor, theirs: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class _Selection:
-    """Tensors ``(*batch, n, ...)`` whose n rows belong together, in falling order of ``scores``, ``(*batch, n)``."""
+    """Tensors ``(*batch, n, ...)`` whose n rows belong together, in falling order of ``scores``, ``(*batch, n)``.
+
+    ``places`` says which outputs of their container they are, ``cut`` whether the last row may tie with one left out.
+    """
 
     pairs: list[tuple[Tensor, Tensor]]
     scores: tuple[Tensor, Tensor]
+    places: list[int]
+    cut: bool
 
     def distance(self, tie: float) -> Distance:
         ours, theirs = ([_rows(p[side], s.dim()) for p in self.pairs] for side, s in enumerate(self.scores))
-        scores = [s.reshape(-1, s.shape[-1]).double() for s in self.scores]
+        scores = [s.reshape(s.shape[:-1].numel(), s.shape[-1]).double() for s in self.scores]
         scales = [max((float(v.abs().max()) for v in pair if v.numel()), default=0.0) or 1.0 for pair in self.pairs]
         slack = 2 * tie * max((float(s.abs().max()) for s in scores if s.numel()), default=0.0)
-        total = Distance()
+        common = min(s.shape[1] for s in scores)
+        sorted_scores = plain_distance(*(s[:, :common] for s in scores))  # ties don't change these
+        total = Distance(sorted_scores.relative, sorted_scores.absolute)
         for batch in range(scores[0].shape[0]):
             fields = [(o[batch], t[batch], scale) for o, t, scale in zip(ours, theirs, scales, strict=True)]
-            total |= _matched(fields, scores[0][batch], scores[1][batch], tie, slack)
+            total |= _matched(fields, scores[0][batch], scores[1][batch], tie, slack if self.cut else -slack)
         return total
 
 
@@ -190,17 +199,17 @@ def _matched(
             found = plain_distance(o[mine.to(o.device)], t[yours.to(t.device)])
             relative = found.absolute / scale if _real(t) else found.relative
             total |= Distance(relative, found.absolute, found.compared)
-    largest = max(scale for *_, scale in fields)
+    largest, tied = max(scale for *_, scale in fields), [0, 0]
     for axis, scores in enumerate((ours, theirs)):
         known = {pair[axis] for pair in partners}
         for row in sorted(set(range(len(scores))) - known):
-            if _may_tie(scores, row, slack):
-                total |= Distance(tied=width)
+            if _may_tie(scores, row, abs(slack), cut=slack > 0):
+                tied[axis] += width
             else:
                 others = apart.select(axis, row)
                 nearest = float(others.min()) if len(others) else float("inf")
                 total |= Distance(max(nearest, 2 * tie), nearest * largest, width)
-    return total
+    return total | Distance(tied=max(tied))
 
 
 def _apart(ours: Tensor, theirs: Tensor, scale: float) -> Tensor:
@@ -222,48 +231,44 @@ def _partners(apart: Tensor, tie: float) -> list[tuple[int, int]]:
     return found
 
 
-def _may_tie(scores: Tensor, row: int, slack: float) -> bool:
-    """Whether a row's score is that of another of the same list, or the last one's, which may tie with one left out."""
+def _may_tie(scores: Tensor, row: int, slack: float, *, cut: bool) -> bool:
+    """Whether a row's score is that of another of the same list, or the last one's of a list that was cut."""
     if len(scores) < 2:
         return False
     gaps = (scores - scores[row]).abs()
     gaps[row] = float("inf")
-    return bool(gaps.min() <= slack) or bool(scores[row] - scores.min() <= slack)
+    return bool(gaps.min() <= slack) or (cut and bool(scores[row] - scores.min() <= slack))
 
 
-def _selections(pairs: Sequence[tuple[Tensor, Tensor]], tie: float) -> list[_Selection]:
+def _selections(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[_Selection]:
     """The outputs of a container that are rows in falling order of a score that is among them."""
-    for ours, theirs in pairs:
-        if ours.is_floating_point() and _fall(ours, theirs, tie):
-            same = [p for p in pairs if all(_begins(v, s) for v, s in zip(p, (ours, theirs), strict=True))]
+    for scores in pairs:
+        if _fall(*scores):
+            places = [j for j, p in enumerate(pairs) if all(_begins(v, s) for v, s in zip(p, scores, strict=True))]
+            same = [pairs[j] for j in places]
             if len(same) > 1:
-                return [_Selection(same, (ours, theirs))]
-    return [found for pair in pairs for found in _one_tensor(*pair, tie)]
+                cut = scores[1].shape[-1] >= _MANY_ROWS or not all(_real(t) for _, t in same)
+                return [_Selection(same, scores, places, cut)]
+    return [found for place, pair in enumerate(pairs) for found in _one_tensor(*pair, place)]
 
 
-def _one_tensor(ours: Tensor, theirs: Tensor, tie: float) -> Iterator[_Selection]:
+def _one_tensor(ours: Tensor, theirs: Tensor, place: int) -> Iterator[_Selection]:
     """Rows of one tensor, ``(*batch, n, c)``, with the score in a column."""
-    if ours.dim() < 2 or ours.dim() != theirs.dim() or not ours.is_floating_point() or not 2 <= ours.shape[-1] < 1024:
+    if ours.dim() < 2 or ours.dim() != theirs.dim() or ours.shape[-1] != theirs.shape[-1]:
         return
-    if ours.shape[-1] == theirs.shape[-1]:
-        for column in range(ours.shape[-1]):
-            scores = ours[..., column], theirs[..., column]
-            if min(s.shape[-1] for s in scores) > 1 and _fall(*scores, tie):
-                columns = [(ours[..., j : j + 1], theirs[..., j : j + 1]) for j in range(ours.shape[-1])]
-                yield _Whole(columns, scores, (ours, theirs))
-                return
+    for column in range(ours.shape[-1] if ours.shape[-1] <= _MOST_COLUMNS else 0):
+        scores = ours[..., column], theirs[..., column]
+        if min(s.shape[-1] for s in scores) > 1 and _fall(*scores):
+            columns = [(ours[..., j : j + 1], theirs[..., j : j + 1]) for j in range(ours.shape[-1])]
+            yield _Selection(columns, scores, [place], cut=theirs.shape[-2] >= _MANY_ROWS)
+            return
 
 
-@dataclass(frozen=True)
-class _Whole(_Selection):
-    """A selection whose fields are the columns of one tensor."""
-
-    whole: tuple[Tensor, Tensor]
-
-
-def _fall(ours: Tensor, theirs: Tensor, tie: float) -> bool:
-    """Whether both are scores ``(*batch, n)``, each row from the highest to the lowest, and not all one number."""
-    if ours.dim() != theirs.dim() or ours.dim() == 0 or ours.shape[:-1] != theirs.shape[:-1]:
+def _fall(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether both are scores ``(*batch, n)``, each row from the highest to the lowest."""
+    if not ours.is_floating_point() or not theirs.is_floating_point() or ours.dim() == 0:
+        return False
+    if ours.dim() != theirs.dim() or ours.shape[:-1] != theirs.shape[:-1]:
         return False
     if max(ours.shape[-1], theirs.shape[-1]) > _MOST_ROWS:
         return False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,10 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ..errors import InputError
+from ..errors import InputError, UnbranchError
 from ..graph.float64 import Float64
+from ..graph.isolated import Isolated
 from ..graph.shadow import shadow_of, unwrapped
+from .compare import Distance, Output, distance, outputs_of
 from .prove import relative_error
+
+_MOST = 1e-3  # of the largest output: what rounding in float32 may cost in a network that computes something
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Verification:
             name and differs in float64; None if none does.
         tolerance: what ``ok`` allows for ``max_rel``.
         compared: how many numbers were compared; a detector that finds nothing gives none.
+        unproved: why this input can't tell whether the two are the same; None if it can.
     """
 
     max_abs: float
@@ -40,26 +48,35 @@ class Verification:
     first_difference: str | None
     tolerance: float
     compared: int
+    unproved: str | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether there was something to compare and the float64 outputs agree within the tolerance."""
-        return self.compared > 0 and self.max_rel <= self.tolerance
+        """Whether the float64 outputs agree within the tolerance, on an input that can tell."""
+        return self.compared > 0 and self.unproved is None and self.max_rel <= self.tolerance
+
+    @property
+    def verdict(self) -> str:
+        """One of three: the same function, not the same, or not to be told from this input."""
+        if self.compared == 0 or self.unproved is not None:
+            return "can't be proved on this input"
+        return "the same function" if self.ok else "NOT the same function"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON."""
-        return {**asdict(self), "ok": self.ok}
+        return {**asdict(self), "ok": self.ok, "verdict": self.verdict}
 
     def __str__(self) -> str:
         if not self.compared:
-            return "nothing to compare: all outputs are empty on this input; try another"
-        verdict = "the same function" if self.ok else "NOT the same function"
+            return "nothing to compare: all outputs are empty or not finite on this input; try another"
         lines = [
-            f"{verdict} (tolerance {self.tolerance:.0e} of the largest output)",
+            f"{self.verdict} (tolerance {self.tolerance:.0e} of the largest output)",
             f"  float64       {self.max_rel:.1e} relative, {self.max_abs:.1e} absolute",
             f"  own precision {self.native_rel:.1e} relative, {self.native_abs:.1e} absolute",
             f"  noise floor   {self.noise_floor:.1e} relative: the first network against its own float64",
         ]
+        if self.unproved is not None:
+            lines.insert(1, f"  {self.unproved}")
         if self.same_classes is not None:
             lines.append(f"  same largest entry in {self.same_classes:.2%} of the rows")
         if self.first_difference is not None:
@@ -75,7 +92,7 @@ def as_inputs(example: Any) -> tuple[Any, ...]:
     """
     inputs = tuple(example) if isinstance(example, tuple | list) and not _is_image_list(example) else (example,)
     if not any(isinstance(v, Tensor) for v in tree_flatten(inputs)[0]):
-        raise InputError(f"example_input must be a tensor or a tuple of tensors, got {type(example).__name__}")
+        raise InputError(f"`example_input` must be a tensor or a tuple of tensors, got {type(example).__name__}")
     return inputs
 
 
@@ -83,67 +100,121 @@ def _is_image_list(example: Any) -> bool:
     return isinstance(example, list)  # detectors take one list of images
 
 
+def largest_tolerance(dtype: torch.dtype) -> float:
+    """The most that ``default_tolerance`` allows: 1e-3 for float32, 16 units of rounding for coarser dtypes."""
+    return 1e-10 if dtype == torch.float64 else max(_MOST, 16 * torch.finfo(dtype).eps)
+
+
 def default_tolerance(dtype: torch.dtype, noise_floor: float) -> float:
-    """What rounding the merged weights once, to ``dtype``, may cost: four times the network's own noise."""
-    return 1e-10 if dtype == torch.float64 else max(64 * torch.finfo(dtype).eps, 4 * noise_floor)
+    """What rounding the merged weights once, to ``dtype``, may cost: four times the network's own noise, capped."""
+    most = largest_tolerance(dtype)
+    return most if dtype == torch.float64 else min(max(64 * torch.finfo(dtype).eps, 4 * noise_floor), most)
 
 
 def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float | None = None) -> Verification:
     """Compare two networks on an input; neither is changed, and both run in evaluation mode.
+
+    Rows of outputs that are sorted by scores or selected (detections, top-k) are matched, so scores that tie up to
+    the tolerance may change places; integers are compared exactly where their scores don't tie.
 
     Args:
         a: the original.
         b: its collapsed form, or any network with the same inputs and outputs.
         example_input: a tensor, or a tuple of the forward's arguments.
         tolerance: allowed relative difference in float64; default 1e-10 for float64 weights, otherwise four
-            times the noise floor, since merged weights are rounded to their dtype.
+            times the noise floor, since merged weights are rounded to their dtype, and at most 1e-3 for float32.
+            Where the noise floor is above that, the result says that this input proves nothing.
 
     Raises:
-        InputError: if the outputs have different structures or shapes.
+        InputError: if a network can't run on the input, or the outputs have different structures or shapes.
     """
     a, b = unwrapped(a), unwrapped(b)
-    inputs = as_inputs(example_input)
-    dtype = _dtype_of(a)
-    exact_a, seen = _run(a, inputs, record=True)
-    exact_b, also = _run(b, inputs, record=True)
-    _check_same_structure(exact_a, exact_b)
-    own_a, own_b = _native(a, inputs, dtype), _native(b, inputs, dtype)
-    max_rel = _worst(exact_b, exact_a)
-    noise_floor = _worst(own_a, exact_a)
-    tolerance = default_tolerance(dtype, noise_floor) if tolerance is None else tolerance
+    inputs = _cast(as_inputs(example_input), _dtype_of(a))
+    dtype, most = _dtype_of(a), largest_tolerance(_dtype_of(a))
+    # First in their own dtypes: what forwards keep in caches outside the modules is then as they would keep it.
+    own_a, own_b = _native(a, inputs, "first"), _native(b, inputs, "second")
+    exact_a, seen = _exact(a, inputs, "first")
+    exact_b, also = _exact(b, inputs, "second")
+    noise = distance(own_a, exact_a, most)
+    allowed = default_tolerance(dtype, noise.relative) if tolerance is None else tolerance
+    found, native = distance(exact_b, exact_a, allowed), distance(own_b, own_a, max(allowed, 4 * noise.relative))
+    differ = found.relative > allowed
     return Verification(
-        max_abs=_largest(exact_b, exact_a),
-        max_rel=max_rel,
-        native_abs=_largest(own_b, own_a),
-        native_rel=_worst(own_b, own_a),
-        noise_floor=noise_floor,
+        max_abs=found.absolute,
+        max_rel=found.relative,
+        native_abs=native.absolute,
+        native_rel=native.relative,
+        noise_floor=noise.relative,
         same_classes=_same_classes(exact_b, exact_a),
-        first_difference=_first_difference(seen, also, tolerance) if max_rel > tolerance else None,
-        tolerance=tolerance,
-        compared=sum(t.numel() for t in exact_a),
+        first_difference=_first_difference(seen, also, allowed) if differ else None,
+        tolerance=allowed,
+        compared=found.compared,
+        unproved=_unproved(noise.relative, None if tolerance is not None else most, found),
     )
 
 
-def _run(network: nn.Module, inputs: tuple[Any, ...], *, record: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _unproved(noise: float, most: float | None, found: Distance) -> str | None:
+    """Why agreement on this input would mean nothing; ``most`` is the largest tolerance, None if the caller chose."""
+    if most is not None and noise > most:
+        return f"its own rounding noise, {noise:.0e} of the largest output, is above {most:.0e}: try trained weights"
+    if found.tied > found.compared:
+        return f"the scores of {found.tied} numbers tie, only {found.compared} could be compared: try another input"
+    return None
+
+
+def _native(network: nn.Module, inputs: tuple[Any, ...], which: str) -> list[Output]:
+    """Outputs in the network's own dtype."""
+    shadow = shadow_of(network)
+    with _run(network, inputs, which, "its own dtype"), Isolated() as run:
+        return outputs_of(run.values(shadow(*_cast(inputs, _dtype_of(network)))))
+
+
+def _exact(network: nn.Module, inputs: tuple[Any, ...], which: str) -> tuple[list[Output], dict[str, Tensor]]:
     """Outputs in float64, and a fingerprint of every module's output."""
-    network = shadow_of(network)  # a fresh one, since some networks cache tensors
+    shadow = shadow_of(network)  # a fresh one, since some networks cache tensors
     seen: dict[str, Tensor] = {}
-    handles = []
-    for name, module in network.named_modules():
-        if record and name:
+    for name, module in shadow.named_modules():
+        if name:
 
             def remember(_m: nn.Module, _a: Any, out: Any, name: str = name) -> None:
                 if isinstance(out, Tensor) and name not in seen:
                     seen[name] = _fingerprint(out)
 
-            handles.append(module.register_forward_hook(remember))
+            module.register_forward_hook(remember)
+    dtype = _dtype_of(network)
+    with _run(network, inputs, which, "float64"), Float64(dtype) as run:
+        return outputs_of(run.values(shadow(*_cast(inputs, dtype)))), seen
+
+
+@contextlib.contextmanager
+def _run(network: nn.Module, inputs: tuple[Any, ...], which: str, precision: str) -> Iterator[None]:
+    """A run whose errors are one sentence and that leaves the random states as they were."""
+    devices = {t.device for t in (*network.parameters(), *network.buffers()) if t.device.type == "cuda"}
+    state = random.getstate()
     try:
-        with torch.no_grad(), Float64():
-            outputs = _tensors(network(*_copied(inputs)))
+        with torch.random.fork_rng(devices), torch.no_grad():
+            yield
+    except UnbranchError:
+        raise
+    except Exception as error:  # whatever stops a forward
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise InputError(
+            f"the {which} network, {type(network).__name__}, can't run on `example_input`, {_described(inputs)}, in "
+            f"{precision}: {type(error).__name__}{f': {reason}' if reason else ''}"
+        ) from error
     finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, seen
+        random.setstate(state)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"a {kind} tensor of shape {tuple(value.shape)} on {value.device}"
+    if isinstance(value, tuple) and len(value) == 1:
+        return _described(value[0])
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}: {', '.join(map(_described, value[:4]))}"
+    return f"a value of type {type(value).__name__}"
 
 
 def _fingerprint(value: Tensor) -> Tensor:
@@ -152,22 +223,11 @@ def _fingerprint(value: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // 4096)].double().clone()
 
 
-def _native(network: nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype) -> list[Tensor]:
-    network = shadow_of(network)
-    given = tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, inputs)
-    with torch.no_grad():
-        return _tensors(network(*_copied(given)))
-
-
-def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Fresh tensors: some networks write to their input."""
-    return tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)  # type: ignore[no-any-return]
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if hasattr(output, "to_tuple"):  # Hugging Face's outputs
-        output = output.to_tuple()
-    return [v for v in tree_flatten(output)[0] if isinstance(v, Tensor)]
+def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """Fresh tensors, since some networks write to their input, the floating ones in a dtype."""
+    return tree_map(  # type: ignore[no-any-return]
+        lambda v: v.to(dtype if v.is_floating_point() else v.dtype, copy=True) if isinstance(v, Tensor) else v, inputs
+    )
 
 
 def _dtype_of(network: nn.Module) -> torch.dtype:
@@ -175,26 +235,9 @@ def _dtype_of(network: nn.Module) -> torch.dtype:
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
 
 
-def _check_same_structure(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    a, b = [tuple(t.shape) for t in ours], [tuple(t.shape) for t in theirs]
-    if a != b:
-        raise InputError(f"the two networks give outputs of different shapes: {a} and {b}")
-
-
-def _largest(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    return max(
-        (float((o.double() - t.double()).abs().max()) for o, t in zip(ours, theirs, strict=True) if o.numel()),
-        default=0.0,
-    )
-
-
-def _worst(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    return max((relative_error(o, t) for o, t in zip(ours, theirs, strict=True)), default=0.0)
-
-
-def _same_classes(ours: list[Tensor], theirs: list[Tensor]) -> float | None:
-    for o, t in zip(ours, theirs, strict=True):
-        if o.dim() == 2 and o.shape[1] > 1:
+def _same_classes(ours: list[Output], theirs: list[Output]) -> float | None:
+    for o, t in ((o.value, t.value) for o, t in zip(ours, theirs, strict=True)):
+        if t.dim() == 2 and t.shape[1] > 1 and t.is_floating_point() and o.shape == t.shape and len(t):
             return float((o.argmax(1) == t.argmax(1)).double().mean())
     return None
 

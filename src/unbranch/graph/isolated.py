@@ -39,18 +39,19 @@ class Isolated(TorchFunctionMode):
 
     A tensor from outside is copied when it is used. The copy is forgotten after the call, unless the call wrote into it
     or returned a view of it. Parameters and buffers of a module that runs under this mode stay bit for bit as they
-    were. The mode belongs to its thread; writes carry no gradients.
+    were; ``wrote`` says whether a write was redirected. The mode belongs to its thread; writes carry no gradients.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.wrote = False  # into a tensor from outside
         self._nested = False
         self._memory = _Memory(self.stored)
         self._rebound: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __enter__(self) -> Any:
         self._nested = any(type(mode) is type(self) for mode in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]
-        self._memory, self._rebound = _Memory(self.stored), {}
+        self._memory, self._rebound, self.wrote = _Memory(self.stored), {}, False
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def stored(self, dtype: torch.dtype) -> torch.dtype:
@@ -142,6 +143,7 @@ class _Call:
     def _keep(self, *, always: bool) -> None:
         for own, before, copy in self.watched:
             if always or _writes(own) != before or before < 0:
+                self.mode.wrote |= before >= 0 and _writes(own) != before
                 if copy is not None:
                     copy.kept = copy.live()
                 elif not always:
@@ -149,6 +151,7 @@ class _Call:
         for original, own, geometry in self.replaced.values():
             if geometry is not None and _geometry(own) != geometry:  # resize_, t_, a new .data
                 self.mode._rebound[id(original)] = (original, own)
+                self.mode.wrote = True
                 self.memory.own(own)
 
     def _taken(self, value: Any) -> Any:

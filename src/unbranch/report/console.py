@@ -65,12 +65,15 @@ def show_expansion(expansion: Expansion) -> RenderableType:
 
 def show_verification(verification: Verification) -> RenderableType:
     """The verdict, then the differences beside the noise of the network's own dtype."""
-    verdict = "the same function" if verification.ok else "NOT the same function"
     table = _grid(("", "relative", "absolute"))
     table.add_row("float64", f"{verification.max_rel:.1e}", f"{verification.max_abs:.1e}")
     table.add_row("own dtype", f"{verification.native_rel:.1e}", f"{verification.native_abs:.1e}")
     table.add_row("noise of the own dtype", f"{verification.noise_floor:.1e}", "")
-    parts: list[RenderableType] = [Text(verdict, style="bold green" if verification.ok else "bold red"), table]
+    told = verification.compared > 0 and verification.unproved is None
+    colour = "green" if verification.ok else "red" if told else "yellow"
+    parts: list[RenderableType] = [Text(verification.verdict, style=f"bold {colour}"), table]
+    if verification.unproved is not None:
+        parts.insert(1, Text(verification.unproved))
     if verification.first_difference is not None:
         parts.append(Text(f"first module that differs: {verification.first_difference}"))
     return Group(*parts)
