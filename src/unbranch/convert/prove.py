@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import warnings
 from collections.abc import Sequence
@@ -11,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Inexact
 from ..graph.float64 import Float64
-from ..graph.guarded import RandomDrawError, StateWriteError, guard_of
 from ..rules import rule_of_module
 from ..rules.value import Affine
 
@@ -49,23 +46,12 @@ def _side(reach: int, lo: int, hi: int) -> int:
 def run_nodes(nodes: Sequence[fx.Node], known: dict[fx.Node, Any], root: nn.Module) -> Any:
     """Execute a piece of a graph in order, in float64; returns the last value."""
     values = dict(known)
-    guard = guard_of(root) if any(_may_write(node) for node in nodes) else contextlib.nullcontext()
-    try:
-        with warnings.catch_warnings(), guard, Float64():
-            warnings.simplefilter("ignore")
-            for node in nodes:
-                if node not in values:
-                    values[node] = _run(node, values, root)
-    except StateWriteError as error:
-        raise Inexact("its forward writes into a parameter or buffer") from error
-    except RandomDrawError as error:
-        raise Inexact("its forward draws random numbers") from error
+    with warnings.catch_warnings(), Float64():  # which writes into private copies only
+        warnings.simplefilter("ignore")
+        for node in nodes:
+            if node not in values:
+                values[node] = _run(node, values, root)
     return values[nodes[-1]]
-
-
-def _may_write(node: fx.Node) -> bool:
-    """Whether a function or method might write or draw; layers with rules do neither."""
-    return node.op in ("call_function", "call_method")
 
 
 def _run(node: fx.Node, values: dict[fx.Node, Any], root: nn.Module) -> Any:

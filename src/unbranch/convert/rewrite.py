@@ -218,6 +218,8 @@ def _is_data(value: Any) -> bool:
         return all(map(_is_data, value))
     if isinstance(value, dict):
         return all(map(_is_data, value.values()))
+    if isinstance(value, Tensor):
+        return not isinstance(value, nn.Parameter)
     return isinstance(value, bool | int | float | str | None)
 
 
@@ -225,7 +227,7 @@ def _take_place(old: nn.Module, new: nn.Module, memo: dict[int, Any]) -> None:
     if has_hooks(old):
         copy_hooks(old, new)
     for name, value in vars(old).items():
-        if not name.startswith("_") and name not in vars(new) and not hasattr(type(new), name) and _is_data(value):
+        if not name.startswith("_") and name not in vars(new) and _is_data(value):
             vars(new)[name] = copy.deepcopy(value)  # what outer code hung on it, such as the f and i of YOLO's layers
     memo[id(old)] = new
 

@@ -270,7 +270,7 @@ class _Tracer(fx.Tracer):
             self._parameter_proxies[path] = self.create_proxy("get_attr", path, (), {})
         return self._parameter_proxies[path]
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What stands for a module's ``forward`` while its root is traced."""
         path = self.path_of_module(m)
         rule = rule_of_module(m)

@@ -63,7 +63,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
 
 def _storage(tensor: Tensor) -> int:
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):  # sparse and other tensors without one storage
         return 0
 
@@ -84,11 +84,13 @@ class Observation:
 
 
 def observe(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1
-) -> list[Observation]:
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1,
+    prepare: Callable[[nn.Module], None] = lambda _copy: None,
+) -> list[Observation]:  # fmt: skip
     """Run a copy of ``module`` in evaluation ``times`` times over, under the context manager that ``mode`` makes.
 
-    The copy shares the module's tensors; where the forward writes to them it is run again on tensors of its own.
+    The copy, on which ``prepare`` may put hooks, shares the module's tensors; where the forward writes to them it is
+    run again on tensors of its own.
 
     Raises:
         RandomDrawError: if it draws random numbers; the generators are as they were.
@@ -97,11 +99,13 @@ def observe(
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), untouched():
         warnings.simplefilter("ignore")
         own = _with_own_objects(shadow_of(module))
+        prepare(own)
         protected = {_storage(t) for m in own.modules() for t in _tensors_of(m)} - {0}
         try:
             return [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
         except StateWriteError:
             own = with_own_tensors(shadow_of(module))
+            prepare(own)
             return [_observed(own, args, kwargs, mode, set()) for _ in range(times)]
 
 
@@ -252,8 +256,3 @@ def _restore(owner: type, values: dict[str, tuple[Any, Any]]) -> None:
         elif isinstance(value, dict | set) and len(value) != len(content):
             value.clear()
             value.update(content)
-
-
-def guard_of(module: nn.Module) -> Any:
-    """A context in which a write to one of a module's tensors, or a random draw, raises before anything changes."""
-    return _Guard({_storage(t) for m in module.modules() for t in _tensors_of(m)} - {0})

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .guarded import RandomDrawError, observe
-from .shadow import shadow_of
 
 Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid dimensions, channels on the last axis
 
@@ -106,12 +105,11 @@ def _like(module: nn.Module) -> tuple[torch.dtype, torch.device]:
     return found.dtype, found.device
 
 
-def calls_inside(module: nn.Module, given: Arguments, paths: set[str], most: int = 3) -> dict[str, list[Arguments]]:
-    """What the parts at ``paths`` are given when a module runs: at most ``most`` unlike calls of each.
+def calls_inside(module: nn.Module, given: Arguments, paths: set[str], most: int = 2) -> dict[str, list[Arguments]]:
+    """What the parts at ``paths`` are given when a module runs: at most ``most`` calls of each with unlike arguments.
 
     Tensors of floating point are replaced by noise of their shape, so that no part sees a degenerate input.
     """
-    own = shadow_of(module)
     found: dict[str, list[Arguments]] = {}
     seen: dict[str, set[str]] = {}
 
@@ -124,18 +122,19 @@ def calls_inside(module: nn.Module, given: Arguments, paths: set[str], most: int
 
         return hook
 
-    for path in paths:
-        with contextlib.suppress(AttributeError):
-            own.get_submodule(path).register_forward_pre_hook(watch(path), with_kwargs=True)
-    with torch.inference_mode(False), torch.no_grad(), contextlib.suppress(Exception):
-        args, kwargs = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (given.args, given.kwargs))
-        own(*args, **kwargs)
+    def watched(shadow: nn.Module) -> None:
+        for path in paths:
+            with contextlib.suppress(AttributeError):
+                shadow.get_submodule(path).register_forward_pre_hook(watch(path), with_kwargs=True)
+
+    with contextlib.suppress(Exception):
+        observe(module, given.args, given.kwargs, contextlib.nullcontext, prepare=watched)
     return found
 
 
 def _summary(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {value.dtype}"
+        return f"{value.dim()} {value.dtype}"
     return repr(value) if isinstance(value, bool | int | float | str | None) else type(value).__name__
 
 
