@@ -87,9 +87,10 @@ def test_merges(name: str, example: bool) -> None:
     row, outcome = BY_NAME[name], converted(name, example)
     assert outcome.plain is not None, outcome.error
     layers, norms, operations = launched(duplicate(outcome.plain), row)
-    assert row.layers is None or layers == row.layers, f"{layers} layers"
-    assert row.norms is None or norms == row.norms, f"{norms} norms"
-    assert row.operations is None or operations <= row.operations, f"{operations} operations"
+    expected = row.layers, row.norms, row.operations
+    assert expected[0] in (None, layers)
+    assert expected[1] in (None, norms)
+    assert expected[2] is None or operations <= expected[2]
 
 
 def test_corpus_is_sound() -> None:
@@ -290,7 +291,9 @@ def snapshot(network: nn.Module) -> dict[str, Any]:
         "grad mode": torch.is_grad_enabled(),
         "torch's random numbers": torch.get_rng_state().numpy().tobytes(),
         "python's random numbers": random.getstate(),
-        "numpy's random numbers": repr(np.random.get_state()),
+        "numpy's random numbers": [
+            part.tobytes() if isinstance(part, np.ndarray) else part for part in np.random.get_state()
+        ],
         "nn.Module.__call__": id(nn.Module.__call__),
         "nn.Module.__getattr__": id(nn.Module.__getattr__),
     }

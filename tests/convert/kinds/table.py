@@ -34,7 +34,7 @@ class Row:
     kind: str
     name: str
     make: Callable[[], nn.Module]
-    calls: tuple[Call, ...]
+    calls: tuple[Call, ...] = field(repr=False)
     also: Callable[..., Any] | None = None
     layers: int | None = None
     norms: int | None = None
