@@ -149,12 +149,12 @@ def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float |
         first_difference=_first_difference(seen, also, allowed) if differ else None,
         tolerance=allowed,
         compared=found.compared,
-        unproved=_unproved(noise.relative, None if tolerance is not None else most, found),
+        unproved=_unproved(noise.relative, None if tolerance is not None else max(most, _MOST), found),
     )
 
 
 def _unproved(noise: float, most: float | None, found: Distance) -> str | None:
-    """Why agreement on this input would mean nothing; ``most`` is the largest tolerance, None if the caller chose."""
+    """Why agreement on this input would mean nothing; ``most`` is the largest noise, None if the caller chose."""
     if most is not None and noise > most:
         return f"its own rounding noise, {noise:.0e} of the largest output, is above {most:.0e}: try trained weights"
     if found.tied > found.compared:
