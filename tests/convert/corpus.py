@@ -40,10 +40,10 @@ KNOWN: dict[str, str] = {
     "nested sequences": "merges merges+x",
     "nested modules of their own": "merges merges+x",
     # ScriptModule children
-    "scripted child": "function function+x",
+    "scripted child": "function+x",
     "scripted activation": "function+x",
-    "scripted root": "function function+x",
-    "traced child": "function function+x",
+    "scripted root": "function+x",
+    "traced child": "function+x",
     # lazy layers
     "lazy convolution": "function function+x",
     # methods called forward_...
