@@ -123,7 +123,8 @@ def learn(
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
             optimizer.zero_grad()
-            F.cross_entropy(network(x), y).backward()
+            with ub.SafeChannelsLast():
+                F.cross_entropy(network(x), y).backward()
             if work is not None:
                 work()
             optimizer.step()

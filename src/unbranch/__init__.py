@@ -6,6 +6,7 @@ Exact structural re-parameterization for any PyTorch network.
 from . import blocks, prune
 from .algebra import ConvMap, GridMap
 from .blocks import train_cheaper
+from .channels_last import SafeChannelsLast
 from .convert import (
     Affine,
     Report,
@@ -32,6 +33,7 @@ __all__ = [
     "Inexact",
     "InputError",
     "Report",
+    "SafeChannelsLast",
     "UnbranchError",
     "Verification",
     "__version__",

@@ -16,6 +16,7 @@ from torch import nn
 
 import unbranch as ub
 from tests.train.runs import assert_same_end, lines, losses, run
+from unbranch.channels_last import SafeChannelsLast
 from unbranch.errors import InputError, UnbranchError
 from unbranch.train import load_recipe, open_data, train
 from unbranch.train.engine import Moment, Stopped
@@ -175,6 +176,16 @@ def test_half_precision_layout_and_recomputed_activations_go_together(tmp_path: 
     assert result is not None
     assert result.proof.same_class == 359
     assert ub.load(tmp_path / "run" / "deploy.safetensors").head.fc.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_steps_are_safe_in_channels_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bool) -> None:
+    entered: list[object] = []
+    monkeypatch.setattr(SafeChannelsLast, "__enter__", lambda context: entered.append(context))
+    monkeypatch.setattr(SafeChannelsLast, "__exit__", lambda *_: None)
+    options = ("model.name=tests.train.runs:normless", "model.block=null", "model.drop_path=null")
+    run(tmp_path / "run", *options, "schedule.epochs=1", f"training.channels_last={str(last).lower()}")
+    assert len(entered) == (14 if last else 0)
 
 
 def with_pictures(folder: Path) -> Path:

@@ -107,7 +107,7 @@ def _proved(network: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[_Conver
             return conversion, plain
         forwards = forwards or Forwards(network, inputs)
         wrong = conversion.disproved(plain, forwards)
-        if not wrong:
+        if not wrong.keys() - excluded.keys():
             return conversion, plain
         excluded |= wrong
 
@@ -224,7 +224,11 @@ class _Conversion:
         for path in paths:
             if wrong and not path:
                 break
-            reason = forwards.difference(path, plain.get_submodule(path))
+            try:
+                part = plain.get_submodule(path)
+            except AttributeError:  # a part around it was replaced as a whole, and is compared as that
+                continue
+            reason = forwards.difference(path, part)
             if forwards.known(path) and reason is None:
                 proved.add(path)
             if reason is not None:

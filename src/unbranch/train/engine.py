@@ -195,7 +195,7 @@ class _Run:
         parts = recipe.training.accumulate
         _seed(recipe.seed, self.step * parts + part % parts, accelerator.process_index)
         images, labels = batch["image"].to(memory_format=job.layout), batch["label"]
-        with accelerator.accumulate(job.network):
+        with accelerator.accumulate(job.network), job.safely():
             targets = labels
             if job.mix is not None:
                 images, targets = job.mix(images, labels)

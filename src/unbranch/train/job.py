@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from unbranch.blocks import train_cheaper
+from unbranch.channels_last import SafeChannelsLast
 from unbranch.errors import InputError
 from unbranch.extras import library
 from unbranch.prune import ResRep
@@ -57,6 +59,11 @@ class Job:
     @property
     def layout(self) -> torch.memory_format:
         return torch.channels_last if self.recipe.training.channels_last else torch.contiguous_format
+
+    def safely(self) -> AbstractContextManager[Any]:
+        """Context of a step, in which no convolution writes outside its memory."""
+        on_cpu = self.accelerator.device.type == "cpu"
+        return SafeChannelsLast() if on_cpu and self.recipe.training.channels_last else nullcontext()
 
     def circumstances(self) -> dict[str, Any]:
         """What has to be the same for a resumed run to go on bit for bit."""
