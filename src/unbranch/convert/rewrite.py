@@ -213,13 +213,17 @@ def with_rest(layer: nn.Module | None, old: nn.Module, memo: dict[int, Any]) -> 
     return next(iter(parts.values())) if len(parts) == 1 else nn.Sequential(parts)
 
 
+def _holds(module: nn.Module, name: str) -> bool:
+    return any(name in table for table in (module._parameters, module._buffers, module._modules))
+
+
 def _is_data(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_data, value))
     if isinstance(value, dict):
         return all(map(_is_data, value.values()))
     if isinstance(value, Tensor):
-        return not isinstance(value, nn.Parameter)
+        return value.is_leaf and not isinstance(value, nn.Parameter)
     return isinstance(value, bool | int | float | str | None)
 
 
@@ -227,7 +231,7 @@ def _take_place(old: nn.Module, new: nn.Module, memo: dict[int, Any]) -> None:
     if has_hooks(old):
         copy_hooks(old, new)
     for name, value in vars(old).items():
-        if not name.startswith("_") and name not in vars(new) and _is_data(value):
+        if not name.startswith("_") and name not in vars(new) and not _holds(new, name) and _is_data(value):
             vars(new)[name] = copy.deepcopy(value)  # what outer code hung on it, such as the f and i of YOLO's layers
     memo[id(old)] = new
 
