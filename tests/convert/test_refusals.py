@@ -386,7 +386,6 @@ def test_a_module_that_cannot_be_traced_leaves_the_rest_traceable():
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-@pytest.mark.xfail(reason="the hook form is excluded by the proof, and then cannot be copied", strict=False)
 def test_weight_norm_in_float32_in_both_its_forms():
     old = nn.Sequential(nn.utils.weight_norm(conv()), norm())
     new = nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), norm())

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from ..errors import Inexact, InputError
 from ..graph.shadow import copy_hooks, has_hooks
@@ -242,6 +243,11 @@ def copied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
     Raises:
         InputError: if something in it can't be.
     """
+    for module in network.modules():
+        for value in vars(module).values():
+            for tensor in tree_leaves(value) if isinstance(value, Tensor | tuple | list | dict) else ():
+                if isinstance(tensor, Tensor) and not tensor.is_leaf:  # PyTorch refuses to copy those
+                    memo.setdefault(id(tensor), tensor.detach().clone())
     try:
         return copy.deepcopy(network, memo)
     except RuntimeError as error:

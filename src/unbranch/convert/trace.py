@@ -8,7 +8,7 @@ import inspect
 import operator
 import os
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
@@ -169,20 +169,22 @@ def _recording(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
     kept = []
     for path, module in root.named_modules():
         state, prefix = vars(module), f"{path}." if path else ""
-        kept.append((state, {k: state[k] for k in ("forward", "_parameters", "_buffers") if k in state}))
+        kept.append((state, dict(state)))
         if isinstance(module, torch.jit.ScriptModule):
             continue
         if module is not root:
             state["forward"] = functools.partial(tracer.call_module, module, module.forward)
+        if tracer.is_leaf_module(module, path):
+            state["_forward_pre_hooks"] = OrderedDict()  # of weight norm, which the layer's rule reads through
         state["_parameters"] = _Tensors(state["_parameters"], tracer, prefix)
-        if tracer.proxy_buffer_attributes:
-            state["_buffers"] = _Tensors(state["_buffers"], tracer, prefix)
+        state["_buffers"] = _Tensors(state["_buffers"], tracer, prefix)
     try:
         yield
     finally:
-        for state, before in kept:
-            state.pop("forward", None)
-            state.update(before)
+        for state, before in kept:  # attributes that a forward sets would hold proxies
+            made = {name: value for name, value in state.items() if name.startswith("_tensor_constant")}
+            state.clear()
+            state.update(before | made)
 
 
 def _globals_of(module: nn.Module) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from .shadow import shadow_of
+from .shadow import computed_names, shadow_of
 
 _PLUMBING = {
     "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", "forward", "unbranch_history",
@@ -189,8 +189,9 @@ def _state(module: nn.Module) -> dict[tuple[str, str], tuple[Any, Any]]:
             for name, tensor in table.items():
                 if tensor is not None and not nn.parameter.is_lazy(tensor):
                     found[path, name] = ((id(tensor), _version(tensor)), tensor)
+        computed = computed_names(part)
         for name, value in vars(part).items():
-            if name not in _PLUMBING and not name.endswith("_hooks") and "hooks_" not in name:
+            if name not in computed and name not in _PLUMBING and not name.endswith("_hooks") and "hooks_" not in name:
                 found[path, name] = (_mark(value), copy.copy(value) if isinstance(value, list | dict | set) else value)
     return found
 

@@ -90,6 +90,12 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def computed_names(module: nn.Module) -> set[str]:
+    """Attributes that weight and spectral norm in their hook form compute anew before each forward."""
+    hooks = module._forward_pre_hooks.values()
+    return {name for hook in hooks if type(hook).__name__ in _WEIGHT_HOOKS and (name := getattr(hook, "name", ""))}
+
+
 def copy_hooks(source: nn.Module, target: nn.Module) -> None:
     """Give a module that takes another's place its hooks."""
     for name in _HOOKS:
