@@ -99,7 +99,6 @@ KNOWN: dict[str, str] = {
     "pads if needed": "merges merges+x",
     "pads odd sizes": "merges merges+x",
     # random kernels and noise
-    "noisy bias": "function? function+x?",
     # counters in buffers
     "counter on the class": "source source+x function function+x",
 }

@@ -14,8 +14,6 @@ from unbranch.convert.statistics import randomise_statistics
 
 from .kinds.table import Block
 
-PROCESS_WIDE = "torch.fx patches nn.Module.__call__ for the whole process while it traces"
-
 
 class Stack(nn.Module):
     """Blocks and activations, enough for a conversion to take a while."""
@@ -45,7 +43,6 @@ def serve(network: nn.Module, x: Tensor, expected: Tensor, stop: threading.Event
     return runs, faults
 
 
-@pytest.mark.xfail(reason=PROCESS_WIDE, strict=False)
 def test_network_in_another_thread_is_not_disturbed() -> None:
     served, source, x = Stack(0), Stack(1), torch.randn(1, 4, 9, 11)
     with torch.no_grad():
@@ -63,7 +60,6 @@ def test_network_in_another_thread_is_not_disturbed() -> None:
     assert faults == []
 
 
-@pytest.mark.xfail(reason=PROCESS_WIDE, strict=False)
 def test_source_may_run_while_it_is_converted() -> None:
     source, x = Stack(0), torch.randn(1, 4, 9, 11)
     with torch.no_grad():
@@ -79,7 +75,6 @@ def test_source_may_run_while_it_is_converted() -> None:
         assert runs.result()[1] == []
 
 
-@pytest.mark.xfail(reason=PROCESS_WIDE, strict=False)
 @pytest.mark.parametrize("example", [False, True])
 def test_two_conversions_at_once_give_right_results(example: bool) -> None:
     sources, x = [Stack(seed) for seed in range(4)], torch.randn(2, 4, 9, 11)
