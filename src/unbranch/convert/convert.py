@@ -16,7 +16,7 @@ from ..rules.value import Affine, Gridded
 from .costs import cost_of
 from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
-from .forwards import Forwards
+from .forwards import EXACT, ROUNDED, Forwards
 from .place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
 from .plan import Merge, Plan, plan_of
 from .prove import random_inputs, relative_error, run_nodes
@@ -25,8 +25,9 @@ from .report import MergeRecord, Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
 from .step import record_step
 from .trace import Trace, traces_of
-from .verify import as_inputs, verify
+from .verify import as_inputs
 
+IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may take in float64 until they are proved
 TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output
 
 
@@ -70,10 +71,6 @@ def _collapsed(network: nn.Module, inputs: tuple[Any, ...] | None, strict: bool)
     if strict and report.refusals:
         listed = "\n".join(f"  {r.path or '(the network)'}: {r.reason}" for r in report.refusals)
         raise CollapseError(f"{len(report.refusals)} things can't be merged exactly:\n{listed}")
-    if inputs is not None and not _is_meta(network):
-        check = verify(network, plain, inputs)
-        if check.compared and not check.ok and not check.unproved:  # its parts are proved one by one
-            raise CollapseError(f"the collapsed network differs; nothing is returned\n{check}")
     plain.collapse_report = report  # type: ignore[assignment]
     record_step(network, plain, report, inputs)
     return plain
@@ -97,19 +94,39 @@ def _proved(network: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[_Conver
     Where a part doesn't agree, what was rewritten in it is excluded and the network converted again.
     """
     excluded: dict[tuple[str, str, str], str] = {}
-    forwards = None
-    built: dict[Any, tuple[nn.Module, float | None]] = {}
+    built: dict[Any, _Built] = {}
+    forwards = None if _is_meta(network) else Forwards(network, inputs)
     while True:
         conversion = _Conversion(network, excluded=excluded, built=built)
         conversion.run()
         plain = conversion.result()
-        if _is_meta(network) or not conversion.units:
+        if forwards is None or not conversion.units:
+            conversion.round()
             return conversion, plain
-        forwards = forwards or Forwards(network, inputs)
         wrong = conversion.disproved(plain, forwards)
-        if not wrong.keys() - excluded.keys():
-            return conversion, plain
+        if not wrong:
+            conversion.round()
+            reason = forwards.agrees(plain)
+            if reason is None:
+                return conversion, plain
+            wrong = {merge: reason for merges in conversion.units.values() for merge in merges}
+            built.clear()
         excluded |= wrong
+
+
+@dataclass(eq=False)
+class _Built:
+    """A merged layer, its error against the operations that it replaces, and the dtype that it gets in the end."""
+
+    layer: nn.Module
+    error: float | None
+    dtype: torch.dtype
+
+    @property
+    def exact(self) -> bool:
+        """Whether the layer hasn't been rounded to its dtype yet."""
+        tensors = list(self.layer.parameters())
+        return all(t.dtype == torch.float64 for t in tensors)
 
 
 @dataclass(eq=False)
@@ -122,8 +139,9 @@ class _Conversion:
     refusals: list[Refusal] = field(default_factory=list)
     kept: list[Refusal] = field(default_factory=list)
     excluded: dict[tuple[str, str, str], str] = field(default_factory=dict)
-    built: dict[Any, tuple[nn.Module, float | None]] = field(default_factory=dict)
+    built: dict[Any, _Built] = field(default_factory=dict)
     units: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    used: list[_Built] = field(default_factory=list)
 
     def run(self) -> None:
         shadow = shadow_of(self.network)
@@ -151,17 +169,18 @@ class _Conversion:
         nodes = {node.name: node for node in trace.graph.nodes}
         barred = {(nodes[root], nodes[target]) for path, root, target in self.excluded if path == trace.path}
         reasons: dict[str, str] = {}
-        done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], tuple[nn.Module, float | None]] = {}
+        done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], _Built] = {}
         while True:
             region = Region(trace, barred, inner, shared)
             plan = plan_of(region)
             try:
                 rewrites = rewrites_of(region, plan.merges)
+                exact = sum(m.after.numbers for m in plan.merges) * 8 <= IN_FLOAT64
                 for merge in sorted(plan.merges, key=lambda m: -m.after.numbers):  # so that the peak is low
                     if merge.key not in done:
                         name = (*_identity(trace, merge), merge.layer)
                         if name not in self.built:
-                            self.built[name] = self._proved(region, merge)
+                            self.built[name] = self._proved(region, merge, exact)
                         done[merge.key] = self.built[name]
             except Unplaceable as refused:
                 merge = refused.merge
@@ -169,8 +188,9 @@ class _Conversion:
                 reasons[" + ".join(_sources(region, merge))] = str(refused)
                 continue
             break
-        built = {merge: done[merge.key][0] for merge in plan.merges}
-        errors = {merge: done[merge.key][1] for merge in plan.merges}
+        built = {merge: done[merge.key].layer for merge in plan.merges}
+        errors = {merge: done[merge.key].error for merge in plan.merges}
+        self.used += done.values()
         replaced_modules(region, rewrites, self.network, built, self.memo)
         for rewrite in rewrites:
             merges = rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,)
@@ -179,12 +199,13 @@ class _Conversion:
             self.units.setdefault(trace.path, [])
         self._record(region, plan, rewrites, errors, built, reasons)
 
-    def _proved(self, region: Region, merge: Merge) -> tuple[nn.Module, float | None]:
-        """The merged layer and its error against the operations it replaces, in float64 and before the cast."""
+    def _proved(self, region: Region, merge: Merge, exact: bool) -> _Built:
+        """The merged layer, in float64 if ``exact``, and its error against the operations it replaces."""
         like = region.weight_like(merge.root, merge.target)
         planned = region.values[merge.target][merge.root]
         assert isinstance(planned, Affine)
-        layer = allocate(planned, merge.layer, like)  # before anything temporary, so that memory isn't torn
+        dtype = torch.float64 if exact and not like.is_meta else like.dtype
+        layer = allocate(planned, merge.layer, like, dtype)  # before anything temporary, so that memory isn't torn
         example = None if like.is_meta else self._example(region, merge)
         try:
             value = region.realised(merge.root, merge.target)
@@ -194,7 +215,13 @@ class _Conversion:
         if error is not None and not error <= TOLERANCE:
             raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
         fill(layer, value, merge.layer)
-        return trained_like(layer, list(region.parameters(merge.root, merge.target)), self._mode(region, merge)), error
+        trained_like(layer, list(region.parameters(merge.root, merge.target)), self._mode(region, merge))
+        return _Built(layer, error, like.dtype)
+
+    def round(self) -> None:
+        """Cast the merged layers to the dtype of what they replace."""
+        for built in self.used:
+            built.layer.to(built.dtype)
 
     @torch.no_grad()
     def _example(self, region: Region, merge: Merge) -> tuple[Tensor, Tensor]:
@@ -213,31 +240,24 @@ class _Conversion:
         raise Unplaceable(merge, f"its operations can't be run on random input: {problem}")
 
     def disproved(self, plain: nn.Module, forwards: Forwards) -> dict[tuple[str, str, str], str]:
-        """Merges, with the reason, of the first parts whose own forward tells the original from the result.
+        """Merges that the original's own forwards don't bear out, with the reason.
 
-        Parts are tried from the inside out. Where a part has no rewrites of its own, those inside it are at fault.
+        Where a part differs, the rewrites that it alone shows are at fault; where it has none, those inside it are.
         """
-        paths = sorted({*self.units, ""}, key=lambda p: -len(p.split(".")) if p else 1)
-        forwards.learn(set(paths))
+        exact = all(built.exact for built in self.used)
+        verdict = forwards.compare(plain, {*self.units, ""}, EXACT if exact else ROUNDED / 10)
         wrong: dict[tuple[str, str, str], str] = {}
-        proved: set[str] = set()
-        for path in paths:
-            if wrong and not path:
-                break
-            try:
-                part = plain.get_submodule(path)
-            except AttributeError:  # a part around it was replaced as a whole, and is compared as that
-                continue
-            reason = forwards.difference(path, part)
-            if forwards.known(path) and reason is None:
-                proved.add(path)
-            if reason is not None:
-                own = self.units.get(path) or [m for p, ms in self.units.items() if _lies_in(p, path) for m in ms]
-                wrong |= dict.fromkeys(own, reason)
-        if not wrong:
-            for path, merges in self.units.items():
-                if not any(_lies_in(path, around) for around in proved):
-                    wrong |= dict.fromkeys(merges, "no input was found to prove it on; an example input would help")
+        for path, reason in sorted(verdict.different.items(), key=lambda item: item[0].count("."), reverse=True):
+            own = self.units.get(path, ())
+            if not own and not wrong:
+                own = [merge for inner, merges in self.units.items() if _lies_in(inner, path) for merge in merges]
+            wrong |= dict.fromkeys(own, reason)
+        for path, merges in self.units.items() if not wrong else ():
+            if not any(_lies_in(path, around) for around in verdict.proved):
+                reason = (
+                    verdict.unprovable.get(path) or verdict.unprovable.get("") or "nothing was found to prove it on"
+                )
+                wrong |= dict.fromkeys(merges, reason)
         return wrong
 
     def _mode(self, region: Region, merge: Merge) -> bool:

@@ -106,13 +106,13 @@ def _transposed(m: ConvMap) -> Layer:
     return Layer(padding)
 
 
-def allocate(value: Affine, layer: Layer | GridLayer, like: Tensor) -> nn.Module:
-    """The layer without its values, in the dtype, on the device and in the memory format of the weight ``like``."""
+def allocate(value: Affine, layer: Layer | GridLayer, like: Tensor, dtype: torch.dtype) -> nn.Module:
+    """The layer without its values, on the device and in the memory format of the weight ``like``."""
     if isinstance(value, Gridded) and isinstance(layer, GridLayer):
-        return layer.allocate(value.map, like)
+        return layer.allocate(value.map, like, dtype)
     assert isinstance(layer, Layer)
     m = value.map
-    options: dict[str, Any] = {"bias": m.bias is not None, "device": like.device, "dtype": like.dtype}
+    options: dict[str, Any] = {"bias": m.bias is not None, "device": like.device, "dtype": dtype}
     if m.ndim == 0:
         return _without_values(nn.Linear, m, options)
     options |= {"dilation": m.dilation, "groups": m.groups, "padding": layer.padding}

@@ -34,18 +34,18 @@ class GridLayer:
         """Multiply-accumulates for one image."""
         return float(m.matrix.numel())
 
-    def allocate(self, m: GridMap, like: Tensor) -> nn.Module:
-        """``(B, C, *grid)`` to ``(B, *shape)``, without values, in the dtype and on the device of ``like``."""
+    def allocate(self, m: GridMap, like: Tensor, dtype: torch.dtype) -> nn.Module:
+        """``(B, C, *grid)`` to ``(B, *shape)``, without values, on the device of ``like``."""
         inputs, bias = m.groups * int(m.matrix.shape[2]), m.bias is not None
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         if m.groups == 1:
             layers["fc"] = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-                nn.Linear, inputs, m.features, bias=bias, device=like.device, dtype=like.dtype
+                nn.Linear, inputs, m.features, bias=bias, device=like.device, dtype=dtype
             )
         else:
             layers["columns"] = nn.Unflatten(1, (inputs, 1, 1))
             layers["fc"] = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-                nn.Conv2d, inputs, m.features, 1, groups=m.groups, bias=bias, device=like.device, dtype=like.dtype
+                nn.Conv2d, inputs, m.features, 1, groups=m.groups, bias=bias, device=like.device, dtype=dtype
             )
             layers["rows"] = nn.Flatten()
         if len(self.shape) > 1:

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.float64 import Float64
-from ..graph.guarded import Observation, RandomDrawError, observe
-from ..graph.probe import Arguments, calls_inside, probe
+from ..graph.guarded import Observation, RandomDrawError, fresh, observation, observe, private_copy
+from ..graph.probe import Arguments, probe
 from ..rules import rule_of_module
 from .prove import relative_error
+from .verify import misfit
 
-_CAP = 1e-3  # of the largest output: what rounding merged weights to the network's dtype may cost, at most
+EXACT = 1e-9  # of the largest value: what float64 may cost where merged layers haven't been rounded yet
+ROUNDED = 1e-3  # the same where they have been, to the network's own dtype
+_UNLIKE = 0.1  # of the largest value: outputs in the network's own dtype that differ by more aren't the same function
 
 
 def expected_input(module: nn.Module) -> tuple[int, int, bool] | None:
@@ -36,104 +39,205 @@ def expected_input(module: nn.Module) -> tuple[int, int, bool] | None:
 
 
 @dataclass(eq=False)
+class Verdict:
+    """What a comparison of a rewritten network with its original found.
+
+    Args:
+        proved: paths of parts that agree.
+        different: paths of parts that don't, with how they differ.
+        unprovable: paths of parts that can't be compared, with the reason.
+    """
+
+    proved: set[str] = field(default_factory=set)
+    different: dict[str, str] = field(default_factory=dict)
+    unprovable: dict[str, str] = field(default_factory=dict)
+
+    def note(self, path: str, reason: str | None) -> None:
+        """Enter the outcome of one comparison."""
+        if reason is None:
+            self.proved.add(path)
+        else:
+            self.different.setdefault(path, reason)
+            self.proved.discard(path)
+
+
+@dataclass(eq=False)
 class Forwards:
-    """The original network's parts and the arguments to try them on.
+    """The original network, and inputs to try it on.
 
     Args:
         network: the original.
-        given: its inputs, as far as they are known.
-        stateful: why the whole network can't be compared, if so.
+        example: an input of the user's.
+
+    Raises:
+        InputError: if the network doesn't run on the example.
     """
 
     network: nn.Module
     example: tuple[Any, ...] | None = None
     given: list[Arguments] = field(default_factory=list)
-    _calls: dict[str, list[Arguments]] = field(default_factory=dict)
-    _reasons: dict[str, str] = field(default_factory=dict)
-    _dtypes: dict[tuple[str, int], list[torch.dtype] | None] = field(default_factory=dict)
-    _observed: dict[tuple[str, int], tuple[Observation, float]] = field(default_factory=dict)
+    _native: list[Observation] = field(default_factory=list)
+    _exact: dict[int, Observation] = field(default_factory=dict)
+    _noise: float = 0.0
+    _reason: str | None = None
+    _parts: dict[str, list[Arguments]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.example is not None:
-            self.given = [Arguments(self.example)]
+        try:
+            if self.example is None:
+                self.given = probe(self.network, expected_input)
+            else:
+                self.given = [Arguments(self.example)]
+            if self.given:
+                self._learn(self.given[0])
+        except RandomDrawError:
+            self._reason = "it draws random numbers in evaluation"
+        if not self.given and self._reason is None:
+            self._reason = "no input was found to prove it on; an example input would help"
+
+    def _learn(self, given: Arguments) -> None:
+        try:
+            self._native = observe(self.network, given.args, given.kwargs, contextlib.nullcontext, times=2)
+        except RandomDrawError:
+            raise
+        except Exception as error:
+            raise misfit(self.network, given.args, error) from error
+        if _unlike(self._native[1], self._native[0], 0.0, changes=False) is not None:
+            self._reason = "its output differs between two runs on one input"
+
+    def compare(self, plain: nn.Module, paths: set[str], tolerance: float) -> Verdict:
+        """Compare a rewritten network with the original: the parts at ``paths``, and both as a whole, in float64."""
+        verdict = Verdict()
+        seen: set[str] = set()
+        if self._reason is None:
+            for j, given in enumerate(self.given):
+                inner = paths - {""} if not j else set()
+                self._compare_whole(plain, inner, j, given, tolerance, verdict, seen)
+        else:
+            verdict.unprovable[""] = self._reason
+        for path in paths - seen - {""}:
+            if "" not in verdict.proved:
+                self._compare_part(path, plain, tolerance, verdict)
+        return verdict
+
+    def agrees(self, plain: nn.Module) -> str | None:
+        """How the finished network differs in its own dtype: in dtypes, structure, or what it keeps."""
+        if self._reason is not None or not self.given:
+            return None
+        given = self.given[0]
+        try:
+            (ours,) = observe(plain, given.args, given.kwargs, contextlib.nullcontext)
+        except Exception as error:
+            return _crash(error)
+        return _unlike(ours, self._native[0], max(_UNLIKE, 8 * self._noise))
+
+    def _compare_whole(
+        self, plain: nn.Module, paths: set[str], j: int, given: Arguments, tolerance: float, verdict: Verdict,
+        seen: set[str],
+    ) -> None:  # fmt: skip
+        watch = _Watch(plain, paths, tolerance, verdict, seen)
+        try:
+            if j not in self._exact or paths:
+                (self._exact[j],) = observe(self.network, given.args, given.kwargs, Float64, prepare=watch.install)
+        except RandomDrawError:
+            verdict.unprovable[""] = "it draws random numbers in evaluation"
             return
-        with contextlib.suppress(RandomDrawError):
-            self.given = probe(self.network, expected_input)
+        except Exception as error:
+            verdict.unprovable[""] = f"it doesn't run in float64 ({type(error).__name__}: {_first_line(error)})"
+            return
+        theirs = self._exact[j]
+        if not j and len(theirs.outputs) == len(self._native[0].outputs):
+            pairs = zip(self._native[0].outputs, theirs.outputs, strict=True)
+            self._noise = max((_distance(a, b) for a, b in pairs if a.shape == b.shape), default=0.0)
+        try:
+            (ours,) = observe(plain, given.args, given.kwargs, Float64)
+        except Exception as error:
+            verdict.note("", _crash(error))
+            return
+        limit = max(tolerance, 2e-7 * self._noise if tolerance <= EXACT else min(8 * self._noise, ROUNDED))
+        reason = _unlike(ours, theirs, limit)
+        if "" not in verdict.different:
+            verdict.note("", reason)
 
-    def learn(self, paths: set[str]) -> None:
-        """Find arguments for the parts at ``paths`` that have none yet."""
-        missing = {p for p in paths if p and p not in self._calls}
-        for given in self.given[:1] if missing else ():
-            self._calls |= calls_inside(self.network, given, missing)
-        for path in missing - set(self._calls):
-            try:
-                self._calls[path] = probe(self.network.get_submodule(path), expected_input)
-            except RandomDrawError:
-                self._calls[path] = []
-                self._reasons[path] = "it draws random numbers in evaluation"
-        self._calls.setdefault("", self.given)
-
-    def known(self, path: str) -> bool:
-        """Whether there are arguments for a part."""
-        return bool(self._calls.get(path))
-
-    def difference(self, path: str, rewritten: nn.Module) -> str | None:
-        """Why a rewritten part isn't the original part at ``path``; None if nothing tells them apart."""
+    def _compare_part(self, path: str, plain: nn.Module, tolerance: float, verdict: Verdict) -> None:
+        """Compare a part on inputs of its own, where the network's forward didn't come to it."""
         original = self.network.get_submodule(path)
-        for j, given in enumerate(self._calls.get(path, ())):
+        part = _part_of(plain, path)
+        if part is None:
+            return
+        try:
+            if path not in self._parts:
+                self._parts[path] = probe(original, expected_input)
+            for given in self._parts[path]:
+                first, second = observe(original, given.args, given.kwargs, contextlib.nullcontext, times=2)
+                if _unlike(second, first, 0.0, changes=False) is not None:
+                    verdict.unprovable[path] = "its output differs between two runs on one input"
+                    return
+                (theirs,) = observe(original, given.args, given.kwargs, Float64)
+                try:
+                    (ours,) = observe(part, given.args, given.kwargs, Float64)
+                except Exception as error:
+                    verdict.note(path, _crash(error))
+                    return
+                noise = max((_distance(a, b) for a, b in zip(first.outputs, theirs.outputs, strict=False)), default=0.0)
+                verdict.note(path, _unlike(ours, theirs, max(tolerance, 2e-7 * noise)))
+        except RandomDrawError:
+            verdict.unprovable[path] = "it draws random numbers in evaluation"
+        except Exception as error:
+            verdict.unprovable[path] = f"it doesn't run in float64 ({type(error).__name__}: {_first_line(error)})"
+
+
+class _Watch:
+    """Runs rewritten parts beside the original's, on what the original's are given, while the original runs."""
+
+    _MOST = 2  # calls of one part that are compared
+
+    def __init__(
+        self, plain: nn.Module, paths: set[str], tolerance: float, verdict: Verdict, seen: set[str]
+    ) -> None:  # fmt: skip
+        self._plain, self._paths, self._tolerance = plain, paths, tolerance
+        self._verdict, self._seen = verdict, seen
+
+    def install(self, original: nn.Module) -> None:
+        """Put hooks on the parts of a copy of the original."""
+        own = private_copy(self._plain) if self._paths else self._plain
+        for path in self._paths:
+            part = _part_of(own, path)
+            if part is not None:
+                self._install(path, original.get_submodule(path), part)
+
+    def _install(self, path: str, original: nn.Module, part: nn.Module) -> None:
+        calls: list[Any] = []
+
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            calls.append(fresh((args, kwargs)))
+
+        def after(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            given, named = calls.pop()
+            self._seen.add(path)
+            done.append(None)
+            if len(done) > self._MOST:
+                return
             try:
-                known = self._observed.get((path, j))
-                if known is None:
-                    known, self._dtypes[path, j] = self._original(
-                        original, given, thorough=not path or (j == 0 and not self.given)
-                    )
-                    self._observed[path, j] = known
-                theirs, tolerance = known
-            except RandomDrawError:
-                return "it draws random numbers in evaluation"
-            except _UnstableError as error:
-                return str(error)
-            except Exception:  # noise of a captured shape isn't an input that it takes
-                continue
-            try:
-                dtypes = self._dtypes[path, j]
-                if dtypes is not None:
-                    (native,) = observe(rewritten, given.args, given.kwargs, contextlib.nullcontext)
-                    if [t.dtype for t in native.outputs] != dtypes:
-                        return "its output would have another dtype"
-                (ours,) = observe(rewritten, given.args, given.kwargs, Float64)
+                ours = observation(part(*given, **named), given, named)
             except Exception as error:
-                return f"the rewritten part can't be run ({type(error).__name__}: {_first_line(error)})"
-            reason = _unlike(ours, theirs, tolerance)
-            if reason is not None:
-                return reason
+                self._verdict.note(path, _crash(error))
+                return
+            if path not in self._verdict.different:
+                self._verdict.note(path, _unlike(ours, observation(output, args, kwargs), self._tolerance))
+
+        done: list[None] = []
+        original.register_forward_pre_hook(before, with_kwargs=True)
+        original.register_forward_hook(after, with_kwargs=True)
+
+
+def _part_of(plain: nn.Module, path: str) -> nn.Module | None:
+    """The part at a path; None where something around it was replaced, and is compared as a whole."""
+    try:
+        part = plain.get_submodule(path)
+    except AttributeError:
         return None
-
-    def _original(
-        self, original: nn.Module, given: Arguments, *, thorough: bool
-    ) -> tuple[tuple[Observation, float], list[torch.dtype] | None]:
-        """The original's results in float64 with what may differ from them, and the dtypes that it returns.
-
-        What a part inside a network returns is compared once, the whole is run twice and in its own precision, too.
-        """
-        dtypes = [t.dtype for t in original.parameters() if t.is_floating_point()]
-        eps = max((torch.finfo(d).eps for d in dtypes), default=torch.finfo(torch.float64).eps)
-        tolerance = 1e-9 if eps < 1e-10 else 64 * eps
-        if not thorough and eps < 1e-5:
-            (exact,) = observe(original, given.args, given.kwargs, Float64)
-            return (exact, tolerance if eps < 1e-10 else _CAP / 10), None
-        first, second = observe(original, given.args, given.kwargs, contextlib.nullcontext, times=2)
-        if _unlike(second, first, 0.0, changes=False) is not None:
-            raise _UnstableError("its output differs between two runs on one input")
-        (exact,) = observe(original, given.args, given.kwargs, Float64)
-        noise = max((relative_error(a, b) for a, b in zip(first.outputs, exact.outputs, strict=False)), default=0.0)
-        if eps >= 1e-10:
-            tolerance = max(tolerance, min(8 * noise, _CAP))
-        return (exact, tolerance), [t.dtype for t in first.outputs]
-
-
-class _UnstableError(Exception):
-    """A part that gives two results for one input."""
+    return None if type(part).forward is nn.Module.forward else part
 
 
 def _unlike(ours: Observation, theirs: Observation, tolerance: float, *, changes: bool = True) -> str | None:
@@ -165,14 +269,30 @@ def _unlike(ours: Observation, theirs: Observation, tolerance: float, *, changes
 
 
 def _values(a: Tensor, b: Tensor, tolerance: float) -> str | None:
-    if a.is_meta or b.is_meta or not b.numel():
+    error = _distance(a, b)
+    if error <= tolerance:
         return None
+    exact = not (b.is_floating_point() or b.is_complex())
+    return (
+        "its integer outputs would differ" if exact else f"its output would differ by {error:.1e} of its largest value"
+    )
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Largest difference over the largest value of ``b``; what isn't finite has to be so in both."""
+    if a.is_meta or b.is_meta or not b.numel():
+        return 0.0
     if not (b.is_floating_point() or b.is_complex()):
-        return None if a.shape == b.shape and torch.equal(a, b) else "its integer outputs would differ"
-    if torch.equal(torch.isfinite(a), torch.isfinite(b)):
+        return 0.0 if a.shape == b.shape and torch.equal(a, b) else float("inf")
+    if b.is_complex():
+        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
+    if a.shape == b.shape and torch.equal(torch.isfinite(a), torch.isfinite(b)):
         a, b = (torch.where(torch.isfinite(t), t, torch.zeros_like(t)) for t in (a, b))
-    error = relative_error(a, b) if not b.is_complex() else relative_error(torch.view_as_real(a), torch.view_as_real(b))
-    return None if error <= tolerance else f"its output would differ by {error:.1e} of its largest value"
+    return relative_error(a, b)
+
+
+def _crash(error: Exception) -> str:
+    return f"the rewritten part can't be run ({type(error).__name__}: {_first_line(error)})"
 
 
 def _first_line(error: Exception) -> str:

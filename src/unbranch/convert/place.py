@@ -207,12 +207,20 @@ def _self_attributes(method: Any) -> tuple[frozenset[str], frozenset[str]]:
             if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == own
         }  # fmt: skip
 
-    calls: set[str] = set()
+    def of_self(node: ast.AST) -> set[str]:
+        """The attribute itself, or an element of it, but no method of it (``self.conv.reset_parameters()``)."""
+        if isinstance(node, ast.Subscript):
+            return of_self(node.value)
+        direct = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == own
+        return {node.attr} if isinstance(node, ast.Attribute) and direct else set()
+
+    functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    called = {function.id for function in functions if isinstance(function, ast.Name)}
+    calls = set().union(*map(of_self, functions))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            calls |= names(node.func)
-        elif isinstance(node, ast.For | ast.comprehension):
-            calls |= names(node.iter)
+        if isinstance(node, ast.For | ast.comprehension):
+            targets = {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+            calls |= names(node.iter) if targets & called else set()
     stored = {
         n.attr for n in ast.walk(tree)
         if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)

@@ -197,13 +197,20 @@ def _run(network: nn.Module, inputs: tuple[Any, ...], which: str, precision: str
     except UnbranchError:
         raise
     except Exception as error:  # whatever stops a forward
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise InputError(
-            f"the {which} network, {type(network).__name__}, can't run on `example_input`, {_described(inputs)}, in "
-            f"{precision}: {type(error).__name__}{f': {reason}' if reason else ''}"
-        ) from error
+        raise misfit(network, inputs, error, which=f"the {which} network", precision=f" in {precision}") from error
     finally:
         random.setstate(state)
+
+
+def misfit(
+    network: nn.Module, inputs: Any, error: Exception, *, which: str = "the network", precision: str = ""
+) -> InputError:  # fmt: skip
+    """The one sentence about an input that a network doesn't run on."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return InputError(
+        f"{which}, {type(network).__name__}, can't run on `example_input`, {_described(inputs)},{precision}: "
+        f"{type(error).__name__}{f': {reason}' if reason else ''}".replace(",: ", ": ")
+    )
 
 
 def _described(value: Any) -> str:

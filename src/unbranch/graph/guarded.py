@@ -104,7 +104,7 @@ def observe(
         try:
             return [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
         except StateWriteError:
-            own = with_own_tensors(shadow_of(module))
+            own = private_copy(module)
             prepare(own)
             return [_observed(own, args, kwargs, mode, set()) for _ in range(times)]
 
@@ -112,13 +112,29 @@ def observe(
 def _observed(
     own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], protected: set[int]
 ) -> Observation:
-    given, named = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (args, kwargs))
+    given, named = fresh((args, kwargs))
     before = _state(own)
     with _Guard(protected), mode():
         output = own(*given, **named)
     changed = {key: value for key, value in _state(own).items() if key not in before or before[key][0] != value[0]}
-    outputs, structure = _leaves((_plain(output), given, named))
-    return Observation(outputs, structure, {key: value for key, (_, value) in changed.items()})
+    seen = observation(output, given, named)
+    seen.changes.update({key: value for key, (_, value) in changed.items()})
+    return seen
+
+
+def fresh(arguments: Any) -> Any:
+    """Arguments with tensors of their own, since a forward may write to them."""
+    return tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, arguments)
+
+
+def observation(output: Any, args: Any, kwargs: Any) -> Observation:
+    """An output, and the arguments as they are after the run."""
+    return Observation(*_leaves((_plain(output), args, kwargs)))
+
+
+def private_copy(module: nn.Module) -> nn.Module:
+    """A copy in evaluation with tensors of its own."""
+    return with_own_tensors(shadow_of(module))
 
 
 def _plain(output: Any) -> Any:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 from .guarded import RandomDrawError, observe
 
@@ -103,45 +102,3 @@ def _like(module: nn.Module) -> tuple[torch.dtype, torch.device]:
     tensors = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
     found = next(tensors, torch.empty(0))
     return found.dtype, found.device
-
-
-def calls_inside(module: nn.Module, given: Arguments, paths: set[str], most: int = 2) -> dict[str, list[Arguments]]:
-    """What the parts at ``paths`` are given when a module runs: at most ``most`` calls of each with unlike arguments.
-
-    Tensors of floating point are replaced by noise of their shape, so that no part sees a degenerate input.
-    """
-    found: dict[str, list[Arguments]] = {}
-    seen: dict[str, set[str]] = {}
-
-    def watch(path: str) -> Any:
-        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            key = repr(tree_map(_summary, (args, kwargs)))
-            if key not in seen.setdefault(path, set()) and len(found.get(path, ())) < most:
-                seen[path].add(key)
-                found.setdefault(path, []).append(Arguments(*tree_map(_noisy, (args, kwargs))))
-
-        return hook
-
-    def watched(shadow: nn.Module) -> None:
-        for path in paths:
-            with contextlib.suppress(AttributeError):
-                shadow.get_submodule(path).register_forward_pre_hook(watch(path), with_kwargs=True)
-
-    with contextlib.suppress(Exception):
-        observe(module, given.args, given.kwargs, contextlib.nullcontext, prepare=watched)
-    return found
-
-
-def _summary(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dim()} {value.dtype}"
-    return repr(value) if isinstance(value, bool | int | float | str | None) else type(value).__name__
-
-
-def _noisy(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if not value.is_floating_point():
-        return value.clone()
-    generator = torch.Generator().manual_seed(value.dim())
-    return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
