@@ -40,12 +40,8 @@ KNOWN: dict[str, str] = {
     "nested sequences": "merges merges+x",
     "nested modules of their own": "merges merges+x",
     # ScriptModule children
-    "scripted child": "function+x",
-    "scripted activation": "function+x",
-    "scripted root": "function+x",
-    "traced child": "function+x",
     # lazy layers
-    "lazy convolution": "function function+x",
+    "lazy convolution": "function",
     # methods called forward_...
     "forward intermediates": "function function+x",
     # YOLO's list of layers with attributes

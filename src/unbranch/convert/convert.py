@@ -141,6 +141,7 @@ class _Conversion:
     excluded: dict[tuple[str, str, str], str] = field(default_factory=dict)
     built: dict[Any, _Built] = field(default_factory=dict)
     units: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    places: list[tuple[str, str]] = field(default_factory=list)
     used: list[_Built] = field(default_factory=list)
 
     def run(self) -> None:
@@ -197,6 +198,7 @@ class _Conversion:
             unit = trace.full_path(unit_of(rewrite))
             self.units.setdefault(unit, []).extend(_identity(trace, m) for m in merges)
             self.units.setdefault(trace.path, [])
+            self.places += [(unit, trace.full_path(p)) for p in (rewrite.paths if isinstance(rewrite, Swap) else ())]
         self._record(region, plan, rewrites, errors, built, reasons)
 
     def _proved(self, region: Region, merge: Merge, exact: bool) -> _Built:
@@ -245,7 +247,9 @@ class _Conversion:
         Where a part differs, the rewrites that it alone shows are at fault; where it has none, those inside it are.
         """
         exact = all(built.exact for built in self.used)
-        verdict = forwards.compare(plain, {*self.units, ""}, EXACT if exact else ROUNDED / 10)
+        verdict = forwards.compare(
+            plain, {""} | {p for p in self.units if not self._crossed(p)}, EXACT if exact else ROUNDED / 10
+        )
         wrong: dict[tuple[str, str, str], str] = {}
         for path, reason in sorted(verdict.different.items(), key=lambda item: item[0].count("."), reverse=True):
             own = self.units.get(path, ())
@@ -259,6 +263,10 @@ class _Conversion:
                 )
                 wrong |= dict.fromkeys(merges, reason)
         return wrong
+
+    def _crossed(self, path: str) -> bool:
+        """Whether something moves into a part from outside, as the norm behind a stem does: its output changes."""
+        return any(_lies_in(place, path) and not _lies_in(unit, path) for unit, place in self.places)
 
     def _mode(self, region: Region, merge: Merge) -> bool:
         for node in merge.inside:
