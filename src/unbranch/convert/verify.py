@@ -56,6 +56,11 @@ class Verification:
         return self.compared > 0 and self.unproved is None and self.max_rel <= self.tolerance
 
     @property
+    def within_noise(self) -> bool:
+        """``ok``, or a difference no larger than rounding explains on an input that can't prove more than that."""
+        return self.ok or (self.unproved is not None and self.max_rel <= 4 * self.noise_floor)
+
+    @property
     def verdict(self) -> str:
         """One of three: the same function, not the same, or not to be told from this input."""
         if self.compared == 0 or self.unproved is not None:
