@@ -65,10 +65,6 @@ KNOWN: dict[str, str] = {
     "pool in the middle": "merges merges+x",
     "gate in the middle": "merges merges+x",
     # activations that are the identity
-    "leaky relu of slope one": "merges merges+x",
-    "prelu of ones": "merges merges+x",
-    "hardtanh without bounds": "merges merges+x",
-    "clamp without bounds": "merges merges+x",
     # results that nobody reads
     "auxiliary head dropped": "merges merges+x",
     "one of two results": "merges merges+x",
@@ -85,10 +81,6 @@ KNOWN: dict[str, str] = {
     "partitioned perceptron": "merges",
     "whole perceptron": "merges merges+x",
     # sizes read between a convolution and its norm
-    "height between": "merges merges+x",
-    "size between": "merges merges+x",
-    "tokens between": "merges merges+x",
-    "batch between": "merges merges+x",
     # padding that depends on the size
     "same padding": "merges merges+x",
     "same padding in a row": "merges merges+x",

@@ -407,3 +407,17 @@ def test_blocks_collapse_on_the_meta_device():
 
     for block in (ACB, DBB, RepVGG):
         assert isinstance(ub.collapse(block(8, 8, 3, padding=1).to("meta")), nn.Conv2d)
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.LeakyReLU(0.3, inplace=True), nn.ReLU6(inplace=True), nn.LeakyReLU(1.0, True)]
+)
+def test_an_activation_in_place_changes_what_others_read(activation):
+    """The first value is changed before it is read again, unless the activation is the identity."""
+
+    def forward(m, x):
+        y = m.a(x)
+        z = m.act(y)
+        return m.b(y) + m.c(z)
+
+    collapsed(Of(forward, a=conv(), act=activation, b=norm(), c=norm()))

@@ -129,7 +129,7 @@ def _as_swap(region: Region, merge: Merge) -> Swap | None:
         if entering - region.constant != {source}:
             return None
         source = call.output
-        users = set(source.users) - trace.checks
+        users = set(source.users) - trace.checks - trace.sizes
         if call is not row[-1] and not any(users <= set(later.nodes) for later in row):
             return None
     if source is not merge.target or (len(row) > 1 and _crosses_an_entry_point(region, row)):

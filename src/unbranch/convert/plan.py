@@ -177,9 +177,10 @@ class _Planner:
 
     def _demanded(self) -> set[fx.Node]:
         """Values of affine operations that something else reads, or nothing: what is computed is converted."""
-        needed = {n for n in self.region.values if n in self.region.barriers or not n.users}
+        skipped = self.region.trace.checks | self.region.trace.sizes
+        needed = {n for n in self.region.values if n in self.region.barriers or not set(n.users) - skipped}
         for node in self.region.order:
-            if node not in self.region.values and node not in self.region.trace.checks:
+            if node not in self.region.values and node not in skipped:
                 needed.update(n for n in node.all_input_nodes if n in self.region.values)
         return needed
 

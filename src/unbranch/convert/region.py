@@ -297,6 +297,9 @@ class Region:
 
 _VIEWS = {"view", "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "expand", "detach", "t"}
 _PASS = Rule(lambda _module, x, *args, **kwargs: x, "view")  # noqa: ARG005
+CHANGES_SIZE = {torch.nn.functional.pad, torch.cat, torch.concat, torch.concatenate, torch.stack, torch.sum, torch.mean,
+                torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d,
+                "sum", "mean"}  # fmt: skip
 _CHANGES_CHANNELS = {
     torch.cat, torch.concat, torch.concatenate, torch.chunk, torch.split, "chunk", "split",
     torch.reshape, torch.flatten, "reshape", "view", "flatten",

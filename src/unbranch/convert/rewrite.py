@@ -17,7 +17,7 @@ from ..rules import rule_of_module
 from .place import Rebuild, Swap, opened_by
 from .plan import Merge
 from .prove import attribute
-from .region import Region
+from .region import CHANGES_SIZE, Region
 from .trace import Call, call_of
 
 
@@ -42,8 +42,11 @@ def rebuilt(
     prefix = len(call.path) + 1 if call.path else 0
     closed = [_outermost_closed(n, call, opened) for n in call.nodes]
     taken = {c.path[prefix:].split(".")[0] for c in closed if c is not None}
+    pending = _SizesLater(region, plan.merges)
     for node in call.nodes:
         if node.op in ("placeholder", "output") or node in region.trace.checks or node in env:
+            continue
+        if pending.holds(node, env):
             continue
         outer = _outermost_closed(node, call, opened)
         if node in by_target:
@@ -52,6 +55,8 @@ def rebuilt(
             taken.add(name)
             parts[name] = layer
             env[node] = graph.call_module(name, (env[by_target[node].root],))
+            for size in pending.released(by_target[node], env):
+                env[size] = _copied(size, graph, env, parts, original, region, prefix, memo)
         elif node in removed:
             continue
         elif outer is not None and isinstance(outer.output, fx.Node):
@@ -66,6 +71,44 @@ def rebuilt(
     graph.output(fx.node.map_arg(call.output, lambda n: env[n]))
     _drop_unused(graph, parts)
     return _module_of(graph, parts)
+
+
+class _SizesLater:
+    """Readings of the size of what is merged away: they read the merged layer's output, where that has the size."""
+
+    def __init__(self, region: Region, merges: tuple[Merge, ...]) -> None:
+        self._region = region
+        self._removed = {n for m in merges for n in m.inside if n is not m.target}
+        self._pending: list[fx.Node] = []
+
+    def holds(self, node: fx.Node, env: dict[fx.Node, fx.Node]) -> bool:
+        """Whether a node has to wait, since it reads the size of something that isn't there yet."""
+        waits = node in self._region.trace.sizes and any(
+            (n in self._removed or n in self._pending) and n not in env for n in node.all_input_nodes
+        )
+        if waits:
+            self._pending.append(node)
+        return waits
+
+    def released(self, merge: Merge, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+        """Readings that can be made now that a merged layer is there, in order."""
+        for node in merge.inside:
+            if node is not merge.target and self._same_size(node, merge.target):
+                env.setdefault(node, env[merge.target])
+        ready: list[fx.Node] = []
+        known = set(env)
+        for node in list(self._pending):
+            if all(n in known for n in node.all_input_nodes):
+                self._pending.remove(node)
+                known.add(node)
+                ready.append(node)
+        return ready
+
+    def _same_size(self, node: fx.Node, target: fx.Node) -> bool:
+        behind = [n for n in self._region.between(node, target) if n is not node]
+        kinds = {rule.kind for n in behind if (rule := self._region.rule(n)) is not None}
+        moves = any(n.target in CHANGES_SIZE for n in behind)
+        return kinds <= {"elementwise"} and not moves and all(self._region.rule(n) is not None for n in behind)
 
 
 def _placeholders(graph: fx.Graph, call: Call, region: Region) -> dict[fx.Node, fx.Node]:

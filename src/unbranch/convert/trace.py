@@ -60,6 +60,7 @@ class Trace:
         calls: every module call, the root's first.
         failures: paths of modules that couldn't be entered, and why.
         checks: assertions about shapes, and what is computed for them alone.
+        sizes: readings of shapes, and what is computed from them alone.
         made: names of tensors that the forward makes anew, which only the traced module holds.
     """
 
@@ -69,10 +70,12 @@ class Trace:
     calls: list[Call]
     failures: dict[str, str]
     checks: set[fx.Node] = field(init=False)
+    sizes: set[fx.Node] = field(init=False)
     made: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.checks = _checks(self.graph)
+        self.sizes = _sizes(self.graph)
+        self.checks = _checks(self.graph, self.sizes)
         read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
         self.made = {name for name in read if name.startswith("_tensor_constant")}  # torch.fx's name for them
 
@@ -104,7 +107,7 @@ def has_rules_inside(module: nn.Module) -> bool:
     return any(rule_of_module(m) is not None for m in module.modules())
 
 
-def _checks(graph: fx.Graph) -> set[fx.Node]:
+def _sizes(graph: fx.Graph) -> set[fx.Node]:
     about_shape: set[fx.Node] = set()
     for node in graph.nodes:
         reads = node.op == "call_method" and node.target in ("size", "dim")
@@ -112,6 +115,10 @@ def _checks(graph: fx.Graph) -> set[fx.Node]:
         inputs = node.all_input_nodes
         if reads or (node.op == "call_function" and inputs and all(n in about_shape for n in inputs)):
             about_shape.add(node)
+    return about_shape
+
+
+def _checks(graph: fx.Graph, about_shape: set[fx.Node]) -> set[fx.Node]:
     checks: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):
         if node in about_shape and (
