@@ -22,7 +22,7 @@ from ..rules import rule_of_module
 from .prove import relative_error
 from .verify import misfit
 
-EXACT = 1e-9  # of the largest value: what float64 may cost where merged layers haven't been rounded yet
+EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
 ROUNDED = 1e-3  # the same where they have been, to the network's own dtype
 _UNLIKE = 0.1  # of the largest value: outputs in the network's own dtype that differ by more aren't the same function
 
@@ -154,7 +154,7 @@ class Forwards:
         except Exception as error:
             verdict.note("", _crash(error))
             return
-        limit = max(tolerance, 2e-7 * self._noise if tolerance <= EXACT else min(8 * self._noise, ROUNDED))
+        limit = max(tolerance, EXACT * self._noise if tolerance <= EXACT else min(8 * self._noise, ROUNDED))
         reason = _unlike(ours, theirs, limit)
         if "" not in verdict.different:
             verdict.note("", reason)
@@ -180,7 +180,7 @@ class Forwards:
                     verdict.note(path, _crash(error))
                     return
                 noise = max((_distance(a, b) for a, b in zip(first.outputs, theirs.outputs, strict=False)), default=0.0)
-                verdict.note(path, _unlike(ours, theirs, max(tolerance, 2e-7 * noise)))
+                verdict.note(path, _unlike(ours, theirs, max(tolerance, EXACT * noise)))
         except RandomDrawError:
             verdict.unprovable[path] = "it draws random numbers in evaluation"
         except Exception as error:
