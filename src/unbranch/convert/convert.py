@@ -229,7 +229,7 @@ class _Conversion:
     def _example(self, region: Region, merge: Merge) -> tuple[Tensor, Tensor]:
         """Random input of the operations that a merge replaces, and what they make of it in float64."""
         path = region.between(merge.root, merge.target)
-        known = {n: region.constant_value(n) for node in path for n in node.all_input_nodes if n in region.constant}
+        known = {n: region.constants.value(n) for node in path for n in node.all_input_nodes if n in region.constant}
         value = region.values[merge.target][merge.root]
         assert isinstance(value, Affine)
         device = region.weight_like(merge.root, merge.target).device

@@ -237,14 +237,14 @@ class _Planner:
         if rule is None or rule.kind == "view" or node not in self.region.values:
             return Cost()
         sources = [n for n in node.all_input_nodes if n not in self.region.constant]
-        computed = sum(self.region.launches_for(n) for n in node.all_input_nodes if n in self.region.constant)
+        computed = sum(self.region.constants.launches(n) for n in node.all_input_nodes if n in self.region.constant)
         value = next(iter(self.region.values[node].values()))
         numbers = float(
             sum(
                 t.numel()
                 for n in node.all_input_nodes
                 if n in self.region.constant
-                for t in self.region.leaf_constants(n)
+                for t in self.region.constants.leaves(n)
             )
         )
         if node.op == "call_module":

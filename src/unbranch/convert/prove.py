@@ -50,11 +50,12 @@ def run_nodes(nodes: Sequence[fx.Node], known: dict[fx.Node, Any], root: nn.Modu
         warnings.simplefilter("ignore")
         for node in nodes:
             if node not in values:
-                values[node] = _run(node, values, root)
+                values[node] = run_node(node, values, root)
     return values[nodes[-1]]
 
 
-def _run(node: fx.Node, values: dict[fx.Node, Any], root: nn.Module) -> Any:
+def run_node(node: fx.Node, values: dict[fx.Node, Any], root: nn.Module) -> Any:
+    """Execute one node of a graph."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
     if node.op == "get_attr":
         return attribute(root, str(node.target))

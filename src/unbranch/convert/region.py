@@ -14,8 +14,8 @@ from ..algebra import identity
 from ..errors import Inexact, NotAffine
 from ..rules import Rule, rule_of_function, rule_of_method, rule_of_module, shape_after
 from ..rules.value import Affine, Bundle, Gridded
+from .constants import Constants
 from .inplace import pinned_in
-from .prove import attribute, run_nodes
 from .trace import Trace
 
 SIDE = 14  # grid points per dimension assumed at a root
@@ -38,7 +38,6 @@ class Region:
     hooked: frozenset[str] = frozenset()
     shared: dict[str, str] = field(default_factory=dict)
     differentiable: bool = False
-    constants: dict[fx.Node, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.order = {node: j for j, node in enumerate(self.trace.graph.nodes)}
@@ -46,11 +45,8 @@ class Region:
         self.refused: dict[fx.Node, str] = {}
         self.grids: dict[fx.Node, tuple[int, ...]] = {}
         self._identities: dict[fx.Node, Affine | None] = {}
-        self.constant = {n for n in self.order if n.op == "get_attr"}
-        for node in self.order:
-            sources = node.all_input_nodes if node.op in ("call_function", "call_method") else []
-            if sources and all(n in self.constant for n in sources):
-                self.constant.add(node)
+        self.constants = Constants(self.trace, self.differentiable)
+        self.constant = self.constants.nodes
         self.pinned = pinned_in(self.trace)
         self.barriers = self._barriers()
         for node in self.order:
@@ -152,7 +148,7 @@ class Region:
 
         def value(source: fx.Node) -> Any:
             if source in self.constant:
-                return self.constant_value(source)
+                return self.constants.value(source)
             if real:
                 return real[source]
             return self.identity_on(root) if source is root else self.values[source][root]
@@ -172,6 +168,7 @@ class Region:
         """
         known = self.identity_on(root)
         assert known is not None
+        self.constants.forget()
         device = self.weight_like(root, target).device
         real: dict[fx.Node, Affine | Bundle] = {
             root: replace(known, map=identity(known.channels, known.ndim, device=device))
@@ -207,39 +204,7 @@ class Region:
                 yield from (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
             for source in node.all_input_nodes:
                 if source in self.constant:
-                    yield from (t for t in self.leaf_constants(source) if t.is_floating_point())
-
-    def leaf_constants(self, node: fx.Node) -> Iterator[Tensor]:
-        """The parameters and buffers that a constant is computed from."""
-        for source in self._constants_below(node):
-            if source.op == "get_attr":
-                value = attribute(self.trace.module, str(source.target))
-                if isinstance(value, Tensor):
-                    yield value
-
-    def launches_for(self, node: fx.Node) -> int:
-        """Operations, but for views, that compute a constant anew in each forward."""
-        return sum(n.op != "get_attr" and n.target not in _VIEWS for n in self._constants_below(node))
-
-    def _constants_below(self, node: fx.Node) -> set[fx.Node]:
-        found, stack = {node}, [node]
-        while stack:
-            sources = [n for n in stack.pop().all_input_nodes if n not in found]
-            found.update(sources)
-            stack += sources
-        return found
-
-    def constant_value(self, node: fx.Node) -> Any:
-        if node.op == "get_attr":
-            return attribute(self.trace.module, str(node.target))
-        if self.differentiable and node.target in ("detach", torch.detach):
-            # A border padded with a detached norm's value moves with the norm in the map that is differentiated.
-            return self.constant_value(node.all_input_nodes[0])
-        if self.differentiable or node not in self.constants:
-            known = {n: self.constant_value(n) for n in node.all_input_nodes}
-            with torch.set_grad_enabled(self.differentiable):
-                self.constants[node] = run_nodes([node], known, self.trace.module)
-        return self.constants[node]
+                    yield from (t for t in self.constants.leaves(source) if t.is_floating_point())
 
     def identity_on(self, root: fx.Node) -> Affine | None:
         """The identity on a root, if something that reads it tells how many channels it has."""
@@ -284,7 +249,7 @@ class Region:
         source = args.get("weight")
         if not isinstance(source, fx.Node) or source not in self.constant:
             return None
-        weight = self.constant_value(source)
+        weight = self.constants.value(source)
         if weight.dim() == 2:
             return weight.shape[1], 0, True
         groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
@@ -295,7 +260,6 @@ class Region:
         return channels, weight.dim() - 2, False
 
 
-_VIEWS = {"view", "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "expand", "detach", "t"}
 _PASS = Rule(lambda _module, x, *args, **kwargs: x, "view")  # noqa: ARG005
 CHANGES_SIZE = {torch.nn.functional.pad, torch.cat, torch.concat, torch.concatenate, torch.stack, torch.sum, torch.mean,
                 torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d,

@@ -196,11 +196,31 @@ def _drop_unused(graph: fx.Graph, parts: dict[str, Any]) -> None:
         reads_shape = node.target in (getattr, operator.getitem) or (
             node.op == "call_method" and node.target in ("size", "dim")
         )
-        if (node in constant or reads_shape) and not node.users:
+        if (node in constant or reads_shape) and not node.users and not _is_read_after(node, graph):
             graph.erase_node(node)
     used = {str(n.target) for n in graph.nodes if n.op in ("get_attr", "call_module")}
     for name in set(parts) - used:
         del parts[name]
+
+
+def _is_read_after(node: fx.Node, graph: fx.Graph) -> bool:
+    """Whether a node writes to something in place that is still read."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    writes = (
+        name in ("setitem", "__setitem__") or (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs
+    )
+    if not in_place and "out" not in node.kwargs:
+        return False
+    bases = set(node.all_input_nodes)
+    for base in list(bases):  # views, and what they are views of
+        stack = [base]
+        while stack:
+            sources = [n for n in stack.pop().all_input_nodes if n not in bases]
+            bases.update(sources)
+            stack += sources
+    targets = {n.target for n in bases if n.op == "get_attr"}
+    same = bases | {n for n in graph.nodes if n.op == "get_attr" and n.target in targets}
+    return any(user is not node and user not in bases for n in same for user in n.users)
 
 
 def _module_of(graph: fx.Graph, parts: dict[str, Any]) -> nn.Module:
