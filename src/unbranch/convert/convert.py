@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import CollapseError, Inexact
 from ..graph.guarded import untouched
+from ..graph.probe import Arguments
 from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts, unwrapped
 from ..rules import rule_of_module
 from ..rules.value import Affine, Gridded
@@ -23,6 +24,7 @@ from .prove import random_inputs, relative_error, run_nodes
 from .region import Region
 from .report import MergeRecord, Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
+from .standins import StandIns
 from .step import record_step
 from .trace import Trace, traces_of
 from .verify import as_inputs
@@ -97,7 +99,7 @@ def _proved(network: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[_Conver
     built: dict[Any, _Built] = {}
     forwards = None if _is_meta(network) else Forwards(network, inputs)
     while True:
-        conversion = _Conversion(network, excluded=excluded, built=built)
+        conversion = _Conversion(network, forwards.pair if forwards else None, excluded=excluded, built=built)
         conversion.run()
         plain = conversion.result()
         if forwards is None or not conversion.units:
@@ -134,6 +136,7 @@ class _Conversion:
     """One network on its way; each trace is planned until all its merges hold and have a place."""
 
     network: nn.Module
+    pair: tuple[Arguments, Arguments] | None = None
     memo: dict[int, Any] = field(default_factory=dict)
     records: list[tuple[MergeRecord, nn.Module]] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
@@ -149,7 +152,7 @@ class _Conversion:
         for path, part in training_parts(self.network):
             self.memo[id(part)] = type(part)()
             shadow.set_submodule(path, type(part)())
-        traces, unread = traces_of(shadow)
+        traces, unread = traces_of(shadow, StandIns(shadow_of(self.network), self.pair).of)
         hooked = {name for name, module in self.network.named_modules() if has_hooks(module)}
         owners, read = owners_of(self.network), {id(trace): trace.read() for trace in traces}
         for path, reason in unread.items():

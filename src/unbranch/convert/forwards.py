@@ -9,6 +9,7 @@ buffers has to be the same.
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ..graph.float64 import Float64
 from ..graph.guarded import Observation, RandomDrawError, fresh, observation, observe, private_copy
-from ..graph.probe import Arguments, probe
+from ..graph.probe import Arguments, larger, probe, runs
 from ..rules import rule_of_module
 from .prove import relative_error
 from .verify import misfit
@@ -94,6 +95,17 @@ class Forwards:
             self._reason = "it draws random numbers in evaluation"
         if not self.given and self._reason is None:
             self._reason = "no input was found to prove it on; an example input would help"
+
+    @functools.cached_property
+    def pair(self) -> tuple[Arguments, Arguments] | None:
+        """Two inputs of different sizes, of batches at least, that the network takes."""
+        if len(self.given) == 2:
+            return self.given[0], self.given[1]
+        if self.given and self._reason is None:
+            for other in larger(self.given[0]):
+                if runs(self.network, other):
+                    return self.given[0], other
+        return None
 
     def _learn(self, given: Arguments) -> None:
         try:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..algebra import identity
 from ..errors import Inexact, NotAffine
-from ..rules import Rule, rule_of_function, rule_of_method, rule_of_module, shape_after
+from ..rules import RESHAPES, Rule, rule_of_function, rule_of_method, rule_of_module, shape_after
 from ..rules.value import Affine, Bundle, Gridded
 from .constants import Constants
 from .inplace import pinned_in
@@ -126,7 +126,7 @@ class Region:
         """Values that all inputs of a node come from, nearest first."""
         common: set[fx.Node] | None = None
         for source in node.all_input_nodes:
-            if source in self.constant:
+            if source in self.constant or source in self.trace.sizes:
                 continue
             roots = {source} if source in self.barriers else {source, *self.values.get(source, ())}
             common = roots if common is None else common & roots
@@ -146,9 +146,15 @@ class Region:
         rule = self.rule(node)
         assert rule is not None
 
+        if node.target in RESHAPES and self._keeps_shape(node):
+            source = node.all_input_nodes[0]
+            return real[source] if real else self.identity_on(root) if source is root else self.values[source][root]
+
         def value(source: fx.Node) -> Any:
             if source in self.constant:
                 return self.constants.value(source)
+            if source in self.trace.sizes:
+                return self._size(source, node)
             if real:
                 return real[source]
             return self.identity_on(root) if source is root else self.values[source][root]
@@ -159,6 +165,20 @@ class Region:
         with torch.set_grad_enabled(self.differentiable and bool(real)):
             result = rule.apply(*args, **kwargs)
             return result if real else _on_meta(result)
+
+    def _keeps_shape(self, node: fx.Node) -> bool:
+        """Whether a reshape gives the shape that is there, for inputs of two sizes."""
+        before, after = self.trace.known(node.all_input_nodes[0]), self.trace.known(node)
+        known = before is not None and after is not None
+        return known and all(a.shape == b.shape for a, b in zip(before, after, strict=True))
+
+    def _size(self, source: fx.Node, node: fx.Node) -> Any:
+        """A size that depends on the input: of a reshape, -1 where it is the batch's."""
+        if node.target in RESHAPES:
+            size, whole = self.trace.known(source), self.trace.known(node.all_input_nodes[0])
+            if size is not None and whole is not None and size == tuple(v.shape[0] for v in whole):
+                return -1
+        return _DependentSize()
 
     def realised(self, root: fx.Node, target: fx.Node) -> Affine:
         """The map from ``root`` to ``target`` with its kernel's values, in float64.
@@ -268,6 +288,10 @@ _CHANGES_CHANNELS = {
     torch.cat, torch.concat, torch.concatenate, torch.chunk, torch.split, "chunk", "split",
     torch.reshape, torch.flatten, "reshape", "view", "flatten",
 }  # fmt: skip
+
+
+class _DependentSize:
+    """Stands for a size that depends on the input, where a rule reads its arguments."""
 
 
 def _first(value: Affine | Bundle) -> Affine:

@@ -206,9 +206,7 @@ def _drop_unused(graph: fx.Graph, parts: dict[str, Any]) -> None:
 def _is_read_after(node: fx.Node, graph: fx.Graph) -> bool:
     """Whether a node writes to something in place that is still read."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    writes = (
-        name in ("setitem", "__setitem__") or (name.endswith("_") and not name.endswith("__")) or "out" in node.kwargs
-    )
+    in_place = name in ("setitem", "__setitem__") or (name.endswith("_") and not name.endswith("__"))
     if not in_place and "out" not in node.kwargs:
         return False
     bases = set(node.all_input_nodes)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._symbolic_trace import _autowrap_check, _new_patcher, _patch_wrapped_functions
 
 from ..rules import rule_of_module, users_functions
@@ -59,6 +60,7 @@ class Trace:
         path: the module's path from the network's root.
         calls: every module call, the root's first.
         failures: paths of modules that couldn't be entered, and why.
+        known: stand-ins of a value for two inputs of different size, None if they aren't known.
         checks: assertions about shapes, and what is computed for them alone.
         sizes: readings of shapes, and what is computed from them alone.
         made: names of tensors that the forward makes anew, which only the traced module holds.
@@ -69,6 +71,7 @@ class Trace:
     graph: fx.Graph
     calls: list[Call]
     failures: dict[str, str]
+    known: Callable[[fx.Node], Any] = lambda _node: None
     checks: set[fx.Node] = field(init=False)
     sizes: set[fx.Node] = field(init=False)
     made: set[str] = field(init=False)
@@ -143,8 +146,102 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
 
 
+class _Shape(tuple[Any, ...]):
+    """A traced shape: plain numbers where they are the same for all inputs, traced ones elsewhere."""
+
+    def numel(self) -> Any:
+        """The product of the sizes."""
+        return reduce(operator.mul, self, 1)
+
+
 class _Value(fx.Proxy):
-    """A traced value on which ``+=`` and its kin are seen as the in-place operations that they are."""
+    """A traced value that knows its rank, its channels and whatever else is the same for all inputs.
+
+    ``+=`` and its kin, and assignments to parts, are seen as the in-place operations that they are.
+    """
+
+    def _known(self) -> Any:
+        tracer: Any = self.tracer
+        return tracer.known(self.node)
+
+    def _example(self) -> torch.Tensor | None:
+        """A stand-in of the first size, if the value is known to be a tensor."""
+        known = self._known()
+        return known[0] if known is not None and isinstance(known[0], torch.Tensor) else None
+
+    def _constant(self, name: str) -> Any:
+        """An attribute of something that is computed from parameters alone, else a traced one."""
+        known = self._known()
+        if known is not None and known[0] is known[1] and isinstance(known[0], torch.Tensor):
+            return getattr(known[0], name)
+        return fx.proxy.Attribute(self, name)
+
+    @property
+    def shape(self) -> Any:
+        """As plain numbers where known."""
+        known = self._known()
+        if known is None or not all(isinstance(v, torch.Tensor) for v in known):
+            return fx.proxy.Attribute(self, "shape")
+        a, b = known
+        if a.dim() != b.dim():
+            return fx.proxy.Attribute(self, "shape")
+        if tuple(a.shape) == tuple(b.shape):
+            return _Shape(a.shape)
+        whole: Any = fx.proxy.Attribute(self, "shape")
+        return _Shape(n if n == m else whole[j] for j, (n, m) in enumerate(zip(a.shape, b.shape, strict=True)))
+
+    def size(self, dim: int | None = None) -> Any:
+        """As ``shape``."""
+        if self._example() is None:
+            return self.tracer.create_proxy("call_method", "size", (self,) if dim is None else (self, dim), {})
+        return self.shape if dim is None else self.shape[dim]
+
+    @property
+    def ndim(self) -> Any:
+        """As a plain number where known."""
+        example = self._example()
+        return fx.proxy.Attribute(self, "ndim") if example is None else example.dim()
+
+    def dim(self) -> Any:
+        """As a plain number where known."""
+        example = self._example()
+        return self.tracer.create_proxy("call_method", "dim", (self,), {}) if example is None else example.dim()
+
+    ndimension = dim
+
+    @property
+    def device(self) -> Any:
+        """Of constants, a plain value."""
+        return self._constant("device")
+
+    @property
+    def dtype(self) -> Any:
+        """Of constants, a plain value."""
+        return self._constant("dtype")
+
+    @property
+    def is_cuda(self) -> Any:
+        """Of constants, a plain value."""
+        return self._constant("is_cuda")
+
+    def __len__(self) -> int:
+        length = self._length()
+        return super().__len__() if length is None else length
+
+    def __iter__(self) -> Any:
+        length = self._length()
+        whole: Any = self
+        return super().__iter__() if length is None else iter([whole[j] for j in range(length)])
+
+    def _length(self) -> int | None:
+        known = self._known()
+        if known is None or not all(isinstance(v, torch.Tensor | tuple | list) for v in known):
+            return None
+        lengths = {len(v) for v in known if not isinstance(v, torch.Tensor) or v.dim()}
+        return lengths.pop() if len(lengths) == 1 else None
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
 def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,7 +264,7 @@ class _Tensors(dict[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
-        return value if value is None else self._tracer.tensor(self._prefix + name)
+        return value if value is None or self._tracer.paused else self._tracer.tensor(self._prefix + name)
 
 
 @contextlib.contextmanager
@@ -203,9 +300,12 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: set[int]) -> None:
+    def __init__(self, leaves: set[int], given: Callable[[], Given | None]) -> None:
         super().__init__(autowrap_functions=users_functions())
         self._leaves = leaves
+        self._given = given
+        self._knowledge: dict[fx.Node, Any] = {}
+        self.paused = False
         self._stack: list[Call] = []
         self._parameter_proxies: dict[str, fx.Proxy] = {}
         self.calls: list[Call] = []
@@ -273,6 +373,54 @@ class _Tracer(fx.Tracer):
             call.nodes.append(node)
         return node
 
+    def known(self, node: fx.Node) -> Any:
+        """Stand-ins of a value for two inputs of different size; None if they aren't known."""
+        if node not in self._knowledge:
+            self._knowledge[node] = None  # a failure isn't tried again
+            given = self._given()
+            try:
+                self._knowledge[node] = self._computed(node, given)
+            except Exception:
+                return None
+        return self._knowledge[node]
+
+    def _computed(self, node: fx.Node, given: Given | None) -> Any:
+        if node.op == "get_attr":
+            value = self._raw(str(node.target))
+            return value, value
+        if node.op == "placeholder":
+            names = [n.name for n in self.graph.nodes if n.op == "placeholder"]
+            return None if given is None else tuple(g[names.index(node.name)] for g in given.inputs)
+        inputs = {n: self.known(n) for n in node.all_input_nodes}
+        if any(v is None for v in inputs.values()):
+            return None
+        constant = all(v[0] is v[1] for v in inputs.values())
+        mode = FakeTensorMode(allow_non_fake_inputs=True) if given is None else given.mode
+        self.paused = True
+        try:
+            with torch.no_grad(), mode:
+                first = self._run(node, {n: v[0] for n, v in inputs.items()})
+                return first, first if constant else self._run(node, {n: v[1] for n, v in inputs.items()})
+        finally:
+            self.paused = False
+
+    def _raw(self, path: str) -> Any:
+        """The tensor at a path, where reading it gives a proxy."""
+        holder, _, name = path.rpartition(".")
+        module = self.root.get_submodule(holder)
+        for table in (module._parameters, module._buffers):
+            if name in table:
+                return dict(table)[name]
+        return getattr(module, name)
+
+    def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
     def tensor(self, path: str) -> fx.Proxy:
         """The proxy of a parameter or buffer."""
         if path not in self._parameter_proxies:
@@ -281,6 +429,8 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What stands for a module's ``forward`` while its root is traced."""
+        if self.paused:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         rule = rule_of_module(m)
         if self.is_leaf_module(m, path) and not (rule and rule.rest):
@@ -341,23 +491,41 @@ def nodes_of(value: Any) -> Any:
     return fx.node.map_aggregate(value, lambda v: v.node if isinstance(v, fx.Proxy) else v)
 
 
-def trace_module(path: str, module: nn.Module, leaves: set[int]) -> Trace | str:
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Stand-ins, without numbers, of a forward's arguments for inputs of two sizes.
+
+    Args:
+        mode: that the stand-ins belong to.
+        inputs: the arguments in order, once for each size.
+    """
+
+    mode: FakeTensorMode
+    inputs: tuple[tuple[Any, ...], tuple[Any, ...]]
+
+
+def trace_module(
+    path: str, module: nn.Module, leaves: set[int], given: Callable[[], Given | None] = lambda: None
+) -> Trace | str:  # fmt: skip
     """The trace of a module, or why there is none."""
-    tracer = _Tracer(leaves)
+    tracer = _Tracer(leaves, given)
     try:
         graph = tracer.trace(module)
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     output = next(n for n in graph.nodes if n.op == "output")
     tracer.calls[0].output = output.args[0]
-    return Trace(path, module, graph, tracer.calls, tracer.failures)
+    return Trace(path, module, graph, tracer.calls, tracer.failures, tracer.known)
 
 
-def traces_of(network: nn.Module) -> tuple[list[Trace], dict[str, str]]:
+def traces_of(
+    network: nn.Module, given: Callable[[str], Given | None] = lambda _path: None
+) -> tuple[list[Trace], dict[str, str]]:
     """Traces that together cover a network, and the modules that couldn't be read with the reasons.
 
     The network is traced as a whole where that succeeds. Modules that can't be entered, that are used several
-    times, or that the network's forward doesn't reach are read on their own.
+    times, or that the network's forward doesn't reach are read on their own. ``given`` finds the arguments of the part
+    at a path, where a forward asks for ranks or sizes.
     """
     queue: list[tuple[str, nn.Module]] = [("", network)]
     seen: set[int] = set()
@@ -375,11 +543,11 @@ def traces_of(network: nn.Module) -> tuple[list[Trace], dict[str, str]]:
         if type(module).forward is nn.Module.forward:  # a list or dictionary of modules
             queue += children
             continue
-        trace = trace_module(path, module, leaves - {id(module)})
+        trace = trace_module(path, module, leaves - {id(module)}, functools.partial(given, path))
         reused = _reused(trace) if isinstance(trace, Trace) else []
         while isinstance(trace, Trace) and reused:
             leaves |= {id(call.module) for call in reused}
-            trace = trace_module(path, module, leaves - {id(module)})
+            trace = trace_module(path, module, leaves - {id(module)}, functools.partial(given, path))
             reused = _reused(trace) if isinstance(trace, Trace) else []
         if isinstance(trace, str):
             unread[path] = trace

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .guarded import RandomDrawError, observe
 
@@ -43,11 +43,11 @@ def probe(module: nn.Module, expected: Expected) -> list[Arguments]:
         for sides in _SIDES if ndim and not last else _SIDES[:1]:
             shape = _shape(2, channels, ndim, last, sides)
             first = _noise(shape, count, dtype, device)
-            if not _runs(module, first):
+            if not runs(module, first):
                 continue
             others = ((sides[0] + 7, sides[1] + 4), (2 * sides[0], 2 * sides[1]), sides)
             more = (_noise(_shape(3, channels, ndim, last, o), count, dtype, device) for o in others)
-            second = next((m for m in more if _runs(module, m)), None)
+            second = next((m for m in more if runs(module, m)), None)
             return [first] if second is None else [first, second]
     return []
 
@@ -88,7 +88,21 @@ def _noise(shape: tuple[int, ...], count: int, dtype: torch.dtype, device: torch
     return Arguments(tuple(v.to(device, dtype) for v in values))
 
 
-def _runs(module: nn.Module, given: Arguments) -> bool:
+def larger(given: Arguments) -> Iterator[Arguments]:
+    """Inputs of one more image, first twice as large on every side, then as large as they are."""
+    for factor in (2, 1):
+        yield Arguments(tuple(_larger(v, factor) for v in given.args))
+
+
+def _larger(value: Any, factor: int) -> Any:
+    if not isinstance(value, Tensor) or value.dim() < 2:
+        return value
+    shape = (value.shape[0] + 1, value.shape[1], *(n * factor for n in value.shape[2:]))
+    return value.new_zeros(shape) if value.dim() > 3 or factor == 1 else value.new_zeros((shape[0], *value.shape[1:]))
+
+
+def runs(module: nn.Module, given: Arguments) -> bool:
+    """Whether a module's forward takes an input."""
     try:
         observe(module, given.args, given.kwargs, contextlib.nullcontext)
     except RandomDrawError:

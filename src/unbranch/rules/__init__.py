@@ -10,9 +10,10 @@ from .registry import (
     rule_of_module,
     users_functions,
 )
-from .views import shape_after
+from .views import RESHAPES, shape_after
 
 __all__ = [
+    "RESHAPES",
     "Rule",
     "register_method",
     "register_rule",

@@ -24,8 +24,13 @@ def image_shape(sizes: Sequence[Any]) -> tuple[int, ...] | None:
 
 def shape_after(node: fx.Node) -> tuple[int, ...] | None:
     """The shape of one image of a node that reshapes to a fixed one."""
-    reshapes = node.op in ("call_function", "call_method") and node.target in _RESHAPES and not node.kwargs
-    return image_shape(node.args[1:]) if reshapes else None
+    reshapes = node.op in ("call_function", "call_method") and node.target in RESHAPES and not node.kwargs
+    if not reshapes:
+        return None
+    sizes = node.args[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+        sizes = tuple(sizes[0])
+    return image_shape((-1, *sizes[1:]) if sizes and isinstance(sizes[0], fx.Node) else sizes)
 
 
 @register_rule(torch.reshape, kind="view")
@@ -37,7 +42,7 @@ def _reshape(x: Affine, *sizes: Any) -> Affine:
 
 
 register_method("reshape", "view", kind="view")(_reshape)
-_RESHAPES = (torch.reshape, "reshape", "view")
+RESHAPES = (torch.reshape, "reshape", "view")
 
 
 @register_rule(torch.flatten, kind="view")
