@@ -13,11 +13,15 @@ OPTIONAL = (
 )  # fmt: skip
 BLOCKED = f"""
 import sys
-class Absent:
+class Without:
+    "Finds modules as another finder does, but none of the optional libraries."
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {OPTIONAL!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent())
+        return None if name.partition(".")[0] in {OPTIONAL!r} else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 from unbranch.cli import main
 main()
 """

@@ -30,12 +30,7 @@ KNOWN: dict[str, str] = {
     # kernels put together in the forward
     "weight standardisation": "merges merges+x",
     "dirac net": "merges merges+x",
-    "kernel by clone and mul": "merges merges+x",
     "kernel in zeros": "merges merges+x",
-    "kernel by out": "merges? merges+x?",
-    "kernel of differences": "merges merges+x",
-    "online sum": "merges merges+x",
-    "kernel by device": "merges merges+x",
     # deep nesting
     "nested sequences": "merges merges+x",
     "nested modules of their own": "merges merges+x",
@@ -72,11 +67,7 @@ KNOWN: dict[str, str] = {
     # shapes that are read
     "reshape by star": "merges merges+x",
     "reshape by list": "merges merges+x",
-    "rank by len": "merges merges+x",
-    "rank by dim": "merges merges+x",
-    "asserts channels": "merges merges+x",
     "asserts batch": "merges merges+x",
-    "raises by channels": "merges merges+x",
     # RepMLP-like blocks
     "partitioned perceptron": "merges",
     "whole perceptron": "merges merges+x",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CollapseError, Inexact
-from ..graph.guarded import untouched
 from ..graph.probe import Arguments
 from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts, unwrapped
+from ..graph.untouched import Caches, leaves_no_trace
 from ..rules import rule_of_module
 from ..rules.value import Affine, Gridded
 from .costs import cost_of
@@ -63,12 +63,12 @@ def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = Fals
     """
     network = unwrapped(model)
     inputs = None if example_input is None else as_inputs(example_input)
-    with untouched(network):
-        return _collapsed(network, inputs, strict)
+    with leaves_no_trace(network) as caches:
+        return _collapsed(network, inputs, strict, caches)
 
 
-def _collapsed(network: nn.Module, inputs: tuple[Any, ...] | None, strict: bool) -> nn.Module:
-    conversion, plain = _proved(network, inputs)
+def _collapsed(network: nn.Module, inputs: tuple[Any, ...] | None, strict: bool, caches: Caches) -> nn.Module:
+    conversion, plain = _proved(network, inputs, caches)
     report = conversion.report(plain, inputs)
     if strict and report.refusals:
         listed = "\n".join(f"  {r.path or '(the network)'}: {r.reason}" for r in report.refusals)
@@ -85,12 +85,12 @@ def explain(model: nn.Module, example_input: Any = None) -> Report:
     """
     network = unwrapped(model)
     inputs = None if example_input is None else as_inputs(example_input)
-    with untouched(network):
-        conversion, plain = _proved(network, inputs)
+    with leaves_no_trace(network) as caches:
+        conversion, plain = _proved(network, inputs, caches)
         return conversion.report(plain, inputs)
 
 
-def _proved(network: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[_Conversion, nn.Module]:
+def _proved(network: nn.Module, inputs: tuple[Any, ...] | None, caches: Caches) -> tuple[_Conversion, nn.Module]:
     """A conversion whose rewritten parts agree with the original's own forwards, and the network that it gives.
 
     Where a part doesn't agree, what was rewritten in it is excluded and the network converted again.
@@ -101,6 +101,7 @@ def _proved(network: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[_Conver
     while True:
         conversion = _Conversion(network, forwards.pair if forwards else None, excluded=excluded, built=built)
         conversion.run()
+        caches.empty()  # of stand-ins, which real runs can't use
         plain = conversion.result()
         if forwards is None or not conversion.units:
             conversion.round()
@@ -147,12 +148,15 @@ class _Conversion:
     places: list[tuple[str, str]] = field(default_factory=list)
     used: list[_Built] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.stand_ins = StandIns(shadow_of(self.network), self.pair)
+
     def run(self) -> None:
         shadow = shadow_of(self.network)
         for path, part in training_parts(self.network):
             self.memo[id(part)] = type(part)()
             shadow.set_submodule(path, type(part)())
-        traces, unread = traces_of(shadow, StandIns(shadow_of(self.network), self.pair).of)
+        traces, unread = traces_of(shadow, self.stand_ins.of)
         hooked = {name for name, module in self.network.named_modules() if has_hooks(module)}
         owners, read = owners_of(self.network), {id(trace): trace.read() for trace in traces}
         for path, reason in unread.items():

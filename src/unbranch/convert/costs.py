@@ -29,6 +29,10 @@ _FREE = {
 class _LaunchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations that aren't views or bookkeeping."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it, torch._dynamo would be imported, which takes seconds
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0

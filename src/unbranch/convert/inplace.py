@@ -11,8 +11,13 @@ _VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "chunk", "split"
           "expand", "narrow", "detach", "unbind", "t", "movedim", "unflatten", "getitem"}  # fmt: skip
 
 
-def pinned_in(trace: Trace) -> dict[fx.Node, str]:
-    """Nodes whose value changes in place while something else reads it, with the reason: no merge may reach across."""
+def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
+    """Nodes whose value changes in place while something else reads it, and when they change for the last time.
+
+    The first are given with the reason: no merge may reach across; the second with the position in the graph.
+    """
+    order = {node: j for j, node in enumerate(trace.graph.nodes)}
+    last: dict[fx.Node, int] = {}
     base: dict[fx.Node, fx.Node] = {}
     family: dict[fx.Node, set[fx.Node]] = {}
     for node in trace.graph.nodes:
@@ -25,6 +30,7 @@ def pinned_in(trace: Trace) -> dict[fx.Node, str]:
         if target is None:
             continue
         members = family[base[target]]
+        last |= dict.fromkeys((*members, node), order[node])
         readers = {u for m in members for u in m.users} - members - {node}
         readers -= trace.checks
         arrived = base[target].op == "placeholder" and node.op != "call_module"
@@ -32,7 +38,7 @@ def pinned_in(trace: Trace) -> dict[fx.Node, str]:
             reason = "a value it reads is changed in place"
             for pinned_node in (*members, node):
                 pinned[pinned_node] = reason
-    return pinned
+    return pinned, last
 
 
 def _is_view(trace: Trace, node: fx.Node) -> bool:

@@ -47,7 +47,7 @@ class Region:
         self._identities: dict[fx.Node, Affine | None] = {}
         self.constants = Constants(self.trace, self.differentiable)
         self.constant = self.constants.nodes
-        self.pinned = pinned_in(self.trace)
+        self.pinned, self.last_written = pinned_in(self.trace)
         self.barriers = self._barriers()
         for node in self.order:
             self._interpret(node)
@@ -133,9 +133,15 @@ class Region:
         allowed = [
             r
             for r in common or ()
-            if (r, node) not in self.barred and r not in self.pinned and self.identity_on(r) is not None
+            if (r, node) not in self.barred and self._is_final(r, node) and self.identity_on(r) is not None
         ]
         return sorted(allowed, key=self.order.__getitem__, reverse=True)[:_FARTHEST]
+
+    def _is_final(self, root: fx.Node, node: fx.Node) -> bool:
+        """Whether a root isn't written to any more when the first operation on the way to a node reads it."""
+        if root not in self.pinned:
+            return True
+        return self.last_written[root] < min(self.order[n] for n in self.between(root, node))
 
     def evaluate(self, node: fx.Node, root: fx.Node, real: dict[fx.Node, Affine | Bundle]) -> Any:
         """Run one operation on operators: those in ``real``, or on the meta device where that is empty.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from ..graph.guarded import untouched
+from ..graph.guarded import with_stand_ins
 from ..graph.probe import Arguments
 from ..graph.shadow import shadow_of
 from .trace import Given
@@ -34,6 +32,7 @@ class StandIns:
     network: nn.Module
     pair: tuple[Arguments, Arguments] | None
     _mode: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
+    _copy: nn.Module | None = None
     _found: list[dict[str, tuple[Any, ...]]] | None = None
 
     def of(self, path: str) -> Given | None:
@@ -42,13 +41,19 @@ class StandIns:
             return None
         if self._found is None:
             first, second = _apart(*self.pair)
-            with untouched(self.network), _caches_cleared():
+            try:
+                self._copy = with_stand_ins(shadow_of(self.network), self._mode)
                 self._found = [self._observed(first), self._observed(second)]
+            except Exception:  # tensors that have no stand-in
+                self._found = [{}, {}]
         a, b = (found.get(path) for found in self._found)
-        return None if a is None or b is None or len(a) != len(b) else Given(self._mode, (a, b))
+        if self._copy is None or a is None or b is None or len(a) != len(b):
+            return None
+        return Given(self._mode, self._copy.get_submodule(path), (a, b))
 
     def _observed(self, given: Arguments) -> dict[str, tuple[Any, ...]]:
-        own = shadow_of(self.network)
+        assert self._copy is not None
+        own = shadow_of(self._copy)
         found: dict[str, tuple[Any, ...]] = {}
 
         def watch(path: str) -> Any:
@@ -89,17 +94,3 @@ def _apart(first: Arguments, second: Arguments) -> tuple[Arguments, Arguments]:
         return Arguments(tuple(map(larger, a.args, b.args)))
 
     return paired(first, second), paired(second, first)
-
-
-@contextlib.contextmanager
-def _caches_cleared() -> Iterator[None]:
-    """Empty the caches of functions that stand-ins got into."""
-    wrappers = [o for o in gc.get_objects() if type(o) is functools._lru_cache_wrapper]
-    before = [w.cache_info() for w in wrappers]
-    try:
-        yield
-    finally:
-        for wrapper, info in zip(wrappers, before, strict=True):
-            users = not (getattr(wrapper, "__module__", "") or "").startswith(("torch.", "sympy."))
-            if users and wrapper.cache_info().misses != info.misses:
-                wrapper.cache_clear()

@@ -264,7 +264,7 @@ class _Tensors(dict[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
-        return value if value is None or self._tracer.paused else self._tracer.tensor(self._prefix + name)
+        return value if value is None else self._tracer.tensor(self._prefix + name)
 
 
 @contextlib.contextmanager
@@ -305,7 +305,7 @@ class _Tracer(fx.Tracer):
         self._leaves = leaves
         self._given = given
         self._knowledge: dict[fx.Node, Any] = {}
-        self.paused = False
+        self._mode: FakeTensorMode | None = None
         self._stack: list[Call] = []
         self._parameter_proxies: dict[str, fx.Proxy] = {}
         self.calls: list[Call] = []
@@ -385,8 +385,10 @@ class _Tracer(fx.Tracer):
         return self._knowledge[node]
 
     def _computed(self, node: fx.Node, given: Given | None) -> Any:
+        if self._mode is None:
+            self._mode = FakeTensorMode(allow_non_fake_inputs=True) if given is None else given.mode
         if node.op == "get_attr":
-            value = self._raw(str(node.target))
+            value = self._mode.from_tensor(self._raw(str(node.target)).detach())
             return value, value
         if node.op == "placeholder":
             names = [n.name for n in self.graph.nodes if n.op == "placeholder"]
@@ -394,15 +396,12 @@ class _Tracer(fx.Tracer):
         inputs = {n: self.known(n) for n in node.all_input_nodes}
         if any(v is None for v in inputs.values()):
             return None
-        constant = all(v[0] is v[1] for v in inputs.values())
-        mode = FakeTensorMode(allow_non_fake_inputs=True) if given is None else given.mode
-        self.paused = True
-        try:
-            with torch.no_grad(), mode:
-                first = self._run(node, {n: v[0] for n, v in inputs.items()})
-                return first, first if constant else self._run(node, {n: v[1] for n, v in inputs.items()})
-        finally:
-            self.paused = False
+        part = None if given is None else given.module
+        with torch.no_grad(), self._mode:
+            first = _run(node, {n: v[0] for n, v in inputs.items()}, part)
+            if all(v[0] is v[1] for v in inputs.values()):  # computed from parameters alone
+                return first, first
+            return first, _run(node, {n: v[1] for n, v in inputs.items()}, part)
 
     def _raw(self, path: str) -> Any:
         """The tensor at a path, where reading it gives a proxy."""
@@ -413,14 +412,6 @@ class _Tracer(fx.Tracer):
                 return dict(table)[name]
         return getattr(module, name)
 
-    def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-        if node.op == "call_module":
-            return self.root.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
     def tensor(self, path: str) -> fx.Proxy:
         """The proxy of a parameter or buffer."""
         if path not in self._parameter_proxies:
@@ -429,8 +420,6 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What stands for a module's ``forward`` while its root is traced."""
-        if self.paused:
-            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         rule = rule_of_module(m)
         if self.is_leaf_module(m, path) and not (rule and rule.rest):
@@ -486,6 +475,17 @@ class _Tracer(fx.Tracer):
                 del self._parameter_proxies[name]
 
 
+def _run(node: fx.Node, values: dict[fx.Node, Any], part: nn.Module | None) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    if node.op == "call_module":
+        if part is None:
+            raise RuntimeError("the part isn't known")
+        return part.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
 def nodes_of(value: Any) -> Any:
     """A structure of proxies as a structure of nodes."""
     return fx.node.map_aggregate(value, lambda v: v.node if isinstance(v, fx.Proxy) else v)
@@ -497,10 +497,12 @@ class Given:
 
     Args:
         mode: that the stand-ins belong to.
+        module: the part with stand-ins for its tensors.
         inputs: the arguments in order, once for each size.
     """
 
     mode: FakeTensorMode
+    module: nn.Module
     inputs: tuple[tuple[Any, ...], tuple[Any, ...]]
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import random
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from .shadow import computed_names, shadow_of
+from .untouched import untouched
 
 _PLUMBING = {
     "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", "forward", "unbranch_history",
@@ -33,6 +32,10 @@ class RandomDrawError(Exception):
 
 class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises before a protected storage is written to, and where the random state has moved, which it restores."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it, torch._dynamo would be imported, which takes seconds
 
     def __init__(self, protected: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -165,6 +168,11 @@ def with_own_tensors(shadow: nn.Module) -> nn.Module:
     return _with_tensors(shadow, lambda t: t.detach().clone())
 
 
+def with_stand_ins(shadow: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """Give a copy tensors without numbers, so that nothing it does reaches the original's."""
+    return _with_tensors(shadow, lambda t: mode.from_tensor(t.detach()))
+
+
 def _with_own_objects(shadow: nn.Module) -> nn.Module:
     """Give a copy tensor objects of its own that share the original's memory: ``weight.data = …`` stays in it."""
     return _with_tensors(shadow, lambda t: t.detach())
@@ -230,46 +238,3 @@ def _version(tensor: Tensor) -> int:
         return tensor._version
     except RuntimeError:  # made in inference mode
         return 0
-
-
-@contextlib.contextmanager
-def untouched(module: nn.Module | None = None) -> Iterator[None]:
-    """Restore the random generators, and what the classes of a network keep, to what they were."""
-    generators = torch.get_rng_state(), random.getstate()
-    arrays = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
-    classes = {t for m in module.modules() for t in type(m).__mro__ if _is_users(t)} if module is not None else set()
-    kept = {t: {name: (value, _content(value)) for name, value in vars(t).items() if _is_plain(value)} for t in classes}
-    try:
-        yield
-    finally:
-        if not torch.equal(torch.get_rng_state(), generators[0]):
-            torch.set_rng_state(generators[0])
-        if random.getstate() != generators[1]:
-            random.setstate(generators[1])
-        if arrays is not None:
-            sys.modules["numpy"].random.set_state(arrays)
-        for owner, values in kept.items():
-            _restore(owner, values)
-
-
-def _is_users(owner: type) -> bool:
-    return owner.__module__.split(".")[0] not in ("torch", "builtins", "typing", "abc")
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, bool | int | float | str | tuple | list | dict | set | None)
-
-
-def _content(value: Any) -> Any:
-    return copy.copy(value) if isinstance(value, list | dict | set) else value
-
-
-def _restore(owner: type, values: dict[str, tuple[Any, Any]]) -> None:
-    for name, (value, content) in values.items():
-        if vars(owner).get(name) is not value:
-            setattr(owner, name, value)
-        if isinstance(value, list) and (len(value) != len(content) or any(a is not b for a, b in zip(value, content))):  # noqa: B905
-            value[:] = content
-        elif isinstance(value, dict | set) and len(value) != len(content):
-            value.clear()
-            value.update(content)

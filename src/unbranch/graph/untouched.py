@@ -1,0 +1,86 @@
+"""What running a network changes beside its tensors, put back: random generators, classes, caches of functions."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import gc
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Caches:
+    """The ``functools.lru_cache`` and ``functools.cache`` of the process, so that tensors of ours don't stay there."""
+
+    def __init__(self) -> None:
+        found = [o for o in gc.get_objects() if type(o) is functools._lru_cache_wrapper]
+        found = [c for c in found if not (c.__module__ or "").startswith(("torch.", "sympy."))]
+        self._filled = {cache: cache.cache_info().misses for cache in found}
+
+    def empty(self) -> None:
+        """Empty those that were added to since this was made, or since it was last called."""
+        for cache, filled in self._filled.items():
+            if cache.cache_info().misses != filled:
+                cache.cache_clear()
+                self._filled[cache] = 0
+
+
+@contextlib.contextmanager
+def leaves_no_trace(network: nn.Module) -> Iterator[Caches]:
+    """Run a network for a while as if it hadn't run: see ``untouched``; caches of functions keep nothing of it."""
+    caches = Caches()
+    with untouched(network):
+        try:
+            yield caches
+        finally:
+            caches.empty()
+
+
+@contextlib.contextmanager
+def untouched(module: nn.Module | None = None) -> Iterator[None]:
+    """Restore the random generators, and what the classes of a network keep, to what they were."""
+    generators = torch.get_rng_state(), random.getstate()
+    arrays = sys.modules.get("numpy.random")
+    numbers = None if arrays is None else arrays.get_state()
+    classes = {t for m in module.modules() for t in type(m).__mro__ if _is_users(t)} if module is not None else set()
+    kept = {t: {name: (value, _content(value)) for name, value in vars(t).items() if _is_plain(value)} for t in classes}
+    try:
+        yield
+    finally:
+        if not torch.equal(torch.get_rng_state(), generators[0]):
+            torch.set_rng_state(generators[0])
+        if random.getstate() != generators[1]:
+            random.setstate(generators[1])
+        if arrays is not None:
+            arrays.set_state(numbers)
+        for owner, values in kept.items():
+            _restore(owner, values)
+
+
+def _is_users(owner: type) -> bool:
+    return owner.__module__.split(".")[0] not in ("torch", "builtins", "typing", "abc")
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str | tuple | list | dict | set | None)
+
+
+def _content(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, list | dict | set) else value
+
+
+def _restore(owner: type, values: dict[str, tuple[Any, Any]]) -> None:
+    for name, (value, content) in values.items():
+        if vars(owner).get(name) is not value:
+            setattr(owner, name, value)
+        if isinstance(value, list) and (len(value) != len(content) or any(a is not b for a, b in zip(value, content))):  # noqa: B905
+            value[:] = content
+        elif isinstance(value, dict | set) and len(value) != len(content):
+            value.clear()
+            value.update(content)
