@@ -16,9 +16,7 @@ __all__ = ["KNOWN", "ROWS", "Call", "Row"]
 # convert and aren't run.
 KNOWN: dict[str, str] = {
     # arguments with defaults that callers override
-    "returns features": "function function+x",
     # parents that reach into a child
-    "method besides forward": "function function+x",
     # writes into slices of fresh tensors
     "border by slices": "merges merges+x",
     "border by fresh tensor": "merges merges+x",
@@ -36,12 +34,8 @@ KNOWN: dict[str, str] = {
     "nested modules of their own": "merges merges+x",
     # ScriptModule children
     # lazy layers
-    "lazy convolution": "function",
     # methods called forward_...
-    "forward intermediates": "function function+x",
     # YOLO's list of layers with attributes
-    "attributes on blocks": "function function+x",
-    "class of a part with methods": "function function+x",
     # norms behind a concatenation, a split or rows
     "linear and norm of rows": "merges merges+x",
     "token block": "merges merges+x",
@@ -79,5 +73,4 @@ KNOWN: dict[str, str] = {
     "pads odd sizes": "merges merges+x",
     # random kernels and noise
     # counters in buffers
-    "counter on the class": "source source+x function function+x",
 }

@@ -6,16 +6,16 @@ others. Any other merge rebuilds the smallest module that holds it from its grap
 
 from __future__ import annotations
 
-import ast
-import functools
 import inspect
-import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
 from ..errors import Inexact
+from .methods import entry_points, looking_into, shown_by
+from .options import optional_arguments, otherwise
 from .plan import Merge
 from .region import Region
 from .trace import Call, Trace, call_of
@@ -132,8 +132,12 @@ def _as_swap(region: Region, merge: Merge) -> Swap | None:
         users = set(source.users) - trace.checks - trace.sizes
         if call is not row[-1] and not any(users <= set(later.nodes) for later in row):
             return None
-    if source is not merge.target or (len(row) > 1 and _crosses_an_entry_point(region, row)):
+    if source is not merge.target:
         return None
+    if (reason := _shown(region, row)) is not None:
+        raise Unplaceable(merge, reason)
+    if (reason := otherwise(region.trace, row)) is not None:
+        raise Unplaceable(merge, reason)
     kernels = [j for j, call in enumerate(row) if any(_is_kernel(region, n) for n in call.nodes)]
     return Swap(merge, tuple(row), kernels[0] if kernels else 0)
 
@@ -158,74 +162,45 @@ def _is_kernel(region: Region, node: fx.Node) -> bool:
     return rule is not None and rule.kind == "kernel"
 
 
-def _crosses_an_entry_point(region: Region, row: list[Call]) -> bool:
-    """Whether a kernel would move out of a part of a network that offers its parts one by one.
+def _shown(region: Region, row: list[Call]) -> str | None:
+    """Why the parts of a row can't become one, where someone may look between them.
 
-    A norm behind such a part may go into it (the norm behind a stem of several convolutions), a kernel may not:
-    the part's own output, which ``forward_intermediates`` and its kin return, would change.
+    A norm behind a part may go into it (the norm behind a stem of several convolutions), a kernel may not where other
+    methods run that part: what ``forward_intermediates`` and its kin return would change.
     """
+    for call in row:
+        if (reason := _looked_into(region, call)) is not None:
+            return reason
     around = _common_call([c.parent for c in row if c.parent is not None])
-    left = [j for j, call in enumerate(row) if call.parent is not around and not call.part]
-    follows = row[left[0] + 1 :] if left else []
-    return bool(entry_points(around.module)) and any(_is_kernel(region, n) for call in follows for n in call.nodes)
+    parts = [next(c for c in call.lineage() if c.parent is around) for call in row]
+    moved = [call for call, part in zip(row, parts, strict=True) if part is not parts[0]]
+    if not any(_is_kernel(region, n) for call in moved for n in call.nodes):
+        return None
+    paths = {region.trace.full_path(part.path) for part in parts}
+    for module, above in _modules_around(region, around):
+        inner = {path[len(above) :].lstrip(".") for path in paths}
+        methods = sorted({name for path in inner for name in shown_by(module, path)})
+        if methods:
+            return f"{type(module).__name__}.{methods[0]} runs its parts one by one"
+    return None
 
 
-def entry_points(module: nn.Module) -> list[str]:
-    """Methods of a module's class, besides ``forward``, that run children of it and can be called as it is now.
-
-    What only reads weights (``get_equivalent_kernel_bias``) doesn't count, nor what reads attributes that don't exist,
-    as a ``forward_fuse`` for the time after a conversion does.
-    """
-    found = []
-    for name in dir(type(module)):
-        method = inspect.getattr_static(type(module), name, None)
-        if name.startswith("__") or name == "forward" or not inspect.isfunction(method):
-            continue
-        if not (method.__module__ or "").startswith("torch.") and _runs_children(module, method):
-            found.append(name)
-    return found
+def _looked_into(region: Region, call: Call) -> str | None:
+    """Why a call's module can't become another one: a method of something around it runs what is inside."""
+    path = region.trace.full_path(call.path)
+    for module, above in list(_modules_around(region, call))[1:]:
+        methods = looking_into(module, path[len(above) :].lstrip("."))
+        if methods:
+            return f"{type(module).__name__}.{methods[0]} runs what is inside {type(call.module).__name__}"
+    return None
 
 
-def _runs_children(module: nn.Module, method: Any) -> bool:
-    calls, reads = _self_attributes(method)
-    children = {name for name, _ in module.named_children()}
-    return bool(calls & children) and all(hasattr(module, name) for name in reads)
-
-
-@functools.lru_cache(maxsize=4096)
-def _self_attributes(method: Any) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of the attributes of ``self`` that a method calls or walks through, and of all that it reads."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
-        own = next(iter(inspect.signature(method).parameters))
-    except (OSError, TypeError, SyntaxError, ValueError, StopIteration):
-        return frozenset(), frozenset()
-
-    def names(node: ast.AST) -> set[str]:
-        return {
-            n.attr for n in ast.walk(node)
-            if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == own
-        }  # fmt: skip
-
-    def of_self(node: ast.AST) -> set[str]:
-        """The attribute itself, or an element of it, but no method of it (``self.conv.reset_parameters()``)."""
-        if isinstance(node, ast.Subscript):
-            return of_self(node.value)
-        direct = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == own
-        return {node.attr} if isinstance(node, ast.Attribute) and direct else set()
-
-    functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    called = {function.id for function in functions if isinstance(function, ast.Name)}
-    calls = set().union(*map(of_self, functions))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.For | ast.comprehension):
-            targets = {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
-            calls |= names(node.iter) if targets & called else set()
-    stored = {
-        n.attr for n in ast.walk(tree)
-        if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)
-    }  # fmt: skip
-    return frozenset(calls), frozenset(names(tree) - stored)
+def _modules_around(region: Region, call: Call) -> Iterator[tuple[nn.Module, str]]:
+    """A call's module and those that it lies in, with their paths, as far as the trace goes."""
+    steps = call.path.split(".") if call.path else []
+    for n in range(len(steps), -1, -1):
+        path = ".".join(steps[:n])
+        yield region.trace.module.get_submodule(path), region.trace.full_path(path)
 
 
 # --- rebuilding a module ----------------------------------------------------------------------------
@@ -262,7 +237,9 @@ def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
         raise Unplaceable(
             merge, f"it is spread over {name}, whose other methods ({', '.join(others[:3])}) would be lost"
         )
-    optional = _optional_arguments(call.module) if call is region.trace.root else []
+    if (reason := _looked_into(region, call)) is not None:
+        raise Unplaceable(merge, reason)
+    optional = optional_arguments(call.module) if call is region.trace.root else []
     if optional:
         raise Unplaceable(merge, f"it is spread over {name}, whose arguments {', '.join(optional)} would be lost")
     inlined = opened_by(call, (merge,))
@@ -274,13 +251,6 @@ def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
     kinds = {p.kind for p in inspect.signature(call.module.forward).parameters.values()}
     if call is not region.trace.root and inspect.Parameter.VAR_KEYWORD in kinds and call.kwargs:
         raise Unplaceable(merge, f"it lies in {name}, which takes any keywords")
-
-
-def _optional_arguments(module: nn.Module) -> list[str]:
-    """Arguments of a forward that a trace gives their default, or leaves out."""
-    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(module.forward).parameters
-    return [name for name, p in parameters.items() if p.default is not p.empty or p.kind in kinds]
 
 
 def has_hooks_at(region: Region, call: Call) -> bool:

@@ -9,14 +9,17 @@ from collections import OrderedDict
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from ..errors import Inexact, InputError
 from ..graph.shadow import copy_hooks, has_hooks
 from ..rules import rule_of_module
+from .methods import set_by_class
 from .place import Rebuild, Swap, opened_by
 from .plan import Merge
 from .prove import attribute
+from .rebuilt import Rebuilt
 from .region import CHANGES_SIZE, Region
 from .trace import Call, call_of
 
@@ -70,7 +73,7 @@ def rebuilt(
             env[node] = _copied(node, graph, env, parts, original, region, prefix, memo)
     graph.output(fx.node.map_arg(call.output, lambda n: env[n]))
     _drop_unused(graph, parts)
-    return _module_of(graph, parts)
+    return _module_of(graph, parts, type(original))
 
 
 class _SizesLater:
@@ -221,8 +224,8 @@ def _is_read_after(node: fx.Node, graph: fx.Graph) -> bool:
     return any(user is not node and user not in bases for n in same for user in n.users)
 
 
-def _module_of(graph: fx.Graph, parts: dict[str, Any]) -> nn.Module:
-    """A graph as a layer or a sequence of layers where it is one, else as a module with its code."""
+def _module_of(graph: fx.Graph, parts: dict[str, Any], original: type) -> nn.Module:
+    """A graph as a layer or a sequence of layers where it is one, else as a part of the original's class."""
     nodes = list(graph.nodes)
     inputs = [n for n in nodes if n.op == "placeholder"]
     row = [n for n in nodes if n.op == "call_module"]
@@ -236,7 +239,7 @@ def _module_of(graph: fx.Graph, parts: dict[str, Any]) -> nn.Module:
     if chained and len({n.target for n in row}) == len(row) and all("." not in str(n.target) for n in row):
         return nn.Sequential(OrderedDict((str(n.target), parts[str(n.target)]) for n in row))
     graph.lint()
-    return fx.GraphModule(parts, graph)
+    return Rebuilt(parts, graph, original)
 
 
 # --- the whole network ------------------------------------------------------------------------------
@@ -275,6 +278,9 @@ def with_rest(layer: nn.Module | None, old: nn.Module, memo: dict[int, Any]) -> 
     return next(iter(parts.values())) if len(parts) == 1 else nn.Sequential(parts)
 
 
+_COMMON = ("training", "inplace")
+
+
 def _holds(module: nn.Module, name: str) -> bool:
     return any(name in table for table in (module._parameters, module._buffers, module._modules))
 
@@ -290,11 +296,17 @@ def _is_data(value: Any) -> bool:
 
 
 def _take_place(old: nn.Module, new: nn.Module, memo: dict[int, Any]) -> None:
+    """Enter a successor, with what outer code hung on the original, such as the f and i of YOLO's layers."""
+    data = {n: v for n, v in vars(old).items() if not n.startswith("_") and _is_data(v)}
+    kind: Any = type(old)
+    own = set_by_class(kind) | set(_COMMON)
+    if any(name not in own and (name in vars(new) or _holds(new, name)) for name in data):
+        new = nn.Sequential(OrderedDict([("conv", new)])).train(new.training)  # of its own it has none that collide
     if has_hooks(old):
         copy_hooks(old, new)
-    for name, value in vars(old).items():
-        if not name.startswith("_") and name not in vars(new) and not _holds(new, name) and _is_data(value):
-            vars(new)[name] = copy.deepcopy(value)  # what outer code hung on it, such as the f and i of YOLO's layers
+    for name, value in data.items():
+        if name not in vars(new) and not _holds(new, name):
+            vars(new)[name] = copy.deepcopy(value)
     memo[id(old)] = new
 
 
@@ -309,9 +321,12 @@ def copied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
             for tensor in tree_leaves(value) if isinstance(value, Tensor | tuple | list | dict) else ():
                 if isinstance(tensor, Tensor) and not tensor.is_leaf:  # PyTorch refuses to copy those
                     memo.setdefault(id(tensor), tensor.detach().clone())
+    lazy = [path for path, m in network.named_modules() if any(map(is_lazy, m.parameters(recurse=False)))]
     try:
         return copy.deepcopy(network, memo)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError) as error:
+        if lazy:
+            raise InputError(f"{lazy[0]} is a lazy layer without a shape: run the network once before") from error
         raise InputError(f"{type(network).__name__} can't be copied: {error}") from error
 
 

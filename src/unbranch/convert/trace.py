@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._symbolic_trace import _autowrap_check, _new_patcher, _patch_wrapped_functions
+from torch.utils._pytree import tree_leaves
 
 from ..rules import rule_of_module, users_functions
 
@@ -61,6 +62,7 @@ class Trace:
         calls: every module call, the root's first.
         failures: paths of modules that couldn't be entered, and why.
         known: stand-ins of a value for two inputs of different size, None if they aren't known.
+        again: the same module read with other optional arguments, or why it can't be; ``...`` stands for a traced one.
         checks: assertions about shapes, and what is computed for them alone.
         sizes: readings of shapes, and what is computed from them alone.
         made: names of tensors that the forward makes anew, which only the traced module holds.
@@ -72,6 +74,7 @@ class Trace:
     calls: list[Call]
     failures: dict[str, str]
     known: Callable[[fx.Node], Any] = lambda _node: None
+    again: Callable[[dict[str, Any]], Trace | str] = lambda _options: "it can't be read again"
     checks: set[fx.Node] = field(init=False)
     sizes: set[fx.Node] = field(init=False)
     made: set[str] = field(init=False)
@@ -300,8 +303,9 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: set[int], given: Callable[[], Given | None]) -> None:
+    def __init__(self, leaves: set[int], given: Callable[[], Given | None], options: dict[str, Any]) -> None:
         super().__init__(autowrap_functions=users_functions())
+        self._options = options
         self._leaves = leaves
         self._given = given
         self._knowledge: dict[fx.Node, Any] = {}
@@ -312,17 +316,29 @@ class _Tracer(fx.Tracer):
         self.failures: dict[str, str] = {}
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
-        """Placeholders for arguments without a default; the others keep theirs."""
+        """Placeholders for arguments without a default, and those that are given; the others keep theirs."""
         args: list[Any] = [self.root]
-        for name, parameter in list(inspect.signature(self.root.forward).parameters.items()):
-            required = parameter.default is parameter.empty and parameter.kind != parameter.VAR_KEYWORD
-            if not required or (parameter.kind == parameter.VAR_POSITIONAL and len(args) > 1):
+        kwargs: dict[str, Any] = {}
+        for j, (name, parameter) in enumerate(inspect.signature(self.root.forward).parameters.items()):
+            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                if parameter.kind == parameter.VAR_POSITIONAL and len(args) == 1:
+                    args.append(self.create_proxy("placeholder", name, (), {}))
+                continue
+            if name in self._options:
+                value = self._options[name]
+                kwargs[name] = self.create_proxy("placeholder", name, (), {}) if value is ... else value
+                continue
+            if parameter.default is not parameter.empty and not (len(args) == j + 1 and self._is_given_tensors(j)):
                 continue
             if parameter.kind == parameter.KEYWORD_ONLY:
                 raise TypeError(f"forward needs the keyword {name}")
             args.append(self.create_proxy("placeholder", name, (), {}))
-        self.calls[0].args = nodes_of(tuple(args[1:]))
-        return root_fn, args
+        self.calls[0].args, self.calls[0].kwargs = nodes_of(tuple(args[1:])), nodes_of(kwargs)
+        return functools.partial(root_fn, **kwargs), args
+
+    def _is_given_tensors(self, j: int) -> bool:
+        given = self._given()
+        return given is not None and len(given.inputs[0]) > j and _has_tensors(given.inputs[0][j])
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """Run the root's forward on proxies.
@@ -341,7 +357,7 @@ class _Tracer(fx.Tracer):
         forward, args = self.create_args_for_root(type(root).forward, True, concrete_args)
         with _ONE_AT_A_TIME, _new_patcher() as patcher, _recording(self, root):
             _patch_wrapped_functions(patcher)
-            _autowrap_check(patcher, forward.__globals__, self._autowrap_function_ids)
+            _autowrap_check(patcher, type(root).forward.__globals__, self._autowrap_function_ids)
             for module in self._autowrap_search:
                 _autowrap_check(patcher, module.__dict__, self._autowrap_function_ids)
             for scope in {id(g): g for m in root.modules() if (g := _globals_of(m)) is not None}.values():
@@ -486,6 +502,10 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], part: nn.Module | None) -> A
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
+
+
 def nodes_of(value: Any) -> Any:
     """A structure of proxies as a structure of nodes."""
     return fx.node.map_aggregate(value, lambda v: v.node if isinstance(v, fx.Proxy) else v)
@@ -507,17 +527,25 @@ class Given:
 
 
 def trace_module(
-    path: str, module: nn.Module, leaves: set[int], given: Callable[[], Given | None] = lambda: None
+    path: str, module: nn.Module, leaves: set[int], given: Callable[[], Given | None] = lambda: None,
+    options: dict[str, Any] | None = None,
 ) -> Trace | str:  # fmt: skip
-    """The trace of a module, or why there is none."""
-    tracer = _Tracer(leaves, given)
+    """The trace of a module, with optional arguments other than their defaults in ``options``, or why there is none."""
+    tracer = _Tracer(leaves, given, options or {})
     try:
         graph = tracer.trace(module)
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     output = next(n for n in graph.nodes if n.op == "output")
     tracer.calls[0].output = output.args[0]
-    return Trace(path, module, graph, tracer.calls, tracer.failures, tracer.known)
+    read: dict[tuple[str, ...], Trace | str] = {}
+
+    def again(options: dict[str, Any]) -> Trace | str:
+        if tuple(options) not in read:
+            read[tuple(options)] = trace_module(path, module, leaves, given, options)
+        return read[tuple(options)]
+
+    return Trace(path, module, graph, tracer.calls, tracer.failures, tracer.known, again)
 
 
 def traces_of(

@@ -81,6 +81,13 @@ class Affine:
         fill = self._filled(value) if value else None
         return replace(self, map=pad(lifted(self.map, len(lo)), lo, hi, fill, border))
 
+    def bordered(self, lo: Sequence[int], hi: Sequence[int], value: Tensor | float) -> Affine:
+        """Padded along the grid with a number, or with one for each channel ``(C,)``."""
+        if not isinstance(value, Tensor):
+            return self.padded(lo, hi, value)
+        self._check_axis(len(lo), False)
+        return replace(self, map=pad(lifted(self.map, len(lo)), lo, hi, value))
+
     def plus(self, *others: Affine) -> Affine:
         """The sum of values of one root."""
         gridded = [v for v in others if isinstance(v, Gridded)]
@@ -159,6 +166,9 @@ class Gridded(Affine):
         return replace(self, map=grid_scale_shift(regridded(self.map, self.shape[1:]), scale, shift))
 
     def padded(self, lo: Sequence[int], hi: Sequence[int], value: float = 0.0, border: str = "zeros") -> Gridded:  # noqa: ARG002
+        raise NotAffine("padding after a reshape")
+
+    def bordered(self, lo: Sequence[int], hi: Sequence[int], value: Tensor | float) -> Gridded:  # noqa: ARG002
         raise NotAffine("padding after a reshape")
 
     def plus(self, *others: Affine) -> Gridded:

@@ -62,6 +62,55 @@ def root_with_a_flag() -> nn.Module:
     return Switch()
 
 
+@row(DEFAULTS, call(A), call(B), call(A, normed=False), call(B, False))
+class NormByFlag(nn.Module):
+    """A convolution and its norm, which could be merged where they stand if the flag weren't there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, normed: bool = True) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) if normed else y
+
+
+@row(DEFAULTS, call(A), call(B), call(A, A[:, :1]), call(B, mask=B[:, :1]))
+class MaskBetween(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.conv(x)
+        if mask is not None:
+            y = y * mask
+        return self.norm(y)
+
+
+@row(DEFAULTS, call(A), call(B), call(A, depth=1), call(B, 0), layers=3, norms=0)
+class DepthByNumber(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([conv_bn(4, 4), conv_bn(4, 4, 1), conv_bn(4, 4)])
+
+    def forward(self, x: Tensor, depth: int = 3) -> Tensor:
+        for layer in self.layers[:depth]:
+            x = layer(x)
+        return x
+
+
+@row(DEFAULTS, call(A), call(B), call(A, normed=False), call(B, normed=False))
+class KeywordsOfAnyKind(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) if options.get("normed", True) else y
+
+
 @row(DEFAULTS, call(A), call(B), call(A, return_features=True), call(B, True))
 class ReturnsFeatures(nn.Module):
     def __init__(self) -> None:

@@ -86,6 +86,27 @@ class ForwardIntermediates(nn.Module):
         return self.stages(x)
 
 
+@row(METHODS, also=lambda net, x: net.hidden_states(x))
+class WalksDeep(nn.Module):
+    """Other code goes through the blocks of the stages, by position and in a comprehension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Sequential(conv_bn(4, 4), conv_bn(4, 4, 1)) for _ in range(2)])
+
+    def hidden_states(self, x: Tensor) -> list[Tensor]:
+        found = [x]
+        for j, stage in enumerate(self.stages):
+            found += [block(x) for block in (stage[:1] if j else stage)]
+            x = stage[1](stage[0](x))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
 class Layer(nn.Module):
     """A layer as YOLO's configurations make it: f(rom), i(ndex) and type are set from outside."""
 

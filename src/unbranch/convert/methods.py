@@ -1,0 +1,183 @@
+"""What the methods of a class besides ``forward`` run: parts whose outputs they show to whoever calls them.
+
+``forward_features``, ``forward_intermediates`` and their kin return what lies inside a network, so a merge that moves a
+layer from one of the parts that they run into another would change what they return. Decided is by what can be called
+today, not by a method's name: a ``forward_fuse`` for the time after a conversion reads attributes that don't exist, and
+``get_equivalent_kernel_bias`` runs nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+Pattern = tuple[str, ...]
+"""A path of attributes from ``self``; ``*`` stands for any element of a container."""
+
+_THROUGH = {"enumerate", "zip", "reversed", "list", "tuple", "iter", "sorted"}
+_ELEMENTS = {"children", "values", "items", "named_children", "modules"}
+
+
+def entry_points(module: nn.Module) -> list[str]:
+    """Methods of a module's class, besides ``forward``, that run children of it and can be called as it is now."""
+    return [name for name, runs in _methods(module) if any(_exists(module, pattern) for pattern in runs)]
+
+
+def shown_by(module: nn.Module, path: str) -> list[str]:
+    """Methods of a module's class, besides ``forward``, that run the part at a path from it."""
+    steps = tuple(path.split("."))
+    return [name for name, runs in _methods(module) if any(_fits(steps, pattern) for pattern in runs)]
+
+
+def looking_into(module: nn.Module, path: str) -> list[str]:
+    """Methods of a module's class, besides ``forward``, that run something inside the part at a path from it."""
+    steps = tuple(path.split("."))
+    return [
+        name
+        for name, runs in _methods(module)
+        if any(len(p) > len(steps) and _fits(steps, p[: len(steps)]) and _exists(module, p) for p in runs)
+    ]
+
+
+@functools.lru_cache(maxsize=4096)
+def set_by_class(owner: Any) -> frozenset[str]:
+    """Names of the attributes that the methods of a class set."""
+    found: set[str] = set()
+    for base in owner.__mro__:
+        found |= set(vars(base)) | set(getattr(base, "__annotations__", ()))
+        if base.__module__.split(".")[0] not in ("builtins", "torch") or base.__module__.startswith(
+            "torch.nn.modules."
+        ):
+            for method in vars(base).values():
+                found |= _stored(method) if inspect.isfunction(method) else set()
+    return frozenset(found)
+
+
+def _stored(method: Any) -> set[str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+    except (OSError, TypeError, SyntaxError):
+        return set()
+    return {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+
+
+def _methods(module: nn.Module) -> Iterator[tuple[str, frozenset[Pattern]]]:
+    """Methods that can be called, with what they run."""
+    for name in dir(type(module)):
+        method = inspect.getattr_static(type(module), name, None)
+        if name.startswith("__") or name == "forward" or not inspect.isfunction(method):
+            continue
+        if (method.__module__ or "").startswith("torch."):
+            continue
+        runs, reads = _read(method)
+        if runs and all(hasattr(module, attribute) for attribute in reads):
+            yield name, runs
+
+
+def _exists(module: nn.Module, pattern: Pattern) -> bool:
+    """Whether a pattern leads to a part."""
+    found = [module]
+    for step in pattern:
+        found = [c for m in found for name, c in m._modules.items() if c is not None and step in ("*", name)]
+    return bool(found)
+
+
+def _fits(steps: Pattern, pattern: Pattern) -> bool:
+    return len(steps) == len(pattern) and all(p in ("*", s) for s, p in zip(steps, pattern, strict=True))
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(method: Any) -> tuple[frozenset[Pattern], frozenset[str]]:
+    """Patterns of what a method calls, and the names of all attributes of ``self`` that it reads."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+        own = next(iter(inspect.signature(method).parameters))
+    except (OSError, TypeError, SyntaxError, ValueError, StopIteration):
+        return frozenset(), frozenset()
+    reader = _Reader(own)
+    reader.visit(tree)
+    reader.visit(tree)  # names that are bound behind their first use, in loops
+    return frozenset(reader.runs), frozenset(reader.reads - reader.stores)
+
+
+class _Reader(ast.NodeVisitor):
+    """Follows names and attributes from ``self`` to calls."""
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+        self._names: dict[str, Pattern] = {}
+        self.runs: set[Pattern] = set()
+        self.reads: set[str] = set()
+        self.stores: set[str] = set()
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if isinstance(node.value, ast.Name) and node.value.id == self._own:
+            (self.reads if isinstance(node.ctx, ast.Load) else self.stores).add(node.attr)
+        self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self.generic_visit(node)
+        pattern = self._pattern(node.value)
+        for target in node.targets:
+            if isinstance(target, ast.Name) and pattern:
+                self._names[target.id] = pattern
+
+    def visit_For(self, node: ast.For) -> None:
+        self._bind(node.target, node.iter)
+        self.generic_visit(node)
+
+    def visit_comprehension(self, node: ast.comprehension) -> None:
+        self._bind(node.target, node.iter)
+        self.generic_visit(node)
+
+    def visit_ListComp(self, node: Any) -> None:
+        for generator in node.generators:
+            self.visit(generator)
+        self.visit(node.elt)
+
+    visit_GeneratorExp = visit_SetComp = visit_ListComp  # noqa: N815
+
+    def visit_Call(self, node: ast.Call) -> None:
+        pattern = self._pattern(node.func)
+        if pattern:
+            self.runs.add(pattern)
+        self.generic_visit(node)
+
+    def _bind(self, target: ast.expr, source: ast.expr) -> None:
+        """Names of a loop stand for the elements of what it goes through."""
+        containers = [pattern for pattern in self._containers(source) if pattern is not None]
+        names = [n.id for n in ast.walk(target) if isinstance(n, ast.Name)]
+        for pattern in containers:
+            for name in names:
+                self._names[name] = (*pattern, "*")
+
+    def _containers(self, source: ast.expr) -> list[Pattern | None]:
+        if isinstance(source, ast.Call) and isinstance(source.func, ast.Name) and source.func.id in _THROUGH:
+            return [pattern for argument in source.args for pattern in self._containers(argument)]
+        if isinstance(source, ast.Call) and isinstance(source.func, ast.Attribute) and source.func.attr in _ELEMENTS:
+            return [self._pattern(source.func.value)]
+        return [self._pattern(source)]
+
+    def _pattern(self, node: ast.expr) -> Pattern | None:
+        """The path from ``self`` that an expression reads."""
+        if isinstance(node, ast.Name):
+            return () if node.id == self._own else self._names.get(node.id)
+        if isinstance(node, ast.Attribute):
+            around = self._pattern(node.value)
+            return None if around is None else (*around, node.attr)
+        if isinstance(node, ast.Subscript):
+            around = self._pattern(node.value)
+            if around is None or isinstance(node.slice, ast.Slice):
+                return around
+            key = node.slice.value if isinstance(node.slice, ast.Constant) else "*"
+            return (*around, str(key) if not isinstance(key, int) or key >= 0 else "*")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr" and node.args:
+            around = self._pattern(node.args[0])
+            return None if around is None else (*around, "*")
+        return None

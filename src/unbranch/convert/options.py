@@ -1,0 +1,98 @@
+"""Forwards called with other optional arguments than those that a trace assumes."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import itertools
+from typing import Any
+
+from torch import fx, nn
+
+from .trace import Call, Trace
+
+_MOST = 4  # options that are tried in all combinations; of more, one at a time and all at once
+
+
+def optional_arguments(module: nn.Module) -> list[str]:
+    """Arguments of a forward that a trace gives their default, or leaves out."""
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(module.forward).parameters
+    return [name for name, p in parameters.items() if p.default is not p.empty or p.kind in kinds]
+
+
+def otherwise(trace: Trace, row: list[Call]) -> str | None:
+    """Why modules in a row can't become one: with other optional arguments they aren't run one after the other.
+
+    A flag is tried with its other value, any other option with a value that nothing is known of.
+    """
+    name = type(trace.module).__name__
+    if len(row) > 1 and _reads_keywords(trace.module):
+        return f"{name}.forward reads any keywords"
+    for options in _variants(trace):
+        other = trace.again(options)
+        if isinstance(other, str):
+            if len(row) > 1:
+                return f"{name}.forward can't be read with another {' and '.join(options)} ({other})"
+        elif not _runs(other, row):
+            return f"{name}.forward runs them otherwise with another {' and '.join(options)}"
+    return None
+
+
+def _runs(trace: Trace, row: list[Call]) -> bool:
+    """Whether a trace runs calls of another one as a row, or none of them."""
+    found = [[c for c in trace.calls if c.path == call.path and c.leaf == call.leaf] for call in row]
+    if not any(found):
+        return True
+    if any(len(calls) != 1 for calls in found):
+        return False
+    same = [calls[0] for calls in found]
+    if any(_plain(a) != _plain(b) for a, b in zip(same, row, strict=True)):
+        return False
+    for before, after in itertools.pairwise(same):
+        entering = {n for node in after.nodes for n in node.all_input_nodes if n not in after.nodes}
+        entering = {n for n in entering if n.op != "get_attr"}
+        readers = {u for u in _nodes(before.output) for u in u.users} - trace.checks - trace.sizes
+        if entering != {before.output} or not readers <= set(after.nodes):
+            return False
+    return True
+
+
+def _nodes(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, found.append)
+    return found
+
+
+def _plain(call: Call) -> Any:
+    """The arguments of a call without its tensors."""
+
+    def without(value: Any) -> Any:
+        return ... if isinstance(value, fx.Node) else value
+
+    return fx.node.map_aggregate((call.args, call.kwargs), without)
+
+
+def _variants(trace: Trace) -> list[dict[str, Any]]:
+    """Other values of a forward's optional arguments; ``...`` is one that nothing is known of."""
+    read = {str(node.target).lstrip("*") for node in trace.graph.nodes if node.op == "placeholder"}
+    options: dict[str, Any] = {}
+    for name, parameter in inspect.signature(trace.module.forward).parameters.items():
+        if parameter.default is not parameter.empty and name not in read:
+            options[name] = not parameter.default if isinstance(parameter.default, bool) else ...
+    names = list(options)
+    if len(names) <= _MOST:
+        chosen = [c for n in range(1, len(names) + 1) for c in itertools.combinations(names, n)]
+    else:
+        chosen = [*((name,) for name in names), tuple(names)]
+    return [{name: options[name] for name in some} for some in chosen]
+
+
+def _reads_keywords(module: nn.Module) -> bool:
+    """Whether a forward takes any keywords and does something with them."""
+    kinds = {p.kind: name for name, p in inspect.signature(module.forward).parameters.items()}
+    name = kinds.get(inspect.Parameter.VAR_KEYWORD)
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    if name is None or code is None:
+        return name is not None
+    return any(i.argval == name and i.opname.startswith("LOAD") for i in dis.get_instructions(code))
