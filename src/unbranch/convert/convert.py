@@ -21,12 +21,13 @@ from .forwards import EXACT, ROUNDED, Forwards
 from .place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
 from .plan import Merge, Plan, plan_of
 from .prove import random_inputs, relative_error, run_nodes
+from .reading import traces_of
 from .region import Region
 from .report import MergeRecord, Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
 from .standins import StandIns
 from .step import record_step
-from .trace import Trace, traces_of
+from .trace import Trace
 from .verify import as_inputs
 
 IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may take in float64 until they are proved

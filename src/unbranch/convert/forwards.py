@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..graph.float64 import Float64
 from ..graph.guarded import Observation, RandomDrawError, fresh, observation, observe, private_copy
 from ..graph.probe import Arguments, larger, probe, runs
-from ..rules import rule_of_module
+from ..rules import rule_of_base
 from .prove import relative_error
 from .verify import misfit
 
@@ -30,7 +30,7 @@ _UNLIKE = 0.1  # of the largest value: outputs in the network's own dtype that d
 
 def expected_input(module: nn.Module) -> tuple[int, int, bool] | None:
     """Channels and rank of a layer's input, where it has a rule that knows."""
-    rule = rule_of_module(module)
+    rule = rule_of_base(module)
     if rule is None or rule.channels is None:
         return None
     try:

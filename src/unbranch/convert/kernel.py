@@ -13,8 +13,9 @@ from ..errors import InputError
 from ..graph.shadow import shadow_of, unwrapped
 from ..rules.value import Affine, Gridded
 from .plan import plan_of
+from .reading import traces_of
 from .region import Region
-from .trace import Trace, traces_of
+from .trace import Trace
 
 
 class EquivalentKernel(NamedTuple):

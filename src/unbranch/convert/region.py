@@ -165,9 +165,9 @@ class Region:
                 return real[source]
             return self.identity_on(root) if source is root else self.values[source][root]
 
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+        args, kwargs = _by_position(*fx.node.map_arg((node.args, node.kwargs), value))
         if node.op == "call_module":
-            args = (self.trace.module.get_submodule(str(node.target)), *args)  # type: ignore[arg-type]
+            args = (self.trace.module.get_submodule(str(node.target)), *args)
         with torch.set_grad_enabled(self.differentiable and bool(real)):
             result = rule.apply(*args, **kwargs)
             return result if real else _on_meta(result)
@@ -298,6 +298,18 @@ _CHANGES_CHANNELS = {
 
 class _DependentSize:
     """Stands for a size that depends on the input, where a rule reads its arguments."""
+
+
+_FIRST, _SECOND = ("input", "tensor", "tensors"), ("other", "split_size_or_sections", "shape")
+
+
+def _by_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with the operands first, as rules take them, whatever PyTorch calls them."""
+    kwargs = {"dim" if name == "axis" else name: value for name, value in kwargs.items()}
+    for names in (_FIRST, _SECOND):
+        found = [kwargs.pop(name) for name in names if name in kwargs]
+        args = (*found, *args) if names is _FIRST else (*args, *found)
+    return args, kwargs
 
 
 def _first(value: Affine | Bundle) -> Affine:

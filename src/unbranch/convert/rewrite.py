@@ -190,38 +190,63 @@ def _free_name(name: str, taken: set[str]) -> str:
 def _drop_unused(graph: fx.Graph, parts: dict[str, Any]) -> None:
     """Remove constants that were computed only for what is gone, and readings of shapes."""
     constant: set[fx.Node] = set()
+    family: dict[fx.Node, Any] = {}  # what tensor a constant is a part of
     for node in graph.nodes:
         inputs = node.all_input_nodes
         computed = node.op in ("call_function", "call_method") and inputs and all(n in constant for n in inputs)
         if node.op == "get_attr" or computed:
             constant.add(node)
+            family[node] = node.target if node.op == "get_attr" else family[inputs[0]] if _is_part(node) else node
+    writes = [n for n in constant if _is_in_place(n)]
+    needed = {n for n in graph.nodes if n not in constant and not (_reads_shape(n) and not n.users)}
+    stack = list(needed)
+    while stack:
+        node = stack.pop()
+        also = [w for w in writes if node in family and family[_written_to(w)] == family[node]]
+        new = [n for n in (*node.all_input_nodes, *also) if n not in needed]
+        needed.update(new)
+        stack += new
     for node in reversed(list(graph.nodes)):
-        reads_shape = node.target in (getattr, operator.getitem) or (
-            node.op == "call_method" and node.target in ("size", "dim")
-        )
-        if (node in constant or reads_shape) and not node.users and not _is_read_after(node, graph):
+        if (node in constant and node not in needed) or (_reads_shape(node) and not node.users):
             graph.erase_node(node)
     used = {str(n.target) for n in graph.nodes if n.op in ("get_attr", "call_module")}
     for name in set(parts) - used:
         del parts[name]
 
 
-def _is_read_after(node: fx.Node, graph: fx.Graph) -> bool:
-    """Whether a node writes to something in place that is still read."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = name in ("setitem", "__setitem__") or (name.endswith("_") and not name.endswith("__"))
-    if not in_place and "out" not in node.kwargs:
-        return False
-    bases = set(node.all_input_nodes)
-    for base in list(bases):  # views, and what they are views of
-        stack = [base]
-        while stack:
-            sources = [n for n in stack.pop().all_input_nodes if n not in bases]
-            bases.update(sources)
-            stack += sources
-    targets = {n.target for n in bases if n.op == "get_attr"}
-    same = bases | {n for n in graph.nodes if n.op == "get_attr" and n.target in targets}
-    return any(user is not node and user not in bases for n in same for user in n.users)
+def _reads_shape(node: fx.Node) -> bool:
+    read = node.op == "call_method" and node.target in ("size", "dim")
+    return read or node.target in (getattr, operator.getitem, operator.add, operator.sub, operator.floordiv)
+
+
+def _function_name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    name = _function_name(node)
+    changes = name.endswith("_") and not name.endswith("__")
+    return name in ("setitem", "__setitem__", *_AUGMENTED) or changes or "out" in node.kwargs
+
+
+def _written_to(write: fx.Node) -> fx.Node:
+    out = write.kwargs.get("out")
+    return out if isinstance(out, fx.Node) else write.all_input_nodes[0]
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Whether a node may share memory with its first input."""
+    return _is_in_place(node) or _function_name(node) in _PARTS
+
+
+_AUGMENTED = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+_PARTS = {
+    "getitem", "getattr", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze",
+    "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "expand", "expand_as", "broadcast_to",
+    "narrow", "select", "diagonal", "unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit", "dsplit", "detach",
+    "contiguous", "to", "type_as", "float", "double", "real", "imag", "view_as_real", "view_as_complex", "as_strided",
+    "unfold", "atleast_1d", "atleast_2d", "atleast_3d", "ravel", "adjoint", "conj", "alias", "requires_grad_",
+}  # fmt: skip
 
 
 def _module_of(graph: fx.Graph, parts: dict[str, Any], original: type) -> nn.Module:

@@ -80,6 +80,10 @@ class Trace:
     made: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Find out again what is said of the graph, after it has changed."""
         self.sizes = _sizes(self.graph)
         self.checks = _checks(self.graph, self.sizes)
         read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
@@ -93,6 +97,21 @@ class Trace:
         """Parameters and buffers, by id, that the forward reads by itself instead of calling what holds them."""
         paths = (str(node.target) for node in self.graph.nodes if node.op == "get_attr")
         return {id(reduce(getattr, path.split("."), self.module)) for path in paths}
+
+    def insert_after(self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+        """A new operation, in the call that a node belongs to."""
+        with self.graph.inserting_after(node):
+            new = self.graph.call_function(function, args)
+        new.meta["call"] = call_of(node)
+        for call in call_of(node).lineage():
+            call.nodes.insert(call.nodes.index(node) + 1, new)
+        return new
+
+    def erase(self, node: fx.Node) -> None:
+        """Take an operation out that nothing reads."""
+        for call in call_of(node).lineage():
+            call.nodes.remove(node)
+        self.graph.erase_node(node)
 
     def times_called(self) -> Counter[int]:
         """How often each module (by id) is called."""
@@ -109,8 +128,15 @@ def call_of(node: fx.Node) -> Call:
 
 
 def has_rules_inside(module: nn.Module) -> bool:
-    """Whether there is anything in the module that could take part in a merge."""
-    return any(rule_of_module(m) is not None for m in module.modules())
+    """Whether there is anything in the module that could take part in a merge: layers, or parameters of its own."""
+    return any(rule_of_module(m) is not None or _computes_itself(m) for m in module.modules())
+
+
+def _computes_itself(module: nn.Module) -> bool:
+    """Whether a forward that isn't PyTorch's has parameters to compute with."""
+    forward = inspect.unwrap(type(module).forward)
+    users = not (getattr(forward, "__module__", None) or "").startswith("torch.")
+    return users and any(p.dim() > 1 for p in module.parameters(recurse=False))
 
 
 def _sizes(graph: fx.Graph) -> set[fx.Node]:
@@ -546,77 +572,3 @@ def trace_module(
         return read[tuple(options)]
 
     return Trace(path, module, graph, tracer.calls, tracer.failures, tracer.known, again)
-
-
-def traces_of(
-    network: nn.Module, given: Callable[[str], Given | None] = lambda _path: None
-) -> tuple[list[Trace], dict[str, str]]:
-    """Traces that together cover a network, and the modules that couldn't be read with the reasons.
-
-    The network is traced as a whole where that succeeds. Modules that can't be entered, that are used several
-    times, or that the network's forward doesn't reach are read on their own. ``given`` finds the arguments of the part
-    at a path, where a forward asks for ranks or sizes.
-    """
-    queue: list[tuple[str, nn.Module]] = [("", network)]
-    seen: set[int] = set()
-    leaves: set[int] = set()
-    traces: list[Trace] = []
-    unread: dict[str, str] = {}
-    while queue:
-        path, module = queue.pop(0)
-        if id(module) in seen or not has_rules_inside(module):
-            continue
-        seen.add(id(module))
-        if rule_of_module(module) is not None:
-            continue
-        children = [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
-        if type(module).forward is nn.Module.forward:  # a list or dictionary of modules
-            queue += children
-            continue
-        trace = trace_module(path, module, leaves - {id(module)}, functools.partial(given, path))
-        reused = _reused(trace) if isinstance(trace, Trace) else []
-        while isinstance(trace, Trace) and reused:
-            leaves |= {id(call.module) for call in reused}
-            trace = trace_module(path, module, leaves - {id(module)}, functools.partial(given, path))
-            reused = _reused(trace) if isinstance(trace, Trace) else []
-        if isinstance(trace, str):
-            unread[path] = trace
-            queue += children
-            continue
-        traces.append(trace)
-        queue += _not_covered(trace)
-    return traces, unread
-
-
-def _reused(trace: Trace) -> list[Call]:
-    """Calls of the outermost modules that are called several times; what is inside them is read with them."""
-    times = trace.times_called()
-
-    def reused(call: Call) -> bool:
-        return times[id(call.module)] > 1 and not call.leaf and has_rules_inside(call.module)
-
-    return [c for c in trace.calls[1:] if reused(c) and not any(reused(outer) for outer in list(c.lineage())[1:-1])]
-
-
-def _not_covered(trace: Trace) -> list[tuple[str, nn.Module]]:
-    """The outermost modules whose inside the trace doesn't show, but for those that only hold what it reads."""
-    read = trace.read()
-    entered = {id(call.module) for call in trace.calls if not call.leaf}
-    called = {id(call.module) for call in trace.calls}
-    found = []
-
-    def visit(path: str, module: nn.Module) -> None:
-        for name, child in module.named_children():
-            place = f"{path}.{name}".lstrip(".")
-            if id(child) in entered or (id(child) not in called and any(id(m) in called for m in child.modules())):
-                visit(place, child)
-            elif not _is_held(child, read):
-                found.append((trace.full_path(place), child))
-
-    visit("", trace.module)
-    return found
-
-
-def _is_held(module: nn.Module, read: set[int]) -> bool:
-    parameters = [id(p) for p in module.parameters()]
-    return bool(parameters) and all(p in read for p in parameters)

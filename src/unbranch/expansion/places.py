@@ -10,7 +10,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from unbranch.blocks import BranchedConv, Compactor
-from unbranch.convert.trace import Trace, traces_of
+from unbranch.convert.reading import traces_of
+from unbranch.convert.trace import Trace
 from unbranch.graph.shadow import has_hooks, owners_of, shadow_of
 from unbranch.rules import rule_of_module
 

@@ -1,10 +1,11 @@
 """The rules by which modules, functions and methods are run on operators."""
 
-from . import activations, foreign, functions, layers, views  # noqa: F401  (they register themselves)
+from . import activations, borders, foreign, functions, layers, views  # noqa: F401  (they register themselves)
 from .registry import (
     Rule,
     register_method,
     register_rule,
+    rule_of_base,
     rule_of_function,
     rule_of_method,
     rule_of_module,
@@ -17,6 +18,7 @@ __all__ = [
     "Rule",
     "register_method",
     "register_rule",
+    "rule_of_base",
     "rule_of_function",
     "rule_of_method",
     "rule_of_module",

@@ -98,6 +98,15 @@ def rule_of_module(module: nn.Module) -> Rule | None:
     return None
 
 
+def rule_of_base(module: nn.Module) -> Rule | None:
+    """The rule of the nearest base that has one, whatever the module's own forward does: it tells what goes in."""
+    for base in type(module).__mro__:
+        rule = _MODULES.get(base) or _MODULES.get(f"{base.__module__}.{base.__qualname__}")
+        if rule is not None:
+            return rule
+    return None
+
+
 def rule_of_function(function: Any) -> Rule | None:
     try:
         return _FUNCTIONS.get(function)

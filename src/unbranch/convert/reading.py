@@ -1,0 +1,96 @@
+"""Reading a network: traces that together cover it, with writes into tensors read as what they amount to."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from torch import nn
+
+from ..rules import rule_of_module
+from .trace import Call, Given, Trace, has_rules_inside, trace_module
+from .writes import read_writes
+
+
+def read_module(
+    path: str, module: nn.Module, leaves: set[int], given: Callable[[], Given | None] = lambda: None
+) -> Trace | str:  # fmt: skip
+    """The trace of a module, or why there is none."""
+    trace = trace_module(path, module, leaves, given)
+    if isinstance(trace, Trace):
+        read_writes(trace)
+    return trace
+
+
+def traces_of(
+    network: nn.Module, given: Callable[[str], Given | None] = lambda _path: None
+) -> tuple[list[Trace], dict[str, str]]:
+    """Traces that together cover a network, and the modules that couldn't be read with the reasons.
+
+    The network is traced as a whole where that succeeds. Modules that can't be entered, that are used several
+    times, or that the network's forward doesn't reach are read on their own. ``given`` finds the arguments of the part
+    at a path, where a forward asks for ranks or sizes.
+    """
+    queue: list[tuple[str, nn.Module]] = [("", network)]
+    seen: set[int] = set()
+    leaves: set[int] = set()
+    traces: list[Trace] = []
+    unread: dict[str, str] = {}
+    while queue:
+        path, module = queue.pop(0)
+        if id(module) in seen or not has_rules_inside(module):
+            continue
+        seen.add(id(module))
+        if rule_of_module(module) is not None:
+            continue
+        children = [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
+        if type(module).forward is nn.Module.forward:  # a list or dictionary of modules
+            queue += children
+            continue
+        trace = read_module(path, module, leaves - {id(module)}, functools.partial(given, path))
+        reused = _reused(trace) if isinstance(trace, Trace) else []
+        while isinstance(trace, Trace) and reused:
+            leaves |= {id(call.module) for call in reused}
+            trace = read_module(path, module, leaves - {id(module)}, functools.partial(given, path))
+            reused = _reused(trace) if isinstance(trace, Trace) else []
+        if isinstance(trace, str):
+            unread[path] = trace
+            queue += children
+            continue
+        traces.append(trace)
+        queue += _not_covered(trace)
+    return traces, unread
+
+
+def _reused(trace: Trace) -> list[Call]:
+    """Calls of the outermost modules that are called several times; what is inside them is read with them."""
+    times = trace.times_called()
+
+    def reused(call: Call) -> bool:
+        return times[id(call.module)] > 1 and not call.leaf and has_rules_inside(call.module)
+
+    return [c for c in trace.calls[1:] if reused(c) and not any(reused(outer) for outer in list(c.lineage())[1:-1])]
+
+
+def _not_covered(trace: Trace) -> list[tuple[str, nn.Module]]:
+    """The outermost modules whose inside the trace doesn't show, but for those that only hold what it reads."""
+    read = trace.read()
+    entered = {id(call.module) for call in trace.calls if not call.leaf}
+    called = {id(call.module) for call in trace.calls}
+    found = []
+
+    def visit(path: str, module: nn.Module) -> None:
+        for name, child in module.named_children():
+            place = f"{path}.{name}".lstrip(".")
+            if id(child) in entered or (id(child) not in called and any(id(m) in called for m in child.modules())):
+                visit(place, child)
+            elif not _is_held(child, read):
+                found.append((trace.full_path(place), child))
+
+    visit("", trace.module)
+    return found
+
+
+def _is_held(module: nn.Module, read: set[int]) -> bool:
+    parameters = [id(p) for p in module.parameters()]
+    return bool(parameters) and all(p in read for p in parameters)
