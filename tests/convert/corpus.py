@@ -18,20 +18,8 @@ KNOWN: dict[str, str] = {
     # arguments with defaults that callers override
     # parents that reach into a child
     # writes into slices of fresh tensors
-    "border by slices": "merges merges+x",
-    "border by fresh tensor": "merges merges+x",
-    "border by expanded bias": "merges merges+x",
-    "border by narrow": "merges merges+x",
-    "border by select": "merges merges+x",
-    "border by cat": "merges merges+x",
-    "edge enhancing": "merges merges+x",
     # kernels put together in the forward
-    "weight standardisation": "merges merges+x",
-    "dirac net": "merges merges+x",
-    "kernel in zeros": "merges merges+x",
     # deep nesting
-    "nested sequences": "merges merges+x",
-    "nested modules of their own": "merges merges+x",
     # ScriptModule children
     # lazy layers
     # methods called forward_...
@@ -61,7 +49,6 @@ KNOWN: dict[str, str] = {
     # shapes that are read
     "reshape by star": "merges merges+x",
     "reshape by list": "merges merges+x",
-    "asserts batch": "merges merges+x",
     # RepMLP-like blocks
     "partitioned perceptron": "merges",
     "whole perceptron": "merges merges+x",

@@ -18,11 +18,12 @@ from .costs import cost_of
 from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
 from .forwards import EXACT, ROUNDED, Forwards
+from .moves import move_norms
 from .place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
 from .plan import Merge, Plan, plan_of
 from .prove import random_inputs, relative_error, run_nodes
 from .reading import traces_of
-from .region import Region
+from .region import Region, operations_between
 from .report import MergeRecord, Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
 from .standins import StandIns
@@ -148,6 +149,7 @@ class _Conversion:
     units: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
     places: list[tuple[str, str]] = field(default_factory=list)
     used: list[_Built] = field(default_factory=list)
+    unmoved: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.stand_ins = StandIns(shadow_of(self.network), self.pair)
@@ -175,13 +177,23 @@ class _Conversion:
     ) -> None:  # fmt: skip
         inner = frozenset(_inner_path(trace, p) for p in hooked if _is_inside(trace, p))
         shared = _shared(trace, owners, elsewhere)
-        nodes = {node.name: node for node in trace.graph.nodes}
-        barred = {(nodes[root], nodes[target]) for path, root, target in self.excluded if path == trace.path}
+        unmoved = {*inner, *shared, *self.unmoved}
+        moves = move_norms(trace, unmoved)
+        barred = self._barred(trace)
         reasons: dict[str, str] = {}
         done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], _Built] = {}
         while True:
             region = Region(trace, barred, inner, shared)
             plan = plan_of(region)
+            merged = {n for m in plan.merges for n in m.inside}
+            lost = {call.path for move in moves if not set(move.pieces) <= merged for call in move.calls}
+            if lost:
+                self.unmoved |= lost
+                unmoved |= lost
+                trace = trace.reread()
+                moves, done = move_norms(trace, unmoved), {}
+                barred = self._barred(trace)
+                continue
             try:
                 rewrites = rewrites_of(region, plan.merges)
                 exact = sum(m.after.numbers for m in plan.merges) * 8 <= IN_FLOAT64
@@ -209,6 +221,11 @@ class _Conversion:
             self.places += [(unit, trace.full_path(p)) for p in (rewrite.paths if isinstance(rewrite, Swap) else ())]
         self._record(region, plan, rewrites, errors, built, reasons)
 
+    def _barred(self, trace: Trace) -> set[tuple[fx.Node, fx.Node]]:
+        nodes = {node.name: node for node in trace.graph.nodes}
+        pairs = {(root, target) for path, root, target in self.excluded if path == trace.path}
+        return {(nodes[root], nodes[target]) for root, target in pairs if root in nodes and target in nodes}
+
     def _proved(self, region: Region, merge: Merge, exact: bool) -> _Built:
         """The merged layer, in float64 if ``exact``, and its error against the operations it replaces."""
         like = region.weight_like(merge.root, merge.target)
@@ -216,7 +233,7 @@ class _Conversion:
         assert isinstance(planned, Affine)
         dtype = torch.float64 if exact and not like.is_meta else like.dtype
         layer = allocate(planned, merge.layer, like, dtype)  # before anything temporary, so that memory isn't torn
-        example = None if like.is_meta else self._example(region, merge)
+        example = None if like.is_meta or _needs_sizes(region, merge) else self._example(region, merge)
         try:
             value = region.realised(merge.root, merge.target)
         except Inexact as refused:
@@ -236,7 +253,7 @@ class _Conversion:
     @torch.no_grad()
     def _example(self, region: Region, merge: Merge) -> tuple[Tensor, Tensor]:
         """Random input of the operations that a merge replaces, and what they make of it in float64."""
-        path = region.between(merge.root, merge.target)
+        path = operations_between(merge.root, merge.target, region.order)
         known = {n: region.constants.value(n) for node in path for n in node.all_input_nodes if n in region.constant}
         value = region.values[merge.target][merge.root]
         assert isinstance(value, Affine)
@@ -297,7 +314,7 @@ class _Conversion:
         self.refusals += [Refusal(names, reason) for names, reason in reasons.items()]
         nodes = {node.name: node for node in trace.graph.nodes}
         for (path, _, target), reason in self.excluded.items():
-            if path == trace.path:
+            if path == trace.path and target in nodes:
                 self.refusals.append(Refusal(_name(trace, nodes[target]), reason))
         for kept in plan.kept:
             refusal = Refusal(_name(trace, kept.node), kept.reason, kept.exact)
@@ -325,6 +342,13 @@ def _identity(trace: Trace, merge: Merge) -> tuple[str, str, str]:
 
 def _lies_in(path: str, around: str) -> bool:
     return not around or path == around or path.startswith(f"{around}.")
+
+
+def _needs_sizes(region: Region, merge: Merge) -> bool:
+    """Whether the operations of a merge read sizes of something else than they are given."""
+    path = operations_between(merge.root, merge.target, region.order)
+    known = {merge.root, *path, *region.constant}
+    return any(n not in known for node in path for n in node.all_input_nodes)
 
 
 def _error(value: Affine, x: Tensor, theirs: Tensor) -> float:

@@ -23,15 +23,19 @@ from .trace import Call, Trace, call_of
 
 @dataclass(frozen=True, eq=False)
 class Swap:
-    """Modules in a row, by path from the trace's root; the one at ``host`` becomes the merged layer."""
+    """Modules in a row, by path from the trace's root; the one at ``host`` becomes the merged layer.
+
+    ``emptied`` are norms elsewhere that go, since what they do has moved into the layer.
+    """
 
     merge: Merge
     calls: tuple[Call, ...]
     host: int
+    emptied: tuple[Call, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
-        return tuple(call.path for call in self.calls)
+        return tuple(call.path for call in (*self.calls, *self.emptied))
 
     @property
     def place(self) -> str:
@@ -70,9 +74,10 @@ def unit_of(plan: Swap | Rebuild) -> str:
     """The path of the smallest module whose own forward shows what a rewrite does."""
     if isinstance(plan, Rebuild):
         return plan.call.path
-    if len(plan.calls) == 1:
-        return plan.calls[0].path
-    return _common_call([c.parent for c in plan.calls if c.parent is not None]).path
+    calls = (*plan.calls, *plan.emptied)
+    if len(calls) == 1:
+        return calls[0].path
+    return _common_call([c.parent for c in calls if c.parent is not None]).path
 
 
 def _merges_of(plan: Swap | Rebuild) -> tuple[Merge, ...]:
@@ -95,6 +100,9 @@ def _touching(plans: list[Swap | Rebuild]) -> tuple[Swap | Rebuild, Swap | Rebui
 
 
 def _as_rebuild(region: Region, merges: tuple[Merge, ...]) -> Rebuild:
+    for merge in merges:
+        if any(n in region.trace.moved for n in merge.inside):
+            raise Unplaceable(merge, "a norm that isn't beside it would have to move into it")
     call = _smallest_call(merges)
     for merge in merges:
         _check_rebuildable(region, call, merge)
@@ -116,8 +124,11 @@ def _as_swap(region: Region, merge: Merge) -> Swap | None:
     trace = region.trace
     inside = set(merge.inside)
     times = trace.times_called()
+    emptied = tuple(dict.fromkeys(call for n in merge.inside for call in trace.moved.get(n, ())))
     row: list[Call] = []
     for node in merge.inside:
+        if node in trace.moved:
+            continue
         call = _largest_call(trace, node, inside, region, times)
         if call is None:
             return None
@@ -125,21 +136,33 @@ def _as_swap(region: Region, merge: Merge) -> Swap | None:
             row.append(call)
     source: Any = merge.root
     for call in row:
-        entering = {n for node in call.nodes for n in node.all_input_nodes if n not in call.nodes}
+        entering = {_unmoved(trace, n) for node in call.nodes for n in node.all_input_nodes if n not in call.nodes}
         if entering - region.constant != {source}:
             return None
-        source = call.output
-        users = set(source.users) - trace.checks - trace.sizes
+        source = _unmoved(trace, call.output)
+        users = {u for n in _same(trace, source) for u in n.users} - trace.checks - trace.sizes - set(trace.moved)
         if call is not row[-1] and not any(users <= set(later.nodes) for later in row):
             return None
-    if source is not merge.target:
+    if not row or source is not _unmoved(trace, merge.target):
         return None
-    if (reason := _shown(region, row)) is not None:
+    if (reason := _shown(region, row, emptied)) is not None:
         raise Unplaceable(merge, reason)
-    if (reason := otherwise(region.trace, row)) is not None:
+    if (reason := otherwise(region.trace, [*row, *emptied])) is not None:
         raise Unplaceable(merge, reason)
     kernels = [j for j, call in enumerate(row) if any(_is_kernel(region, n) for n in call.nodes)]
-    return Swap(merge, tuple(row), kernels[0] if kernels else 0)
+    return Swap(merge, tuple(row), kernels[0] if kernels else 0, emptied)
+
+
+def _unmoved(trace: Trace, node: Any) -> Any:
+    """What a value is before a norm that was moved behind it."""
+    while node in trace.moved:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _same(trace: Trace, node: fx.Node) -> list[fx.Node]:
+    """A value, and what norms that were moved behind it make of it."""
+    return [node, *(u for u in node.users if u in trace.moved)]
 
 
 def _largest_call(
@@ -147,6 +170,7 @@ def _largest_call(
 ) -> Call | None:
     """The outermost module call around a node that the merge covers wholly; one that only calls another is kept."""
     largest: Call | None = None
+    inside = inside | trace.moved.keys()
     for call in call_of(node).lineage():
         whole = all(n in inside or n in region.constant or n in trace.checks for n in call.nodes)
         if not whole or call is trace.root:
@@ -162,26 +186,27 @@ def _is_kernel(region: Region, node: fx.Node) -> bool:
     return rule is not None and rule.kind == "kernel"
 
 
-def _shown(region: Region, row: list[Call]) -> str | None:
+def _shown(region: Region, row: list[Call], emptied: tuple[Call, ...]) -> str | None:
     """Why the parts of a row can't become one, where someone may look between them.
 
-    A norm behind a part may go into it (the norm behind a stem of several convolutions), a kernel may not where other
-    methods run that part: what ``forward_intermediates`` and its kin return would change.
+    A kernel may not go into a part that another method runs: what ``forward_intermediates`` and its kin return would
+    change. A norm may (that behind a stem of several convolutions), where no method runs one without the other.
     """
     for call in row:
         if (reason := _looked_into(region, call)) is not None:
             return reason
-    around = _common_call([c.parent for c in row if c.parent is not None])
-    parts = [next(c for c in call.lineage() if c.parent is around) for call in row]
-    moved = [call for call, part in zip(row, parts, strict=True) if part is not parts[0]]
-    if not any(_is_kernel(region, n) for call in moved for n in call.nodes):
-        return None
+    calls = [*row, *emptied]
+    around = _common_call([c.parent for c in calls if c.parent is not None])
+    parts = [next(c for c in call.lineage() if c.parent is around) for call in calls]
+    moved = [call for call, part in zip(calls, parts, strict=True) if part is not parts[0]]
+    kernels = any(_is_kernel(region, n) for call in moved for n in call.nodes)
     paths = {region.trace.full_path(part.path) for part in parts}
-    for module, above in _modules_around(region, around):
-        inner = {path[len(above) :].lstrip(".") for path in paths}
-        methods = sorted({name for path in inner for name in shown_by(module, path)})
-        if methods:
-            return f"{type(module).__name__}.{methods[0]} runs its parts one by one"
+    for module, above in _modules_around(region, around) if moved else ():
+        methods = [set(shown_by(module, path[len(above) :].lstrip("."))) for path in paths]
+        some, every = set().union(*methods), methods[0].intersection(*methods)
+        shown = sorted(some if kernels else some - every)
+        if shown:
+            return f"{type(module).__name__}.{shown[0]} runs its parts one by one"
     return None
 
 

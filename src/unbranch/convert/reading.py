@@ -19,6 +19,13 @@ def read_module(
     trace = trace_module(path, module, leaves, given)
     if isinstance(trace, Trace):
         read_writes(trace)
+        trace.reread = functools.partial(_again, path, module, leaves, given)
+    return trace
+
+
+def _again(path: str, module: nn.Module, leaves: set[int], given: Callable[[], Given | None]) -> Trace:
+    trace = read_module(path, module, leaves, given)
+    assert isinstance(trace, Trace)  # as it was the first time
     return trace
 
 

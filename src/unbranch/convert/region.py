@@ -211,7 +211,8 @@ class Region:
 
     def between(self, root: fx.Node, target: fx.Node) -> list[fx.Node]:
         """Operations on the paths from ``root`` to ``target``, the target's included, in order."""
-        return operations_between(root, target, self.order)
+        found = operations_between(root, target, self.order)
+        return [n for n in found if n not in self.trace.sizes and n not in self.trace.checks]
 
     def weight_like(self, root: fx.Node, target: fx.Node) -> Tensor:
         """The weight whose dtype, device and memory format a merged layer takes: the largest on the way."""
@@ -259,11 +260,14 @@ class Region:
                 found = rule.channels(self.trace.module.get_submodule(str(user.target)))
             elif user.op == "call_function" and rule.kind == "kernel":
                 found = self._channels_of_function(user)
-            elif depth and (rule.kind == "view" or rule.kind == "elementwise") and len(user.all_input_nodes) < 3:
+            elif depth and rule.kind in ("view", "elementwise") and self._inputs(user) < 3:
                 found = None if self._changes_channels(user) else self._channels(user, depth - 1)
             if found is not None and (best is None or found[1] > best[1]):
                 best = found
         return best
+
+    def _inputs(self, node: fx.Node) -> int:
+        return sum(n not in self.constant for n in node.all_input_nodes)
 
     def _changes_channels(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -325,7 +329,7 @@ def _on_meta(value: Any) -> Affine | Bundle:
 
 
 def operations_between(root: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
-    """Operations on the paths from ``root`` to ``target``, the target's included, in order."""
+    """Operations on the paths from ``root`` to ``target``, the target's and readings of sizes included, in order."""
     found: set[fx.Node] = set()
     stack = [target]
     while stack:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from ..errors import Inexact, InputError
-from ..graph.shadow import copy_hooks, has_hooks
+from ..graph.shadow import copy_hooks, deep_copied, has_hooks
 from ..rules import rule_of_module
 from .methods import set_by_class
 from .place import Rebuild, Swap, opened_by
@@ -66,7 +66,7 @@ def rebuilt(
             if outer not in folded:
                 folded.add(outer)
                 path = outer.path[prefix:]
-                parts[path] = copy.deepcopy(original.get_submodule(path), memo)
+                parts[path] = deep_copied(original.get_submodule(path), memo)
                 args, kwargs = fx.node.map_arg((outer.args, outer.kwargs), lambda n: env[n])
                 env[outer.output] = graph.call_module(path, tuple(args), kwargs)
         elif all(n in env for n in node.all_input_nodes):
@@ -280,8 +280,9 @@ def replaced_modules(
     for swap in swaps:
         for j, path in enumerate(swap.paths):
             old = network.get_submodule(trace.full_path(path))
-            new = with_rest(layers[swap.merge] if j == swap.host else None, old, memo)
-            _take_place(old, new, memo)
+            if j < len(swap.calls) or id(old) not in memo:  # a norm that has moved to several layers goes once
+                new = with_rest(layers[swap.merge] if j == swap.host else None, old, memo)
+                _take_place(old, new, memo)
     rebuilds = [p for p in plans if isinstance(p, Rebuild)]
     for plan in sorted(rebuilds, key=lambda p: -len(list(p.call.lineage()))):
         old = network.get_submodule(trace.full_path(plan.call.path))
@@ -348,7 +349,7 @@ def copied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
                     memo.setdefault(id(tensor), tensor.detach().clone())
     lazy = [path for path, m in network.named_modules() if any(map(is_lazy, m.parameters(recurse=False)))]
     try:
-        return copy.deepcopy(network, memo)
+        return deep_copied(network, memo)
     except (RuntimeError, ValueError, TypeError) as error:
         if lazy:
             raise InputError(f"{lazy[0]} is a lazy layer without a shape: run the network once before") from error

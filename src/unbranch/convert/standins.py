@@ -17,6 +17,7 @@ from ..graph.probe import Arguments
 from ..graph.shadow import shadow_of
 from .trace import Given
 
+_UNLIKE = (1, 1, 2, 3, 5)
 _APART = 32  # sizes are multiplied by this, so that they stay unlike behind every stride
 
 
@@ -33,6 +34,7 @@ class StandIns:
     pair: tuple[Arguments, Arguments] | None
     _mode: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
     _copy: nn.Module | None = None
+    _unlike: bool = False
     _found: list[dict[str, tuple[Any, ...]]] | None = None
 
     def of(self, path: str) -> Given | None:
@@ -40,18 +42,27 @@ class StandIns:
         if self.pair is None:
             return None
         if self._found is None:
-            first, second = _apart(*self.pair)
-            try:
-                self._copy = with_stand_ins(shadow_of(self.network), self._mode)
-                self._found = [self._observed(first), self._observed(second)]
-            except Exception:  # tensors that have no stand-in
-                self._found = [{}, {}]
+            self._found = self._search()
         a, b = (found.get(path) for found in self._found)
         if self._copy is None or a is None or b is None or len(a) != len(b):
             return None
-        return Given(self._mode, self._copy.get_submodule(path), (a, b))
+        return Given(self._mode, self._copy.get_submodule(path), (a, b), self._unlike)
 
-    def _observed(self, given: Arguments) -> dict[str, tuple[Any, ...]]:
+    def _search(self) -> list[dict[str, tuple[Any, ...]]]:
+        """What parts are given; at sizes that are all unlike if the network takes them."""
+        assert self.pair is not None
+        try:
+            self._copy = with_stand_ins(shadow_of(self.network), self._mode)
+        except Exception:  # tensors that have no stand-in
+            return [{}, {}]
+        for self._unlike in (True, False):
+            found, ran = zip(*map(self._observed, _apart(*self.pair, unlike=self._unlike)), strict=True)
+            if all(ran):
+                break
+        return list(found)
+
+    def _observed(self, given: Arguments) -> tuple[dict[str, tuple[Any, ...]], bool]:
+        """What parts are given for an input, and whether the network ran to its end."""
         assert self._copy is not None
         own = shadow_of(self._copy)
         found: dict[str, tuple[Any, ...]] = {}
@@ -68,7 +79,8 @@ class StandIns:
                 module.register_forward_pre_hook(watch(path), with_kwargs=True)
         with torch.inference_mode(False), torch.no_grad(), self._mode, contextlib.suppress(Exception):
             own(*tree_map(self._stand_in, given.args))
-        return found
+            return found, True
+        return found, False
 
     @functools.cached_property
     def _device(self) -> torch.device:
@@ -81,13 +93,15 @@ class StandIns:
         return torch.empty(value.shape, dtype=value.dtype, device=device)
 
 
-def _apart(first: Arguments, second: Arguments) -> tuple[Arguments, Arguments]:
-    """The same with sizes multiplied where they differ."""
+def _apart(first: Arguments, second: Arguments, *, unlike: bool) -> tuple[Arguments, Arguments]:
+    """The same with sizes multiplied where they differ; ``unlike`` by another factor along each axis."""
 
     def larger(value: Any, other: Any) -> Any:
         if not isinstance(value, Tensor) or not isinstance(other, Tensor) or value.dim() != other.dim():
             return value
-        shape = [n if n == m else n * _APART for n, m in zip(value.shape, other.shape, strict=True)]
+        factors = [_APART * (_UNLIKE[axis % len(_UNLIKE)] if unlike else 1) for axis in range(value.dim())]
+        sizes = zip(value.shape, other.shape, factors, strict=True)
+        shape = [n if n == m else n * factor for n, m, factor in sizes]
         return torch.empty(shape, dtype=value.dtype, device="meta")
 
     def paired(a: Arguments, b: Arguments) -> Arguments:

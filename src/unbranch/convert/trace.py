@@ -66,6 +66,8 @@ class Trace:
         checks: assertions about shapes, and what is computed for them alone.
         sizes: readings of shapes, and what is computed from them alone.
         made: names of tensors that the forward makes anew, which only the traced module holds.
+        moved: norms that were moved, by the operations that do their work now.
+        reread: reads the module anew, with nothing moved.
     """
 
     path: str
@@ -78,6 +80,8 @@ class Trace:
     checks: set[fx.Node] = field(init=False)
     sizes: set[fx.Node] = field(init=False)
     made: set[str] = field(init=False)
+    moved: dict[fx.Node, tuple[Call, ...]] = field(default_factory=dict)
+    reread: Callable[[], Trace] = field(init=False)
 
     def __post_init__(self) -> None:
         self.refresh()
@@ -426,6 +430,16 @@ class _Tracer(fx.Tracer):
                 return None
         return self._knowledge[node]
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Whether two sizes are the same, where they are for all inputs; other conditions can't be known."""
+        node = obj.node
+        known = self.known(node) if node.target in (operator.eq, operator.ne) else None
+        holds = known == ((True, True) if node.target is operator.eq else (False, False))
+        given = self._given()
+        if holds and given is not None and given.apart and all(map(_follows_a_size, node.args)):
+            return node.target is operator.eq
+        return super().to_bool(obj)
+
     def _computed(self, node: fx.Node, given: Given | None) -> Any:
         if self._mode is None:
             self._mode = FakeTensorMode(allow_non_fake_inputs=True) if given is None else given.mode
@@ -517,6 +531,18 @@ class _Tracer(fx.Tracer):
                 del self._parameter_proxies[name]
 
 
+def _follows_a_size(value: Any) -> bool:
+    """Whether a number is given, or follows from a size by additions and subtractions alone."""
+    if not isinstance(value, fx.Node):
+        return isinstance(value, int)
+    if value.op == "call_method":
+        return value.target == "size"
+    if value.target is operator.getitem:
+        whole = value.args[0]
+        return isinstance(whole, fx.Node) and (whole.target == "size" or whole.target is getattr)
+    return value.target in (operator.add, operator.sub) and all(map(_follows_a_size, value.args))
+
+
 def _run(node: fx.Node, values: dict[fx.Node, Any], part: nn.Module | None) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
     if node.op == "call_module":
@@ -545,11 +571,13 @@ class Given:
         mode: that the stand-ins belong to.
         module: the part with stand-ins for its tensors.
         inputs: the arguments in order, once for each size.
+        apart: whether all sizes that aren't fixed are unlike, so that equal ones are the same.
     """
 
     mode: FakeTensorMode
     module: nn.Module
     inputs: tuple[tuple[Any, ...], tuple[Any, ...]]
+    apart: bool
 
 
 def trace_module(

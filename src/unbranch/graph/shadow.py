@@ -46,6 +46,26 @@ def unwrapped(model: Any) -> nn.Module:
     return model
 
 
+def deep_copied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """``copy.deepcopy`` one level at a time, since networks can be deeper than Python's stack."""
+    for module in _inside_out(network, memo):
+        copy.deepcopy(module, memo)
+    copied: nn.Module = copy.deepcopy(network, memo)
+    return copied
+
+
+def _inside_out(network: nn.Module, memo: dict[int, Any]) -> list[nn.Module]:
+    """Modules that have no copy yet, nor are in one that has, children first."""
+    found: list[nn.Module] = []
+    stack = [network]
+    while stack:
+        module = stack.pop()
+        if id(module) not in memo:
+            found.append(module)
+            stack += [child for child in module._modules.values() if child is not None]
+    return found[::-1]
+
+
 def shadow_of(model: nn.Module) -> nn.Module:
     """A copy of the modules in evaluation mode, without hooks, sharing all tensors with ``model``."""
     memo: dict[int, Any] = {}
@@ -53,7 +73,7 @@ def shadow_of(model: nn.Module) -> nn.Module:
         for value in _tensors_of(module):
             memo[id(value)] = value
     try:
-        shadow = copy.deepcopy(model, memo)
+        shadow = deep_copied(model, memo)
     except Exception as error:
         raise InputError(f"{type(model).__name__} can't be copied: {error}") from error
     shadow.eval()

@@ -1,6 +1,6 @@
 """The rules by which modules, functions and methods are run on operators."""
 
-from . import activations, borders, foreign, functions, layers, views  # noqa: F401  (they register themselves)
+from . import activations, borders, foreign, functions, layers, pieces, views  # noqa: F401  (they register themselves)
 from .registry import (
     Rule,
     register_method,

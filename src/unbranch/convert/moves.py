@@ -1,0 +1,292 @@
+"""Norms that change places with what stands between them and a kernel, so that the kernel can take them in.
+
+A norm scales and shifts each channel, and so it may be done before a concatenation or a split instead of behind it,
+part by part, and behind an average over the image instead of before it. That alone gains nothing; it is done where a
+convolution or linear layer then stands beside every piece, and taken back where one of the pieces can't be merged.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
+
+from ..algebra import identity
+from ..rules import rule_of_function, rule_of_method, rule_of_module
+from ..rules.pieces import scaled_and_shifted
+from ..rules.registry import Rule
+from ..rules.value import Affine
+from .trace import Call, Trace, call_of
+
+_CATS = {torch.cat, torch.concat, torch.concatenate}
+_SPLITS = {torch.split, torch.chunk, "split", "chunk"}
+_MEANS = {torch.mean, "mean"}
+_ADAPTIVE = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """Norms, by the calls that they were, and what does their work in other places."""
+
+    calls: tuple[Call, ...]
+    pieces: tuple[fx.Node, ...]
+
+
+def move_norms(trace: Trace, unmoved: set[str]) -> list[Move]:
+    """Move the norms of a trace, but for those at paths that are to stay, to the kernels that may take them in."""
+    moves: list[Move] = []
+    for node in list(trace.graph.nodes):
+        norm = _Norm.at(trace, node) if node.op == "call_module" and str(node.target) not in unmoved else None
+        if norm is None or node not in trace.graph.nodes:
+            continue
+        source = node.all_input_nodes[0]
+        mover = _Mover(trace, unmoved, len(moves))
+        if source.target in _CATS:
+            move = mover.before_cat(norm, source)
+        elif source.target is operator.getitem and source.all_input_nodes[0].target in _SPLITS:
+            move = mover.before_split(source.all_input_nodes[0])
+        else:
+            move = None if mover.takes(source) else mover.behind_mean(norm)
+        if move is not None:
+            moves.append(move)
+    trace.moved = {piece: move.calls for move in moves for piece in move.pieces}
+    if moves:
+        trace.refresh()
+    return moves
+
+
+@dataclass(frozen=True, eq=False)
+class _Norm:
+    """A layer that scales and shifts each channel; both in float64, ``(C,)``."""
+
+    node: fx.Node
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def at(cls, trace: Trace, node: fx.Node) -> _Norm | None:
+        module = trace.module.get_submodule(str(node.target))
+        rule = rule_of_module(module)
+        norms = isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(module).__name__
+        if rule is None or rule.kind != "elementwise" or not norms or node.meta.get("passes"):
+            return None
+        if len(node.args) != 1 or node.kwargs or trace.times_called()[id(module)] > 1:
+            return None
+        known = trace.known(node)
+        if known is None or not isinstance(known[0], Tensor) or known[0].dim() < 2:
+            return None
+        channels, ndim = known[0].shape[1], known[0].dim() - 2
+        try:
+            result = rule.apply(module, Affine(identity(channels, ndim)))
+        except Exception:  # no statistics, say
+            return None
+        ends = [result.map(torch.full((1, channels, *(1,) * ndim), v, dtype=torch.float64)).flatten() for v in (0, 1)]
+        return cls(node, ends[1] - ends[0], ends[0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Mover:
+    trace: Trace
+    unmoved: set[str]
+    number: int
+
+    def before_cat(self, norm: _Norm, cat: fx.Node) -> Move | None:
+        """Part by part in front of a concatenation of channels."""
+        given: dict[str, Any] = dict(zip(("tensors", "dim"), cat.args, strict=False)) | cat.kwargs
+        parts: Any = given.get("tensors")
+        rank = self._shape(cat)
+        if not isinstance(parts, list | tuple) or rank is None or given.get("dim", 0) not in (1, 1 - len(rank)):
+            return None
+        if self._readers(cat) != {norm.node} or not all(isinstance(p, fx.Node) and self.takes(p) for p in parts):
+            return None
+        shapes = [self._shape(part) for part in parts]
+        if None in shapes or len(set(parts)) < len(parts):
+            return None
+        widths = [shape[1] for shape in shapes if shape is not None]
+        ends = [sum(widths[: j + 1]) for j in range(len(widths))]
+        pieces = [
+            self._piece(part, norm.scale[e - w : e], norm.shift[e - w : e], j)
+            for j, (part, w, e) in enumerate(zip(parts, widths, ends, strict=True))
+        ]
+        for part, piece in zip(parts, pieces, strict=True):
+            cat.replace_input_with(part, piece)
+        return Move((self._removed(norm.node, cat),), tuple(pieces))
+
+    def before_split(self, split: fx.Node) -> Move | None:
+        """The norms of the parts, side by side, in front of a split of channels."""
+        source = split.all_input_nodes[0]
+        shape = self._shape(source)
+        arguments: dict[str, Any] = dict(zip(("input", "sizes", "dim"), split.args, strict=False)) | split.kwargs
+        if shape is None or arguments.get("dim", 0) not in (1, 1 - len(shape)) or not self.takes(source):
+            return None
+        known = self.trace.known(split)
+        parts = list(split.users)
+        if known is None or not all(p.target is operator.getitem and isinstance(p.args[1], int) for p in parts):
+            return None
+        widths = [v.shape[1] for v in known[0]]
+        scale, shift = torch.ones(shape[1], dtype=torch.float64), torch.zeros(shape[1], dtype=torch.float64)
+        norms = []
+        for part in parts:
+            j = range(len(widths))[part.args[1]]  # type: ignore[index]
+            readers = self._readers(part)
+            reader = next(iter(readers)) if len(readers) == 1 else None
+            norm = None
+            if reader is not None and reader.op == "call_module" and str(reader.target) not in self.unmoved:
+                norm = _Norm.at(self.trace, reader)
+            if norm is not None:
+                interval = slice(sum(widths[:j]), sum(widths[: j + 1]))
+                scale[interval], shift[interval] = norm.scale, norm.shift
+                norms.append((norm, part))
+        if not norms or len({p.args[1] for p in parts}) < len(parts):
+            return None
+        piece = self._piece(source, scale, shift, 0)
+        split.replace_input_with(source, piece)
+        return Move(tuple(self._removed(norm.node, part) for norm, part in norms), (piece,))
+
+    def behind_mean(self, norm: _Norm) -> Move | None:
+        """Behind an average over the image, in front of a linear layer or a convolution of one point."""
+        averaged, node = False, norm.node
+        while True:
+            readers = self._readers(node)
+            if len(readers) != 1:
+                return None
+            (reader,) = readers
+            if self._is_kernel(reader) and reader.all_input_nodes[0] is node:
+                break
+            if not self._keeps_channels(reader, node):
+                return None
+            averaged = averaged or self._is_mean(reader)
+            node = reader
+        if not averaged or node is norm.node:
+            return None
+        piece = self._piece(node, norm.scale, norm.shift, 0)
+        reader.replace_input_with(node, piece)
+        return Move((self._removed(norm.node, norm.node.all_input_nodes[0]),), (piece,))
+
+    def takes(self, node: fx.Node) -> bool:
+        """Whether a value is a kernel's, or a sum of several, and read by one operation alone."""
+        if len(self._readers(node)) != 1:
+            return False
+        if self._is_kernel(node):
+            return True
+        rule = self._rule(node)
+        if rule is None or node.target in _CATS | _SPLITS or node.target is operator.getitem:
+            return False
+        sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
+        return bool(sources) and rule.kind in ("view", "elementwise") and all(self.takes(n) for n in sources)
+
+    # --- operations
+
+    def _rule(self, node: fx.Node) -> Rule | None:
+        if node.op == "call_module" and not node.meta.get("passes"):
+            return rule_of_module(self.trace.module.get_submodule(str(node.target)))
+        if node.op == "call_function":
+            return rule_of_function(node.target)
+        return rule_of_method(str(node.target)) if node.op == "call_method" else None
+
+    def _is_kernel(self, node: fx.Node) -> bool:
+        rule = self._rule(node)
+        return rule is not None and rule.kind == "kernel"
+
+    def _is_mean(self, node: fx.Node) -> bool:
+        module = self.trace.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return node.target in _MEANS | _ADAPTIVE or isinstance(module, _AdaptiveAvgPoolNd | _AvgPoolNd)
+
+    def _keeps_channels(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether each channel, on axis 1, becomes averages of its own numbers, or the numbers themselves."""
+        before, after = self._shape(source), self._shape(node)
+        if before is None or after is None or len(after) < 2 or after[1] != before[1] or len(node.all_input_nodes) != 1:
+            return False
+        if node.op == "call_module":
+            module = self.trace.module.get_submodule(str(node.target))
+            if isinstance(module, _AvgPoolNd):
+                padding: Any = module.padding
+                padded = any(padding) if isinstance(padding, tuple) else bool(padding)
+                return (
+                    not getattr(module, "ceil_mode", False)
+                    and not padded
+                    and not getattr(module, "divisor_override", 0)
+                )
+            if isinstance(module, nn.Flatten):
+                return module.start_dim >= 1 and self._flattens_channels_alone(before, module.start_dim)
+            return isinstance(module, _AdaptiveAvgPoolNd | nn.Identity | nn.Dropout) or bool(node.meta.get("passes"))
+        if node.target in _ADAPTIVE or node.target is F.dropout or node.target in ("contiguous", "clone"):
+            return True
+        given: dict[str, Any] = dict(zip(("input", "dim", "end"), node.args, strict=False)) | node.kwargs
+        if node.target in _MEANS:
+            dims = given.get("dim")
+            dims = [dims] if isinstance(dims, int) else dims
+            return isinstance(dims, list | tuple) and all(isinstance(d, int) and d % len(before) > 1 for d in dims)
+        if node.target in (torch.flatten, "flatten"):
+            start = given.get("start_dim", given.get("dim", 0))
+            ends = given.get("end_dim", given.get("end", -1)) in (-1, len(before) - 1)
+            return isinstance(start, int) and start >= 1 and ends and self._flattens_channels_alone(before, start)
+        if node.target in (torch.squeeze, "squeeze"):
+            return all(n == 1 for n in before[2:])
+        if node.target is operator.getitem:
+            index: Any = node.args[1]
+            index = index if isinstance(index, tuple) else (index,)
+            return index[:2] == (slice(None), slice(None)) and all(i == 0 for i in index[2:])
+        return False
+
+    def _flattens_channels_alone(self, shape: tuple[int, ...], start: int) -> bool:
+        return start > 1 or all(n == 1 for n in shape[2:])
+
+    def _shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        known = self.trace.known(node)
+        return tuple(known[0].shape) if known is not None and isinstance(known[0], Tensor) else None
+
+    def _readers(self, node: fx.Node) -> set[fx.Node]:
+        return set(node.users) - self.trace.sizes - self.trace.checks
+
+    # --- changing the graph
+
+    def _piece(self, source: fx.Node, scale: Tensor, shift: Tensor, j: int) -> fx.Node:
+        """Scale and shift a value, in the call around it."""
+        names = [f"_moved_{self.number}_{j}_{kind}" for kind in ("scale", "shift")]
+        for name, value in zip(names, (scale, shift), strict=True):
+            vars(self.trace.module)[name] = value.clone()
+        around = call_of(source)
+        around = around.parent if around.leaf and around.parent is not None else around
+        nodes = list(_after(self.trace.graph, source, names))
+        for node in nodes:
+            node.meta["call"] = around
+        for call in around.lineage():
+            at = call.nodes.index(source) + 1 if source in call.nodes else 0
+            call.nodes[at:at] = nodes
+        piece = nodes[-1]
+        for call in self.trace.calls:
+            if call.output is source and not (call.leaf and source in call.nodes):
+                call.output = piece
+        return piece
+
+    def _removed(self, node: fx.Node, instead: fx.Node) -> Call:
+        """Take a norm out of the graph; what reads it reads what it was given."""
+        own = call_of(node)
+        node.replace_all_uses_with(instead)
+
+        def renamed(value: Any) -> Any:
+            return fx.node.map_aggregate(value, lambda v: instead if v is node else v)
+
+        for call in self.trace.calls:
+            call.args, call.kwargs, call.output = renamed(call.args), renamed(call.kwargs), renamed(call.output)
+        self.trace.erase(node)
+        return own
+
+
+def _after(graph: fx.Graph, source: fx.Node, names: list[str]) -> Iterator[fx.Node]:
+    last = source
+    vectors = []
+    for name in names:
+        with graph.inserting_after(last):
+            last = graph.create_node("get_attr", name)
+        vectors.append(last)
+        yield last
+    with graph.inserting_after(last):
+        yield graph.call_function(scaled_and_shifted, (source, *vectors))
