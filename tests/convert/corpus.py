@@ -28,19 +28,8 @@ KNOWN: dict[str, str] = {
     "linear and norm of rows": "merges merges+x",
     "token block": "merges merges+x",
     "norm of transposed": "merges merges+x",
-    "norm behind cat": "merges merges+x",
-    "mixed convolution": "merges merges+x",
-    "norms behind split": "merges merges+x",
     # a norm before a global mean and a linear layer
-    "norm mean linear": "merges merges+x",
-    "norm adaptive pool linear": "merges merges+x",
-    "norm mean of tokens": "merges merges+x",
-    "norm pool sequence": "merges merges+x",
     # an unlike branch in the middle of a sum
-    "unlike branch, adn": "merges merges+x",
-    "unlike branch, dan": "merges merges+x",
-    "pool in the middle": "merges merges+x",
-    "gate in the middle": "merges merges+x",
     # activations that are the identity
     # results that nobody reads
     "auxiliary head dropped": "merges merges+x",

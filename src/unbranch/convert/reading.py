@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..rules import rule_of_module
+from .sums import order_sums
 from .trace import Call, Given, Trace, has_rules_inside, trace_module
 from .writes import read_writes
 
@@ -19,6 +20,7 @@ def read_module(
     trace = trace_module(path, module, leaves, given)
     if isinstance(trace, Trace):
         read_writes(trace)
+        order_sums(trace)
         trace.reread = functools.partial(_again, path, module, leaves, given)
     return trace
 

@@ -111,6 +111,15 @@ class Trace:
             call.nodes.insert(call.nodes.index(node) + 1, new)
         return new
 
+    def insert_before(self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+        """A new operation in front of another, in the same call."""
+        with self.graph.inserting_before(node):
+            new = self.graph.call_function(function, args)
+        new.meta["call"] = call_of(node)
+        for call in call_of(node).lineage():
+            call.nodes.insert(call.nodes.index(node), new)
+        return new
+
     def erase(self, node: fx.Node) -> None:
         """Take an operation out that nothing reads."""
         for call in call_of(node).lineage():

@@ -273,6 +273,75 @@ class NormBehindPartial(nn.Module):
         return self.last(self.norm(torch.cat([self.conv(a), b], 1)))
 
 
+@row(NORMS, layers=2, norms=0)
+class NormBehindTwoCats(nn.Module):
+    """The norm's channels are counted through both, and one part is normed in another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = conv_bn(4, 3, 3), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.norm(torch.concat((self.a(x), self.b(F.relu(x))), dim=-3)))
+
+
+@row(NORMS)
+class PartIsReadElsewhere(NormBehindCat):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = self.a(x)
+        return F.relu(self.norm(torch.cat([a, self.b(F.relu(x))], 1))), a
+
+
+@row(NORMS)
+class TheSamePartTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(4, 3, 3), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(F.relu(x))
+        return F.relu(self.norm(torch.cat([a, a], 1)))
+
+
+@row(NORMS, call(tensor(2, 4, 6, 6)), call(tensor(3, 4, 6, 6)))
+class NormBehindCatOfRows(nn.Module):
+    """Rows are joined, not channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(torch.cat([self.a(x), self.b(F.relu(x))], 2)))
+
+
+@row(NORMS, norms=0)
+class NormsBehindChunkInTurn(nn.Module):
+    """The parts are taken in another order, one of them without a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.conv(F.relu(x)).chunk(3, dim=1)
+        return F.relu(self.b(parts[2])) * torch.tanh(self.a(parts[0])) + parts[1].sigmoid()
+
+
+@row(NORMS)
+class PartsThatAreAlsoReadWhole(NormsBehindSplit):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.conv(x)
+        a, b = y.split([2, 4], 1)
+        return F.relu(self.a(a)), torch.tanh(self.b(b)), y
+
+
+@row(NORMS, also=lambda net, x: net.branches(x))
+class MethodRunsTheBranches(NormBehindCat):
+    def branches(self, x: Tensor) -> Tensor:
+        return torch.cat([self.a(x), self.b(F.relu(x))], 1)
+
+
 @row(NORMS, call(tensor(2, 4, 13)), call(tensor(3, 4, 20)), **ONE)
 def one_dimension() -> nn.Module:
     return nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(4), nn.ReLU())
@@ -329,6 +398,61 @@ class NormBehindTheMean(Pooled):
         return self.fc(F.dropout(self.norm(F.relu(self.conv(x)).mean((2, 3))), 0.5, self.training))
 
 
+@row(MEAN, layers=2, norms=0)
+class NormMeanConvolution(Pooled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(4, 3, 1)
+
+    def pool(self, x: Tensor) -> Tensor:
+        return F.dropout(x.mean([-2, -1], keepdim=True), 0.5, self.training)
+
+
+@row(MEAN)
+class NormPoolPaddedConvolution(Pooled):
+    """Zeros that the last convolution pads with aren't shifted by the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.pooling = nn.Conv2d(4, 3, 3, padding=1), nn.AvgPool2d(2)
+
+    def pool(self, x: Tensor) -> Tensor:
+        return self.pooling(x)
+
+
+@row(MEAN)
+class NormPaddedPool(NormPoolPaddedConvolution):
+    """Neither are those of a pool that counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.pooling = nn.Conv2d(4, 3, 3), nn.AvgPool2d(3, 2, 1)
+
+
+@row(MEAN)
+class MeanOfTheBatch(Pooled):
+    def pool(self, x: Tensor) -> Tensor:
+        return x.mean((0, 2, 3))
+
+
+@row(MEAN)
+class MeanIsReadTwice(Pooled):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.norm(F.relu(self.conv(x))).mean((2, 3))
+        return self.fc(y), y
+
+
+@row(MEAN, also=lambda net, x: net.features(x))
+class FeaturesAreNormed(Pooled):
+    """Who asks for features gets them normed."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(F.relu(self.conv(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.features(x)))
+
+
 @row(MEAN)
 class MaximumInstead(Pooled):
     """A norm with scales of both signs doesn't pass through a maximum."""
@@ -354,6 +478,31 @@ class Three(nn.Module):
 
 for order in ("adn", "and", "dan"):
     row(UNLIKE, name=f"unlike branch, {order}", layers=2, norms=0)(type("Three", (Three,), {"order": order}))
+
+
+@row(UNLIKE)
+class AddedToAPartInPlace(nn.Module):
+    """What is added changes the tensor that it is a part of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv_bn(4, 4), conv_bn(4, 2), conv_bn(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        part = y[:, :2]
+        part += torch.sigmoid(x[:, :2])
+        part += self.b(x)
+        part += self.c(x)
+        return y
+
+
+@row(UNLIKE)
+class SumOfFour(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.a(x))
+        y += self.d(x)
+        return (y + self.n(x)).add(self.a[0](x))
 
 
 @row(UNLIKE, norms=0, layers=1)
