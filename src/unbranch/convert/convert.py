@@ -17,7 +17,7 @@ from ..rules.value import Affine, Gridded
 from .costs import cost_of
 from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
-from .forwards import EXACT, ROUNDED, Forwards
+from .forwards import EXACT, ROUNDED, Forwards, sizes_of
 from .moves import move_norms
 from .place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
 from .plan import Merge, Plan, plan_of
@@ -100,8 +100,9 @@ def _proved(network: nn.Module, inputs: tuple[Any, ...] | None, caches: Caches) 
     excluded: dict[tuple[str, str, str], str] = {}
     built: dict[Any, _Built] = {}
     forwards = None if _is_meta(network) else Forwards(network, inputs)
+    pair = forwards.pair if forwards is not None else sizes_of(network)
     while True:
-        conversion = _Conversion(network, forwards.pair if forwards else None, excluded=excluded, built=built)
+        conversion = _Conversion(network, pair, excluded=excluded, built=built)
         conversion.run()
         caches.empty()  # of stand-ins, which real runs can't use
         plain = conversion.result()
@@ -204,9 +205,9 @@ class _Conversion:
                             self.built[name] = self._proved(region, merge, exact)
                         done[merge.key] = self.built[name]
             except Unplaceable as refused:
-                merge = refused.merge
-                barred.add((merge.root, merge.target))
-                reasons[" + ".join(_sources(region, merge))] = str(refused)
+                for merge, reason in refused.merges:
+                    barred.add((merge.root, merge.target))
+                    reasons[" + ".join(_sources(region, merge))] = reason
                 continue
             break
         built = {merge: done[merge.key].layer for merge in plan.merges}

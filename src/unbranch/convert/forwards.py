@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.float64 import Float64
-from ..graph.guarded import Observation, RandomDrawError, fresh, observation, observe, private_copy
+from ..graph.guarded import Observation, RandomDrawError, Runner, fresh, observation, observe, private_copy
 from ..graph.probe import Arguments, larger, probe, runs
 from ..rules import rule_of_base
 from .prove import relative_error
@@ -37,6 +37,15 @@ def expected_input(module: nn.Module) -> tuple[int, int, bool] | None:
         return rule.channels(module)
     except Exception:  # a lazy layer, or a rule of the user's that doesn't fit
         return None
+
+
+def sizes_of(network: nn.Module) -> tuple[Arguments, Arguments] | None:
+    """Inputs of two sizes for a network on the meta device, which can be read and not be proved."""
+    try:
+        found = probe(network, expected_input)
+    except Exception:  # what it does needs numbers
+        return None
+    return (found[0], found[1]) if len(found) == 2 else None
 
 
 @dataclass(eq=False)
@@ -84,6 +93,7 @@ class Forwards:
     _parts: dict[str, list[Arguments]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._original = Runner(self.network)
         try:
             if self.example is None:
                 self.given = probe(self.network, expected_input)
@@ -109,7 +119,7 @@ class Forwards:
 
     def _learn(self, given: Arguments) -> None:
         try:
-            self._native = observe(self.network, given.args, given.kwargs, contextlib.nullcontext, times=2)
+            self._native = self._original.observe(given.args, given.kwargs, contextlib.nullcontext, times=2)
         except RandomDrawError:
             raise
         except Exception as error:
@@ -121,6 +131,7 @@ class Forwards:
         """Compare a rewritten network with the original: the parts at ``paths``, and both as a whole, in float64."""
         verdict = Verdict()
         seen: set[str] = set()
+        self._plain = Runner(plain)
         if self._reason is None:
             for j, given in enumerate(self.given):
                 inner = paths - {""} if not j else set()
@@ -150,7 +161,8 @@ class Forwards:
         watch = _Watch(plain, paths, tolerance, verdict, seen)
         try:
             if j not in self._exact or paths:
-                (self._exact[j],) = observe(self.network, given.args, given.kwargs, Float64, prepare=watch.install)
+                prepare = watch.install if paths else None
+                (self._exact[j],) = self._original.observe(given.args, given.kwargs, Float64, prepare=prepare)
         except RandomDrawError:
             verdict.unprovable[""] = "it draws random numbers in evaluation"
             return
@@ -162,7 +174,7 @@ class Forwards:
             pairs = zip(self._native[0].outputs, theirs.outputs, strict=True)
             self._noise = max((_distance(a, b) for a, b in pairs if a.shape == b.shape), default=0.0)
         try:
-            (ours,) = observe(plain, given.args, given.kwargs, Float64)
+            (ours,) = self._plain.observe(given.args, given.kwargs, Float64)
         except Exception as error:
             verdict.note("", _crash(error))
             return

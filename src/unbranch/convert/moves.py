@@ -41,24 +41,36 @@ class Move:
 def move_norms(trace: Trace, unmoved: set[str]) -> list[Move]:
     """Move the norms of a trace, but for those at paths that are to stay, to the kernels that may take them in."""
     moves: list[Move] = []
+    gone: set[fx.Node] = set()
     for node in list(trace.graph.nodes):
-        norm = _Norm.at(trace, node) if node.op == "call_module" and str(node.target) not in unmoved else None
-        if norm is None or node not in trace.graph.nodes:
+        if node in gone or not _is_norm(trace, node) or str(node.target) in unmoved:
             continue
         source = node.all_input_nodes[0]
-        mover = _Mover(trace, unmoved, len(moves))
+        mover = _Mover(trace, unmoved, len(moves), gone)
+        move = None
         if source.target in _CATS:
-            move = mover.before_cat(norm, source)
+            norm = _Norm.at(trace, node)
+            move = None if norm is None else mover.before_cat(norm, source)
         elif source.target is operator.getitem and source.all_input_nodes[0].target in _SPLITS:
             move = mover.before_split(source.all_input_nodes[0])
-        else:
-            move = None if mover.takes(source) else mover.behind_mean(norm)
+        elif mover.is_averaged(node) and not mover.takes(source):
+            norm = _Norm.at(trace, node)
+            move = None if norm is None else mover.behind_mean(norm)
         if move is not None:
             moves.append(move)
     trace.moved = {piece: move.calls for move in moves for piece in move.pieces}
     if moves:
         trace.refresh()
     return moves
+
+
+def _is_norm(trace: Trace, node: fx.Node) -> bool:
+    if node.op != "call_module" or node.meta.get("passes") or len(node.args) != 1 or node.kwargs:
+        return False
+    module = trace.module.get_submodule(str(node.target))
+    rule = rule_of_module(module)
+    norms = isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(module).__name__
+    return norms and rule is not None and rule.kind == "elementwise"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +85,7 @@ class _Norm:
     def at(cls, trace: Trace, node: fx.Node) -> _Norm | None:
         module = trace.module.get_submodule(str(node.target))
         rule = rule_of_module(module)
-        norms = isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(module).__name__
-        if rule is None or rule.kind != "elementwise" or not norms or node.meta.get("passes"):
-            return None
-        if len(node.args) != 1 or node.kwargs or trace.times_called()[id(module)] > 1:
+        if rule is None or trace.times_called()[id(module)] > 1:
             return None
         known = trace.known(node)
         if known is None or not isinstance(known[0], Tensor) or known[0].dim() < 2:
@@ -95,6 +104,7 @@ class _Mover:
     trace: Trace
     unmoved: set[str]
     number: int
+    gone: set[fx.Node]
 
     def before_cat(self, norm: _Norm, cat: fx.Node) -> Move | None:
         """Part by part in front of a concatenation of channels."""
@@ -137,7 +147,7 @@ class _Mover:
             readers = self._readers(part)
             reader = next(iter(readers)) if len(readers) == 1 else None
             norm = None
-            if reader is not None and reader.op == "call_module" and str(reader.target) not in self.unmoved:
+            if reader is not None and _is_norm(self.trace, reader) and str(reader.target) not in self.unmoved:
                 norm = _Norm.at(self.trace, reader)
             if norm is not None:
                 interval = slice(sum(widths[:j]), sum(widths[: j + 1]))
@@ -168,6 +178,17 @@ class _Mover:
         piece = self._piece(node, norm.scale, norm.shift, 0)
         reader.replace_input_with(node, piece)
         return Move((self._removed(norm.node, norm.node.all_input_nodes[0]),), (piece,))
+
+    def is_averaged(self, node: fx.Node) -> bool:
+        """Whether an average comes behind a norm, before any kernel."""
+        for _ in range(8):
+            readers = self._readers(node)
+            if len(readers) != 1:
+                return False
+            (node,) = readers
+            if self._is_mean(node) or self._is_kernel(node):
+                return not self._is_kernel(node)
+        return False
 
     def takes(self, node: fx.Node) -> bool:
         """Whether a value is a kernel's, or a sum of several, and read by one operation alone."""
@@ -277,6 +298,7 @@ class _Mover:
         for call in self.trace.calls:
             call.args, call.kwargs, call.output = renamed(call.args), renamed(call.kwargs), renamed(call.output)
         self.trace.erase(node)
+        self.gone.add(node)
         return own
 
 

@@ -58,12 +58,18 @@ def rewrites_of(region: Region, merges: list[Merge]) -> list[Swap | Rebuild]:
     """How each merge is put into the network; those that touch each other are rebuilt together.
 
     Raises:
-        Unplaceable: for the first merge that has no place; it has to be barred.
+        Unplaceable: for the merges that have no place; they have to be barred.
     """
     plans: list[Swap | Rebuild] = []
+    refused: list[tuple[Merge, str]] = []
     for merge in merges:
-        plan: Swap | Rebuild | None = _as_swap(region, merge)
-        plans.append(plan or _as_rebuild(region, (merge,)))
+        try:
+            plan: Swap | Rebuild | None = _as_swap(region, merge)
+            plans.append(plan or _as_rebuild(region, (merge,)))
+        except Unplaceable as error:
+            refused += error.merges
+    if refused:
+        raise Unplaceable(*refused[0], tuple(refused[1:]))
     while (pair := _touching(plans)) is not None:
         joined = tuple(m for plan in pair for m in _merges_of(plan))
         plans = [p for p in plans if p not in pair] + [_as_rebuild(region, joined)]
@@ -110,11 +116,11 @@ def _as_rebuild(region: Region, merges: tuple[Merge, ...]) -> Rebuild:
 
 
 class Unplaceable(Inexact):
-    """A merge that can't be written into the network without losing something else."""
+    """Merges that can't be written into the network without losing something else."""
 
-    def __init__(self, merge: Merge, reason: str) -> None:
+    def __init__(self, merge: Merge, reason: str, more: tuple[tuple[Merge, str], ...] = ()) -> None:
         super().__init__(reason)
-        self.merge = merge
+        self.merges = ((merge, reason), *more)
 
 
 # --- modules in a row -------------------------------------------------------------------------------
@@ -190,7 +196,8 @@ def _shown(region: Region, row: list[Call], emptied: tuple[Call, ...]) -> str | 
     """Why the parts of a row can't become one, where someone may look between them.
 
     A kernel may not go into a part that another method runs: what ``forward_intermediates`` and its kin return would
-    change. A norm may (that behind a stem of several convolutions), where no method runs one without the other.
+    change. A norm may (that behind a stem of several convolutions), where no method of the network itself runs one
+    without the other.
     """
     for call in row:
         if (reason := _looked_into(region, call)) is not None:
@@ -204,7 +211,7 @@ def _shown(region: Region, row: list[Call], emptied: tuple[Call, ...]) -> str | 
     for module, above in _modules_around(region, around) if moved else ():
         methods = [set(shown_by(module, path[len(above) :].lstrip("."))) for path in paths]
         some, every = set().union(*methods), methods[0].intersection(*methods)
-        shown = sorted(some if kernels else some - every)
+        shown = sorted(some if kernels else some - every if not above else ())
         if shown:
             return f"{type(module).__name__}.{shown[0]} runs its parts one by one"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 
 from torch import nn
@@ -21,8 +22,18 @@ def read_module(
     if isinstance(trace, Trace):
         read_writes(trace)
         order_sums(trace)
+        _drop_unread(trace)
         trace.reread = functools.partial(_again, path, module, leaves, given)
     return trace
+
+
+def _drop_unread(trace: Trace) -> None:
+    """Take out readings of attributes and sizes that nothing needs any more."""
+    for node in reversed(list(trace.graph.nodes)):
+        reads = node.target in (getattr, operator.getitem, "size", "dim") or node in trace.sizes - trace.checks
+        if reads and not node.users and node.op in ("call_function", "call_method"):
+            trace.erase(node)
+    trace.refresh()
 
 
 def _again(path: str, module: nn.Module, leaves: set[int], given: Callable[[], Given | None]) -> Trace:

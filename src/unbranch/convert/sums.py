@@ -22,21 +22,17 @@ def order_sums(trace: Trace) -> None:
     """Put what is alike side by side in the sums of a trace."""
     changed = False
     for node in list(trace.graph.nodes):
-        if _is_sum(trace, node) and not any(_is_sum(trace, u) and _is_inner(trace, node) for u in node.users):
+        if _is_sum(trace, node) and not (_is_inner(trace, node) and _is_sum(trace, next(iter(_readers(trace, node))))):
             changed = _reordered(trace, node) or changed
     if changed:
         trace.refresh()
 
 
 def _is_sum(trace: Trace, node: fx.Node) -> bool:
-    """Whether a node adds two tensors of one shape."""
+    """Whether a node adds two values."""
     if node.target not in _ADDS or len(node.args) != 2 or node.kwargs:
         return False
     if not all(isinstance(a, fx.Node) for a in node.args):
-        return False
-    known = [trace.known(a) for a in (*node.args, node) if isinstance(a, fx.Node)]
-    shapes = {tuple(k[0].shape) if k is not None and isinstance(k[0], Tensor) else None for k in known}
-    if len(shapes) != 1 or None in shapes:
         return False
     first = node.args[0]
     assert isinstance(first, fx.Node)
@@ -79,6 +75,10 @@ def _reordered(trace: Trace, top: fx.Node) -> bool:
     given = operands(top)
     ordered = sorted(given, key=lambda n: _likeness(trace, n))
     if len(given) < 3 or ordered == given or any(call_of(n) is not call_of(top) for n in inner):
+        return False
+    known = [trace.known(n) for n in (*given, top)]
+    shapes = {tuple(k[0].shape) if k is not None and isinstance(k[0], Tensor) else None for k in known}
+    if len(shapes) != 1 or None in shapes:  # one is broadcast to the others
         return False
     total = ordered[0]
     for one in ordered[1:-1]:

@@ -354,7 +354,8 @@ class _Canvas:
         if not isinstance(value, fx.Node) or value not in constants:
             return None
         try:
-            numbers = constants.value(value).detach().double().cpu()
+            numbers = constants.value(value).detach()
+            numbers = torch.zeros(numbers.shape) if numbers.is_meta else numbers.double().cpu()  # taken for granted
         except Exception:  # written to between two uses, say
             return None
         if numbers.numel() == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,11 +44,12 @@ class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._protected and func._schema.is_mutable:
+        mutable, seeded = _kind_of(func)
+        if self._protected and mutable:
             for tensor in _written(func, args, kwargs):
                 if _storage(tensor) in self._protected:
                     raise StateWriteError(str(func))
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if not seeded:
             return func(*args, **kwargs)
         before = torch.get_rng_state()
         result = func(*args, **kwargs)
@@ -55,6 +57,12 @@ class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
             torch.set_rng_state(before)
             raise RandomDrawError(str(func))
         return result
+
+
+@functools.lru_cache(maxsize=4096)
+def _kind_of(func: Any) -> tuple[bool, bool]:
+    """Whether an operation writes to an argument, and whether it may draw random numbers."""
+    return func._schema.is_mutable, torch.Tag.nondeterministic_seeded in func.tags
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
@@ -88,28 +96,56 @@ class Observation:
 
 def observe(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1,
-    prepare: Callable[[nn.Module], None] = lambda _copy: None,
+    prepare: Callable[[nn.Module], None] | None = None,
 ) -> list[Observation]:  # fmt: skip
-    """Run a copy of ``module`` in evaluation ``times`` times over, under the context manager that ``mode`` makes.
+    """Run a copy of ``module`` in evaluation ``times`` times over: see ``Runner.observe``."""
+    return Runner(module).observe(args, kwargs, mode, times, prepare)
 
-    The copy, on which ``prepare`` may put hooks, shares the module's tensors; where the forward writes to them it is
-    run again on tensors of its own.
 
-    Raises:
-        RandomDrawError: if it draws random numbers; the generators are as they were.
-    """
-    # A module that is used in inference mode has tensors without version counters.
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), untouched():
-        warnings.simplefilter("ignore")
-        own = _with_own_objects(shadow_of(module))
-        prepare(own)
-        protected = {_storage(t) for m in own.modules() for t in _tensors_of(m)} - {0}
-        try:
-            return [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
-        except StateWriteError:
-            own = private_copy(module)
+@dataclass(eq=False)
+class Runner:
+    """A module, of which copies are run; a copy is run again as long as that leaves it as it was."""
+
+    module: nn.Module
+    _own: nn.Module | None = None
+    _writes: bool = False
+
+    def observe(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1,
+        prepare: Callable[[nn.Module], None] | None = None,
+    ) -> list[Observation]:  # fmt: skip
+        """Run a copy in evaluation ``times`` times over, under the context manager that ``mode`` makes.
+
+        The copy, on which ``prepare`` may put hooks, shares the module's tensors; where the forward writes to them it
+        is run again on tensors of its own.
+
+        Raises:
+            RandomDrawError: if it draws random numbers; the generators are as they were.
+        """
+        # A module that is used in inference mode has tensors without version counters.
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), untouched():
+            warnings.simplefilter("ignore")
+            if not self._writes:
+                try:
+                    return self._run(args, kwargs, mode, times, prepare)
+                except StateWriteError:
+                    self._writes = True
+            return self._run(args, kwargs, mode, times, prepare)
+
+    def _run(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int,
+        prepare: Callable[[nn.Module], None] | None,
+    ) -> list[Observation]:  # fmt: skip
+        own, self._own = self._own, None
+        if own is None or self._writes or prepare is not None:
+            own = private_copy(self.module) if self._writes else _with_own_objects(shadow_of(self.module))
+        if prepare is not None:
             prepare(own)
-            return [_observed(own, args, kwargs, mode, set()) for _ in range(times)]
+        protected = set() if self._writes else {_storage(t) for m in own.modules() for t in _tensors_of(m)} - {0}
+        seen = [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
+        if prepare is None and not any(one.changes for one in seen):
+            self._own = own
+        return seen
 
 
 def _observed(

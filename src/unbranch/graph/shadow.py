@@ -6,6 +6,7 @@ Tracing and proving run on the shadow, so the user's network keeps its mode, hoo
 from __future__ import annotations
 
 import copy
+import functools
 from collections import OrderedDict
 from typing import Any
 
@@ -49,9 +50,47 @@ def unwrapped(model: Any) -> nn.Module:
 def deep_copied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """``copy.deepcopy`` one level at a time, since networks can be deeper than Python's stack."""
     for module in _inside_out(network, memo):
-        copy.deepcopy(module, memo)
+        _copied_module(module, memo)
     copied: nn.Module = copy.deepcopy(network, memo)
     return copied
+
+
+def _copied_module(module: nn.Module, memo: dict[int, Any]) -> None:
+    """As ``copy.deepcopy``, several times as fast for classes that leave copying to Python."""
+    kind: Any = type(module)
+    if id(module) in memo or _copies_itself(kind):
+        copy.deepcopy(module, memo)
+        return
+    memo[id(module)] = copied = kind.__new__(kind)
+    vars(copied).update({name: _copied_value(value, memo) for name, value in vars(module).items()})
+
+
+@functools.lru_cache(maxsize=4096)
+def _copies_itself(kind: Any) -> bool:
+    names = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__", "__slots__")
+    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in names)
+
+
+_ATOMS = {int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size}
+
+
+def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _ATOMS or (kind is tuple and all(type(v) in _ATOMS for v in value)):
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is dict or kind is OrderedDict:
+        copied: dict[Any, Any] = kind()
+        memo[id(value)] = copied
+        copied.update((_copied_value(k, memo), _copied_value(v, memo)) for k, v in value.items())
+        return copied
+    if kind is list:
+        items: list[Any] = []
+        memo[id(value)] = items
+        items.extend(_copied_value(v, memo) for v in value)
+        return items
+    return copy.deepcopy(value, memo)
 
 
 def _inside_out(network: nn.Module, memo: dict[int, Any]) -> list[nn.Module]:

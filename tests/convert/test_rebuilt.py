@@ -1,0 +1,137 @@
+"""Rebuilt parts stay what they were for everything but their forward: copies, files, classes, methods, attributes."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import unbranch as ub
+from unbranch.convert.methods import entry_points, looking_into, set_by_class, shown_by
+
+from ..networks import randomised
+
+
+class Described(nn.Module):
+    """Rebuilt, since what it adds is merged and its activation is a function."""
+
+    kind = "a block"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.width = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), 4
+
+    def describe(self) -> str:
+        return f"{self.kind} of {self.width}"
+
+    @property
+    def double_width(self) -> int:
+        return 2 * self.width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.a(x) + self.b(x))
+
+
+def converted() -> tuple[nn.Module, Any]:
+    network = randomised(nn.Sequential(Described(), nn.Conv2d(4, 2, 1)), 0).eval()
+    network[0].f, network[0].names = -1, ["cat", "dog"]
+    return network, ub.collapse(network)
+
+
+def through_a_file(network: nn.Module) -> Any:
+    buffer = io.BytesIO()
+    torch.save(network, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "again", [lambda net: net, copy.deepcopy, through_a_file, lambda net: copy.deepcopy(through_a_file(net))]
+)
+def test_a_rebuilt_part_keeps_what_others_see(again: Any) -> None:
+    network, plain = converted()
+    part = again(plain)[0]
+    assert isinstance(part, Described)
+    assert isinstance(part, fx.GraphModule)
+    assert part.describe() == "a block of 4"
+    assert part.double_width == 8
+    assert part.f == -1
+    assert part.names == ["cat", "dog"]
+    assert repr(part).startswith("Described(")
+    assert not part.training
+    assert len([m for m in part.modules() if isinstance(m, nn.Conv2d)]) == 1
+    x = torch.randn(2, 4, 6, 7)
+    torch.testing.assert_close(part(x), network[0](x))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = part.nothing
+
+
+def test_the_class_itself_is_not_changed() -> None:
+    before = dict(vars(Described))
+    converted()
+    assert dict(vars(Described)) == before
+    assert Described.__name__ == "Described"
+
+
+class Walker(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(4, 4, 1)
+        self.stages = nn.ModuleList([nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(3)])
+        self.heads = nn.ModuleDict({"a": nn.Conv2d(4, 1, 1)})
+
+    def by_loop(self, x: Tensor) -> Any:
+        return [stage(x) for stage in self.stages]
+
+    def by_enumerate(self, x: Tensor) -> Tensor:
+        for _, stage in enumerate(self.stages[1:]):
+            x = stage(x)
+        return x
+
+    def by_position(self, x: Tensor) -> Tensor:
+        return self.stages[1][0](x)
+
+    def by_name(self, x: Tensor) -> Tensor:
+        stem = self.stem
+        return stem(x)
+
+    def by_getattr(self, x: Tensor) -> Any:
+        return [getattr(self, name)(x) for name in ("stem",)]
+
+    def by_key(self, x: Tensor) -> Tensor:
+        return self.heads["a"](x)
+
+    def inside(self, x: Tensor) -> Any:
+        return [layer(x) for stage in self.stages for layer in stage]
+
+    def weights_only(self) -> Tensor:
+        self.stem.reset_parameters()
+        return self.stem.weight.sum() + sum(p.sum() for p in self.stages.parameters())
+
+    def for_later(self, x: Tensor) -> Tensor:
+        return self.stem(self.fused(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stem(x)
+
+
+def test_what_methods_run_is_read_from_their_code() -> None:
+    network = Walker()
+    runs = {"by_loop", "by_enumerate", "by_position", "by_name", "by_getattr", "by_key", "inside"}
+    assert set(entry_points(network)) == runs
+    assert set(shown_by(network, "stem")) == {"by_name", "by_getattr"}
+    assert set(shown_by(network, "stages.0")) == {"by_loop", "by_enumerate"}
+    assert set(shown_by(network, "stages.1.0")) == {"by_position", "inside"}
+    assert set(looking_into(network, "stages.1")) == {"by_position", "inside"}
+    assert set(looking_into(network, "stages")) == {"by_loop", "by_enumerate", "by_position", "inside"}
+    assert shown_by(network, "heads.a") == ["by_key"]
+
+
+def test_attributes_that_a_class_sets_are_its_own() -> None:
+    assert {"a", "b", "width", "kind", "describe"} <= set_by_class(Described)
+    assert "f" not in set_by_class(Described)
+    assert {"stride", "padding", "in_channels"} <= set_by_class(nn.Conv2d)
