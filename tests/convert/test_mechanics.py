@@ -219,3 +219,18 @@ def test_bad_arguments_give_one_clear_error(net):
         ub.collapse("resnet18")
     with pytest.raises(ub.InputError, match="tensor or a tuple of tensors"):
         ub.collapse(net, "image")
+
+
+def test_a_network_for_one_size_is_converted_without_a_word_on_the_terminal(capfd):
+    class Positioned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.where = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Parameter(torch.ones(4, 6, 6))
+
+        def forward(self, x):
+            y = self.norm(self.conv(x))
+            return (y + self.where).flatten(2).mean(2) if x.dim() == 4 else y
+
+    plain = ub.collapse(Positioned().eval(), torch.randn(2, 4, 6, 6))
+    assert type(plain.norm) is nn.Identity
+    assert capfd.readouterr() == ("", "")

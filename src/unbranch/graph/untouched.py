@@ -6,8 +6,10 @@ import contextlib
 import copy
 import functools
 import gc
+import logging
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,13 +35,29 @@ class Caches:
 
 @contextlib.contextmanager
 def leaves_no_trace(network: nn.Module) -> Iterator[Caches]:
-    """Run a network for a while as if it hadn't run: see ``untouched``; caches of functions keep nothing of it."""
+    """Run a network for a while as if it hadn't run: see ``untouched``, ``Caches`` and ``quiet``."""
     caches = Caches()
-    with untouched(network):
+    with untouched(network), quiet():
         try:
             yield caches
         finally:
             caches.empty()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep PyTorch from logging, for this thread, that an operation doesn't take the stand-ins it is tried on."""
+    thread = threading.get_ident()
+
+    def drop(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
 
 
 @contextlib.contextmanager
