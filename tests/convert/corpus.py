@@ -32,9 +32,6 @@ KNOWN: dict[str, str] = {
     # an unlike branch in the middle of a sum
     # activations that are the identity
     # results that nobody reads
-    "auxiliary head dropped": "merges merges+x",
-    "one of two results": "merges merges+x",
-    "loop with unread last": "merges merges+x",
     # shapes that are read
     "reshape by star": "merges merges+x",
     "reshape by list": "merges merges+x",

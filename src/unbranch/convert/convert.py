@@ -29,9 +29,11 @@ from .rewrite import copied, replaced_modules, trained_like
 from .standins import StandIns
 from .step import record_step
 from .trace import Trace
+from .unread import drop_unread
 from .verify import as_inputs
 
 IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may take in float64 until they are proved
+_DROPPED = "dropped"
 TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output
 
 
@@ -151,6 +153,7 @@ class _Conversion:
     places: list[tuple[str, str]] = field(default_factory=list)
     used: list[_Built] = field(default_factory=list)
     unmoved: set[str] = field(default_factory=set)
+    dropped: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.stand_ins = StandIns(shadow_of(self.network), self.pair)
@@ -179,6 +182,8 @@ class _Conversion:
         inner = frozenset(_inner_path(trace, p) for p in hooked if _is_inside(trace, p))
         shared = _shared(trace, owners, elsewhere)
         unmoved = {*inner, *shared, *self.unmoved}
+        stay = {*inner, *(target for path, kind, target in self.excluded if (path, kind) == (trace.path, _DROPPED))}
+        dropped = drop_unread(trace, stay)
         moves = move_norms(trace, unmoved)
         barred = self._barred(trace)
         reasons: dict[str, str] = {}
@@ -192,6 +197,7 @@ class _Conversion:
                 self.unmoved |= lost
                 unmoved |= lost
                 trace = trace.reread()
+                dropped = drop_unread(trace, stay)
                 moves, done = move_norms(trace, unmoved), {}
                 barred = self._barred(trace)
                 continue
@@ -214,6 +220,12 @@ class _Conversion:
         errors = {merge: done[merge.key].error for merge in plan.merges}
         self.used += done.values()
         replaced_modules(region, rewrites, self.network, built, self.memo)
+        for call in dropped:
+            path = trace.full_path(call.path)
+            self.memo[id(self.network.get_submodule(path))] = nn.Identity()
+            self.units.setdefault(trace.path, []).append((trace.path, _DROPPED, call.path))
+            self.places.append((trace.path, path))
+            self.dropped.append(path)
         for rewrite in rewrites:
             merges = rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,)
             unit = trace.full_path(unit_of(rewrite))
@@ -333,6 +345,7 @@ class _Conversion:
             tuple(dict.fromkeys(self.kept)),
             cost_of(self.network, inputs),
             cost_of(plain, inputs),
+            tuple(self.dropped),
         )
 
 

@@ -21,12 +21,12 @@ def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
     base: dict[fx.Node, fx.Node] = {}
     family: dict[fx.Node, set[fx.Node]] = {}
     for node in trace.graph.nodes:
-        source = node.all_input_nodes[0] if node.all_input_nodes and _is_view(trace, node) else None
+        source = node.all_input_nodes[0] if node.all_input_nodes and is_view(trace, node) else None
         base[node] = base[source] if source is not None else node
         family.setdefault(base[node], set()).add(node)
     pinned: dict[fx.Node, str] = {}
     for node in trace.graph.nodes:
-        target = _changed_in_place(trace, node)
+        target = changed_in_place(trace, node)
         if target is None:
             continue
         members = family[base[target]]
@@ -41,7 +41,8 @@ def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
     return pinned, last
 
 
-def _is_view(trace: Trace, node: fx.Node) -> bool:
+def is_view(trace: Trace, node: fx.Node) -> bool:
+    """Whether a value may share memory with its first input."""
     if node.op == "call_module":
         rule = rule_of_module(trace.module.get_submodule(str(node.target)))
         return bool(node.meta.get("passes")) or (rule is not None and rule.kind == "view")
@@ -49,14 +50,14 @@ def _is_view(trace: Trace, node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and name in _VIEWS
 
 
-def _changed_in_place(trace: Trace, node: fx.Node) -> fx.Node | None:
+def changed_in_place(trace: Trace, node: fx.Node) -> fx.Node | None:
     """The value that an operation writes to, if it does."""
     if not node.all_input_nodes or node.op not in ("call_module", "call_method", "call_function"):
         return None
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op == "call_module":
         writes = bool(getattr(trace.module.get_submodule(str(node.target)), "inplace", False))
-        writes = writes and not _is_view(trace, node)
+        writes = writes and not is_view(trace, node)
     elif node.op == "call_method":
         writes = name.endswith("_") and not name.endswith("__")
     else:

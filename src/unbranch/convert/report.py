@@ -67,6 +67,7 @@ class Report:
         refusals: what stays because merging it wouldn't be exact or can't be written.
         kept: what stays because merging would cost more.
         before, after: cost of both forms.
+        dropped: parts that went, since nothing reads what they compute.
     """
 
     network: str
@@ -75,6 +76,7 @@ class Report:
     kept: tuple[Refusal, ...]
     before: NetworkCost
     after: NetworkCost
+    dropped: tuple[str, ...] = ()
 
     @property
     def worst_error(self) -> float | None:
@@ -104,6 +106,8 @@ class Report:
                     for m in self.merges
                 ],
             )
+        if self.dropped:
+            lines += ["", "dropped, because nothing reads them", *(f"  {path}" for path in self.dropped)]
         for title, found in (("refused", self.refusals), ("kept, because merging costs more", self.kept)):
             if found:
                 lines += ["", title, *_table(("at", "reason"), [(r.path or "(the network)", r.reason) for r in found])]

@@ -16,11 +16,11 @@ _USUAL = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups
 
 
 def record_step(network: nn.Module, plain: nn.Module, report: Report, inputs: tuple[Any, ...] | None) -> None:
-    """Give the collapsed network the history of its training form, and one step more if anything was merged.
+    """Give the collapsed network the history of its training form, and one step more if anything was merged or dropped.
 
     If the inputs are a single tensor, its size without the batch axis goes into the history, too.
     """
-    if report.merges:
+    if report.merges or report.dropped:
         with_step(network, plain, {"kind": KIND, "layers": layers_of(plain, report)})
     if inputs is not None and len(inputs) == 1 and isinstance(inputs[0], Tensor):
         set_history(plain, replace(history_of(plain), input_size=tuple(inputs[0].shape[1:])))

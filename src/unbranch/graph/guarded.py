@@ -104,10 +104,10 @@ def observe(
 
 @dataclass(eq=False)
 class Runner:
-    """A module, of which copies are run; a copy is run again as long as that leaves it as it was."""
+    """A module, of which copies are run, one in each mode; a copy is run again as long as that leaves it as it was."""
 
     module: nn.Module
-    _own: nn.Module | None = None
+    _kept: dict[Any, nn.Module] = field(default_factory=dict)
     _writes: bool = False
 
     def observe(
@@ -136,7 +136,7 @@ class Runner:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int,
         prepare: Callable[[nn.Module], None] | None,
     ) -> list[Observation]:  # fmt: skip
-        own, self._own = self._own, None
+        own = self._kept.pop(mode, None)
         if own is None or self._writes or prepare is not None:
             own = private_copy(self.module) if self._writes else _with_own_objects(shadow_of(self.module))
         if prepare is not None:
@@ -144,7 +144,7 @@ class Runner:
         protected = set() if self._writes else {_storage(t) for m in own.modules() for t in _tensors_of(m)} - {0}
         seen = [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
         if prepare is None and not any(one.changes for one in seen):
-            self._own = own
+            self._kept[mode] = own
         return seen
 
 

@@ -633,6 +633,42 @@ class LoopWithUnreadLast(nn.Module):
         return outs[0]
 
 
+@row(DEAD, also=lambda net, x: net.segment(x))
+class AnotherMethodReadsIt(AuxiliaryHeadDropped):
+    def segment(self, x: Tensor) -> Tensor:
+        return self.aux(self.block(x))
+
+
+@row(DEAD)
+class UnreadResultThatChangesItsInput(nn.Module):
+    """An activation in place: the part's output isn't read, its input is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+        self.aux = nn.Sequential(nn.ReLU(inplace=True), conv_bn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        self.aux(y)
+        return y * 2
+
+
+@row(DEAD, layers=1, norms=0)
+class UnreadResultOfAnotherSize(nn.Module):
+    """What is made of the unread result wouldn't fit without the part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.aux = Block(), nn.Sequential(conv_bn(4, 8, 3, stride=2), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        aux = self.aux(y)
+        _ = aux.chunk(2, 1)
+        return y
+
+
 @row(DEAD, also=lambda net, *_: net.count)
 class UnreadResultThatWrites(nn.Module):
     """Nothing reads the auxiliary result, but its layer counts images, and the count stays right."""

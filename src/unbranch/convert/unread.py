@@ -1,0 +1,99 @@
+"""Parts whose results nothing reads, such as an auxiliary head: they can go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..rules import rule_of_module
+from .inplace import changed_in_place, is_view
+from .methods import looking_into, shown_by
+from .trace import Call, Trace
+
+
+def drop_unread(trace: Trace, kept: set[str]) -> list[Call]:
+    """Take the calls of parts out of a trace that have no effect; what reads them reads what they were given.
+
+    Args:
+        kept: paths of parts that are to stay.
+    """
+    live = _live(trace)
+    dropped: list[Call] = []
+    for call in trace.calls[1:]:
+        inside_another = any(outer in dropped for outer in call.lineage())
+        if not inside_another and _is_unread(trace, call, live) and call.path not in kept:
+            dropped.append(call)
+    for call in dropped:
+        _drop(trace, call)
+    if dropped:
+        trace.refresh()
+    return dropped
+
+
+def _live(trace: Trace) -> set[fx.Node]:
+    """Operations that the outputs depend on, or that do something beside computing a value."""
+    base: dict[fx.Node, fx.Node] = {}
+    writes: dict[fx.Node, list[fx.Node]] = {}
+    live: set[fx.Node] = set()
+    for node in trace.graph.nodes:
+        target = changed_in_place(trace, node)
+        source = node.all_input_nodes[0] if node.all_input_nodes and is_view(trace, node) else target
+        base[node] = base[source] if source is not None else node
+        if target is not None:
+            writes.setdefault(base[target], []).append(node)
+        if node.op in ("output", "placeholder") or node.target is torch._assert or _may_have_effects(trace, node):
+            live.add(node)
+        if target is not None and base[target].op in ("placeholder", "get_attr"):
+            live.add(node)
+    stack = list(live)
+    while stack:
+        node = stack.pop()
+        new = {n for n in (*node.all_input_nodes, *writes.get(base[node], ())) if n not in live}
+        live |= new
+        stack += new
+    return live
+
+
+def _may_have_effects(trace: Trace, node: fx.Node) -> bool:
+    """Whether a module whose inside isn't read may keep or count something."""
+    if node.op != "call_module":
+        return False
+    module = trace.module.get_submodule(str(node.target))
+    return rule_of_module(module) is None and not type(module).__module__.startswith("torch.nn.modules.")
+
+
+def _is_unread(trace: Trace, call: Call, live: set[fx.Node]) -> bool:
+    computes = any(isinstance(m, nn.Module) and rule_of_module(m) is not None for m in call.module.modules())
+    one = len(call.args) == 1 and isinstance(call.args[0], fx.Node) and not call.kwargs
+    if not (computes and one and call.nodes and isinstance(call.output, fx.Node)) or call.part:
+        return False
+    if any(node in live and node.op != "get_attr" for node in call.nodes):
+        return False
+    if trace.times_called()[id(call.module)] > 1:
+        return False
+    return not _is_shown(trace.module, call.path.split("."))
+
+
+def _is_shown(root: nn.Module, steps: list[str]) -> bool:
+    """Whether another method runs a part, what is around it, or something inside it."""
+    for n in range(len(steps)):
+        module = root.get_submodule(".".join(steps[:n]))
+        paths = [".".join(steps[n:end]) for end in range(n + 1, len(steps) + 1)]
+        if any(shown_by(module, path) for path in paths) or looking_into(module, paths[-1]):
+            return True
+    return False
+
+
+def _drop(trace: Trace, call: Call) -> None:
+    given: Any = call.args[0]
+    inside = set(call.nodes)
+    for node in list(inside):
+        for user in list(node.users):
+            if user not in inside:
+                user.replace_input_with(node, given)
+    for node in reversed(list(trace.graph.nodes)):
+        if node in inside and not node.users:
+            trace.erase(node)
+    call.output = given
