@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from torch import nn
+from torch import fx, nn
 
 from ..rules import rule_of_module
 from .trace import Call, Given, Trace, has_rules_inside, trace_module
@@ -19,8 +19,23 @@ def read_module(
     trace = trace_module(path, module, leaves, given)
     if isinstance(trace, Trace):
         read_writes(trace)
+        _read_shapes(trace)
         trace.reread = functools.partial(_again, path, module, leaves, given)
     return trace
+
+
+def _read_shapes(trace: Trace) -> None:
+    """Write ``reshape_as(x, y)`` as a reshape to the size of ``y``, whose numbers it doesn't need."""
+    for node in list(trace.graph.nodes):
+        if node.target not in ("reshape_as", "view_as") or len(node.args) != 2 or node.kwargs:
+            continue
+        like = node.args[1]
+        if not isinstance(like, fx.Node) or like.op == "get_attr":
+            continue
+        size = trace.insert_before(node, "size", (like,))
+        node.target = str(node.target).removesuffix("_as")
+        node.args = (node.args[0], size)
+    trace.refresh()
 
 
 def _again(path: str, module: nn.Module, leaves: set[int], given: Callable[[], Given | None]) -> Trace:

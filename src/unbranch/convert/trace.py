@@ -22,6 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from ..rules import rule_of_module, users_functions
 
+_MADE = "_tensor_constant"  # torch.fx's name for tensors that a forward makes anew
+MOVED = "_moved"  # for scales and shifts of norms that were moved
+
 
 @dataclass(eq=False)
 class Call:
@@ -65,7 +68,7 @@ class Trace:
         again: the same module read with other optional arguments, or why it can't be; ``...`` stands for a traced one.
         checks: assertions about shapes, and what is computed for them alone.
         sizes: readings of shapes, and what is computed from them alone.
-        made: names of tensors that the forward makes anew, which only the traced module holds.
+        made: names of tensors that only the traced module holds: the forward makes them anew, or a norm has moved.
         moved: norms that were moved, by the operations that do their work now.
         reread: reads the module anew, with nothing moved.
     """
@@ -91,7 +94,7 @@ class Trace:
         self.sizes = _sizes(self.graph)
         self.checks = _checks(self.graph, self.sizes)
         read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
-        self.made = {name for name in read if name.startswith("_tensor_constant")}  # torch.fx's name for them
+        self.made = {name for name in read if name.startswith((_MADE, MOVED))}
 
     @property
     def root(self) -> Call:
@@ -109,6 +112,15 @@ class Trace:
         new.meta["call"] = call_of(node)
         for call in call_of(node).lineage():
             call.nodes.insert(call.nodes.index(node) + 1, new)
+        return new
+
+    def insert_before(self, node: fx.Node, method: str, args: tuple[Any, ...]) -> fx.Node:
+        """A new call of a method, in the call that a node belongs to."""
+        with self.graph.inserting_before(node):
+            new = self.graph.call_method(method, args)
+        new.meta["call"] = call_of(node)
+        for call in call_of(node).lineage():
+            call.nodes.insert(call.nodes.index(node), new)
         return new
 
     def erase(self, node: fx.Node) -> None:
@@ -319,7 +331,7 @@ def _recording(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
         yield
     finally:
         for state, before in kept:  # attributes that a forward sets would hold proxies
-            made = {name: value for name, value in state.items() if name.startswith("_tensor_constant")}
+            made = {name: value for name, value in state.items() if name.startswith(_MADE)}
             state.clear()
             state.update(before | made)
 
