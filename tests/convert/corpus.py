@@ -6,7 +6,7 @@ fails today; whoever makes a row right deletes its entry.
 
 from __future__ import annotations
 
-from .kinds import callers, kernels, odd, places, shapes, state, writes  # noqa: F401
+from .kinds import callers, kernels, odd, places, shapes, state, tokens, writes  # noqa: F401
 from .kinds.table import ROWS, Call, Row
 
 __all__ = ["KNOWN", "ROWS", "Call", "Row"]
@@ -25,16 +25,13 @@ KNOWN: dict[str, str] = {
     # methods called forward_...
     # YOLO's list of layers with attributes
     # norms behind a concatenation, a split or rows
-    "linear and norm of rows": "merges merges+x",
-    "token block": "merges merges+x",
-    "norm of transposed": "merges merges+x",
+    "norm of fixed tokens": "merges",
+    "token mixer": "merges",
     # a norm before a global mean and a linear layer
     # an unlike branch in the middle of a sum
     # activations that are the identity
     # results that nobody reads
     # shapes that are read
-    "reshape by star": "merges merges+x",
-    "reshape by list": "merges merges+x",
     # RepMLP-like blocks
     "partitioned perceptron": "merges",
     "whole perceptron": "merges merges+x",

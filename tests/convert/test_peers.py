@@ -86,6 +86,8 @@ def test_torchvision(name):
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True
+    if side is None:
+        options |= {"min_size": 96, "max_size": 128}  # images are resized to that
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = randomised(torchvision.models.get_model(name, **options))

@@ -65,14 +65,14 @@ def check(seed: int) -> None:
                 assert ours is theirs, program.steps
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6))
 def test_programs_that_write(seed: int) -> None:
     check(seed)
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.integers(10**6, 2 * 10**6))
 def test_many_programs_that_write(seed: int) -> None:
     check(seed)

@@ -215,12 +215,21 @@ def test_hooks_see_what_they_saw():
     assert layers(plain) == (2, 1)
 
 
-def test_padding_by_item_assignment_is_left_alone_or_taught():
+def test_padding_by_item_assignment_is_read():
     class Padded(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             out = x.new_zeros(x.shape[0], x.shape[1], x.shape[2] + 2, x.shape[3] + 2)
             out[:, :, 1:-1, 1:-1] = x
             return out
+
+    network = nn.Sequential(conv(size=1), Padded(), conv(padding=0), norm())
+    assert layers(collapsed(network)) == (1, 0)
+
+
+def test_a_layer_without_a_rule_is_left_alone_or_taught():
+    class Padded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.constant_pad_nd(x, (1, 1, 1, 1))
 
     network = nn.Sequential(conv(size=1), Padded(), conv(padding=0), norm())
     plain = collapsed(network)

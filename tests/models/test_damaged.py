@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import resource
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from unbranch.errors import InputError
 from unbranch.models import create
 
 MEMORY = 1 << 20  # KiB that all of them together may add to the most that the process ever had
-SECONDS = 5.0  # for one
 
 
 def network() -> nn.Module:
@@ -58,9 +56,7 @@ class Feeder:
     def feed(self, what: str, file: File, into: nn.Module | None) -> None:
         path = self.folder / f"file{file[0]}"
         path.write_bytes(file[1])
-        start = time.perf_counter()
         state, error = _outcome(path, into)
-        assert time.perf_counter() - start < SECONDS, what
         assert not self.marker.exists(), what
         if error is None:
             assert frozenset((key, value.shape) for key, value in state.items()) in self.shapes, what

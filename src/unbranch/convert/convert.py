@@ -23,6 +23,7 @@ from .place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
 from .plan import Merge, Plan, plan_of
 from .prove import random_inputs, relative_error, run_nodes
 from .reading import traces_of
+from .rearrange import rearranges, shapes_of
 from .region import Region, operations_between
 from .report import MergeRecord, Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
@@ -264,19 +265,25 @@ class _Conversion:
             built.layer.to(built.dtype)
 
     @torch.no_grad()
-    def _example(self, region: Region, merge: Merge) -> tuple[Tensor, Tensor]:
-        """Random input of the operations that a merge replaces, and what they make of it in float64."""
+    def _example(self, region: Region, merge: Merge) -> tuple[Tensor, Tensor] | None:
+        """Random input of the operations that a merge replaces, and what they make of it in float64.
+
+        None where they reshape it to other sizes than it has.
+        """
         path = operations_between(merge.root, merge.target, region.order)
         known = {n: region.constants.value(n) for node in path for n in node.all_input_nodes if n in region.constant}
         value = region.values[merge.target][merge.root]
         assert isinstance(value, Affine)
         device = region.weight_like(merge.root, merge.target).device
         problem: Exception | None = None
-        for x in random_inputs(value, device):
+        reshapes = any(rearranges(region.trace, node) for node in path)
+        for x in random_inputs(value, device, shapes_of(region.trace, merge.root) if reshapes else None):
             try:
                 return x, run_nodes(path, known | {merge.root: x}, region.trace.module)
             except Exception as error:  # channels on the last axis: the operations may want rank 2, or rank 3
                 problem = error
+        if reshapes:
+            return None
         raise Unplaceable(merge, f"its operations can't be run on random input: {problem}")
 
     def disproved(self, plain: nn.Module, forwards: Forwards) -> dict[tuple[str, str, str], str]:

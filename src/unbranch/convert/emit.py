@@ -72,6 +72,8 @@ def layers_for(value: Affine) -> list[Layer | GridLayer]:
     """
     if isinstance(value, Gridded):
         return [GridLayer(value.shape)]
+    if value.arrangement is not None:
+        raise Inexact("its axes are in another arrangement than those of what it is computed from")
     m = value.map
     if m.ndim == 0:
         if m.groups > 1:

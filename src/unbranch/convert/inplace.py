@@ -8,7 +8,8 @@ from ..rules import rule_of_module
 from .trace import Trace
 
 _VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "chunk", "split", "squeeze", "unsqueeze", "contiguous",
-          "expand", "narrow", "detach", "unbind", "t", "movedim", "unflatten", "getitem"}  # fmt: skip
+          "expand", "narrow", "detach", "unbind", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint",
+          "unflatten", "reshape_as", "view_as", "getitem"}  # fmt: skip
 
 
 def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
@@ -47,6 +48,8 @@ def is_view(trace: Trace, node: fx.Node) -> bool:
         rule = rule_of_module(trace.module.get_submodule(str(node.target)))
         return bool(node.meta.get("passes")) or (rule is not None and rule.kind == "view")
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if name == "getattr":
+        return node.args[1] in ("T", "mT", "H", "mH")
     return node.op in ("call_function", "call_method") and name in _VIEWS
 
 

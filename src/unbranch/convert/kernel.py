@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import InputError
 from ..graph.shadow import shadow_of, unwrapped
-from ..rules.value import Affine, Gridded
+from ..rules.value import Affine, Bundle, Gridded
 from .plan import plan_of
 from .reading import traces_of
 from .region import Region
@@ -124,8 +124,12 @@ def _whole(region: Region, trace: Trace) -> tuple[fx.Node, fx.Node] | None:
     """The module's input and output, if it is one map."""
     output = trace.root.output
     roots = region.values.get(output, {}) if isinstance(output, fx.Node) else {}
-    first = next((r for r in roots if r.op == "placeholder" and isinstance(roots[r], Affine)), None)
+    first = next((r for r in roots if r.op == "placeholder" and _is_map(roots[r])), None)
     return None if first is None else (first, output)
+
+
+def _is_map(value: Affine | Bundle) -> bool:
+    return isinstance(value, Affine) and value.arrangement is None
 
 
 def _only_merge(region: Region, network: nn.Module) -> tuple[fx.Node, fx.Node]:

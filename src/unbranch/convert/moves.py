@@ -18,11 +18,14 @@ from torch.nn import functional as F
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 
 from ..algebra import identity
+from ..errors import NotAffine
 from ..rules import rule_of_function, rule_of_method, rule_of_module
+from ..rules.arrangement import Arrangement
 from ..rules.pieces import scaled_and_shifted
 from ..rules.registry import Rule
 from ..rules.value import Affine
-from .trace import Call, Trace, call_of
+from .rearrange import rearranged, rearranges, shapes_of, source_of
+from .trace import MOVED, Call, Trace, call_of
 
 _CATS = {torch.cat, torch.concat, torch.concatenate}
 _SPLITS = {torch.split, torch.chunk, "split", "chunk"}
@@ -53,9 +56,11 @@ def move_norms(trace: Trace, unmoved: set[str]) -> list[Move]:
             move = None if norm is None else mover.before_cat(norm, source)
         elif source.target is operator.getitem and source.all_input_nodes[0].target in _SPLITS:
             move = mover.before_split(source.all_input_nodes[0])
-        elif mover.is_averaged(node) and not mover.takes(source):
+        elif (near := mover.is_rearranged(source)) or (mover.is_averaged(node) and not mover.takes(source)):
             norm = _Norm.at(trace, node)
-            move = None if norm is None else mover.behind_mean(norm)
+            if norm is not None:
+                move = mover.before_axes(norm) if near else None
+                move = move or (None if mover.takes(source) else mover.behind_mean(norm))
         if move is not None:
             moves.append(move)
     trace.moved = {piece: move.calls for move in moves for piece in move.pieces}
@@ -158,6 +163,42 @@ class _Mover:
         piece = self._piece(source, scale, shift, 0)
         split.replace_input_with(source, piece)
         return Move(tuple(self._removed(norm.node, part) for norm, part in norms), (piece,))
+
+    def before_axes(self, norm: _Norm) -> Move | None:
+        """In front of reshapes and transpositions, where the channels are on axis 1 or on the last one."""
+        between: list[fx.Node] = []
+        node = norm.node.all_input_nodes[0]
+        while len(self._readers(node)) == 1 and (rearranges(self.trace, node) or self._passes(node)):
+            between.insert(0, node)
+            node = source_of(node)
+        shapes = shapes_of(self.trace, node)
+        if not any(rearranges(self.trace, n) for n in between) or shapes is None or not self.takes(node):
+            return None
+        try:
+            arrangement = Arrangement.of(shapes)
+            for reader in between:
+                if rearranges(self.trace, reader):
+                    arrangement = rearranged(self.trace, reader, arrangement)
+            axis = arrangement.position_of(1)
+        except NotAffine:
+            return None
+        if axis is None or axis not in (1, len(shapes[0]) - 1) or any(s[axis] != len(norm.scale) for s in shapes):
+            return None
+        piece = self._piece(node, norm.scale, norm.shift, 0, axis)
+        between[0].replace_input_with(node, piece)
+        return Move((self._removed(norm.node, norm.node.all_input_nodes[0]),), (piece,))
+
+    def is_rearranged(self, node: fx.Node) -> bool:
+        """Whether a reshape or transposition comes before a value, behind any kernel."""
+        while len(self._readers(node)) == 1 and self._passes(node):
+            node = source_of(node)
+        return len(self._readers(node)) == 1 and rearranges(self.trace, node)
+
+    def _passes(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            module = self.trace.module.get_submodule(str(node.target))
+            return isinstance(module, nn.Identity | nn.Dropout) or bool(node.meta.get("passes"))
+        return node.target is F.dropout or node.target in ("contiguous", "clone")
 
     def behind_mean(self, norm: _Norm) -> Move | None:
         """Behind an average over the image, in front of a linear layer or a convolution of one point."""
@@ -268,14 +309,14 @@ class _Mover:
 
     # --- changing the graph
 
-    def _piece(self, source: fx.Node, scale: Tensor, shift: Tensor, j: int) -> fx.Node:
+    def _piece(self, source: fx.Node, scale: Tensor, shift: Tensor, j: int, axis: int = 1) -> fx.Node:
         """Scale and shift a value, in the call around it."""
-        names = [f"_moved_{self.number}_{j}_{kind}" for kind in ("scale", "shift")]
+        names = [f"{MOVED}_{self.number}_{j}_{kind}" for kind in ("scale", "shift")]
         for name, value in zip(names, (scale, shift), strict=True):
             vars(self.trace.module)[name] = value.clone()
         around = call_of(source)
         around = around.parent if around.leaf and around.parent is not None else around
-        nodes = list(_after(self.trace.graph, source, names))
+        nodes = list(_after(self.trace.graph, source, names, axis))
         for node in nodes:
             node.meta["call"] = around
         for call in around.lineage():
@@ -302,7 +343,7 @@ class _Mover:
         return own
 
 
-def _after(graph: fx.Graph, source: fx.Node, names: list[str]) -> Iterator[fx.Node]:
+def _after(graph: fx.Graph, source: fx.Node, names: list[str], axis: int) -> Iterator[fx.Node]:
     last = source
     vectors = []
     for name in names:
@@ -311,4 +352,4 @@ def _after(graph: fx.Graph, source: fx.Node, names: list[str]) -> Iterator[fx.No
         vectors.append(last)
         yield last
     with graph.inserting_after(last):
-        yield graph.call_function(scaled_and_shifted, (source, *vectors))
+        yield graph.call_function(scaled_and_shifted, (source, *vectors, axis))

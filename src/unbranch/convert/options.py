@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from .trace import Call, Trace
+from .trace import Call, Trace, forward_of
 
 _MOST = 4  # options that are tried in all combinations; of more, one at a time and all at once
 
@@ -92,7 +92,7 @@ def _reads_keywords(module: nn.Module) -> bool:
     """Whether a forward takes any keywords and does something with them."""
     kinds = {p.kind: name for name, p in inspect.signature(module.forward).parameters.items()}
     name = kinds.get(inspect.Parameter.VAR_KEYWORD)
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    code = getattr(forward_of(module), "__code__", None)
     if name is None or code is None:
         return name is not None
     return any(i.argval == name and i.opname.startswith("LOAD") for i in dis.get_instructions(code))

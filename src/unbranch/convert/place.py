@@ -44,10 +44,14 @@ class Swap:
 
 @dataclass(frozen=True, eq=False)
 class Rebuild:
-    """The module of ``call`` gets a new graph, in which the merges are single layers."""
+    """The module of ``call`` gets a new graph, in which the merges are single layers.
+
+    ``emptied`` are norms inside it that go, since what they do has moved into the layers.
+    """
 
     call: Call
     merges: tuple[Merge, ...]
+    emptied: tuple[Call, ...] = ()
 
     @property
     def place(self) -> str:
@@ -106,13 +110,15 @@ def _touching(plans: list[Swap | Rebuild]) -> tuple[Swap | Rebuild, Swap | Rebui
 
 
 def _as_rebuild(region: Region, merges: tuple[Merge, ...]) -> Rebuild:
-    for merge in merges:
-        if any(n in region.trace.moved for n in merge.inside):
-            raise Unplaceable(merge, "a norm that isn't beside it would have to move into it")
-    call = _smallest_call(merges)
+    moved = region.trace.moved
+    emptied = tuple(dict.fromkeys(c for merge in merges for n in merge.inside for c in moved.get(n, ())))
+    call = _smallest_call(merges, emptied)
     for merge in merges:
         _check_rebuildable(region, call, merge)
-    return Rebuild(call, merges)
+        for norm in {c for n in merge.inside for c in moved.get(n, ())}:
+            if (reason := _looked_into(region, norm) or otherwise(region.trace, [norm])) is not None:
+                raise Unplaceable(merge, reason)
+    return Rebuild(call, merges, emptied)
 
 
 class Unplaceable(Inexact):
@@ -243,9 +249,9 @@ def _common_call(calls: list[Call]) -> Call:
     return next(c for c in lines[0] if all(c in line for line in lines[1:]))
 
 
-def _smallest_call(merges: tuple[Merge, ...]) -> Call:
-    """The innermost call that holds all operations of the merges and can see their roots."""
-    calls = [call_of(n) for merge in merges for n in merge.inside]
+def _smallest_call(merges: tuple[Merge, ...], emptied: tuple[Call, ...] = ()) -> Call:
+    """The innermost call that holds all operations of the merges, and norms that go, and can see the roots."""
+    calls = [*(call_of(n) for merge in merges for n in merge.inside), *emptied]
     call = _common_call([c.parent if c.leaf and c.parent is not None else c for c in calls])
     roots = [merge.root for merge in merges]
     while call.parent is not None and not all(r in _visible(call) for r in roots):

@@ -12,16 +12,18 @@ from torch import Tensor, fx, nn
 
 from ..graph.float64 import Float64
 from ..rules import rule_of_module
+from ..rules.arrangement import Shapes
 from ..rules.value import Affine
 
 _FAR = 256
 
 
-def random_inputs(value: Affine, device: torch.device) -> list[Tensor]:
+def random_inputs(value: Affine, device: torch.device, known: Shapes | None = None) -> list[Tensor]:
     """Seeded normal noise for the root of a value, ``(2, channels, *grid)``.
 
     The grid is the root's own where the graph fixes it; otherwise its sizes differ and exceed the kernel's reach. With
-    channels on the last axis there are two candidates, of rank 3 and of rank 2.
+    channels on the last axis there are two candidates, of rank 3 and of rank 2. Where shapes for inputs of two sizes
+    are ``known``, the first candidate has the sizes that are the same in both, and small ones elsewhere.
     """
     channels = value.map.in_channels
     if value.root_grid is not None:
@@ -32,6 +34,9 @@ def random_inputs(value: Affine, device: torch.device) -> list[Tensor]:
         m = value.map
         smallest = [_side(r, a, b) for r, a, b in zip(m.reach, m.lo, m.hi, strict=True)]
         shapes = [(2, channels, *(max(4, s) + 1 + j for j, s in enumerate(smallest)))]
+    if known is not None and value.root_grid is None:
+        small = shapes[0] if len(shapes[0]) == len(known[0]) else range(2, 2 + len(known[0]))
+        shapes.insert(0, tuple(n if n == m else s for n, m, s in zip(*known, small, strict=True)))
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for shape in shapes]
 

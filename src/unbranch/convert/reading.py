@@ -6,7 +6,7 @@ import functools
 import operator
 from collections.abc import Callable
 
-from torch import nn
+from torch import fx, nn
 
 from ..rules import rule_of_module
 from .sums import order_sums
@@ -22,6 +22,7 @@ def read_module(
     if isinstance(trace, Trace):
         read_writes(trace)
         order_sums(trace)
+        _read_shapes(trace)
         _drop_unread(trace)
         trace.reread = functools.partial(_again, path, module, leaves, given)
     return trace
@@ -33,6 +34,20 @@ def _drop_unread(trace: Trace) -> None:
         reads = node.target in (getattr, operator.getitem, "size", "dim") or node in trace.sizes - trace.checks
         if reads and not node.users and node.op in ("call_function", "call_method"):
             trace.erase(node)
+    trace.refresh()
+
+
+def _read_shapes(trace: Trace) -> None:
+    """Write ``reshape_as(x, y)`` as a reshape to the size of ``y``, whose numbers it doesn't need."""
+    for node in list(trace.graph.nodes):
+        if node.target not in ("reshape_as", "view_as") or len(node.args) != 2 or node.kwargs:
+            continue
+        like = node.args[1]
+        if not isinstance(like, fx.Node) or like.op == "get_attr":
+            continue
+        size = trace.insert_before(node, "size", (like,))
+        node.target = str(node.target).removesuffix("_as")
+        node.args = (node.args[0], size)
     trace.refresh()
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from ..algebra import identity
 from ..errors import Inexact, NotAffine
 from ..rules import RESHAPES, Rule, rule_of_function, rule_of_method, rule_of_module, shape_after
+from ..rules.arrangement import Arrangement
 from ..rules.value import Affine, Bundle, Gridded
 from .constants import Constants
 from .inplace import pinned_in
+from .rearrange import rearranged, rearranges, shapes_of, source_of
 from .trace import Trace
 
 SIDE = 14  # grid points per dimension assumed at a root
@@ -62,10 +66,12 @@ class Region:
             path = str(node.target)
             if node.meta.get("passes"):
                 return _PASS
-            return rule_of_module(self.trace.module.get_submodule(path))
-        if node.op == "call_function":
-            return rule_of_function(node.target)
-        return rule_of_method(str(node.target)) if node.op == "call_method" else None
+            rule = rule_of_module(self.trace.module.get_submodule(path))
+        elif node.op == "call_function":
+            rule = rule_of_function(node.target)
+        else:
+            rule = rule_of_method(str(node.target)) if node.op == "call_method" else None
+        return _REARRANGES if rule is None and rearranges(self.trace, node) else rule
 
     def _barriers(self) -> set[fx.Node]:
         found: set[fx.Node] = set()
@@ -152,7 +158,7 @@ class Region:
         rule = self.rule(node)
         assert rule is not None
 
-        if node.target in RESHAPES and self._keeps_shape(node):
+        if node.target in RESHAPES and rearranges(self.trace, node) and self._keeps_shape(node):
             source = node.all_input_nodes[0]
             return real[source] if real else self.identity_on(root) if source is root else self.values[source][root]
 
@@ -165,12 +171,42 @@ class Region:
                 return real[source]
             return self.identity_on(root) if source is root else self.values[source][root]
 
+        if rearranges(self.trace, node):
+            return self._rearranged(node, rule, value)
         args, kwargs = _by_position(*fx.node.map_arg((node.args, node.kwargs), value))
+        self._check_arrangement(rule, node, (args, kwargs))
         if node.op == "call_module":
             args = (self.trace.module.get_submodule(str(node.target)), *args)
         with torch.set_grad_enabled(self.differentiable and bool(real)):
             result = rule.apply(*args, **kwargs)
             return result if real else _on_meta(result)
+
+    def _rearranged(self, node: fx.Node, rule: Rule, value: Callable[[fx.Node], Any]) -> Affine:
+        """The value of a node that gives a tensor other axes: on a grid of fixed size by its rule, else by shapes."""
+        x = value(source_of(node))
+        if not isinstance(x, Affine):
+            raise NotAffine("a reshape of several values")
+        if rule is not _REARRANGES:
+            args, kwargs = _by_position(*fx.node.map_arg((node.args, node.kwargs), value))
+            if node.op == "call_module":
+                args = (self.trace.module.get_submodule(str(node.target)), *args)
+            with contextlib.suppress(NotAffine):
+                return rule.apply(*args, **kwargs)  # type: ignore[no-any-return]
+        shapes = shapes_of(self.trace, source_of(node))
+        if shapes is None:
+            raise NotAffine("a tensor whose shape isn't known")
+        return x.rearranged(rearranged(self.trace, node, x.arranged(shapes), x.channels))
+
+    def _check_arrangement(self, rule: Rule, node: fx.Node, operands: Any) -> None:
+        """Refuse values whose channels aren't where an operation expects them."""
+        values = [v for v in tree_leaves(operands) if isinstance(v, Affine)]
+        values += [part for v in tree_leaves(operands) if isinstance(v, Bundle) for part in v.parts]
+        if not rule.arranged and any(v.arrangement is not None for v in values):
+            raise NotAffine("a layer in another arrangement than its root's")
+        if rule.channels is not None and rule.kind == "elementwise":
+            _, _, last = rule.channels(self.trace.module.get_submodule(str(node.target)))
+            for v in values:
+                v.expect_channels(last=last)
 
     def _keeps_shape(self, node: fx.Node) -> bool:
         """Whether a reshape gives the shape that is there, for inputs of two sizes."""
@@ -240,31 +276,65 @@ class Region:
         return self._identities[root]
 
     def _identity_on(self, root: fx.Node) -> Affine | None:
-        fixed = shape_after(root)
+        fixed, shapes = shape_after(root), shapes_of(self.trace, root)
         found = self._channels(root, depth=4)
+        if found is None and fixed is None and shapes is not None:
+            found = self._channels(root, 4, Arrangement.of(shapes))
         if found is None and fixed is None:
             return None
         known = None if fixed is None else (fixed[0], len(fixed) - 1, False)
         channels, ndim, last = found or known or (0, 0, False)
+        rank = None if shapes is None else len(shapes[0])
+        if rank is not None and rank > 2 and not ndim and shapes is not None:
+            if any(s[-1 if last else 1] != channels for s in shapes):
+                return None
+            ndim = 0 if last else rank - 2
+            if ndim > 3:
+                return None
         grid = fixed[1:] if fixed is not None and (channels, ndim, last) == known else None
-        return Affine(identity(channels, ndim, device="meta"), last, grid)
+        return Affine(identity(channels, ndim, device="meta"), last, grid, rank)
 
-    def _channels(self, node: fx.Node, depth: int) -> tuple[int, int, bool] | None:
+    def _channels(
+        self, node: fx.Node, depth: int, arrangement: Arrangement | None = None
+    ) -> tuple[int, int, bool] | None:  # fmt: skip
+        """Channels, grid dimensions, and whether channels are on the last axis, as what reads a value tells.
+
+        With the arrangement of the value's own axes readers behind reshapes and transpositions are asked, too.
+        """
         best: tuple[int, int, bool] | None = None
         for user in node.users:
-            rule = self.rule(user)
-            if rule is None:
-                continue
-            found: tuple[int, int, bool] | None = None
-            if rule.channels is not None:
-                found = rule.channels(self.trace.module.get_submodule(str(user.target)))
-            elif user.op == "call_function" and rule.kind == "kernel":
-                found = self._channels_of_function(user)
-            elif depth and rule.kind in ("view", "elementwise") and self._inputs(user) < 3:
-                found = None if self._changes_channels(user) else self._channels(user, depth - 1)
+            found = self._told_by(user, node, depth, arrangement)
             if found is not None and (best is None or found[1] > best[1]):
                 best = found
         return best
+
+    def _told_by(
+        self, user: fx.Node, node: fx.Node, depth: int, arrangement: Arrangement | None
+    ) -> tuple[int, int, bool] | None:  # fmt: skip
+        if rearranges(self.trace, user):
+            return self._channels_behind(user, node, depth, arrangement)
+        rule = self.rule(user)
+        found: tuple[int, int, bool] | None = None
+        if rule is None:
+            return None
+        if rule.channels is not None:
+            found = rule.channels(self.trace.module.get_submodule(str(user.target)))
+        elif user.op == "call_function" and rule.kind == "kernel":
+            found = self._channels_of_function(user)
+        elif depth and rule.kind in ("view", "elementwise") and self._inputs(user) < 3:
+            same = arrangement is None or shapes_of(self.trace, user) == shapes_of(self.trace, node)
+            return self._channels(user, depth - 1, arrangement) if same and not self._changes_channels(user) else None
+        return found if arrangement is None or found is None else _before(arrangement, *found)
+
+    def _channels_behind(
+        self, node: fx.Node, source: fx.Node, depth: int, arrangement: Arrangement | None
+    ) -> tuple[int, int, bool] | None:  # fmt: skip
+        if arrangement is None or not depth or source_of(node) is not source:
+            return None
+        try:
+            return self._channels(node, depth - 1, rearranged(self.trace, node, arrangement))
+        except NotAffine:
+            return None
 
     def _inputs(self, node: fx.Node) -> int:
         return sum(n not in self.constant for n in node.all_input_nodes)
@@ -290,7 +360,23 @@ class Region:
         return channels, weight.dim() - 2, False
 
 
-_PASS = Rule(lambda _module, x, *args, **kwargs: x, "view")  # noqa: ARG005
+def _before(arrangement: Arrangement, channels: int, ndim: int, last: bool) -> tuple[int, int, bool] | None:  # noqa: ARG001
+    """What a layer behind reshapes and transpositions tells of the tensor before them."""
+    if not last and arrangement.rank < 2:
+        return None
+    axis = arrangement.position_of(-1 if last else 1)
+    rank = len(arrangement.own)
+    if axis is None or arrangement.own[axis][0].size != (channels, channels) or axis not in (1, rank - 1):
+        return None
+    return (channels, 0, True) if axis == rank - 1 else (channels, rank - 2, False)
+
+
+def _not_on_a_grid(*_args: Any, **_kwargs: Any) -> Affine:
+    raise NotAffine("other axes")
+
+
+_PASS = Rule(lambda _module, x, *args, **kwargs: x, "view", arranged=True)  # noqa: ARG005
+_REARRANGES = Rule(_not_on_a_grid, "view", arranged=True)
 CHANGES_SIZE = {torch.nn.functional.pad, torch.cat, torch.concat, torch.concatenate, torch.stack, torch.sum, torch.mean,
                 torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d,
                 "sum", "mean"}  # fmt: skip

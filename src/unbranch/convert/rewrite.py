@@ -19,6 +19,7 @@ from .methods import set_by_class
 from .place import Rebuild, Swap, opened_by
 from .plan import Merge
 from .prove import attribute
+from .rearrange import shapes_of
 from .rebuilt import Rebuilt
 from .region import CHANGES_SIZE, Region
 from .trace import Call, call_of
@@ -62,6 +63,8 @@ def rebuilt(
                 env[size] = _copied(size, graph, env, parts, original, region, prefix, memo)
         elif node in removed:
             continue
+        elif node in region.trace.moved:  # its work is done by what another rewrite puts in front of it
+            env[node] = env[node.all_input_nodes[0]]
         elif outer is not None and isinstance(outer.output, fx.Node):
             if outer not in folded:
                 folded.add(outer)
@@ -96,8 +99,10 @@ class _SizesLater:
     def released(self, merge: Merge, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
         """Readings that can be made now that a merged layer is there, in order."""
         for node in merge.inside:
-            if node is not merge.target and self._same_size(node, merge.target):
-                env.setdefault(node, env[merge.target])
+            if node is not merge.target:
+                like = next((v for v in (merge.target, merge.root) if self._same_size(node, v)), None)
+                if like is not None:
+                    env.setdefault(node, env[like])
         ready: list[fx.Node] = []
         known = set(env)
         for node in list(self._pending):
@@ -108,10 +113,30 @@ class _SizesLater:
         return ready
 
     def _same_size(self, node: fx.Node, target: fx.Node) -> bool:
+        """Whether a value has the size of another one, along the axes that are read."""
+        shapes, others = shapes_of(self._region.trace, node), shapes_of(self._region.trace, target)
+        if shapes is not None and others is not None:
+            axes = self._axes_read(node, len(shapes[0]))
+            return len(shapes[0]) == len(others[0]) and all(
+                a[j] == b[j] for a, b in zip(shapes, others, strict=True) for j in axes
+            )
+        if self._region.order[target] < self._region.order[node]:
+            return False
         behind = [n for n in self._region.between(node, target) if n is not node]
         kinds = {rule.kind for n in behind if (rule := self._region.rule(n)) is not None}
         moves = any(n.target in CHANGES_SIZE for n in behind)
         return kinds <= {"elementwise"} and not moves and all(self._region.rule(n) is not None for n in behind)
+
+    def _axes_read(self, node: fx.Node, rank: int) -> set[int]:
+        axes: set[int] = set()
+        for reading in (u for u in node.users if u in self._region.trace.sizes):
+            if reading.target == "size" and len(reading.args) == 2:
+                found = [reading.args[1]]
+            else:
+                found = [u.args[1] if u.target is operator.getitem else None for u in reading.users]
+            axes |= {j % rank for j in found if isinstance(j, int)}
+            axes |= set(range(rank)) if not all(isinstance(j, int) for j in found) else set()
+        return axes
 
 
 def _placeholders(graph: fx.Graph, call: Call, region: Region) -> dict[fx.Node, fx.Node]:
@@ -284,6 +309,10 @@ def replaced_modules(
                 new = with_rest(layers[swap.merge] if j == swap.host else None, old, memo)
                 _take_place(old, new, memo)
     rebuilds = [p for p in plans if isinstance(p, Rebuild)]
+    for norm in dict.fromkeys(c for plan in rebuilds for c in plan.emptied):
+        old = network.get_submodule(trace.full_path(norm.path))
+        if id(old) not in memo:
+            _take_place(old, with_rest(None, old, memo), memo)
     for plan in sorted(rebuilds, key=lambda p: -len(list(p.call.lineage()))):
         old = network.get_submodule(trace.full_path(plan.call.path))
         new = rebuilt(region, plan, old, layers, memo)

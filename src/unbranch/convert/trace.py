@@ -22,6 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from ..rules import rule_of_module, users_functions
 
+_MADE = "_tensor_constant"  # torch.fx's name for tensors that a forward makes anew
+MOVED = "_moved"  # for scales and shifts of norms that were moved
+
 
 @dataclass(eq=False)
 class Call:
@@ -65,7 +68,7 @@ class Trace:
         again: the same module read with other optional arguments, or why it can't be; ``...`` stands for a traced one.
         checks: assertions about shapes, and what is computed for them alone.
         sizes: readings of shapes, and what is computed from them alone.
-        made: names of tensors that the forward makes anew, which only the traced module holds.
+        made: names of tensors that only the traced module holds: the forward makes them anew, or a norm has moved.
         moved: norms that were moved, by the operations that do their work now.
         reread: reads the module anew, with nothing moved.
     """
@@ -91,7 +94,7 @@ class Trace:
         self.sizes = _sizes(self.graph)
         self.checks = _checks(self.graph, self.sizes)
         read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
-        self.made = {name for name in read if name.startswith("_tensor_constant")}  # torch.fx's name for them
+        self.made = {name for name in read if name.startswith((_MADE, MOVED))}
 
     @property
     def root(self) -> Call:
@@ -111,10 +114,13 @@ class Trace:
             call.nodes.insert(call.nodes.index(node) + 1, new)
         return new
 
-    def insert_before(self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+    def insert_before(self, node: fx.Node, function: Callable[..., Any] | str, args: tuple[Any, ...]) -> fx.Node:
         """A new operation in front of another, in the same call."""
         with self.graph.inserting_before(node):
-            new = self.graph.call_function(function, args)
+            if isinstance(function, str):
+                new = self.graph.call_method(function, args)
+            else:
+                new = self.graph.call_function(function, args)
         new.meta["call"] = call_of(node)
         for call in call_of(node).lineage():
             call.nodes.insert(call.nodes.index(node), new)
@@ -140,6 +146,11 @@ def call_of(node: fx.Node) -> Call:
     return node.meta["call"]  # type: ignore[no-any-return]
 
 
+def forward_of(module: nn.Module) -> Any:
+    """The function that a module's class has as its forward; of ScriptModules something else."""
+    return inspect.unwrap(inspect.getattr_static(type(module), "forward", None))
+
+
 def has_rules_inside(module: nn.Module) -> bool:
     """Whether there is anything in the module that could take part in a merge: layers, or parameters of its own."""
     return any(rule_of_module(m) is not None or _computes_itself(m) for m in module.modules())
@@ -147,7 +158,7 @@ def has_rules_inside(module: nn.Module) -> bool:
 
 def _computes_itself(module: nn.Module) -> bool:
     """Whether a forward that isn't PyTorch's has parameters to compute with."""
-    forward = inspect.unwrap(type(module).forward)
+    forward = forward_of(module)
     users = not (getattr(forward, "__module__", None) or "").startswith("torch.")
     return users and any(p.dim() > 1 for p in module.parameters(recurse=False))
 
@@ -328,13 +339,13 @@ def _recording(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
         yield
     finally:
         for state, before in kept:  # attributes that a forward sets would hold proxies
-            made = {name: value for name, value in state.items() if name.startswith("_tensor_constant")}
+            made = {name: value for name, value in state.items() if name.startswith(_MADE)}
             state.clear()
             state.update(before | made)
 
 
 def _globals_of(module: nn.Module) -> dict[str, Any] | None:
-    return getattr(inspect.unwrap(type(module).forward), "__globals__", None)
+    return getattr(forward_of(module), "__globals__", None)
 
 
 class _Tracer(fx.Tracer):

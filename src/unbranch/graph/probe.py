@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,13 +41,15 @@ def probe(module: nn.Module, expected: Expected) -> list[Arguments]:
         return []
     dtype, device = _like(module)
     for channels, ndim, last in _layers_first(module, expected):
-        for sides in _SIDES if ndim and not last else _SIDES[:1]:
-            shape = _shape(2, channels, ndim, last, sides)
+        for sides, axes in itertools.product(
+            _SIDES if ndim and not last else _SIDES[:1], (1, 0, 2) if last else (ndim,)
+        ):
+            shape = _shape(2, channels, axes, last, sides)
             first = _noise(shape, count, dtype, device)
             if not runs(module, first):
                 continue
             others = ((sides[0] + 7, sides[1] + 4), (2 * sides[0], 2 * sides[1]), sides)
-            more = (_noise(_shape(3, channels, ndim, last, o), count, dtype, device) for o in others)
+            more = (_noise(_shape(3, channels, axes, last, o), count, dtype, device) for o in others)
             second = next((m for m in more if runs(module, m)), None)
             return [first] if second is None else [first, second]
     return []
@@ -77,9 +80,8 @@ def _layers_first(module: nn.Module, expected: Expected) -> list[tuple[int, int,
 
 
 def _shape(batch: int, channels: int, ndim: int, last: bool, sides: tuple[int, int]) -> tuple[int, ...]:
-    if last or not ndim:
-        return (batch, 5, channels) if last else (batch, channels)
-    return (batch, channels, *(sides[0] // 2, *sides)[-ndim:])
+    grid = (sides[0] // 2, *sides)[3 - ndim :]
+    return (batch, *(n // 2 for n in grid), channels) if last else (batch, channels, *grid)
 
 
 def _noise(shape: tuple[int, ...], count: int, dtype: torch.dtype, device: torch.device) -> Arguments:
@@ -89,16 +91,20 @@ def _noise(shape: tuple[int, ...], count: int, dtype: torch.dtype, device: torch
 
 
 def larger(given: Arguments) -> Iterator[Arguments]:
-    """Inputs of one more image, first twice as large on every side, then as large as they are."""
-    for factor in (2, 1):
-        yield Arguments(tuple(_larger(v, factor) for v in given.args))
+    """Inputs of one more image, and twice as large: along every axis, then all but the channels, then along none.
+
+    Channels are on axis 1 or on the last axis.
+    """
+    for axes in (slice(1, None), slice(2, None), slice(1, -1), slice(0, 0)):
+        yield Arguments(tuple(_larger(v, axes) for v in given.args))
 
 
-def _larger(value: Any, factor: int) -> Any:
+def _larger(value: Any, axes: slice) -> Any:
     if not isinstance(value, Tensor) or value.dim() < 2:
         return value
-    shape = (value.shape[0] + 1, value.shape[1], *(n * factor for n in value.shape[2:]))
-    return value.new_zeros(shape) if value.dim() > 3 or factor == 1 else value.new_zeros((shape[0], *value.shape[1:]))
+    shape = list(value.shape)
+    shape[axes] = [n * 2 if n > 1 else 1 for n in shape[axes]]
+    return value.new_zeros((shape[0] + 1, *shape[1:]))
 
 
 def runs(module: nn.Module, given: Arguments) -> bool:

@@ -10,6 +10,7 @@ register_rule(
     "torchvision.ops.misc.FrozenBatchNorm2d",
     "detectron2.layers.batch_norm.FrozenBatchNorm2d",
     channels=lambda m: (len(m.weight), 2, False),
+    arranged=True,
 )(batch_norm)
 
 # timm: a batch norm, then dropout and activation.
@@ -19,4 +20,5 @@ register_rule(
     "timm.layers.norm_act.FrozenBatchNormAct2d",
     channels=lambda m: (m.num_features, 2, False),
     rest=("drop", "act"),
+    arranged=True,
 )(batch_norm)

@@ -63,29 +63,31 @@ def _per_channel(x: Affine, constant: Any) -> float | Tensor:
         return float(constant)
     if not isinstance(constant, Tensor):
         raise NotAffine("an operand that isn't a number or a tensor")
-    if constant.numel() == 1 and constant.dim() <= x.ndim + 2:
+    if constant.numel() == 1 and constant.dim() <= x.axes:
         return constant.double().reshape(1).expand(x.channels)
-    position = 1 if x.last else x.ndim + 1  # of the channel axis, from the right
+    position = x.channel_axis_from_right()
     shape = list(constant.shape)
+    if x.arrangement is not None and len(shape) > x.axes:
+        raise NotAffine("a constant of higher rank")
     if len(shape) < position or shape[-position] != x.channels or constant.numel() != x.channels:
         raise NotAffine(f"a constant of shape {tuple(shape)}, which isn't one number per channel")
     return constant.double().flatten()
 
 
-register_rule(operator.add, operator.iadd, torch.add)(_add)
-register_rule(operator.sub, operator.isub, torch.sub, torch.subtract)(_subtract)
-register_rule(operator.mul, operator.imul, torch.mul, torch.multiply)(_multiply)
-register_rule(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide)(_divide)
-register_rule(operator.neg, torch.neg, torch.negative)(lambda x: x.times(-1.0))
-register_rule(operator.pos, torch.positive, kind="view")(lambda x: x)
-register_method("add", "add_")(_add)
-register_method("sub", "sub_", "subtract", "subtract_")(_subtract)
-register_method("mul", "mul_", "multiply", "multiply_")(_multiply)
-register_method("div", "div_", "divide", "divide_", "true_divide")(_divide)
-register_method("neg", "neg_", "negative")(lambda x: x.times(-1.0))
+register_rule(operator.add, operator.iadd, torch.add, arranged=True)(_add)
+register_rule(operator.sub, operator.isub, torch.sub, torch.subtract, arranged=True)(_subtract)
+register_rule(operator.mul, operator.imul, torch.mul, torch.multiply, arranged=True)(_multiply)
+register_rule(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, arranged=True)(_divide)
+register_rule(operator.neg, torch.neg, torch.negative, arranged=True)(lambda x: x.times(-1.0))
+register_rule(operator.pos, torch.positive, kind="view", arranged=True)(lambda x: x)
+register_method("add", "add_", arranged=True)(_add)
+register_method("sub", "sub_", "subtract", "subtract_", arranged=True)(_subtract)
+register_method("mul", "mul_", "multiply", "multiply_", arranged=True)(_multiply)
+register_method("div", "div_", "divide", "divide_", "true_divide", arranged=True)(_divide)
+register_method("neg", "neg_", "negative", arranged=True)(lambda x: x.times(-1.0))
 
 
-@register_method("contiguous", "clone", kind="view")
+@register_method("contiguous", "clone", kind="view", arranged=True)
 def _same(x: Affine, **_kwargs: Any) -> Affine:
     return x
 
@@ -131,13 +133,14 @@ def _batch_norm(
     if training or running_mean is None or running_var is None:
         raise Inexact("a batch norm that uses the statistics of the batch")
     _constant(x, running_mean, running_var)
+    x.expect_channels(last=False)
     return x.scaled(*batch_norm_scale_shift(running_mean, running_var, weight, bias, eps))
 
 
-register_rule(F.conv1d, F.conv2d, F.conv3d, kind="kernel")(_convolution)
+register_rule(F.conv1d, F.conv2d, F.conv3d, kind="kernel", arranged=True)(_convolution)
 register_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, kind="kernel")(_transposed)
-register_rule(F.linear, kind="kernel")(_linear)
-register_rule(F.batch_norm)(_batch_norm)
+register_rule(F.linear, kind="kernel", arranged=True)(_linear)
+register_rule(F.batch_norm, arranged=True)(_batch_norm)
 
 
 def _pool_rule(ndim: int) -> Any:
@@ -162,7 +165,7 @@ def _pad(x: Affine, pad: Sequence[int], mode: str = "constant", value: float | N
 
 @register_rule(
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
-    kind="view",
+    kind="view", arranged=True,
 )  # fmt: skip
 def _dropout(x: Affine, p: float = 0.5, training: bool = True, inplace: bool = False) -> Affine:  # noqa: ARG001
     if training and p:
@@ -174,10 +177,14 @@ def _dropout(x: Affine, p: float = 0.5, training: bool = True, inplace: bool = F
 
 
 def _is_channel_axis(x: Affine, dim: int) -> bool:
-    return dim == -1 if x.last else dim in (1, -(x.ndim + 1))
+    if x.arrangement is not None:
+        return x.arrangement.channel_axis == dim % x.arrangement.rank
+    if x.last:
+        return dim == -1 or (x.rank is not None and dim == x.rank - 1)
+    return dim in (1, -(x.ndim + 1))
 
 
-@register_rule(torch.cat, torch.concat, torch.concatenate)
+@register_rule(torch.cat, torch.concat, torch.concatenate, arranged=True)
 def _concatenate(tensors: Sequence[Affine], dim: int = 0) -> Affine:
     if not all(isinstance(t, Affine) for t in tensors):
         raise NotAffine("a concatenation with something that isn't linear in one input")
@@ -201,10 +208,10 @@ def _split(x: Affine, split_size: int | Sequence[int], dim: int = 0) -> Bundle:
     return Bundle(tuple(x.selected(range(e - s, e)) for e, s in zip(ends, split_size, strict=True)))
 
 
-register_rule(torch.chunk, kind="view")(_chunk)
-register_method("chunk", kind="view")(_chunk)
-register_rule(torch.split, kind="view")(_split)
-register_method("split", kind="view")(_split)
+register_rule(torch.chunk, kind="view", arranged=True)(_chunk)
+register_method("chunk", kind="view", arranged=True)(_chunk)
+register_rule(torch.split, kind="view", arranged=True)(_split)
+register_method("split", kind="view", arranged=True)(_split)
 
 
 @register_rule(torch.stack)
@@ -230,7 +237,7 @@ register_rule(torch.mean)(_mean)
 register_method("mean")(_mean)
 
 
-@register_rule(operator.getitem, kind="view")
+@register_rule(operator.getitem, kind="view", arranged=True)
 def _getitem(x: Affine | Bundle, index: Any) -> Affine:
     if isinstance(x, Bundle):
         if not isinstance(index, int):
@@ -241,7 +248,12 @@ def _getitem(x: Affine | Bundle, index: Any) -> Affine:
 
 def _sliced(x: Affine, index: tuple[Any, ...]) -> Affine:
     rank = x.ndim + 2
-    if x.last or Ellipsis in index[:-1] or any(not isinstance(i, slice) and i is not Ellipsis for i in index):
+    if (
+        x.last
+        or x.arrangement is not None
+        or Ellipsis in index[:-1]
+        or any(not isinstance(i, slice) and i is not Ellipsis for i in index)
+    ):
         raise NotAffine("indexing other than by plain slices")
     parts = [i for i in index if i is not Ellipsis]
     parts += [slice(None)] * (rank - len(parts))

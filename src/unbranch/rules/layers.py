@@ -40,7 +40,7 @@ def _conv_input(module: Any) -> tuple[int, int, bool]:
     return module.in_channels, len(module.kernel_size), False
 
 
-@register_rule(*_CONVOLUTIONS, kind="kernel", channels=_conv_input)
+@register_rule(*_CONVOLUTIONS, kind="kernel", channels=_conv_input, arranged=True)
 def _convolution(module: Any, x: Affine) -> Affine:
     lo, hi = padding_of(module.padding, module.dilation, module.kernel_size)
     return x.then(
@@ -72,7 +72,7 @@ def _transposed(module: Any, x: Affine) -> Affine:
     )  # fmt: skip
 
 
-@register_rule(nn.Linear, kind="kernel", channels=lambda m: (m.in_features, 0, True))
+@register_rule(nn.Linear, kind="kernel", channels=lambda m: (m.in_features, 0, True), arranged=True)
 def _linear(module: Any, x: Affine) -> Affine:
     return x.then(convolution(weight_of(module), module.bias), last=True)
 
@@ -82,7 +82,7 @@ def _norm_input(module: Any) -> tuple[int, int, bool]:
     return module.num_features, ndim, False
 
 
-@register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, channels=_norm_input)
+@register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, channels=_norm_input, arranged=True)
 def batch_norm(module: Any, x: Affine) -> Affine:
     """Also the rule of every layer with a batch norm's attributes."""
     if module.running_mean is None or module.running_var is None:
@@ -128,7 +128,7 @@ def pooled(
 
 @register_rule(
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-    kind="view",
+    kind="view", arranged=True,
 )  # fmt: skip
 def _identity(_module: Any, x: Affine) -> Affine:
     return x

@@ -9,14 +9,15 @@ from .registry import register_rule
 from .value import Affine
 
 
-def scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``scale·x + shift`` for ``x`` ``(B, C, *grid)`` with one number per channel, ``(C,)`` each."""
-    shape = (1, -1, *(1,) * (x.dim() - 2))
+def scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor, axis: int = 1) -> Tensor:
+    """``scale·x + shift`` with one number per channel, ``(C,)`` each, for the channels on an axis of ``x``."""
+    shape = (-1, *(1,) * (x.dim() - 1 - axis))
     return x * scale.view(shape).to(x) + shift.view(shape).to(x)
 
 
-@register_rule(scaled_and_shifted)
-def _scaled_and_shifted(x: Affine, scale: Tensor, shift: Tensor) -> Affine:
+@register_rule(scaled_and_shifted, arranged=True)
+def _scaled_and_shifted(x: Affine, scale: Tensor, shift: Tensor, axis: int = 1) -> Affine:
     if not isinstance(x, Affine):
         raise NotAffine("a norm of several values")
+    x.expect_channels(last=axis != 1)
     return x.scaled(scale.double(), shift.double())

@@ -24,12 +24,14 @@ class Rule:
         kind: ``kernel`` costs multiply-accumulates, ``elementwise`` one kernel launch, ``view`` nothing.
         channels: for layers, ``module -> (channels, grid dimensions, channels on the last axis)`` of the input.
         rest: names of the module's children that follow the affine part, for norm-and-activation layers.
+        arranged: whether it takes values whose axes are in another arrangement than the root's.
     """
 
     apply: Callable[..., Any]
     kind: Kind = "elementwise"
     channels: Callable[[Any], tuple[int, int, bool]] | None = None
     rest: tuple[str, ...] = ()
+    arranged: bool = False
 
 
 _MODULES: dict[type | str, Rule] = {}
@@ -44,6 +46,7 @@ def register_rule(
     kind: Kind = "elementwise",
     channels: Callable[[Any], tuple[int, int, bool]] | None = None,
     rest: tuple[str, ...] = (),
+    arranged: bool = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Teach the converter a layer or a function of yours.
 
@@ -66,7 +69,7 @@ def register_rule(
     """
 
     def decorate(function: RuleFunction) -> RuleFunction:
-        rule = Rule(function, kind, channels, rest)
+        rule = Rule(function, kind, channels, rest, arranged)
         for one in (target, *more):
             if isinstance(one, str) or (isinstance(one, type) and issubclass(one, nn.Module)):
                 _MODULES[one] = rule
@@ -77,12 +80,14 @@ def register_rule(
     return decorate
 
 
-def register_method(*names: str, kind: Kind = "elementwise") -> Callable[[RuleFunction], RuleFunction]:
+def register_method(
+    *names: str, kind: Kind = "elementwise", arranged: bool = False
+) -> Callable[[RuleFunction], RuleFunction]:
     """A rule for ``tensor.name(...)``."""
 
     def decorate(function: RuleFunction) -> RuleFunction:
         for name in names:
-            _METHODS[name] = Rule(function, kind)
+            _METHODS[name] = Rule(function, kind, arranged=arranged)
         return function
 
     return decorate

@@ -27,6 +27,7 @@ from ..algebra import (
     to_grid,
 )
 from ..errors import Inexact, NotAffine
+from .arrangement import Arrangement, Shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +39,16 @@ class Affine:
         last: whether channels lie on the last axis of a tensor of any rank (``nn.Linear``) instead of
             axis 1, followed by the grid.
         root_grid: size of the root's grid, where the graph fixes it.
+        rank: of the root, where it is known.
+        arrangement: how the tensor's axes are made of the root's, where they are others; ``map`` is for axes in the
+            root's arrangement, and what is done meanwhile is done to each point alone.
     """
 
     map: ConvMap
     last: bool = False
     root_grid: tuple[int, ...] | None = None
+    rank: int | None = None
+    arrangement: Arrangement | None = None
 
     @property
     def channels(self) -> int:
@@ -59,9 +65,77 @@ class Affine:
 
     def then(self, outer: ConvMap, *, last: bool = False) -> Affine:
         """Apply one more map: ``outer(self)``."""
+        if self.arrangement is not None:
+            return self._then_everywhere(outer, last)
+        if self.rank is not None:
+            self.expect_channels(last=last)
         self._check_axis(outer.ndim, last)
         inner = lifted(self.map, outer.ndim) if outer.ndim else self.map
         return replace(self, map=compose(outer, inner), last=last or self.last)
+
+    def _then_everywhere(self, outer: ConvMap, last: bool) -> Affine:
+        """A map of each point's channels, wherever the points are."""
+        self.expect_channels(last=last)
+        assert self.arrangement is not None
+        if not outer.pointwise or outer.ndim != (0 if last else self.arrangement.rank - 2):
+            raise NotAffine("a kernel on a grid that isn't the root's")
+        n = self.map.ndim
+        flat = outer.weight.reshape(*outer.weight.shape[:2], *(1,) * n)
+        here = ConvMap(flat, outer.bias, (1,) * n, (1,) * n, (0,) * n, (0,) * n, outer.groups, gain=outer.gain)
+        return replace(self, map=compose(here, self.map))
+
+    def expect_channels(self, *, last: bool) -> None:
+        """Refuse an operation whose channels are on the last axis, or on axis 1, where this value's are elsewhere.
+
+        Raises:
+            NotAffine: if they are.
+        """
+        if self.arrangement is not None:
+            fits = self.arrangement.channel_axis == (self.arrangement.rank - 1 if last else 1)
+        elif last:
+            fits = self.last or (self.ndim == 0 and self.rank in (None, 2))
+        else:
+            fits = not self.last or self.rank in (None, 2)
+        if not fits:
+            raise NotAffine("a layer of another axis than that of the channels")
+
+    @property
+    def axes(self) -> int:
+        """Number of axes of the tensor, on the assumption that it has one for images if that isn't known."""
+        if self.arrangement is not None:
+            return self.arrangement.rank
+        return self.rank or 2 if self.last else self.ndim + 2
+
+    def channel_axis_from_right(self) -> int:
+        """The axis with the channels, counted from the last, which is 1.
+
+        Raises:
+            NotAffine: if they share one with something else.
+        """
+        if self.arrangement is None:
+            return 1 if self.last else self.ndim + 1
+        if self.arrangement.channel_axis is None:
+            raise NotAffine("channels that share an axis")
+        return self.arrangement.rank - self.arrangement.channel_axis
+
+    def arranged(self, shapes: Shapes) -> Arrangement:
+        """How the axes of the tensor are made of the root's, given its shapes for inputs of two sizes.
+
+        Raises:
+            NotAffine: if the shapes aren't those of such a tensor.
+        """
+        if self.arrangement is not None:
+            return self.arrangement
+        rank = len(shapes[0])
+        axis = rank - 1 if self.last else 1
+        fits = rank == self.rank and (self.last or rank == self.map.ndim + 2)
+        if not fits or any(len(s) != rank or s[axis] != self.channels for s in shapes):
+            raise NotAffine("a tensor of another rank")
+        return Arrangement.of(shapes, axis)
+
+    def rearranged(self, arrangement: Arrangement) -> Affine:
+        """The same numbers with other axes."""
+        return replace(self, arrangement=None if arrangement.is_own else arrangement)
 
     def scaled(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Affine:
         """``scale·self + shift`` with one number per channel, ``(C,)`` each."""
@@ -94,12 +168,12 @@ class Affine:
         if gridded:
             return gridded[0].plus(self, *(v for v in others if v is not gridded[0]))
         maps, last = _joined((self, *others))
-        return Affine(add(*maps), last, self.root_grid)
+        return replace(self, map=add(*maps), last=last)
 
     def joined(self, *others: Affine) -> Affine:
         """Concatenation along the channels."""
         maps, last = _joined((self, *others))
-        return Affine(concat(*maps), last, self.root_grid)
+        return replace(self, map=concat(*maps), last=last)
 
     def selected(self, channels: Sequence[int]) -> Affine:
         """Some of the channels."""
@@ -115,12 +189,14 @@ class Affine:
 
     def gridded(self) -> Gridded:
         """The same value as matrices on its grid, where the graph fixes the grid's size."""
-        if self.root_grid is None or self.last or len(self.root_grid) != self.map.ndim:
+        if self.root_grid is None or self.last or self.arrangement is not None or len(self.root_grid) != self.map.ndim:
             raise NotAffine("a reshape of a tensor whose size depends on the input")
         m = to_grid(self.map, self.root_grid)
-        return Gridded(m, False, self.root_grid, (m.out_channels, *m.grid_out))
+        return Gridded(m, False, self.root_grid, shape=(m.out_channels, *m.grid_out))
 
     def _check_axis(self, ndim: int, last: bool) -> None:
+        if self.arrangement is not None:
+            raise NotAffine("points in another arrangement than the root's")
         if (self.last and ndim) or (last and self.map.ndim):
             raise Inexact("channels on the last axis meet channels on axis 1")
 
@@ -161,6 +237,12 @@ class Gridded(Affine):
         after = to_grid(outer, grid)
         m = grid_compose(after, regridded(self.map, grid))
         return replace(self, map=m, shape=(m.out_channels, *m.grid_out))
+
+    def expect_channels(self, *, last: bool) -> None:  # noqa: ARG002
+        return  # ``then`` compares shapes
+
+    def arranged(self, shapes: Shapes) -> Arrangement:  # noqa: ARG002
+        raise NotAffine("a transposition after a reshape")
 
     def scaled(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Gridded:
         return replace(self, map=grid_scale_shift(regridded(self.map, self.shape[1:]), scale, shift))
@@ -209,6 +291,8 @@ class Bundle:
 
 
 def _joined(values: Sequence[Affine]) -> tuple[list[ConvMap], bool]:
+    if any(v.arrangement != values[0].arrangement for v in values):
+        raise NotAffine("values in several arrangements")
     ndim = max(v.map.ndim for v in values)
     last = any(v.last for v in values)
     if last and ndim:
