@@ -27,14 +27,7 @@ KNOWN: dict[str, str] = {
     # norms behind a concatenation, a split or rows
     "norm of fixed tokens": "merges",
     "token mixer": "merges",
-    "norm behind cat": "merges merges+x",
-    "mixed convolution": "merges merges+x",
-    "norms behind split": "merges merges+x",
     # a norm before a global mean and a linear layer
-    "norm mean linear": "merges merges+x",
-    "norm adaptive pool linear": "merges merges+x",
-    "norm mean of tokens": "merges merges+x",
-    "norm pool sequence": "merges merges+x",
     # an unlike branch in the middle of a sum
     "unlike branch, adn": "merges merges+x",
     "unlike branch, dan": "merges merges+x",
@@ -46,8 +39,6 @@ KNOWN: dict[str, str] = {
     "one of two results": "merges merges+x",
     "loop with unread last": "merges merges+x",
     # shapes that are read
-    "reshape by star": "merges merges+x",
-    "reshape by list": "merges merges+x",
     # RepMLP-like blocks
     "partitioned perceptron": "merges",
     "whole perceptron": "merges merges+x",
