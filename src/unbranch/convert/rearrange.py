@@ -68,6 +68,8 @@ def rearranged(trace: Trace, node: fx.Node, before: Arrangement, channels: int =
     shapes, after = shapes_of(trace, source), shapes_of(trace, node)
     if shapes is None or after is None or before.rank != len(shapes[0]) or 0 in (*shapes[0], *shapes[1]):
         raise NotAffine("a tensor whose shape isn't known")
+    if name == "squeeze" and any(shapes[0][j] != shapes[1][j] for j in _squeezed_axes(node, before.rank)):
+        raise NotAffine("an axis that goes where it happens to have one point")
     if name in _BY_SHAPE:
         return before if shapes == after else before.reshaped(0, before.rank, after, channels)
     if name == "unflatten":
@@ -85,6 +87,15 @@ def rearranged(trace: Trace, node: fx.Node, before: Arrangement, channels: int =
     if not isinstance(result, Tensor) or prod(result.shape) != prod(primes) or len(groups) != len(after[0]):
         raise NotAffine("an operation on axes that isn't understood")
     return before.made_of(groups)
+
+
+def _squeezed_axes(node: fx.Node, rank: int) -> list[int]:
+    given: Any = dict(zip(("input", "dim"), node.args, strict=False)) | node.kwargs
+    axes = given.get("dim", tuple(range(rank)))
+    axes = axes if isinstance(axes, tuple | list) else (axes,)
+    if not all(isinstance(j, int) for j in axes) or len(node.args) > 2:
+        raise NotAffine("axes that depend on the input")
+    return [j % rank for j in axes]
 
 
 def _divided_axis(trace: Trace, node: fx.Node) -> Any:

@@ -91,11 +91,13 @@ def _noise(shape: tuple[int, ...], count: int, dtype: torch.dtype, device: torch
 
 
 def larger(given: Arguments) -> Iterator[Arguments]:
-    """Inputs of one more image, and twice as large: along every axis, then all but the channels, then along none.
+    """Inputs of one more image, and twice as large: along every axis, all but the channels, one alone, and along none.
 
     Channels are on axis 1 or on the last axis.
     """
-    for axes in (slice(1, None), slice(2, None), slice(1, -1), slice(0, 0)):
+    rank = max((v.dim() for v in given.args if isinstance(v, Tensor)), default=0)
+    alone = [slice(axis, axis + 1) for axis in range(rank - 1, 0, -1) if rank > 3]
+    for axes in (slice(1, None), slice(2, None), slice(1, -1), *alone, slice(0, 0)):
         yield Arguments(tuple(_larger(v, axes) for v in given.args))
 
 

@@ -53,7 +53,8 @@ def register_rule(
     The rule of a layer receives the module (in evaluation mode) and the ``Affine`` value of its input, and
     returns the value of its output; whatever isn't exact raises ``unbranch.Inexact("reason")``. A class may
     be given by its qualified name, so that its library needn't be installed. A subclass that overrides
-    ``forward`` does not inherit a rule.
+    ``forward`` does not inherit a rule. A rule that only uses the value's methods, and no attribute of it, may be
+    ``arranged``: it then takes values that were transposed or flattened, too.
 
     Example:
         >>> import torch, unbranch as ub

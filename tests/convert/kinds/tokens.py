@@ -235,6 +235,32 @@ class SumOfTransposed(nn.Module):
 
 
 @row(CHAINS, *TOKENS, layers=2, norms=0)
+class BranchesBesideRows(nn.Module):
+    """The same forward has a norm that moves, and branches for which it is rebuilt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.a, self.b = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        y = F.relu(self.norm(y.flatten(0, 1))).reshape_as(y)
+        return torch.tanh(self.a(y) + self.b(y))
+
+
+@row(CHAINS, layers=3, norms=0)
+class BranchesBesideCat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(4, 3, 3, padding=1), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(5)
+        self.c, self.d = nn.Conv2d(5, 4, 3, padding=1), nn.Conv2d(5, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm(torch.cat([self.a(x), self.b(F.relu(x))], 1)))
+        return self.c(y) + self.d(y)
+
+
+@row(CHAINS, *TOKENS, layers=2, norms=0)
 class SumInTwoArrangements(nn.Module):
     """Tokens and rows of the transposed have one size here, and other numbers."""
 
