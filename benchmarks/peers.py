@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-import unbranch as ub
+from unbranch.convert.costs import layer_counts
 
 
 def layers(network: nn.Module) -> tuple[int, int]:
     """Convolution and linear layers together, and batch norms."""
-    counts = ub.explain(network).before.layers
+    counts = layer_counts(network)
     return counts["convolution"] + counts["linear"], counts["batch norm"]
 
 

@@ -1,0 +1,311 @@
+"""Every kind of network of the large libraries, one process each: what is merged, what stays and why.
+
+    python -m benchmarks.atlas                        # all that is installed, for hours; goes on where it stopped
+    python -m benchmarks.atlas --only timm:mix        # the rows whose name contains this
+    python -m benchmarks.atlas --list                 # the names
+    python -m benchmarks.atlas --table                # docs/atlas.md from the rows that were measured
+
+Rows are the smallest variant of every model file of timm and torchvision, ultralytics' configurations of the smallest
+scale, transformers' image classifiers as their configurations make them, and segmentation-models-pytorch. A row is
+measured with random weights and random statistics: layers and norms before, after, and by the library's own conversion;
+the largest error in float64 at two sizes, relative to the largest output; and the reason for each norm that stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import unbranch as ub
+from unbranch.convert.costs import layer_counts
+from unbranch.models import randomise_statistics
+
+RESULTS = Path(__file__).parent / "results" / "atlas.jsonl"
+TABLE = Path(__file__).parent.parent / "docs" / "atlas.md"
+LIBRARIES = ("timm", "torchvision", "ultralytics", "transformers", "segmentation_models_pytorch")
+SECONDS = 900  # for one row
+
+Made = tuple[nn.Module, list[Any], Callable[[nn.Module], nn.Module] | None]
+"""A network, inputs of two sizes as far as it takes them, and the library's own conversion if it has one."""
+
+
+# --- names ------------------------------------------------------------------------------------------
+
+
+def names() -> Iterator[str]:
+    """All rows of the libraries that are installed, as ``library:name``."""
+    for library in LIBRARIES:
+        if importlib.util.find_spec(library) is not None:
+            yield from (f"{library}:{name}" for name in globals()[f"_names_of_{library}"]())
+
+
+def _names_of_timm() -> list[str]:
+    import timm
+
+    return [_smallest(timm.list_models(module=module), timm.create_model) for module in timm.list_modules()]
+
+
+def _names_of_torchvision() -> list[str]:
+    from torchvision import models
+
+    files: dict[str, list[str]] = {}
+    for name in models.list_models():
+        files.setdefault(models.get_model_builder(name).__module__, []).append(name)
+    make = lambda name: models.get_model(name, weights=None)  # noqa: E731
+    return [_smallest(found, make) for found in files.values()]
+
+
+def _smallest(found: list[str], make: Callable[[str], nn.Module]) -> str:
+    """The name of the network with the fewest parameters."""
+    sizes = {}
+    for name in found:
+        with contextlib.suppress(Exception), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sizes[name] = sum(p.numel() for p in make(name).parameters())
+    return min(sizes, key=sizes.__getitem__) if sizes else found[0]
+
+
+def _names_of_ultralytics() -> list[str]:
+    import ultralytics
+
+    folder = Path(ultralytics.__file__).parent / "cfg" / "models"
+    return sorted(f"{path.parent.name}/{path.stem}" for path in folder.glob("*/*.yaml"))
+
+
+def _names_of_transformers() -> list[str]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+
+
+def _names_of_segmentation_models_pytorch() -> list[str]:
+    import segmentation_models_pytorch as smp
+
+    decoders = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
+    return [f"{decoder}/{encoder}" for decoder in decoders for encoder in ("resnet18", "mobilenet_v2")]
+
+
+# --- making -----------------------------------------------------------------------------------------
+
+
+def made(row: str) -> Made:
+    """The network of a row."""
+    library, _, name = row.partition(":")
+    result: Made = globals()[f"_{library}"](name)
+    return result
+
+
+def _images(channels: int, side: int) -> list[Tensor]:
+    return [torch.randn(2, channels, side, side), torch.randn(1, channels, side + 32, side + 64)]
+
+
+def _timm(name: str) -> Made:
+    import timm
+
+    network = timm.create_model(name)
+    size = network.default_cfg.get("input_size", (3, 224, 224))
+    return network, _images(size[0], min(size[1], 288)), timm.utils.reparameterize_model
+
+
+def _torchvision(name: str) -> Made:
+    from torchvision import models
+
+    builder = models.get_model_builder(name).__module__
+    options: dict[str, Any] = {"weights": None}
+    if "detection" in builder or "segmentation" in builder:
+        options["weights_backbone"] = None
+    network = models.get_model(name, **options)
+    if "detection" in builder:
+        return network, [[torch.rand(3, 120, 160)], [torch.rand(3, 160, 160), torch.rand(3, 90, 130)]], None
+    if "video" in builder:
+        return network, [torch.randn(1, 3, 16, 112, 112), torch.randn(2, 3, 16, 144, 112)], None
+    if "optical_flow" in builder:
+        return network, [(torch.rand(1, 3, 128, 160), torch.rand(1, 3, 128, 160))], None
+    return network, _images(3, 224), None
+
+
+def _ultralytics(name: str) -> Made:
+    from ultralytics.nn import tasks
+
+    file = f"{name.split('/')[1]}.yaml"
+    kinds = {"-cls": "ClassificationModel", "-seg": "SegmentationModel", "-pose": "PoseModel", "-obb": "OBBModel"}
+    kind = next((k for suffix, k in kinds.items() if file.removesuffix(".yaml").endswith(suffix)), "DetectionModel")
+    kind = "RTDETRDetectionModel" if "rtdetr" in file else "WorldModel" if "world" in file else kind
+    network = getattr(tasks, kind)(file, verbose=False)
+    return network, _images(3, 160), lambda net: net.fuse(verbose=False)
+
+
+def _transformers(name: str) -> Made:
+    import transformers
+
+    config = transformers.AutoConfig.for_model(name)
+    network = transformers.AutoModelForImageClassification.from_config(config)
+    side = getattr(config, "image_size", 224)
+    side = max(side) if isinstance(side, list | tuple) else side
+    return network, _images(getattr(config, "num_channels", 3), side if isinstance(side, int) else 224), None
+
+
+def _segmentation_models_pytorch(name: str) -> Made:
+    import segmentation_models_pytorch as smp
+
+    decoder, encoder = name.split("/")
+    return smp.create_model(decoder, encoder, encoder_weights=None), _images(3, 128), None
+
+
+# --- measuring --------------------------------------------------------------------------------------
+
+
+def measured(row: str) -> dict[str, Any]:
+    """Everything that the table says of a row."""
+    torch.manual_seed(0)
+    warnings.simplefilter("ignore")
+    network, inputs, own = made(row)
+    network.eval()
+    randomise_statistics(network)
+    found: dict[str, Any] = {"row": row, "before": layers(network)}
+    if own is not None:
+        with contextlib.suppress(Exception):
+            found["own"] = layers(own(copy.deepcopy(network)).eval())
+    start = time.perf_counter()
+    plain = ub.collapse(network)
+    found["seconds"] = round(time.perf_counter() - start, 1)
+    report: ub.Report = plain.collapse_report
+    found |= {"after": layers(plain), "merges": len(report.merges), "errors": [], "reasons": reasons(report)}
+    network.double(), plain.double()
+    for given in inputs:
+        args = given if isinstance(given, tuple) else (given,)
+        doubles = torch.utils._pytree.tree_map(lambda v: v.double() if isinstance(v, Tensor) else v, args)
+        with torch.no_grad():
+            try:
+                theirs = network(*doubles)
+            except Exception:
+                found["errors"].append(None)  # it doesn't take this size
+                continue
+            found["errors"].append(difference(plain(*doubles), theirs))
+    return found
+
+
+def layers(network: nn.Module) -> tuple[int, int]:
+    """Convolution and linear layers together, and batch norms."""
+    counts = layer_counts(network)
+    return counts["convolution"] + counts["linear"], counts["batch norm"]
+
+
+def difference(ours: Any, theirs: Any) -> float:
+    """The largest difference of two outputs, relative to the largest value of each tensor."""
+    pairs = zip(tree_leaves(ours), tree_leaves(theirs), strict=True)
+    floats = [(a, b) for a, b in pairs if isinstance(b, Tensor) and b.is_floating_point() and b.numel()]
+    return max((float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in floats), default=0.0)
+
+
+def reasons(report: ub.Report) -> dict[str, int]:
+    """Why something stays, most frequent first."""
+    counts = Counter(refusal.reason for refusal in (*report.refusals, *report.kept))
+    return dict(counts.most_common(3))
+
+
+def measure(row: str) -> dict[str, Any]:
+    """A row in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.atlas", "--row", row]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return {"row": row, "failed": f"longer than {SECONDS} s"}
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["killed"]
+        return {"row": row, "failed": lines[-1][:200]}
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+# --- table ------------------------------------------------------------------------------------------
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """``docs/atlas.md``."""
+    versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("torch", *LIBRARIES) if _is_installed(n))
+    skipped = [n for n in LIBRARIES if not _is_installed(n)]
+    missing = f"; not installed: {', '.join(skipped)}" if skipped else ""
+    lines = [
+        f"""# Atlas
+
+Made by `python -m benchmarks.atlas` with {versions}{missing}.
+
+Convolution and linear layers / batch norms before, after the library's own conversion, and after Unbranch's; the
+largest error in float64 at two sizes (merged layers are stored in float32), – where the network doesn't take one;
+seconds of the conversion; why something stays.
+
+| network | before | own | unbranch | errors | seconds | what stays |
+| --- | --- | --- | --- | --- | --- | --- |"""
+    ]
+    for row in rows:
+        if "failed" in row:
+            lines.append(f"| {row['row']} | | | | | | **failed**: {_cell(row['failed'])} |")
+            continue
+        counts = [" / ".join(map(str, row[k])) if k in row else "" for k in ("before", "own", "after")]
+        errors = " ".join("–" if e is None else f"{e:.0e}" for e in row["errors"])
+        why = "; ".join(f"{n} × {_cell(reason)}" for reason, n in row["reasons"].items())
+        lines.append(f"| {row['row']} | {' | '.join(counts)} | {errors} | {row['seconds']} | {why} |")
+    return "\n".join(lines) + "\n"
+
+
+def _is_installed(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")[:140]
+
+
+def _measured_before() -> dict[str, dict[str, Any]]:
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {row["row"]: row for row in map(json.loads, lines)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--table", action="store_true", help="write the table and measure nothing")
+    parser.add_argument("--again", action="store_true", help="measure rows again that were measured before")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        print(json.dumps(measured(options.row)))
+        return
+    known = _measured_before()
+    chosen = [] if options.table else [name for name in names() if options.only in name]
+    if options.list:
+        print("\n".join(chosen))
+        return
+    RESULTS.parent.mkdir(exist_ok=True)
+    for j, row in enumerate(chosen):
+        if row in known and not options.again:
+            continue
+        known[row] = measure(row)
+        found = known[row]
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        state = found.get("failed") or f"{found['before']} -> {found['after']}, {found['errors']}"
+        print(f"{j + 1}/{len(chosen)} {row}: {state}", flush=True)
+    TABLE.write_text(table(sorted(known.values(), key=lambda row: row["row"])))
+
+
+if __name__ == "__main__":
+    main()
