@@ -97,10 +97,12 @@ class _Norm:
             return None
         channels, ndim = known[0].shape[1], known[0].dim() - 2
         try:
-            result = rule.apply(module, Affine(identity(channels, ndim)))
+            device = next(iter((*module.parameters(), *module.buffers())), torch.empty(0)).device
+            result = rule.apply(module, Affine(identity(channels, ndim, device=device)))
         except Exception:  # no statistics, say
             return None
-        ends = [result.map(torch.full((1, channels, *(1,) * ndim), v, dtype=torch.float64)).flatten() for v in (0, 1)]
+        shape = (1, channels, *(1,) * ndim)
+        ends = [result.map(torch.full(shape, v, dtype=torch.float64, device=device)).flatten() for v in (0, 1)]
         return cls(node, ends[1] - ends[0], ends[0])
 
 
@@ -145,7 +147,7 @@ class _Mover:
         if known is None or not all(p.target is operator.getitem and isinstance(p.args[1], int) for p in parts):
             return None
         widths = [v.shape[1] for v in known[0]]
-        scale, shift = torch.ones(shape[1], dtype=torch.float64), torch.zeros(shape[1], dtype=torch.float64)
+        scale, shift = (torch.full((shape[1],), v, dtype=torch.float64) for v in (1.0, 0.0))
         norms = []
         for part in parts:
             j = range(len(widths))[part.args[1]]  # type: ignore[index]
@@ -155,6 +157,7 @@ class _Mover:
             if reader is not None and _is_norm(self.trace, reader) and str(reader.target) not in self.unmoved:
                 norm = _Norm.at(self.trace, reader)
             if norm is not None:
+                scale, shift = scale.to(norm.scale.device), shift.to(norm.scale.device)
                 interval = slice(sum(widths[:j]), sum(widths[: j + 1]))
                 scale[interval], shift[interval] = norm.scale, norm.shift
                 norms.append((norm, part))

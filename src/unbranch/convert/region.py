@@ -292,6 +292,8 @@ class Region:
             if ndim > 3:
                 return None
         grid = fixed[1:] if fixed is not None and (channels, ndim, last) == known else None
+        if ndim > 3:
+            return None
         return Affine(identity(channels, ndim, device="meta"), last, grid, rank)
 
     def _channels(
