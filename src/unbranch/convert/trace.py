@@ -610,6 +610,8 @@ def trace_module(
         graph = tracer.trace(module)
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if any(n.op == "get_attr" and str(n.target).startswith("_torchbind_obj") for n in graph.nodes):
+        return "it holds a compiled object that can't be read"
     output = next(n for n in graph.nodes if n.op == "output")
     tracer.calls[0].output = output.args[0]
     read: dict[tuple[str, ...], Trace | str] = {}
