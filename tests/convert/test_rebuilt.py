@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import types
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import unbranch as ub
-from unbranch.convert.methods import entry_points, looking_into, set_by_class, shown_by
+from unbranch.convert.methods import entry_points, looking_into, running_all, set_by_class, shown_by
 
 from ..networks import randomised
 
@@ -20,6 +21,7 @@ class Described(nn.Module):
     """Rebuilt, since what it adds is merged and its activation is a function."""
 
     kind = "a block"
+    pretrained: Any = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,6 +61,7 @@ def test_a_rebuilt_part_keeps_what_others_see(again: Any) -> None:
     assert isinstance(part, fx.GraphModule)
     assert part.describe() == "a block of 4"
     assert part.double_width == 8
+    assert part.pretrained is None
     assert part.f == -1
     assert part.names == ["cat", "dog"]
     assert repr(part).startswith("Described(")
@@ -108,6 +111,11 @@ class Walker(nn.Module):
     def inside(self, x: Tensor) -> Any:
         return [layer(x) for stage in self.stages for layer in stage]
 
+    def all_but_the_last(self, x: Tensor) -> Tensor:
+        for stage in list(self.stages)[:-1]:
+            x = stage(x)
+        return list(self.stages)[1][1](x)
+
     def weights_only(self) -> Tensor:
         self.stem.reset_parameters()
         return self.stem.weight.sum() + sum(p.sum() for p in self.stages.parameters())
@@ -121,13 +129,26 @@ class Walker(nn.Module):
 
 def test_what_methods_run_is_read_from_their_code() -> None:
     network = Walker()
-    runs = {"by_loop", "by_enumerate", "by_position", "by_name", "by_getattr", "by_key", "inside"}
+    network.set_on_it = types.MethodType(lambda self, x: self.stem(x), network)
+    runs = {
+        "set_on_it",
+        "all_but_the_last",
+        "by_loop",
+        "by_enumerate",
+        "by_position",
+        "by_name",
+        "by_getattr",
+        "by_key",
+        "inside",
+    }
     assert set(entry_points(network)) == runs
-    assert set(shown_by(network, "stem")) == {"by_name", "by_getattr"}
-    assert set(shown_by(network, "stages.0")) == {"by_loop", "by_enumerate"}
+    assert set(shown_by(network, "stem")) == {"by_name", "by_getattr", "set_on_it"}
+    assert set(shown_by(network, "stages.0")) == {"by_loop", "by_enumerate", "all_but_the_last"}
     assert set(shown_by(network, "stages.1.0")) == {"by_position", "inside"}
-    assert set(looking_into(network, "stages.1")) == {"by_position", "inside"}
-    assert set(looking_into(network, "stages")) == {"by_loop", "by_enumerate", "by_position", "inside"}
+    assert set(looking_into(network, "stages.1")) == {"by_position", "all_but_the_last", "inside"}
+    assert set(looking_into(network, "stages")) == runs - {"set_on_it", "by_name", "by_key", "by_getattr"}
+    assert running_all(network, {"stem", "heads.a"}) == set()
+    assert running_all(network, {"stem"}) == {"by_name", "set_on_it"}
     assert shown_by(network, "heads.a") == ["by_key"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -429,3 +431,55 @@ def test_an_activation_in_place_changes_what_others_read(activation):
         return m.b(y) + m.c(z)
 
     collapsed(Of(forward, a=conv(), act=activation, b=norm(), c=norm()))
+
+
+@pytest.mark.parametrize("watched", ["a", "a.0", "norm"])
+def test_what_a_hook_sees_stays_where_a_norm_could_move(watched):
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Sequential(conv(), nn.Identity()), nn.Sequential(conv())
+            self.norm = nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            return torch.relu(self.norm(torch.cat([self.a(x), self.b(torch.relu(x))], 1)))
+
+    network, seen = randomised(Joined()).double().eval(), []
+    network.get_submodule(watched).register_forward_hook(lambda _m, args, output: seen.append((*args, output)))
+    plain = ub.collapse(network)
+    network(IMAGE.double())
+    plain(IMAGE.double())
+    assert len(seen) == 2
+    for ours, theirs in zip(seen[1], seen[0], strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_a_part_with_a_hook_inside_isnt_dropped():
+    network = Of(lambda m, x: (m.aux(x), m.a(x))[1], a=conv(), aux=nn.Sequential(conv(), nn.ReLU()))
+    seen = []
+    network.aux[0].register_forward_hook(lambda *_: seen.append(1))
+    plain = collapsed(network)
+    plain(IMAGE)
+    assert seen == [1]
+
+
+def test_caches_that_hold_no_tensors_are_left_alone():
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = conv(), norm()
+
+        def forward(self, x):
+            return self.norm(self.conv(x)) * answer(x.dim())
+
+    answer(3)
+    collapsed(Asks())
+    assert answer.cache_info().currsize >= 1
+    misses = answer.cache_info().misses
+    answer(3)
+    assert answer.cache_info().misses == misses
+
+
+@functools.cache
+def answer(rank):
+    return float(rank)

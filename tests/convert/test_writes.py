@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import unbranch as ub
+from unbranch.rules.borders import bordered, overwritten
 
 from ..networks import randomised
 
@@ -166,6 +167,20 @@ def reflected(net: Any, y: Tensor) -> Tensor:
     return y
 
 
+def tiny_images_are_all_border(net: Any, y: Tensor) -> Tensor:
+    y = y.clone() * 1.0
+    z = F.conv2d(y, torch.eye(4, dtype=y.dtype)[:, :, None, None])
+    z[:, :, :1] = z[:, :, -1:] = net.value()
+    z[..., :1] = z[..., -1:] = net.value()
+    return F.pad(z, (1, 1, 1, 1))
+
+
+def another_dtype(net: Any, y: Tensor) -> Tensor:
+    z = torch.zeros(y.size(0), 4, y.size(2) + 2, y.size(3) + 2, dtype=torch.float32)
+    z[:, :, 1:-1, 1:-1] = y
+    return z.to(y.dtype)
+
+
 def view_read_later(net: Any, y: Tensor) -> Tensor:
     y = F.pad(y, (1, 1, 1, 1))
     top = y[:, :, :1]
@@ -177,7 +192,7 @@ def view_read_later(net: Any, y: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "make",
     [one_side_missing, too_wide, other_value, other_channels, read_between, half_of_the_size, depends_on_the_image,
-     the_first_image_only, reflected, view_read_later],
+     the_first_image_only, reflected, view_read_later, tiny_images_are_all_border, another_dtype],
     ids=lambda f: f.__name__,
 )  # fmt: skip
 @pytest.mark.parametrize("example", [False, True])
@@ -185,11 +200,26 @@ def test_anything_else_stays_what_it_is(make: Any, example: bool) -> None:
     network = randomised(Bordered(make), 1).double().eval()
     x = torch.randn(2, 3, 10, 16, dtype=torch.float64)
     plain = ub.collapse(network, x if example else None)
-    for size in ((10, 16), (4, 5), (5, 12), (23, 29)):
+    for size in ((10, 16), (4, 5), (5, 12), (23, 29), (2, 3), (1, 1)):
         x = torch.randn(3, 3, *size, dtype=torch.float64)
         with torch.no_grad():
-            expected = copy.deepcopy(network)(x)
+            try:
+                expected = copy.deepcopy(network)(x)
+            except RuntimeError:  # too small to be reflected
+                continue
             torch.testing.assert_close(plain(x), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 2), (3, 5)])
+@pytest.mark.parametrize("value", [0.5, torch.arange(3.0), torch.tensor(2.0)])
+def test_what_replaces_writes_computes_what_they_do(size: tuple[int, int], value: Any) -> None:
+    x = torch.randn(2, 3, *size)
+    filled = value.reshape(1, -1, 1, 1) if isinstance(value, Tensor) else value
+    written, padded = x.clone(), F.pad(x, (1, 0, 2, 1))
+    written[..., :1], written[:, :, :2], written[:, :, -1:] = filled, filled, filled
+    padded[..., :1], padded[:, :, :2], padded[:, :, -1:] = filled, filled, filled
+    assert torch.equal(overwritten(x, (1, 0, 2, 1), value), written)
+    assert torch.equal(bordered(x, (1, 0, 2, 1), value), padded)
 
 
 def test_a_border_is_read_on_the_meta_device() -> None:

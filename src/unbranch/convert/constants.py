@@ -11,10 +11,9 @@ from torch import Tensor, fx
 
 from ..errors import Inexact
 from ..graph.float64 import Float64
+from .inplace import is_view_operation
 from .prove import attribute, run_node
 from .trace import Trace
-
-_VIEWS = {"view", "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "expand", "detach", "t"}
 
 
 class Constants:
@@ -72,7 +71,7 @@ class Constants:
     def launches(self, node: fx.Node) -> int:
         """Operations, but for views, that compute a constant anew in each forward."""
         nodes = self._groups[node] if self._is_written(node) else self._below(node)
-        return sum(n.op != "get_attr" and n.target not in _VIEWS for n in nodes)
+        return sum(n.op != "get_attr" and not is_view_operation(n) for n in nodes)
 
     def _grouped(self) -> dict[fx.Node, list[fx.Node]]:
         """For each constant those that it shares a tensor or an operation with, in order."""

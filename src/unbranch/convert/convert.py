@@ -185,7 +185,7 @@ class _Conversion:
         unmoved = {*inner, *shared, *self.unmoved}
         stay = {*inner, *(target for path, kind, target in self.excluded if (path, kind) == (trace.path, _DROPPED))}
         dropped = drop_unread(trace, stay)
-        moves = move_norms(trace, unmoved)
+        moves = move_norms(trace, unmoved, inner)
         barred = self._barred(trace)
         reasons: dict[str, str] = {}
         done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], _Built] = {}
@@ -199,7 +199,7 @@ class _Conversion:
                 unmoved |= lost
                 trace = trace.reread()
                 dropped = drop_unread(trace, stay)
-                moves, done = move_norms(trace, unmoved), {}
+                moves, done = move_norms(trace, unmoved, inner), {}
                 barred = self._barred(trace)
                 continue
             try:

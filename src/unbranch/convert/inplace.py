@@ -5,11 +5,21 @@ from __future__ import annotations
 from torch import fx
 
 from ..rules import rule_of_module
-from .trace import Trace
+from .trace import Trace, operation_name
 
-_VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "chunk", "split", "squeeze", "unsqueeze", "contiguous",
-          "expand", "narrow", "detach", "unbind", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint",
-          "unflatten", "reshape_as", "view_as", "getitem"}  # fmt: skip
+VIEWS = {
+    "getitem", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel",
+    "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint", "expand", "expand_as",
+    "broadcast_to", "narrow", "select", "diagonal", "unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit",
+    "dsplit", "detach", "contiguous", "to", "type_as", "float", "double", "real", "imag", "view_as_real",
+    "view_as_complex", "as_strided", "unfold", "atleast_1d", "atleast_2d", "atleast_3d", "conj", "alias",
+}  # fmt: skip
+"""Functions and methods whose result may share memory with their first input."""
+_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real", "imag"}
+_AUGMENTED = {
+    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor", "ilshift",
+    "irshift",
+}  # fmt: skip
 
 
 def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
@@ -47,25 +57,29 @@ def is_view(trace: Trace, node: fx.Node) -> bool:
     if node.op == "call_module":
         rule = rule_of_module(trace.module.get_submodule(str(node.target)))
         return bool(node.meta.get("passes")) or (rule is not None and rule.kind == "view")
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if name == "getattr":
-        return node.args[1] in ("T", "mT", "H", "mH")
-    return node.op in ("call_function", "call_method") and name in _VIEWS
+    return is_view_operation(node)
+
+
+def is_view_operation(node: fx.Node) -> bool:
+    """As ``is_view``, for functions and methods."""
+    name = operation_name(node)
+    return node.args[1] in _ATTRIBUTES if name == "getattr" else name in VIEWS
 
 
 def changed_in_place(trace: Trace, node: fx.Node) -> fx.Node | None:
     """The value that an operation writes to, if it does."""
-    if not node.all_input_nodes or node.op not in ("call_module", "call_method", "call_function"):
-        return None
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.op == "call_module":
-        writes = bool(getattr(trace.module.get_submodule(str(node.target)), "inplace", False))
-        writes = writes and not is_view(trace, node)
-    elif node.op == "call_method":
-        writes = name.endswith("_") and not name.endswith("__")
-    else:
-        operators = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "setitem")
-        writes = name in operators or (name.endswith("_") and not name.startswith("_"))
-        writes = writes or node.kwargs.get("inplace") is True
+    if node.op != "call_module":
+        return written_to(node)
+    writes = bool(getattr(trace.module.get_submodule(str(node.target)), "inplace", False)) and not is_view(trace, node)
     first = node.args[0] if node.args else None
     return first if writes and isinstance(first, fx.Node) else None
+
+
+def written_to(node: fx.Node) -> fx.Node | None:
+    """The value that a function or a method writes to, if it does."""
+    name, out = operation_name(node), node.kwargs.get("out")
+    if isinstance(out, fx.Node):
+        return out
+    writes = name in {"setitem", "__setitem__", *_AUGMENTED} or (name.endswith("_") and not name.startswith("_"))
+    first = node.args[0] if node.args else None
+    return first if (writes or node.kwargs.get("inplace") is True) and name and isinstance(first, fx.Node) else None

@@ -12,6 +12,7 @@ import ast
 import functools
 import inspect
 import textwrap
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,20 @@ def shown_by(module: nn.Module, path: str) -> list[str]:
     """Methods of a module's class, besides ``forward``, that run the part at a path from it."""
     steps = tuple(path.split("."))
     return [name for name, runs in _methods(module) if any(_fits(steps, pattern) for pattern in runs)]
+
+
+def running_all(module: nn.Module, paths: set[str]) -> set[str]:
+    """Methods that run all the parts at paths, each by its name; what a loop runs may be shown one by one."""
+    found = [
+        {name for name, runs in _methods(module) if any(p == tuple(path.split(".")) for p in runs)} for path in paths
+    ]
+    return set.intersection(*found) if found else set()
+
+
+def asks_for(module: nn.Module, path: str, name: str) -> bool:
+    """Whether a method of a module's class, besides ``forward``, calls a method of the part at a path from it."""
+    steps = (*path.split("."), name)
+    return any(_fits(steps, pattern) for _, runs in _methods(module) for pattern in runs)
 
 
 def looking_into(module: nn.Module, path: str) -> list[str]:
@@ -69,8 +84,9 @@ def _stored(method: Any) -> set[str]:
 
 def _methods(module: nn.Module) -> Iterator[tuple[str, frozenset[Pattern]]]:
     """Methods that can be called, with what they run."""
-    for name in dir(type(module)):
-        method = inspect.getattr_static(type(module), name, None)
+    own = {name: value.__func__ for name, value in vars(module).items() if isinstance(value, types.MethodType)}
+    for name in {*dir(type(module)), *own}:
+        method = own.get(name) or inspect.getattr_static(type(module), name, None)
         if name.startswith("__") or name == "forward" or not inspect.isfunction(method):
             continue
         if (method.__module__ or "").startswith("torch."):
@@ -158,6 +174,8 @@ class _Reader(ast.NodeVisitor):
                 self._names[name] = (*pattern, "*")
 
     def _containers(self, source: ast.expr) -> list[Pattern | None]:
+        if isinstance(source, ast.Subscript) and isinstance(source.slice, ast.Slice):
+            return self._containers(source.value)
         if isinstance(source, ast.Call) and isinstance(source.func, ast.Name) and source.func.id in _THROUGH:
             return [pattern for argument in source.args for pattern in self._containers(argument)]
         if isinstance(source, ast.Call) and isinstance(source.func, ast.Attribute) and source.func.attr in _ELEMENTS:
@@ -177,6 +195,8 @@ class _Reader(ast.NodeVisitor):
                 return around
             key = node.slice.value if isinstance(node.slice, ast.Constant) else "*"
             return (*around, str(key) if not isinstance(key, int) or key >= 0 else "*")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _THROUGH and node.args:
+            return self._pattern(node.args[0])
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr" and node.args:
             around = self._pattern(node.args[0])
             return None if around is None else (*around, "*")

@@ -19,10 +19,9 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 
 from ..algebra import identity
 from ..errors import NotAffine
-from ..rules import rule_of_function, rule_of_method, rule_of_module
+from ..rules import rule_of_module
 from ..rules.arrangement import Arrangement
 from ..rules.pieces import scaled_and_shifted
-from ..rules.registry import Rule
 from ..rules.value import Affine
 from .rearrange import rearranged, rearranges, shapes_of, source_of
 from .trace import MOVED, Call, Trace, call_of
@@ -41,15 +40,21 @@ class Move:
     pieces: tuple[fx.Node, ...]
 
 
-def move_norms(trace: Trace, unmoved: set[str]) -> list[Move]:
-    """Move the norms of a trace, but for those at paths that are to stay, to the kernels that may take them in."""
+def move_norms(trace: Trace, unmoved: set[str], hooked: frozenset[str] = frozenset()) -> list[Move]:
+    """Move the norms of a trace to the kernels that may take them in.
+
+    Args:
+        unmoved: paths of norms that are to stay.
+        hooked: paths of modules whose inputs and outputs someone watches.
+    """
     moves: list[Move] = []
     gone: set[fx.Node] = set()
+    watched = trace.seen_by(hooked)
     for node in list(trace.graph.nodes):
         if node in gone or not _is_norm(trace, node) or str(node.target) in unmoved:
             continue
         source = node.all_input_nodes[0]
-        mover = _Mover(trace, unmoved, len(moves), gone)
+        mover = _Mover(trace, unmoved, len(moves), gone, watched)
         move = None
         if source.target in _CATS:
             norm = _Norm.at(trace, node)
@@ -101,6 +106,9 @@ class _Norm:
             result = rule.apply(module, Affine(identity(channels, ndim, device=device)))
         except Exception:  # no statistics, say
             return None
+        value = result.map
+        if not value.pointwise or not value.in_channels == value.out_channels == value.groups == channels:
+            return None
         shape = (1, channels, *(1,) * ndim)
         ends = [result.map(torch.full(shape, v, dtype=torch.float64, device=device)).flatten() for v in (0, 1)]
         return cls(node, ends[1] - ends[0], ends[0])
@@ -112,6 +120,7 @@ class _Mover:
     unmoved: set[str]
     number: int
     gone: set[fx.Node]
+    watched: set[fx.Node]
 
     def before_cat(self, norm: _Norm, cat: fx.Node) -> Move | None:
         """Part by part in front of a concatenation of channels."""
@@ -120,7 +129,9 @@ class _Mover:
         rank = self._shape(cat)
         if not isinstance(parts, list | tuple) or rank is None or given.get("dim", 0) not in (1, 1 - len(rank)):
             return None
-        if self._readers(cat) != {norm.node} or not all(isinstance(p, fx.Node) and self.takes(p) for p in parts):
+        if self.watched & {cat, norm.node, *parts}:
+            return None
+        if self.trace.readers(cat) != {norm.node} or not all(isinstance(p, fx.Node) and self.takes(p) for p in parts):
             return None
         shapes = [self._shape(part) for part in parts]
         if None in shapes or len(set(parts)) < len(parts):
@@ -144,6 +155,8 @@ class _Mover:
             return None
         known = self.trace.known(split)
         parts = list(split.users)
+        if self.watched & {source, split, *parts, *(reader for part in parts for reader in part.users)}:
+            return None
         if known is None or not all(p.target is operator.getitem and isinstance(p.args[1], int) for p in parts):
             return None
         widths = [v.shape[1] for v in known[0]]
@@ -151,7 +164,7 @@ class _Mover:
         norms = []
         for part in parts:
             j = range(len(widths))[part.args[1]]  # type: ignore[index]
-            readers = self._readers(part)
+            readers = self.trace.readers(part)
             reader = next(iter(readers)) if len(readers) == 1 else None
             norm = None
             if reader is not None and _is_norm(self.trace, reader) and str(reader.target) not in self.unmoved:
@@ -171,11 +184,13 @@ class _Mover:
         """In front of reshapes and transpositions, where the channels are on axis 1 or on the last one."""
         between: list[fx.Node] = []
         node = norm.node.all_input_nodes[0]
-        while len(self._readers(node)) == 1 and (rearranges(self.trace, node) or self._passes(node)):
+        while len(self.trace.readers(node)) == 1 and (rearranges(self.trace, node) or self._passes(node)):
             between.insert(0, node)
             node = source_of(node)
         shapes = shapes_of(self.trace, node)
         if not any(rearranges(self.trace, n) for n in between) or shapes is None or not self.takes(node):
+            return None
+        if self.watched & {node, norm.node, *between}:
             return None
         try:
             arrangement = Arrangement.of(shapes)
@@ -193,9 +208,9 @@ class _Mover:
 
     def is_rearranged(self, node: fx.Node) -> bool:
         """Whether a reshape or transposition comes before a value, behind any kernel."""
-        while len(self._readers(node)) == 1 and self._passes(node):
+        while len(self.trace.readers(node)) == 1 and self._passes(node):
             node = source_of(node)
-        return len(self._readers(node)) == 1 and rearranges(self.trace, node)
+        return len(self.trace.readers(node)) == 1 and rearranges(self.trace, node)
 
     def _passes(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -206,8 +221,8 @@ class _Mover:
     def behind_mean(self, norm: _Norm) -> Move | None:
         """Behind an average over the image, in front of a linear layer or a convolution of one point."""
         averaged, node = False, norm.node
-        while True:
-            readers = self._readers(node)
+        while node not in self.watched:
+            readers = self.trace.readers(node)
             if len(readers) != 1:
                 return None
             (reader,) = readers
@@ -217,6 +232,8 @@ class _Mover:
                 return None
             averaged = averaged or self._is_mean(reader)
             node = reader
+        else:
+            return None
         if not averaged or node is norm.node:
             return None
         piece = self._piece(node, norm.scale, norm.shift, 0)
@@ -226,7 +243,7 @@ class _Mover:
     def is_averaged(self, node: fx.Node) -> bool:
         """Whether an average comes behind a norm, before any kernel."""
         for _ in range(8):
-            readers = self._readers(node)
+            readers = self.trace.readers(node)
             if len(readers) != 1:
                 return False
             (node,) = readers
@@ -236,11 +253,11 @@ class _Mover:
 
     def takes(self, node: fx.Node) -> bool:
         """Whether a value is a kernel's, or a sum of several, and read by one operation alone."""
-        if len(self._readers(node)) != 1:
+        if len(self.trace.readers(node)) != 1:
             return False
         if self._is_kernel(node):
             return True
-        rule = self._rule(node)
+        rule = self.trace.rule(node)
         if rule is None or node.target in _CATS | _SPLITS or node.target is operator.getitem:
             return False
         sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
@@ -248,15 +265,8 @@ class _Mover:
 
     # --- operations
 
-    def _rule(self, node: fx.Node) -> Rule | None:
-        if node.op == "call_module" and not node.meta.get("passes"):
-            return rule_of_module(self.trace.module.get_submodule(str(node.target)))
-        if node.op == "call_function":
-            return rule_of_function(node.target)
-        return rule_of_method(str(node.target)) if node.op == "call_method" else None
-
     def _is_kernel(self, node: fx.Node) -> bool:
-        rule = self._rule(node)
+        rule = self.trace.rule(node)
         return rule is not None and rule.kind == "kernel"
 
     def _is_mean(self, node: fx.Node) -> bool:
@@ -270,6 +280,8 @@ class _Mover:
             return False
         if node.op == "call_module":
             module = self.trace.module.get_submodule(str(node.target))
+            if isinstance(module, _AdaptiveAvgPoolNd):
+                return True
             if isinstance(module, _AvgPoolNd):
                 padding: Any = module.padding
                 padded = any(padding) if isinstance(padding, tuple) else bool(padding)
@@ -280,8 +292,7 @@ class _Mover:
                 )
             if isinstance(module, nn.Flatten):
                 return module.start_dim >= 1 and self._flattens_channels_alone(before, module.start_dim)
-            return isinstance(module, _AdaptiveAvgPoolNd | nn.Identity | nn.Dropout) or bool(node.meta.get("passes"))
-        if node.target in _ADAPTIVE or node.target is F.dropout or node.target in ("contiguous", "clone"):
+        if self._passes(node) or node.target in _ADAPTIVE:
             return True
         given: dict[str, Any] = dict(zip(("input", "dim", "end"), node.args, strict=False)) | node.kwargs
         if node.target in _MEANS:
@@ -304,11 +315,8 @@ class _Mover:
         return start > 1 or all(n == 1 for n in shape[2:])
 
     def _shape(self, node: fx.Node) -> tuple[int, ...] | None:
-        known = self.trace.known(node)
-        return tuple(known[0].shape) if known is not None and isinstance(known[0], Tensor) else None
-
-    def _readers(self, node: fx.Node) -> set[fx.Node]:
-        return set(node.users) - self.trace.sizes - self.trace.checks
+        shapes = shapes_of(self.trace, node)
+        return None if shapes is None else shapes[0]
 
     # --- changing the graph
 

@@ -24,15 +24,16 @@ def optional_arguments(module: nn.Module) -> list[str]:
 def otherwise(trace: Trace, row: list[Call]) -> str | None:
     """Why modules in a row can't become one: with other optional arguments they aren't run one after the other.
 
-    A flag is tried with its other value, any other option with a value that nothing is known of.
+    A flag is tried with its other value, any other option with a value that nothing is known of, and one that the
+    example gives with its default.
     """
     name = type(trace.module).__name__
-    if len(row) > 1 and _reads_keywords(trace.module):
-        return f"{name}.forward reads any keywords"
+    if len(row) > 1 and (more := _reads_more(trace)) is not None:
+        return f"{name}.forward reads any number of arguments, {more}"
     for options in _variants(trace):
         other = trace.again(options)
         if isinstance(other, str):
-            if len(row) > 1:
+            if len(row) > 1 and not _is_refused(other, options):
                 return f"{name}.forward can't be read with another {' and '.join(options)} ({other})"
         elif not _runs(other, row):
             return f"{name}.forward runs them otherwise with another {' and '.join(options)}"
@@ -78,7 +79,11 @@ def _variants(trace: Trace) -> list[dict[str, Any]]:
     read = {str(node.target).lstrip("*") for node in trace.graph.nodes if node.op == "placeholder"}
     options: dict[str, Any] = {}
     for name, parameter in inspect.signature(trace.module.forward).parameters.items():
-        if parameter.default is not parameter.empty and name not in read:
+        if parameter.default is parameter.empty:
+            continue
+        if name in read:
+            options[name] = parameter.default
+        else:
             options[name] = not parameter.default if isinstance(parameter.default, bool) else ...
     names = list(options)
     if len(names) <= _MOST:
@@ -88,11 +93,19 @@ def _variants(trace: Trace) -> list[dict[str, Any]]:
     return [{name: options[name] for name in some} for some in chosen]
 
 
-def _reads_keywords(module: nn.Module) -> bool:
-    """Whether a forward takes any keywords and does something with them."""
-    kinds = {p.kind: name for name, p in inspect.signature(module.forward).parameters.items()}
-    name = kinds.get(inspect.Parameter.VAR_KEYWORD)
-    code = getattr(forward_of(module), "__code__", None)
-    if name is None or code is None:
-        return name is not None
-    return any(i.argval == name and i.opname.startswith("LOAD") for i in dis.get_instructions(code))
+def _is_refused(reason: str, options: dict[str, Any]) -> bool:
+    """Whether a forward doesn't run at all with its defaults, as where it needs images that may be None."""
+    return ... not in options.values() and reason.startswith(("ValueError", "AttributeError"))
+
+
+def _reads_more(trace: Trace) -> str | None:
+    """``*args`` or ``**kwargs``, by name, if a forward does something with them and a trace leaves them out."""
+    read = {str(node.target).lstrip("*") for node in trace.graph.nodes if node.op == "placeholder"}
+    code = getattr(forward_of(trace.module), "__code__", None)
+    for name, parameter in inspect.signature(trace.module.forward).parameters.items():
+        any_number = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        if not any_number or name in read:
+            continue
+        if code is None or any(i.argval == name and i.opname.startswith("LOAD") for i in dis.get_instructions(code)):
+            return name
+    return None

@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..errors import Inexact
-from .methods import entry_points, looking_into, shown_by
+from .methods import asks_for, entry_points, looking_into, running_all, shown_by
 from .options import optional_arguments, otherwise
 from .plan import Merge
 from .region import Region
@@ -202,8 +202,8 @@ def _shown(region: Region, row: list[Call], emptied: tuple[Call, ...]) -> str | 
     """Why the parts of a row can't become one, where someone may look between them.
 
     A kernel may not go into a part that another method runs: what ``forward_intermediates`` and its kin return would
-    change. A norm may (that behind a stem of several convolutions), where no method of the network itself runs one
-    without the other.
+    change. A norm may (that behind a stem of several convolutions), where no method runs one without the other. Of a
+    part inside the network, methods count for a norm beside its kernel only if a method of what is around calls them.
     """
     for call in row:
         if (reason := _looked_into(region, call)) is not None:
@@ -214,10 +214,16 @@ def _shown(region: Region, row: list[Call], emptied: tuple[Call, ...]) -> str | 
     moved = [call for call, part in zip(calls, parts, strict=True) if part is not parts[0]]
     kernels = any(_is_kernel(region, n) for call in moved for n in call.nodes)
     paths = {region.trace.full_path(part.path) for part in parts}
-    for module, above in _modules_around(region, around) if moved else ():
-        methods = [set(shown_by(module, path[len(above) :].lstrip("."))) for path in paths]
-        some, every = set().union(*methods), methods[0].intersection(*methods)
-        shown = sorted(some if kernels else some - every if not above else ())
+    around_it = list(_modules_around(region, around)) if moved else []
+    for module, above in around_it:
+        inner = {path[len(above) :].lstrip(".") for path in paths}
+        shown = sorted({name for path in inner for name in shown_by(module, path)})
+        if not kernels:
+            every = running_all(module, inner)
+            shown = [name for name in shown if name not in every]
+        if above and not kernels and not emptied:  # a helper of a part's own forward, if nothing else calls it
+            outer = [(m, above[len(path) :].lstrip(".")) for m, path in around_it if len(path) < len(above)]
+            shown = [name for name in shown if any(asks_for(m, path, name) for m, path in outer)]
         if shown:
             return f"{type(module).__name__}.{shown[0]} runs its parts one by one"
     return None

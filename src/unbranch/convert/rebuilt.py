@@ -35,8 +35,8 @@ class Rebuilt(fx.GraphModule):
             return super().__getattr__(name)
         except AttributeError:
             original = self.__dict__.get("_original")
-            value = inspect.getattr_static(original, name, None) if original is not None else None
-            if value is None:
+            value = inspect.getattr_static(original, name, ...) if original is not None else ...
+            if value is ...:
                 raise
             return value.__get__(self, original) if hasattr(value, "__get__") else value
 

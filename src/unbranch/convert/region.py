@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..algebra import identity
 from ..errors import Inexact, NotAffine
-from ..rules import RESHAPES, Rule, rule_of_function, rule_of_method, rule_of_module, shape_after
+from ..rules import RESHAPES, Rule, shape_after
 from ..rules.arrangement import Arrangement
 from ..rules.value import Affine, Bundle, Gridded
 from .constants import Constants
@@ -52,7 +52,7 @@ class Region:
         self.constants = Constants(self.trace, self.differentiable)
         self.constant = self.constants.nodes
         self.pinned, self.last_written = pinned_in(self.trace)
-        self.barriers = self._barriers()
+        self.barriers = self.trace.seen_by(self.hooked)
         for node in self.order:
             self._interpret(node)
 
@@ -62,23 +62,10 @@ class Region:
         """The rule of a node's operation, if it has one and may be merged at all."""
         if node in self.constant:
             return None
-        if node.op == "call_module":
-            path = str(node.target)
-            if node.meta.get("passes"):
-                return _PASS
-            rule = rule_of_module(self.trace.module.get_submodule(path))
-        elif node.op == "call_function":
-            rule = rule_of_function(node.target)
-        else:
-            rule = rule_of_method(str(node.target)) if node.op == "call_method" else None
+        if node.op == "call_module" and node.meta.get("passes"):
+            return _PASS
+        rule = self.trace.rule(node)
         return _REARRANGES if rule is None and rearranges(self.trace, node) else rule
-
-    def _barriers(self) -> set[fx.Node]:
-        found: set[fx.Node] = set()
-        for call in self.trace.calls:
-            if call.path in self.hooked:
-                fx.node.map_arg((call.args, call.kwargs, call.output), found.add)
-        return found
 
     def _stays(self, node: fx.Node) -> str | None:
         """Why a node with a rule must be left as it is."""

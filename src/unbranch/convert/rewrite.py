@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import Inexact, InputError
 from ..graph.shadow import copy_hooks, deep_copied, has_hooks
 from ..rules import rule_of_module
+from .inplace import is_view_operation, written_to
 from .methods import set_by_class
 from .place import Rebuild, Swap, opened_by
 from .plan import Merge
@@ -221,13 +222,13 @@ def _drop_unused(graph: fx.Graph, parts: dict[str, Any]) -> None:
         computed = node.op in ("call_function", "call_method") and inputs and all(n in constant for n in inputs)
         if node.op == "get_attr" or computed:
             constant.add(node)
-            family[node] = node.target if node.op == "get_attr" else family[inputs[0]] if _is_part(node) else node
-    writes = [n for n in constant if _is_in_place(n)]
+            family[node] = node.target if node.op == "get_attr" else family[inputs[0]] if _shares(node) else node
+    writes = {n: family[target] for n in constant if (target := written_to(n)) is not None}
     needed = {n for n in graph.nodes if n not in constant and not (_reads_shape(n) and not n.users)}
     stack = list(needed)
     while stack:
         node = stack.pop()
-        also = [w for w in writes if node in family and family[_written_to(w)] == family[node]]
+        also = [w for w, changed in writes.items() if node in family and changed == family[node]]
         new = [n for n in (*node.all_input_nodes, *also) if n not in needed]
         needed.update(new)
         stack += new
@@ -244,34 +245,9 @@ def _reads_shape(node: fx.Node) -> bool:
     return read or node.target in (getattr, operator.getitem, operator.add, operator.sub, operator.floordiv)
 
 
-def _function_name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
-def _is_in_place(node: fx.Node) -> bool:
-    name = _function_name(node)
-    changes = name.endswith("_") and not name.endswith("__")
-    return name in ("setitem", "__setitem__", *_AUGMENTED) or changes or "out" in node.kwargs
-
-
-def _written_to(write: fx.Node) -> fx.Node:
-    out = write.kwargs.get("out")
-    return out if isinstance(out, fx.Node) else write.all_input_nodes[0]
-
-
-def _is_part(node: fx.Node) -> bool:
-    """Whether a node may share memory with its first input."""
-    return _is_in_place(node) or _function_name(node) in _PARTS
-
-
-_AUGMENTED = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
-_PARTS = {
-    "getitem", "getattr", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze",
-    "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "expand", "expand_as", "broadcast_to",
-    "narrow", "select", "diagonal", "unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit", "dsplit", "detach",
-    "contiguous", "to", "type_as", "float", "double", "real", "imag", "view_as_real", "view_as_complex", "as_strided",
-    "unfold", "atleast_1d", "atleast_2d", "atleast_3d", "ravel", "adjoint", "conj", "alias", "requires_grad_",
-}  # fmt: skip
+def _shares(node: fx.Node) -> bool:
+    """Whether a value may share memory with its first input."""
+    return written_to(node) is not None or is_view_operation(node) or node.target is getattr
 
 
 def _module_of(graph: fx.Graph, parts: dict[str, Any], original: type) -> nn.Module:

@@ -18,6 +18,7 @@ from ..graph.shadow import shadow_of
 from .trace import Given
 
 _UNLIKE = (1, 1, 2, 3, 5)
+_ODD = (21, 26)  # added to the two sizes: halves, and halves of halves, are odd in one of them
 _APART = 32  # sizes are multiplied by this, so that they stay unlike behind every stride
 
 
@@ -49,14 +50,15 @@ class StandIns:
         return Given(self._mode, self._copy.get_submodule(path), (a, b), self._unlike)
 
     def _search(self) -> list[dict[str, tuple[Any, ...]]]:
-        """What parts are given; at sizes that are all unlike if the network takes them."""
+        """What parts are given; at sizes that are all unlike, and divided by nothing, if the network takes them."""
         assert self.pair is not None
         try:
             self._copy = with_stand_ins(shadow_of(self.network), self._mode)
         except Exception:  # tensors that have no stand-in
             return [{}, {}]
-        for self._unlike in (True, False):
-            found, ran = zip(*map(self._observed, _apart(*self.pair, unlike=self._unlike)), strict=True)
+        for self._unlike, unlike in ((True, True), (False, True), (False, False)):
+            pair = _apart(*self.pair, unlike=unlike, odd=self._unlike)
+            found, ran = zip(*map(self._observed, pair), strict=True)
             if all(ran):
                 break
         return list(found)
@@ -93,18 +95,21 @@ class StandIns:
         return torch.empty(value.shape, dtype=value.dtype, device=device)
 
 
-def _apart(first: Arguments, second: Arguments, *, unlike: bool) -> tuple[Arguments, Arguments]:
-    """The same with sizes multiplied where they differ; ``unlike`` by another factor along each axis."""
+def _apart(first: Arguments, second: Arguments, *, unlike: bool, odd: bool) -> tuple[Arguments, Arguments]:
+    """The same with sizes multiplied where they differ; ``unlike`` by another factor along each axis.
 
-    def larger(value: Any, other: Any) -> Any:
+    ``odd`` sizes aren't multiples of anything, so that what is halved and doubled again has another size.
+    """
+
+    def larger(value: Any, other: Any, more: int) -> Any:
         if not isinstance(value, Tensor) or not isinstance(other, Tensor) or value.dim() != other.dim():
             return value
         factors = [_APART * (_UNLIKE[axis % len(_UNLIKE)] if unlike else 1) for axis in range(value.dim())]
         sizes = zip(value.shape, other.shape, factors, strict=True)
-        shape = [n if n == m else n * factor for n, m, factor in sizes]
+        shape = [n if n == m else n * factor + more * odd for n, m, factor in sizes]
         return torch.empty(shape, dtype=value.dtype, device="meta")
 
-    def paired(a: Arguments, b: Arguments) -> Arguments:
-        return Arguments(tuple(map(larger, a.args, b.args)))
+    def paired(a: Arguments, b: Arguments, more: int) -> Arguments:
+        return Arguments(tuple(larger(v, w, more) for v, w in zip(a.args, b.args, strict=False)))
 
-    return paired(first, second), paired(second, first)
+    return paired(first, second, _ODD[0]), paired(second, first, _ODD[1])

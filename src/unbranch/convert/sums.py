@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..rules import rule_of_function, rule_of_method, rule_of_module
+from .inplace import changed_in_place
 from .trace import Trace, call_of
 
 _ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -22,7 +22,7 @@ def order_sums(trace: Trace) -> None:
     """Put what is alike side by side in the sums of a trace."""
     changed = False
     for node in list(trace.graph.nodes):
-        if _is_sum(trace, node) and not (_is_inner(trace, node) and _is_sum(trace, next(iter(_readers(trace, node))))):
+        if _is_sum(trace, node) and not (_is_inner(trace, node) and _is_sum(trace, next(iter(trace.readers(node))))):
             changed = _reordered(trace, node) or changed
     if changed:
         trace.refresh()
@@ -36,26 +36,21 @@ def _is_sum(trace: Trace, node: fx.Node) -> bool:
         return False
     first = node.args[0]
     assert isinstance(first, fx.Node)
-    return node.target not in (operator.iadd, "add_") or (_is_new(trace, first) and _readers(trace, first) == {node})
+    return node.target not in (operator.iadd, "add_") or (_is_new(trace, first) and trace.readers(first) == {node})
 
 
 def _is_new(trace: Trace, node: fx.Node) -> bool:
     """Whether a value is a tensor of its own, which may be added to in place without anything else seeing it."""
     if node.op == "call_module":
         module = trace.module.get_submodule(str(node.target))
-        rule = rule_of_module(module)
-        new = rule is not None and rule.kind != "view" and not node.meta.get("passes")
-        return new and not getattr(module, "inplace", False)
+        rule = trace.rule(node)
+        return rule is not None and rule.kind != "view" and not getattr(module, "inplace", False)
     return node.target in _ADDS
-
-
-def _readers(trace: Trace, node: fx.Node) -> set[fx.Node]:
-    return set(node.users) - trace.sizes - trace.checks
 
 
 def _is_inner(trace: Trace, node: fx.Node) -> bool:
     """Whether a sum is only there to be added to something else."""
-    return _is_sum(trace, node) and len(_readers(trace, node)) == 1
+    return _is_sum(trace, node) and len(trace.readers(node)) == 1
 
 
 def _reordered(trace: Trace, top: fx.Node) -> bool:
@@ -80,6 +75,10 @@ def _reordered(trace: Trace, top: fx.Node) -> bool:
     shapes = {tuple(k[0].shape) if k is not None and isinstance(k[0], Tensor) else None for k in known}
     if len(shapes) != 1 or None in shapes:  # one is broadcast to the others
         return False
+    nodes = list(trace.graph.nodes)
+    between = nodes[min(nodes.index(n) for n in inner) : nodes.index(top)]
+    if any(n not in inner and changed_in_place(trace, n) is not None for n in between):
+        return False  # what is read later would have changed
     total = ordered[0]
     for one in ordered[1:-1]:
         total = trace.insert_before(top, operator.add, (total, one))
@@ -94,21 +93,14 @@ def _likeness(trace: Trace, node: fx.Node) -> tuple[Any, ...]:
     """Equal for values that may merge: whether they come from kernels, and how far these reach."""
     spread = 1
     for _ in range(64):  # operations back to a kernel
-        rule = None
-        if node.op == "call_module" and not node.meta.get("passes"):
-            module = trace.module.get_submodule(str(node.target))
-            rule = rule_of_module(module)
-            if rule is not None and rule.kind == "kernel":
-                sizes = getattr(module, "dilation", 1)
-                spread = max((spread, *sizes) if isinstance(sizes, tuple) else (spread, sizes))
-        elif node.op == "call_function":
-            rule = rule_of_function(node.target)
-        elif node.op == "call_method":
-            rule = rule_of_method(str(node.target))
+        rule = trace.rule(node)
+        if rule is not None and rule.kind == "kernel" and node.op == "call_module":
+            sizes = getattr(trace.module.get_submodule(str(node.target)), "dilation", 1)
+            spread = max((spread, *sizes) if isinstance(sizes, tuple) else (spread, sizes))
         sources = [n for n in node.all_input_nodes if n.op != "get_attr" and n not in trace.sizes]
         if rule is None or not sources:
-            return (node.op not in ("placeholder",) and len(_readers(trace, node)) < 2, spread)
-        if rule.kind == "kernel" and len(_readers(trace, sources[0])) > 1:
+            return (node.op not in ("placeholder",) and len(trace.readers(node)) < 2, spread)
+        if rule.kind == "kernel" and len(trace.readers(sources[0])) > 1:
             return (False, spread)
         node = sources[0]
     return (False, spread)

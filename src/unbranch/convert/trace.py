@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._symbolic_trace import _autowrap_check, _new_patcher, _patch_wrapped_functions
 from torch.utils._pytree import tree_leaves
 
-from ..rules import rule_of_module, users_functions
+from ..rules import Rule, rule_of_function, rule_of_method, rule_of_module, users_functions
 
 _MADE = "_tensor_constant"  # torch.fx's name for tensors that a forward makes anew
 MOVED = "_moved"  # for scales and shifts of norms that were moved
@@ -132,6 +132,26 @@ class Trace:
             call.nodes.remove(node)
         self.graph.erase_node(node)
 
+    def readers(self, node: fx.Node) -> set[fx.Node]:
+        """Operations that read a value, and not its size alone."""
+        return set(node.users) - self.sizes - self.checks
+
+    def seen_by(self, hooked: frozenset[str]) -> set[fx.Node]:
+        """Values that go into modules at paths, or come out of them."""
+        found: set[fx.Node] = set()
+        for call in self.calls:
+            if call.path in hooked:
+                fx.node.map_arg((call.args, call.kwargs, call.output), found.add)
+        return found
+
+    def rule(self, node: fx.Node) -> Rule | None:
+        """The rule of an operation or a layer, if it has one."""
+        if node.op == "call_module" and not node.meta.get("passes"):
+            return rule_of_module(self.module.get_submodule(str(node.target)))
+        if node.op == "call_function":
+            return rule_of_function(node.target)
+        return rule_of_method(str(node.target)) if node.op == "call_method" else None
+
     def times_called(self) -> Counter[int]:
         """How often each module (by id) is called."""
         return Counter(id(call.module) for call in self.calls if not call.part)
@@ -139,6 +159,13 @@ class Trace:
     def full_path(self, path: str) -> str:
         """A path from the network's root."""
         return ".".join(p for p in (self.path, path) if p)
+
+
+def operation_name(node: fx.Node) -> str:
+    """What a function or a tensor's method is called; nothing for other nodes."""
+    if node.op not in ("call_function", "call_method"):
+        return ""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def call_of(node: fx.Node) -> Call:
@@ -456,7 +483,7 @@ class _Tracer(fx.Tracer):
         known = self.known(node) if node.target in (operator.eq, operator.ne) else None
         holds = known == ((True, True) if node.target is operator.eq else (False, False))
         given = self._given()
-        if holds and given is not None and given.apart and all(map(_follows_a_size, node.args)):
+        if holds and given is not None and given.apart and all(map(follows_a_size, node.args)):
             return node.target is operator.eq
         return super().to_bool(obj)
 
@@ -551,7 +578,7 @@ class _Tracer(fx.Tracer):
                 del self._parameter_proxies[name]
 
 
-def _follows_a_size(value: Any) -> bool:
+def follows_a_size(value: Any) -> bool:
     """Whether a number is given, or follows from a size by additions and subtractions alone."""
     if not isinstance(value, fx.Node):
         return isinstance(value, int)
@@ -560,7 +587,7 @@ def _follows_a_size(value: Any) -> bool:
     if value.target is operator.getitem:
         whole = value.args[0]
         return isinstance(whole, fx.Node) and (whole.target == "size" or whole.target is getattr)
-    return value.target in (operator.add, operator.sub) and all(map(_follows_a_size, value.args))
+    return value.target in (operator.add, operator.sub) and all(map(follows_a_size, value.args))
 
 
 def _run(node: fx.Node, values: dict[fx.Node, Any], part: nn.Module | None) -> Any:
@@ -591,7 +618,7 @@ class Given:
         mode: that the stand-ins belong to.
         module: the part with stand-ins for its tensors.
         inputs: the arguments in order, once for each size.
-        apart: whether all sizes that aren't fixed are unlike, so that equal ones are the same.
+        apart: whether all sizes that aren't fixed are unlike and odd, so that equal ones are the same.
     """
 
     mode: FakeTensorMode

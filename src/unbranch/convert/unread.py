@@ -17,13 +17,14 @@ def drop_unread(trace: Trace, kept: set[str]) -> list[Call]:
     """Take the calls of parts out of a trace that have no effect; what reads them reads what they were given.
 
     Args:
-        kept: paths of parts that are to stay.
+        kept: paths of parts that are to stay, with what is around them.
     """
     live = _live(trace)
+    around = {".".join(path.split(".")[:n]) for path in kept for n in range(1, path.count(".") + 2)}
     dropped: list[Call] = []
     for call in trace.calls[1:]:
         inside_another = any(outer in dropped for outer in call.lineage())
-        if not inside_another and _is_unread(trace, call, live) and call.path not in kept:
+        if not inside_another and _is_unread(trace, call, live) and call.path not in around:
             dropped.append(call)
     for call in dropped:
         _drop(trace, call)
@@ -65,7 +66,7 @@ def _may_have_effects(trace: Trace, node: fx.Node) -> bool:
 
 
 def _is_unread(trace: Trace, call: Call, live: set[fx.Node]) -> bool:
-    computes = any(isinstance(m, nn.Module) and rule_of_module(m) is not None for m in call.module.modules())
+    computes = any(rule_of_module(m) is not None for m in call.module.modules())
     one = len(call.args) == 1 and isinstance(call.args[0], fx.Node) and not call.kwargs
     if not (computes and one and call.nodes and isinstance(call.output, fx.Node)) or call.part:
         return False
@@ -77,7 +78,7 @@ def _is_unread(trace: Trace, call: Call, live: set[fx.Node]) -> bool:
 
 
 def _is_shown(root: nn.Module, steps: list[str]) -> bool:
-    """Whether another method runs a part, what is around it, or something inside it."""
+    """Whether another method runs a part, something that holds it, or something inside it."""
     for n in range(len(steps)):
         module = root.get_submodule(".".join(steps[:n]))
         paths = [".".join(steps[n:end]) for end in range(n + 1, len(steps) + 1)]

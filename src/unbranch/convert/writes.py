@@ -21,9 +21,10 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from ..rules import rule_of_module
-from ..rules.borders import bordered
+from ..rules.borders import bordered, overwritten
 from .constants import Constants
-from .trace import Call, Trace
+from .inplace import is_view_operation
+from .trace import Call, Trace, follows_a_size, operation_name
 
 _FILLED = {"zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0, "ones": 1.0, "ones_like": 1.0, "new_ones": 1.0}
 _UNFILLED = {"empty", "empty_like", "new_empty"}
@@ -43,7 +44,7 @@ Box = tuple[Interval, ...]
 def read_writes(trace: Trace) -> None:
     """Replace writes into fresh tensors by padding and concatenation, where they amount to that."""
     nodes = list(trace.graph.nodes)
-    if any(_name(n) in _ITEM | _IN_PLACE for n in nodes):
+    if any(operation_name(n) in _ITEM | _IN_PLACE for n in nodes):
         for base in [n for n in nodes if _is_fresh(trace, n)]:
             canvas = _Canvas.under(trace, base)
             if canvas is not None and (made := canvas.border() or canvas.slabs()) is not None:
@@ -53,18 +54,12 @@ def read_writes(trace: Trace) -> None:
     trace.refresh()
 
 
-def _name(node: fx.Node) -> str:
-    if node.op not in ("call_function", "call_method"):
-        return ""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
 def _is_fresh(trace: Trace, node: fx.Node) -> bool:
     """Whether a node makes a tensor that shares its memory with nothing that was there before."""
     if node.op == "call_module":
         rule = rule_of_module(trace.module.get_submodule(str(node.target)))
         return rule is not None and rule.kind == "kernel" and not rule.rest and not node.meta.get("passes")
-    name = _name(node)
+    name = operation_name(node)
     return node.target is F.pad or node.target in _KERNELS or name in {"clone", *_FILLED, *_UNFILLED, *_FULL}
 
 
@@ -147,7 +142,7 @@ class _Canvas:
             box == tuple((0, n) for n in shape) for box, shape in zip(view.boxes, self.shapes, strict=True)
         )
         for user in list(alias.users):
-            name = _name(user)
+            name = operation_name(user)
             if user in self.trace.sizes or user in self.trace.checks:
                 continue
             if name in _EXPANDS and user.args[0] is not alias:
@@ -173,7 +168,7 @@ class _Canvas:
                 if part is None or not self._follow(user, part):
                     return False
                 self.views.append(user)
-            elif (whole and not self._is_view(user)) or (whole and all(u in self._before() for u in user.users)):
+            elif (whole and not is_view_operation(user)) or (whole and all(u in self._before() for u in user.users)):
                 self.readers.append((alias, user))
             else:
                 return False
@@ -183,26 +178,26 @@ class _Canvas:
         """Everything before the first write."""
         found = set()
         for node in self.trace.graph.nodes:
-            if _name(node) in _ITEM | _IN_PLACE:
+            if operation_name(node) in _ITEM | _IN_PLACE:
                 break
             found.add(node)
         return found
 
-    def _is_view(self, node: fx.Node) -> bool:
-        return _name(node) in _VIEWS | {"view", "transpose", "permute", "chunk", "split", "unbind", "detach", "flatten"}
-
     def _is_written(self, view: fx.Node) -> bool:
         """Whether a view is there to be written to alone."""
         sizes = self.trace.sizes | self.trace.checks
-        users = [u for u in view.users if u not in sizes and not (_name(u) in _EXPANDS and u.args[0] is not view)]
+        users = [
+            u for u in view.users if u not in sizes and not (operation_name(u) in _EXPANDS and u.args[0] is not view)
+        ]
         return bool(users) and all(
-            (_name(u) in _ITEM | _IN_PLACE and u.args[0] is view) or (_name(u) in _VIEWS and self._is_written(u))
+            (operation_name(u) in _ITEM | _IN_PLACE and u.args[0] is view)
+            or (operation_name(u) in _VIEWS and self._is_written(u))
             for u in users
         )
 
     def _index(self, view: fx.Node, rank: int) -> Any:
         """A view as an index of square brackets; None where it isn't one."""
-        name = _name(view)
+        name = operation_name(view)
         if name == "getitem":
             return view.args[1]
         names = ("input", "dim", "start", "length") if name == "narrow" else ("input", "dim", "index")
@@ -253,7 +248,7 @@ class _Canvas:
         """A bound: a number, or one that follows a size by additions alone; ``...`` where it is neither."""
         if value is None or (isinstance(value, int) and not isinstance(value, bool)):
             return value
-        known = self.trace.known(value) if isinstance(value, fx.Node) and _follows_a_size(value, self.trace) else None
+        known = self.trace.known(value) if isinstance(value, fx.Node) and follows_a_size(value) else None
         return known[size] if known is not None and all(isinstance(v, int) for v in known) else ...
 
     # --- what it amounts to
@@ -271,7 +266,7 @@ class _Canvas:
             return None
         pads = tuple(p for pair in reversed(margins) for p in pair)
         if inner is self.base:
-            return _Padded(inner, pads, first.value, tuple(slice(lo or None, -hi or None) for lo, hi in margins))
+            return _Padded(inner, pads, first.value, overwrites=True)
         fits = self._padding() == margins or any(w.value is inner and self._fits(w) for w in self.writes)
         return _Padded(inner, pads, first.value) if fits else None
 
@@ -329,7 +324,7 @@ class _Canvas:
 
     def _filling(self) -> Any:
         """What is in the base before the writes: a constant, None if that is unknown, ``...`` if it isn't one."""
-        name, args, kwargs = _name(self.base), self.base.args, self.base.kwargs
+        name, args, kwargs = operation_name(self.base), self.base.args, self.base.kwargs
         if name in _UNFILLED:
             return None
         if name in _FILLED:
@@ -349,7 +344,7 @@ class _Canvas:
         if isinstance(value, int | float):
             return _Constant(float(value), torch.full((channels,), float(value), dtype=torch.float64))
         constants = self._constants
-        while isinstance(value, fx.Node) and value not in constants and _name(value) in _EXPANDS:
+        while isinstance(value, fx.Node) and value not in constants and operation_name(value) in _EXPANDS:
             value = value.args[0]
         if not isinstance(value, fx.Node) or value not in constants:
             return None
@@ -418,12 +413,13 @@ class _Canvas:
         return inside == [write]
 
     def _fits(self, write: _Write) -> bool:
-        """Whether what is written has the shape of its box, so that nothing is broadcast."""
+        """Whether what is written has the shape of its box and the canvas's dtype, so that nothing is converted."""
         known = self.trace.known(write.value) if isinstance(write.value, fx.Node) else None
-        if known is None or len(write.view.axes) != self.rank:
+        if known is None or len(write.view.axes) != self.rank or not all(isinstance(v, Tensor) for v in known):
             return False
+        dtype = self.trace.known(self.base)[0].dtype
         boxes = [tuple(e - s for s, e in box) for box in write.view.boxes]
-        return all(isinstance(v, Tensor) and tuple(v.shape) == b for v, b in zip(known, boxes, strict=True))
+        return all(tuple(v.shape) == b and v.dtype == dtype for v, b in zip(known, boxes, strict=True))
 
     def replace(self, made: _Padded | list[Any]) -> None:
         """Let what reads the canvas after the writes read what they amount to."""
@@ -455,20 +451,17 @@ class _Run:
 
 @dataclass(frozen=True, eq=False)
 class _Padded:
-    """A value with a constant around it; ``crop`` is what is taken from it before."""
+    """A value with a constant around it, or in place of its own border."""
 
     inner: fx.Node
     pads: tuple[int, ...]
     value: Any
-    crop: tuple[slice, ...] = ()
+    overwrites: bool = False
 
     def put(self, trace: Trace, after: fx.Node) -> fx.Node:
-        """As operations behind a node."""
-        inner = self.inner
-        if self.crop:
-            index = (slice(None), slice(None), *self.crop)
-            after = inner = trace.insert_after(after, operator.getitem, (inner, index))
-        return trace.insert_after(after, bordered, (inner, self.pads, self.value))
+        """As an operation behind a node."""
+        function = overwritten if self.overwrites else bordered
+        return trace.insert_after(after, function, (self.inner, self.pads, self.value))
 
 
 def _repoint(trace: Trace, aliases: list[fx.Node], new: fx.Node, last: fx.Node) -> None:
@@ -493,16 +486,6 @@ def _repoint(trace: Trace, aliases: list[fx.Node], new: fx.Node, last: fx.Node) 
 
 def _ends_behind(call: Call, last: fx.Node, at: int, order: dict[fx.Node, int]) -> bool:
     return last in call.nodes or bool(call.nodes and order[call.nodes[-1]] > at)
-
-
-def _follows_a_size(node: fx.Node, trace: Trace) -> bool:
-    """Whether a number follows from sizes by additions and subtractions of numbers alone."""
-    if node not in trace.sizes:
-        return False
-    if node.op == "call_method" or node.target in (getattr, operator.getitem):
-        return True
-    inputs = all(not isinstance(a, fx.Node) or _follows_a_size(a, trace) for a in node.args)
-    return node.target in (operator.add, operator.sub) and inputs
 
 
 def _read_cat(trace: Trace, node: fx.Node) -> None:

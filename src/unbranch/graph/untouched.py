@@ -10,6 +10,7 @@ import logging
 import random
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 
 
 class Caches:
-    """The ``functools.lru_cache`` and ``functools.cache`` of the process, so that tensors of ours don't stay there."""
+    """What ``functools.cache`` and ``lru_cache`` keep in this process: no tensor of a conversion stays there."""
 
     def __init__(self) -> None:
         found = [o for o in gc.get_objects() if type(o) is functools._lru_cache_wrapper]
@@ -26,11 +27,25 @@ class Caches:
         self._filled = {cache: cache.cache_info().misses for cache in found}
 
     def empty(self) -> None:
-        """Empty those that were added to since this was made, or since it was last called."""
+        """Empty those that hold tensors and were added to since this was made, or since it was last called."""
         for cache, filled in self._filled.items():
-            if cache.cache_info().misses != filled:
+            if cache.cache_info().misses != filled and _holds_tensors(cache):
                 cache.cache_clear()
                 self._filled[cache] = 0
+
+
+def _holds_tensors(cache: Any, depth: int = 6) -> bool:
+    """Whether a tensor is among what a cache keeps, in containers or objects, up to a depth."""
+    level, seen = [cache], {id(cache)}
+    for _ in range(depth):
+        level = [v for v in gc.get_referents(*level) if id(v) not in seen and not isinstance(v, _NOT_KEPT)]
+        seen.update(map(id, level))
+        if any(isinstance(v, torch.Tensor) for v in level):
+            return True
+    return False
+
+
+_NOT_KEPT = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionType, types.CodeType, str)
 
 
 @contextlib.contextmanager

@@ -24,13 +24,41 @@ def bordered(x: Tensor, pad: Sequence[int], value: Tensor | float) -> Tensor:
     return torch.where(inside, F.pad(x, list(pad)), value.reshape(1, -1, *(1,) * (x.dim() - 2)).to(x))
 
 
+def overwritten(x: Tensor, margins: Sequence[int], value: Tensor | float) -> Tensor:
+    """``x`` ``(B, C, *grid)`` with ``value``, a number or one for each channel, in place of its border.
+
+    ``margins`` are in ``F.pad``'s order, from the last axis to the first; an image that is all border is all ``value``.
+    """
+    image = x.clone()
+    filled = value.reshape(1, -1, *(1,) * (x.dim() - 2)).to(x) if isinstance(value, Tensor) else value
+    for j in range(0, len(margins), 2):
+        axis, size = x.dim() - 1 - j // 2, x.shape[x.dim() - 1 - j // 2]
+        for start, width in ((0, margins[j]), (max(0, size - margins[j + 1]), margins[j + 1])):
+            image.narrow(axis, start, min(width, size)).copy_(torch.as_tensor(filled, dtype=x.dtype, device=x.device))
+    return image
+
+
 @register_rule(bordered)
 def _bordered(x: Affine, pad: Sequence[int], value: Tensor | float) -> Affine:
     if not isinstance(x, Affine):
         raise NotAffine("a border around something that isn't linear in the input")
-    pairs = [tuple(pad[j : j + 2]) for j in range(0, len(pad), 2)]
-    pairs = (pairs + [(0, 0)] * (x.ndim - len(pairs)))[::-1]
+    lo, hi = _sides(pad, x.ndim)
     if isinstance(value, Tensor):
         vector = value.double().reshape(-1)
         value = vector.expand(x.channels) if vector.numel() == 1 else vector
-    return x.bordered([lo for lo, _ in pairs], [hi for _, hi in pairs], value)
+    return x.bordered(lo, hi, value)
+
+
+@register_rule(overwritten)
+def _overwritten(x: Affine, margins: Sequence[int], value: Tensor | float) -> Affine:
+    if not isinstance(x, Affine):
+        raise NotAffine("a border of something that isn't linear in the input")
+    lo, hi = _sides(margins, x.ndim)
+    return _bordered(x.padded([-n for n in lo], [-n for n in hi]), margins, value)
+
+
+def _sides(pad: Sequence[int], ndim: int) -> tuple[list[int], list[int]]:
+    """Before and after each axis of the grid, from the order of ``F.pad``."""
+    pairs = [tuple(pad[j : j + 2]) for j in range(0, len(pad), 2)]
+    pairs = (pairs + [(0, 0)] * (ndim - len(pairs)))[::-1]
+    return [lo for lo, _ in pairs], [hi for _, hi in pairs]

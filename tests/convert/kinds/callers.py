@@ -88,6 +88,32 @@ class MaskBetween(nn.Module):
         return self.norm(y)
 
 
+@row(DEFAULTS, call(A, A[:, :1]), call(B), call(A), call(B, B[:, 1:2]))
+class MaskOfTheExample(nn.Module):
+    """Without the mask, which the example has, another layer stands between the convolution and its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.more = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.conv(x if mask is None else x * mask)
+        return self.norm(self.more(y) if mask is None else y)
+
+
+@row(DEFAULTS, call(A), call(B), call(A, A[:, :1]), call(B, B[:, :1], B[:, 1:2]))
+class AnyNumberOfMasks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, *masks: Tensor) -> Tensor:
+        y = self.conv(x)
+        for mask in masks:
+            y = y * mask
+        return self.norm(y)
+
+
 @row(DEFAULTS, call(A), call(B), call(A, depth=1), call(B, 0), layers=3, norms=0)
 class DepthByNumber(nn.Module):
     def __init__(self) -> None:

@@ -336,6 +336,28 @@ class PartsThatAreAlsoReadWhole(NormsBehindSplit):
         return F.relu(self.a(a)), torch.tanh(self.b(b)), y
 
 
+@row(MEAN, also=lambda net, x: net.pooled(x))
+class PartWithAMethodThatIsAskedFor(nn.Module):
+    """The head's features, by a loop over all but its last layer, are what another method of the network returns."""
+
+    class Head(nn.Sequential):
+        def features(self, x: Tensor) -> Tensor:
+            for layer in list(self)[:-1]:
+                x = layer(x)
+            return x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+        self.head = self.Head(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        return self.head.features(F.relu(self.conv(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(x)))
+
+
 @row(NORMS, also=lambda net, x: net.branches(x))
 class MethodRunsTheBranches(NormBehindCat):
     def branches(self, x: Tensor) -> Tensor:
@@ -498,6 +520,17 @@ class AddedToAPartInPlace(nn.Module):
 
 
 @row(UNLIKE)
+class ChangedBetweenSums(Three):
+    """One of what is added changes in place after it was added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, d = self.a(x), torch.sigmoid(self.d(x))
+        y = d + a
+        a.mul_(0.5).relu_()
+        return y + self.n(x) + a
+
+
+@row(UNLIKE)
 class SumOfFour(Three):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.tanh(self.a(x))
@@ -652,6 +685,27 @@ class UnreadResultThatChangesItsInput(nn.Module):
         y = self.block(x)
         self.aux(y)
         return y * 2
+
+
+@row(DEAD)
+class UnreadResultThatIsWrittenIntoItsInput(nn.Module):
+    class Doubles(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv_bn(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            torch.mul(x, 2.0, out=x)
+            return self.conv(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.aux = Block(), self.Doubles()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        self.aux(y)
+        return y - 1
 
 
 @row(DEAD, layers=1, norms=0)

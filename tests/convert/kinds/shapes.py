@@ -295,6 +295,40 @@ class ThresholdOnBatch(nn.Module):
         return self.norm(self.block(x)) if x.size(0) > 2 else self.block(x)
 
 
+class _Decoder(nn.Module):
+    """A U-Net's: what comes up again is as large as what was kept only where the image could be halved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = conv_bn(4, 4), conv_bn(4, 4, 1), conv_bn(4, 4), conv_bn(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = torch.relu(self.a(x) + self.b(x))
+        y = F.interpolate(F.max_pool2d(skip, 2), scale_factor=2)
+        y = self.fitted(y, skip)
+        return torch.relu(self.c(y) + self.d(y)) + skip
+
+    def fitted(self, y: Tensor, skip: Tensor) -> Tensor:
+        if y.shape != skip.shape:
+            y = F.pad(y, (0, skip.shape[3] - y.shape[3], 0, skip.shape[2] - y.shape[2]))
+        return y
+
+
+@row(BRANCHES, *images(sizes=((8, 12), (9, 7))))
+class FitsIfNeeded(_Decoder):
+    pass
+
+
+@row(BRANCHES, *images(sizes=((16, 8), (18, 14))))
+class FitsTwice(_Decoder):
+    def fitted(self, y: Tensor, skip: Tensor) -> Tensor:
+        y = F.interpolate(F.max_pool2d(y, 4), scale_factor=4)
+        height, width = skip.shape[2], skip.shape[3]
+        if not (y.size(2) == height and y.size(3) == width):
+            y = F.interpolate(y, size=(height, width))
+        return y
+
+
 @row(BRANCHES, *images(sizes=((8, 8), (9, 12))))
 class SquareImages(nn.Module):
     def __init__(self) -> None:
