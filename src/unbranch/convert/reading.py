@@ -10,7 +10,8 @@ from torch import fx, nn
 
 from ..rules import rule_of_module
 from .sums import order_sums
-from .trace import Call, Given, Trace, has_rules_inside, trace_module
+from .trace import Call, Trace, has_rules_inside
+from .tracer import Given, trace_module
 from .writes import read_writes
 
 

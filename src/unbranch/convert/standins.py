@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from ..graph.guarded import with_stand_ins
 from ..graph.probe import Arguments
 from ..graph.shadow import shadow_of
-from .trace import Given
+from .tracer import Given
 
 _UNLIKE = (1, 1, 2, 3, 5)
 _ODD = (21, 26)  # added to the two sizes: halves, and halves of halves, are odd in one of them

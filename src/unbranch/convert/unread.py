@@ -10,6 +10,7 @@ from torch import fx, nn
 from ..rules import rule_of_module
 from .inplace import changed_in_place, is_view
 from .methods import looking_into, shown_by
+from .options import optional_arguments
 from .trace import Call, Trace
 
 
@@ -74,6 +75,8 @@ def _is_unread(trace: Trace, call: Call, live: set[fx.Node]) -> bool:
         return False
     if trace.times_called()[id(call.module)] > 1:
         return False
+    if any(optional_arguments(outer.module) for outer in call.lineage() if outer is not call):
+        return False  # one of them may ask for the result
     return not _is_shown(trace.module, call.path.split("."))
 
 

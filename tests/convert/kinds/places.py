@@ -672,6 +672,22 @@ class AnotherMethodReadsIt(AuxiliaryHeadDropped):
         return self.aux(self.block(x))
 
 
+@row(DEAD, *(call(tensor(2, 4, 5, 6), **options) for options in ({}, {"with_aux": True})))
+class ReadByFlag(AuxiliaryHeadDropped):
+    def forward(self, x: Tensor, with_aux: bool = False) -> Any:
+        y = self.block(x)
+        aux = self.aux(y)
+        return (y, aux) if with_aux else y
+
+
+@row(DEAD, *(call(tensor(2, 4, 5, 6), **options) for options in ({}, {"with_aux": True})))
+class ReadByAnyKeyword(AuxiliaryHeadDropped):
+    def forward(self, x: Tensor, **options: Any) -> Any:
+        y = self.block(x)
+        aux = self.aux(y)
+        return (y, aux) if options.get("with_aux") else y
+
+
 @row(DEAD)
 class UnreadResultThatChangesItsInput(nn.Module):
     """An activation in place: the part's output isn't read, its input is."""
