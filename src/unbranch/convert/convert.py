@@ -155,6 +155,7 @@ class _Conversion:
     used: list[_Built] = field(default_factory=list)
     unmoved: set[str] = field(default_factory=set)
     dropped: list[str] = field(default_factory=list)
+    walked: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.stand_ins = StandIns(shadow_of(self.network), self.pair)
@@ -232,6 +233,8 @@ class _Conversion:
             unit = trace.full_path(unit_of(rewrite))
             self.units.setdefault(unit, []).extend(_identity(trace, m) for m in merges)
             self.units.setdefault(trace.path, [])
+            for method in rewrite.walked if isinstance(rewrite, Swap) else ():
+                self.walked.setdefault(method, []).append(_identity(trace, rewrite.merge))  # type: ignore[union-attr]
             self.places += [(unit, trace.full_path(p)) for p in (rewrite.paths if isinstance(rewrite, Swap) else ())]
         self._record(region, plan, rewrites, errors, built, reasons)
 
@@ -292,10 +295,12 @@ class _Conversion:
         Where a part differs, the rewrites that it alone shows are at fault; where it has none, those inside it are.
         """
         exact = all(built.exact for built in self.used)
-        verdict = forwards.compare(
-            plain, {""} | {p for p in self.units if not self._crossed(p)}, EXACT if exact else ROUNDED / 10
-        )
+        tolerance = EXACT if exact else ROUNDED / 10
+        verdict = forwards.compare(plain, {""} | {p for p in self.units if not self._crossed(p)}, tolerance)
         wrong: dict[tuple[str, str, str], str] = {}
+        for method, merges in self.walked.items():
+            if (reason := forwards.method_differs(plain, method, tolerance)) is not None:
+                wrong |= dict.fromkeys(merges, reason)
         for path, reason in sorted(verdict.different.items(), key=lambda item: item[0].count("."), reverse=True):
             own = self.units.get(path, ())
             if not own and not wrong:

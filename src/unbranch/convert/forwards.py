@@ -143,6 +143,23 @@ class Forwards:
                 self._compare_part(path, plain, tolerance, verdict)
         return verdict
 
+    def method_differs(self, plain: nn.Module, name: str, tolerance: float) -> str | None:
+        """How what a method of the network returns for its input would change, or why that isn't known."""
+        title = f"{type(self.network).__name__}.{name}"
+        if self._reason is not None or not self.given:
+            return f"{title} can't be run: {self._reason}"
+        given = self.given[0]
+        try:
+            (theirs,) = observe(_Method(self.network, name), given.args, given.kwargs, Float64)
+        except Exception as error:
+            return f"{title} may show what is between ({type(error).__name__} when it is run: {_first_line(error)})"
+        try:
+            (ours,) = observe(_Method(plain, name), given.args, given.kwargs, Float64)
+        except Exception as error:
+            return f"{title}: {_crash(error)}"
+        reason = _unlike(ours, theirs, max(tolerance, EXACT * self._noise))
+        return None if reason is None else f"{title} shows what is between: {reason}"
+
     def agrees(self, plain: nn.Module) -> str | None:
         """How the finished network differs in its own dtype: in dtypes, structure, or what it keeps."""
         if self._reason is not None or not self.given:
@@ -209,6 +226,17 @@ class Forwards:
             verdict.unprovable[path] = "it draws random numbers in evaluation"
         except Exception as error:
             verdict.unprovable[path] = f"it doesn't run in float64 ({type(error).__name__}: {_first_line(error)})"
+
+
+class _Method(nn.Module):
+    """A network that is run by another method than its forward."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network, self.name = network, name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.network, self.name)(*args, **kwargs)
 
 
 class _Watch:

@@ -38,10 +38,14 @@ def shown_by(module: nn.Module, path: str) -> list[str]:
 
 def running_all(module: nn.Module, paths: set[str]) -> set[str]:
     """Methods that run all the parts at paths, each by its name; what a loop runs may be shown one by one."""
-    found = [
-        {name for name, runs in _methods(module) if any(p == tuple(path.split(".")) for p in runs)} for path in paths
-    ]
-    return set.intersection(*found) if found else set()
+    runs = dict(_methods(module))
+    return {name for name, found in runs.items() if all(tuple(path.split(".")) in found for path in paths)}
+
+
+def walking_through(module: nn.Module, paths: set[str]) -> set[str]:
+    """Methods that run all the parts at paths, in loops too."""
+    steps = [tuple(path.split(".")) for path in paths]
+    return {name for name, runs in _methods(module) if all(any(_fits(s, p) for p in runs) for s in steps)}
 
 
 def asks_for(module: nn.Module, path: str, name: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..errors import Inexact
-from .methods import asks_for, entry_points, looking_into, running_all, shown_by
+from .methods import asks_for, entry_points, looking_into, running_all, shown_by, walking_through
 from .options import optional_arguments, otherwise
 from .plan import Merge
 from .region import Region
@@ -25,13 +25,16 @@ from .trace import Call, Trace, call_of
 class Swap:
     """Modules in a row, by path from the trace's root; the one at ``host`` becomes the merged layer.
 
-    ``emptied`` are norms elsewhere that go, since what they do has moved into the layer.
+    Args:
+        emptied: norms elsewhere that go, since what they do has moved into the layer.
+        walked: methods of the network that go through the row in a loop, and may show what is between.
     """
 
     merge: Merge
     calls: tuple[Call, ...]
     host: int
     emptied: tuple[Call, ...] = ()
+    walked: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -52,6 +55,7 @@ class Rebuild:
     call: Call
     merges: tuple[Merge, ...]
     emptied: tuple[Call, ...] = ()
+    walked: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -157,12 +161,11 @@ def _as_swap(region: Region, merge: Merge) -> Swap | None:
             return None
     if not row or source is not _unmoved(trace, merge.target):
         return None
-    if (reason := _shown(region, row, emptied)) is not None:
-        raise Unplaceable(merge, reason)
+    walked = _shown(region, merge, row, emptied)
     if (reason := otherwise(region.trace, [*row, *emptied])) is not None:
         raise Unplaceable(merge, reason)
     kernels = [j for j, call in enumerate(row) if any(_is_kernel(region, n) for n in call.nodes)]
-    return Swap(merge, tuple(row), kernels[0] if kernels else 0, emptied)
+    return Swap(merge, tuple(row), kernels[0] if kernels else 0, emptied, tuple(walked))
 
 
 def _unmoved(trace: Trace, node: Any) -> Any:
@@ -198,16 +201,23 @@ def _is_kernel(region: Region, node: fx.Node) -> bool:
     return rule is not None and rule.kind == "kernel"
 
 
-def _shown(region: Region, row: list[Call], emptied: tuple[Call, ...]) -> str | None:
-    """Why the parts of a row can't become one, where someone may look between them.
+def _shown(region: Region, merge: Merge, row: list[Call], emptied: tuple[Call, ...]) -> list[str]:
+    """Refuse parts of a row that can't become one, since someone may look between them.
 
     A kernel may not go into a part that another method runs: what ``forward_intermediates`` and its kin return would
     change. A norm may (that behind a stem of several convolutions), where no method runs one without the other. Of a
     part inside the network, methods count for a norm beside its kernel only if a method of what is around calls them.
+
+    Returns:
+        Methods of the network that go through a norm and the kernel beside it in a loop: they have to be run.
+
+    Raises:
+        Unplaceable: if someone does.
     """
     for call in row:
         if (reason := _looked_into(region, call)) is not None:
-            return reason
+            raise Unplaceable(merge, reason)
+    walked: list[str] = []
     calls = [*row, *emptied]
     around = _common_call([c.parent for c in calls if c.parent is not None])
     parts = [next(c for c in call.lineage() if c.parent is around) for call in calls]
@@ -221,12 +231,15 @@ def _shown(region: Region, row: list[Call], emptied: tuple[Call, ...]) -> str | 
         if not kernels:
             every = running_all(module, inner)
             shown = [name for name in shown if name not in every]
+            if not above and not emptied:
+                walked = sorted(walking_through(module, inner) & set(shown))
+                shown = [name for name in shown if name not in walked]
         if above and not kernels and not emptied:  # a helper of a part's own forward, if nothing else calls it
             outer = [(m, above[len(path) :].lstrip(".")) for m, path in around_it if len(path) < len(above)]
             shown = [name for name in shown if any(asks_for(m, path, name) for m, path in outer)]
         if shown:
-            return f"{type(module).__name__}.{shown[0]} runs its parts one by one"
-    return None
+            raise Unplaceable(merge, f"{type(module).__name__}.{shown[0]} runs its parts one by one")
+    return walked
 
 
 def _looked_into(region: Region, call: Call) -> str | None:

@@ -107,6 +107,52 @@ class WalksDeep(nn.Module):
         return x
 
 
+class _Flat(nn.Module):
+    """As VGG and DenseNet: all layers in one sequence, which other methods walk through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@row(METHODS, layers=2, norms=0, also=lambda net, x: net.activations(x))
+class WalksToTheActivations(_Flat):
+    def activations(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                found.append(x)
+        return found
+
+
+@row(METHODS, layers=2, norms=2, also=lambda net, x: net.everything(x))
+class WalksAndKeepsEverything(_Flat):
+    def everything(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x.clone())
+        return found
+
+
+@row(METHODS, layers=2, norms=2, also=lambda net, x: net.everything(x, 1.0))
+class WalksWithMoreArguments(_Flat):
+    """What can't be run can't be proved."""
+
+    def everything(self, x: Tensor, scale: float) -> list[Tensor]:
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x * scale)
+        return found
+
+
 class Layer(nn.Module):
     """A layer as YOLO's configurations make it: f(rom), i(ndex) and type are set from outside."""
 
