@@ -89,7 +89,7 @@ def _stored(method: Any) -> set[str]:
 def _methods(module: nn.Module) -> Iterator[tuple[str, frozenset[Pattern]]]:
     """Methods that can be called, with what they run."""
     own = {name: value.__func__ for name, value in vars(module).items() if isinstance(value, types.MethodType)}
-    for name in {*dir(type(module)), *own}:
+    for name in sorted({*dir(type(module)), *own}):
         method = own.get(name) or inspect.getattr_static(type(module), name, None)
         if name.startswith("__") or name == "forward" or not inspect.isfunction(method):
             continue
