@@ -37,10 +37,6 @@ KNOWN: dict[str, str] = {
     "whole perceptron": "merges merges+x",
     # sizes read between a convolution and its norm
     # padding that depends on the size
-    "same padding": "merges merges+x",
-    "same padding in a row": "merges merges+x",
-    "pads if needed": "merges merges+x",
-    "pads odd sizes": "merges merges+x",
     # random kernels and noise
     # counters in buffers
 }

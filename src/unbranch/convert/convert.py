@@ -166,7 +166,7 @@ class _Conversion:
             self.memo[id(part)] = type(part)()
             shadow.set_submodule(path, type(part)())
         traces, unread = traces_of(shadow, self.stand_ins.of)
-        hooked = {name for name, module in self.network.named_modules() if has_hooks(module)}
+        hooked = self._watched(traces)
         owners, read = owners_of(self.network), {id(trace): trace.read() for trace in traces}
         for path, reason in unread.items():
             self.refusals.append(Refusal(path, f"its forward can't be traced ({reason}); its children were tried"))
@@ -178,10 +178,18 @@ class _Conversion:
             elsewhere = set().union(*(ids for of, ids in read.items() if of != id(trace)))
             self._convert(trace, hooked, owners, elsewhere)
 
+    def _watched(self, traces: list[Trace]) -> dict[str, str]:
+        """Paths of modules whose inputs and outputs someone sees, with the reason."""
+        named = list(self.network.named_modules(remove_duplicate=False))
+        hidden = {id(self.network.get_submodule(t.full_path(path))) for t in traces for path in t.hidden}
+        way = "its forward takes another way past it for other inputs"
+        hook = "it has a hook, which would be lost"
+        return {path: way for path, m in named if id(m) in hidden} | {path: hook for path, m in named if has_hooks(m)}
+
     def _convert(
-        self, trace: Trace, hooked: set[str], owners: dict[int, set[int]], elsewhere: set[int]
+        self, trace: Trace, hooked: dict[str, str], owners: dict[int, set[int]], elsewhere: set[int]
     ) -> None:  # fmt: skip
-        inner = frozenset(_inner_path(trace, p) for p in hooked if _is_inside(trace, p))
+        inner = {_inner_path(trace, p): why for p, why in hooked.items() if _is_inside(trace, p)}
         shared = _shared(trace, owners, elsewhere)
         unmoved = {*inner, *shared, *self.unmoved}
         stay = {*inner, *(target for path, kind, target in self.excluded if (path, kind) == (trace.path, _DROPPED))}
@@ -426,7 +434,7 @@ def _shared(trace: Trace, owners: dict[int, set[int]], elsewhere: set[int]) -> d
     found: dict[str, str] = {}
     times = trace.times_called()
     for call in trace.calls:
-        if not call.leaf or rule_of_module(call.module) is None:
+        if call.leaf and rule_of_module(call.module) is None:
             continue
         own = [p for p in (*call.module._parameters.values(), *call.module._buffers.values()) if p is not None]
         if own and times[id(call.module)] > 1:

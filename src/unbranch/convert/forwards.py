@@ -96,7 +96,7 @@ class Forwards:
         self._original = Runner(self.network)
         try:
             if self.example is None:
-                self.given = probe(self.network, expected_input)
+                self.given = probe(self.network, expected_input, self._original)
             else:
                 self.given = [Arguments(self.example)]
             if self.given:
@@ -113,7 +113,7 @@ class Forwards:
             return self.given[0], self.given[1]
         if self.given and self._reason is None:
             for other in larger(self.given[0]):
-                if runs(self.network, other):
+                if runs(self._original, other):
                     return self.given[0], other
         return None
 

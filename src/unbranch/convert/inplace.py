@@ -6,6 +6,7 @@ from torch import fx
 
 from ..rules import rule_of_module
 from .trace import Trace, operation_name
+from .ways import either
 
 VIEWS = {
     "getitem", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel",
@@ -13,6 +14,7 @@ VIEWS = {
     "broadcast_to", "narrow", "select", "diagonal", "unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit",
     "dsplit", "detach", "contiguous", "to", "type_as", "float", "double", "real", "imag", "view_as_real",
     "view_as_complex", "as_strided", "unfold", "atleast_1d", "atleast_2d", "atleast_3d", "conj", "alias",
+    "either",
 }  # fmt: skip
 """Functions and methods whose result may share memory with their first input."""
 _ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real", "imag"}
@@ -35,6 +37,8 @@ def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
         source = node.all_input_nodes[0] if node.all_input_nodes and is_view(trace, node) else None
         base[node] = base[source] if source is not None else node
         family.setdefault(base[node], set()).add(node)
+        for other in node.all_input_nodes if node.target is either else ():
+            _unite(base[node], base[other], base, family)
     pinned: dict[fx.Node, str] = {}
     for node in trace.graph.nodes:
         target = changed_in_place(trace, node)
@@ -50,6 +54,15 @@ def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
             for pinned_node in (*members, node):
                 pinned[pinned_node] = reason
     return pinned, last
+
+
+def _unite(
+    first: fx.Node, other: fx.Node, base: dict[fx.Node, fx.Node], family: dict[fx.Node, set[fx.Node]]
+) -> None:  # fmt: skip
+    """Enter that two values may share memory."""
+    if first is not other:
+        family[first] |= family.pop(other)
+        base |= dict.fromkeys(family[first], first)
 
 
 def is_view(trace: Trace, node: fx.Node) -> bool:

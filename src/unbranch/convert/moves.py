@@ -8,7 +8,7 @@ convolution or linear layer then stands beside every piece, and taken back where
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Move:
     pieces: tuple[fx.Node, ...]
 
 
-def move_norms(trace: Trace, unmoved: set[str], hooked: frozenset[str] = frozenset()) -> list[Move]:
+def move_norms(trace: Trace, unmoved: set[str], hooked: Collection[str] = ()) -> list[Move]:
     """Move the norms of a trace to the kernels that may take them in.
 
     Args:

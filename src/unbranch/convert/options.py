@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from .trace import Call, Trace, forward_of
+from .tracer import Refused
 
 _MOST = 4  # options that are tried in all combinations; of more, one at a time and all at once
 
@@ -33,7 +34,7 @@ def otherwise(trace: Trace, row: list[Call]) -> str | None:
     for options in _variants(trace):
         other = trace.again(options)
         if isinstance(other, str):
-            if len(row) > 1 and not _is_refused(other, options):
+            if len(row) > 1 and not _is_refused(trace, other, options):
                 return f"{name}.forward can't be read with another {' and '.join(options)} ({other})"
         elif not _runs(other, row):
             return f"{name}.forward runs them otherwise with another {' and '.join(options)}"
@@ -93,9 +94,12 @@ def _variants(trace: Trace) -> list[dict[str, Any]]:
     return [{name: options[name] for name in some} for some in chosen]
 
 
-def _is_refused(reason: str, options: dict[str, Any]) -> bool:
+def _is_refused(trace: Trace, reason: str, options: dict[str, Any]) -> bool:
     """Whether a forward doesn't run at all with its defaults, as where it needs images that may be None."""
-    return ... not in options.values() and reason.startswith(("ValueError", "AttributeError"))
+    if not isinstance(reason, Refused) and not reason.startswith(("ValueError", "AttributeError")):
+        return False
+    defaults = {name: value for name, value in options.items() if value is not ...}
+    return bool(defaults) and (defaults == options or trace.again(defaults) == reason)
 
 
 def _reads_more(trace: Trace) -> str | None:

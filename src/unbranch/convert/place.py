@@ -12,13 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
+from torch.nn import functional as F
 
+from ..algebra import ConvMap
 from ..errors import Inexact
+from ..rules.value import Affine
 from .methods import asks_for, entry_points, looking_into, running_all, shown_by, walking_through
 from .options import optional_arguments, otherwise
 from .plan import Merge
 from .region import Region
 from .trace import Call, Trace, call_of
+
+
+_CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +34,8 @@ class Swap:
     Args:
         emptied: norms elsewhere that go, since what they do has moved into the layer.
         walked: methods of the network that go through the row in a loop, and may show what is between.
+        keeps: whether the module at ``host`` stays what it is, a convolution with a forward of its own, and takes the
+            merged layer's weight and bias.
     """
 
     merge: Merge
@@ -35,6 +43,7 @@ class Swap:
     host: int
     emptied: tuple[Call, ...] = ()
     walked: tuple[str, ...] = ()
+    keeps: bool = False
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -142,17 +151,21 @@ def _as_swap(region: Region, merge: Merge) -> Swap | None:
     times = trace.times_called()
     emptied = tuple(dict.fromkeys(call for n in merge.inside for call in trace.moved.get(n, ())))
     row: list[Call] = []
+    kept: Call | None = None
     for node in merge.inside:
         if node in trace.moved:
             continue
         call = _largest_call(trace, node, inside, region, times)
+        if call is None and not row:
+            call = kept = _own_kernel(region, node, merge)
         if call is None:
             return None
         if call not in row:
             row.append(call)
     source: Any = merge.root
     for call in row:
-        entering = {_unmoved(trace, n) for node in call.nodes for n in node.all_input_nodes if n not in call.nodes}
+        nodes = call.nodes if call is not kept else [call.output]
+        entering = {_unmoved(trace, n) for node in nodes for n in node.all_input_nodes if n not in nodes}
         if entering - region.constant != {source}:
             return None
         source = _unmoved(trace, call.output)
@@ -165,7 +178,43 @@ def _as_swap(region: Region, merge: Merge) -> Swap | None:
     if (reason := otherwise(region.trace, [*row, *emptied])) is not None:
         raise Unplaceable(merge, reason)
     kernels = [j for j, call in enumerate(row) if any(_is_kernel(region, n) for n in call.nodes)]
-    return Swap(merge, tuple(row), kernels[0] if kernels else 0, emptied, tuple(walked))
+    return Swap(merge, tuple(row), kernels[0] if kernels else 0, emptied, tuple(walked), kept is not None)
+
+
+def _own_kernel(region: Region, node: fx.Node, merge: Merge) -> Call | None:
+    """The call of a module that computes a convolution with its own weight and bias at the end of its forward.
+
+    What its forward does before, such as padding by the size of what it is given, is none of the merge's business: it
+    stays, if the merged layer is a convolution of the same geometry.
+    """
+    call, own = call_of(node), call_of(node).module
+    if node.op != "call_function" or node.target not in _CONVOLUTIONS or call is region.trace.root or call.leaf:
+        return None
+    given: Any = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+    weight, bias = given.get("weight"), given.get("bias")
+    names = [None if n is None else str(n.target) if isinstance(n, fx.Node) else "" for n in (weight, bias)]
+    holds = own._parameters.get("weight") is not None and "bias" in own._parameters
+    reads = names[0] == f"{call.path}.weight" and names[1] in (None, f"{call.path}.bias")
+    reads = reads and (names[1] is None) == (own._parameters.get("bias") is None)
+    if not holds or not reads or call.output is not node:
+        return None
+    trace = region.trace
+    others = {
+        u for n in trace.graph.nodes if n.op == "get_attr" and str(n.target) in names for u in n.users
+    } - trace.sizes - trace.checks - {node}  # fmt: skip
+    watched = call.path in region.hooked or call.path in region.shared or trace.times_called()[id(own)] > 1
+    before, after = (region.values.get(n, {}).get(merge.root) for n in (node, merge.target))
+    if others or watched or not isinstance(before, Affine) or not isinstance(after, Affine):
+        return None
+    same = _geometry(before) == _geometry(after) and not getattr(merge.layer, "grow", ())
+    return call if same and getattr(merge.layer, "before", True) is None else None
+
+
+def _geometry(value: Affine) -> Any:
+    m = value.map
+    if not isinstance(m, ConvMap):
+        return value
+    return m.weight.shape, m.stride, m.dilation, m.lo, m.hi, m.groups, m.up, m.border, value.last
 
 
 def _unmoved(trace: Trace, node: Any) -> Any:
@@ -302,6 +351,8 @@ def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
     inlined = opened_by(call, (merge,))
     if any(has_hooks_at(region, c) for c in inlined if c is not call):
         raise Unplaceable(merge, "it would remove a module with a hook")
+    if any(c.branches for c in inlined):
+        raise Unplaceable(merge, f"it is spread over {name}, whose forward goes by what it is given")
     entering = {n for node in call.nodes for n in node.all_input_nodes}
     if call is not region.trace.root and not entering <= _visible(call):
         raise Unplaceable(merge, f"it lies in {name}, which reads tensors that it isn't given")

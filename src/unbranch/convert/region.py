@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -32,14 +32,14 @@ class Region:
 
     Args:
         barred: (root, target) pairs that were tried and found not exact.
-        hooked: paths of modules whose inputs and outputs someone watches.
+        hooked: paths of modules whose inputs and outputs someone watches, with the reason.
         shared: paths of leaves that must stay because their parameters are used elsewhere, with the reason.
         differentiable: whether realised maps carry gradients to the parameters.
     """
 
     trace: Trace
     barred: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
-    hooked: frozenset[str] = frozenset()
+    hooked: Mapping[str, str] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     differentiable: bool = False
 
@@ -74,7 +74,7 @@ class Region:
         if node.op == "call_module":
             path = str(node.target)
             if path in self.hooked:
-                return "it has a hook, which would be lost"
+                return self.hooked[path]
             return self.shared.get(path)
         return None
 

@@ -282,7 +282,9 @@ def replaced_modules(
         for j, path in enumerate(swap.paths):
             old = network.get_submodule(trace.full_path(path))
             if j < len(swap.calls) or id(old) not in memo:  # a norm that has moved to several layers goes once
-                new = with_rest(layers[swap.merge] if j == swap.host else None, old, memo)
+                layer = layers[swap.merge] if j == swap.host else None
+                keeps = layer is not None and swap.keeps
+                new = _with_weights_of(layer, old) if keeps else with_rest(layer, old, memo)
                 _take_place(old, new, memo)
     rebuilds = [p for p in plans if isinstance(p, Rebuild)]
     for norm in dict.fromkeys(c for plan in rebuilds for c in plan.emptied):
@@ -307,6 +309,13 @@ def with_rest(layer: nn.Module | None, old: nn.Module, memo: dict[int, Any]) -> 
     if not parts:
         return nn.Identity()
     return next(iter(parts.values())) if len(parts) == 1 else nn.Sequential(parts)
+
+
+def _with_weights_of(layer: Any, old: Any) -> nn.Module:
+    """A copy of a convolution with a forward of its own that has the merged layer's weight and bias."""
+    new = deep_copied(old, {id(old.weight): layer.weight, id(old.bias): layer.bias})
+    new.bias = layer.bias
+    return new
 
 
 _COMMON = ("training", "inplace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -29,6 +29,7 @@ class Call:
         args, kwargs, output: what went in and out, with nodes in place of tensors.
         leaf: whether it is a single operation.
         part: whether it is only the affine part of its module, as in a norm-and-activation layer.
+        branches: whether its forward goes several ways, so that the nodes don't tell all that it does.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Call:
     nodes: list[fx.Node] = field(default_factory=list)
     leaf: bool = False
     part: bool = False
+    branches: bool = False
 
     def lineage(self) -> Iterator[Call]:
         """This call and those around it, innermost first."""
@@ -59,6 +61,8 @@ class Trace:
         failures: paths of modules that couldn't be entered, and why.
         known: stand-ins of a value for two inputs of different size, None if they aren't known.
         again: the same module read with other optional arguments, or why it can't be; ``...`` stands for a traced one.
+        hidden: paths of modules that some ways through a forward run alone, where the graph doesn't show it.
+        unshared: paths of parameters and buffers that some ways read alone.
         checks: assertions about shapes, and what is computed for them alone.
         sizes: readings of shapes, and what is computed from them alone.
         made: names of tensors that only the traced module holds: the forward makes them anew, or a norm has moved.
@@ -73,6 +77,8 @@ class Trace:
     failures: dict[str, str]
     known: Callable[[fx.Node], Any] = lambda _node: None
     again: Callable[[dict[str, Any]], Trace | str] = lambda _options: "it can't be read again"
+    hidden: set[str] = field(default_factory=set)
+    unshared: set[str] = field(default_factory=set)
     checks: set[fx.Node] = field(init=False)
     sizes: set[fx.Node] = field(init=False)
     made: set[str] = field(init=False)
@@ -95,7 +101,7 @@ class Trace:
 
     def read(self) -> set[int]:
         """Parameters and buffers, by id, that the forward reads by itself instead of calling what holds them."""
-        paths = (str(node.target) for node in self.graph.nodes if node.op == "get_attr")
+        paths = {*(str(node.target) for node in self.graph.nodes if node.op == "get_attr"), *self.unshared}
         return {id(reduce(getattr, path.split("."), self.module)) for path in paths}
 
     def insert_after(self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
@@ -129,7 +135,7 @@ class Trace:
         """Operations that read a value, and not its size alone."""
         return set(node.users) - self.sizes - self.checks
 
-    def seen_by(self, hooked: frozenset[str]) -> set[fx.Node]:
+    def seen_by(self, hooked: Collection[str]) -> set[fx.Node]:
         """Values that go into modules at paths, or come out of them."""
         found: set[fx.Node] = set()
         for call in self.calls:

@@ -8,6 +8,7 @@ import inspect
 import operator
 import os
 import threading
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from torch.fx._symbolic_trace import _autowrap_check, _new_patcher, _patch_wrapp
 from torch.utils._pytree import tree_leaves
 
 from ..rules import rule_of_module, users_functions
+from .conversions import NeedsNumberError, converting
 from .trace import MADE, Call, Trace, follows_a_size, forward_of
+from .ways import MOST_OPERATIONS, Decisions, Shared, TooManyWays, Way, all_ways, either, is_refusal, telling
 
 # Functions marked by ``torch.fx.wrap`` are replaced in their modules while a network is traced; for arguments that
 # aren't traced values the replacement is the function itself, so that other threads see no difference.
@@ -132,6 +135,14 @@ class _Value(fx.Proxy):
         lengths = {len(v) for v in known if not isinstance(v, torch.Tensor) or v.dim()}
         return lengths.pop() if len(lengths) == 1 else None
 
+    def __int__(self) -> int:
+        raise NeedsNumberError("a number that depends on the input is needed there and then")
+
+    __float__ = __int__  # type: ignore[assignment]
+
+    def __round__(self, ndigits: int | None = None) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self, *(() if ndigits is None else (ndigits,))), {})
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
@@ -192,15 +203,24 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: set[int], given: Callable[[], Given | None], options: dict[str, Any]) -> None:
+    def __init__(
+        self, leaves: set[int], given: Callable[[], Given | None], options: dict[str, Any], told: dict[Any, Any]
+    ) -> None:
         super().__init__(autowrap_functions=users_functions())
         self._options = options
+        self._told = told
         self._leaves = leaves
         self._given = given
         self._knowledge: dict[fx.Node, Any] = {}
+        self._later: dict[fx.Node, Callable[[], Any]] = {}
         self._mode: FakeTensorMode | None = None
         self._stack: list[Call] = []
         self._parameter_proxies: dict[str, fx.Proxy] = {}
+        self._decisions = Decisions()
+        self._following = self._followed = 0
+        self._converts: set[str] = set()
+        self.hidden: set[str] = set()
+        self.unshared: set[str] = set()
         self.calls: list[Call] = []
         self.failures: dict[str, str] = {}
 
@@ -251,8 +271,18 @@ class _Tracer(fx.Tracer):
                 _autowrap_check(patcher, module.__dict__, self._autowrap_function_ids)
             for scope in {id(g): g for m in root.modules() if (g := _globals_of(m)) is not None}.values():
                 _autowrap_check(patcher, scope, self._autowrap_function_ids)
-            self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
+            output = self._through(self.calls[0], functools.partial(self._root_forward, root, forward, args))
+            self.create_node("output", "output", (self.create_arg(output),), {})
         return self.graph
+
+    def _root_forward(self, root: nn.Module, forward: Any, args: list[Any]) -> Any:
+        if "" not in self._converts:
+            return forward(*args)
+        bound = types.MethodType(forward.func, root)
+        return functools.partial(converting(bound), **forward.keywords)(*args[1:])
+
+    def _forward(self, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return (converting(forward) if path in self._converts else forward)(*args, **kwargs)
 
     def _collect_tensors(self, root: nn.Module) -> None:
         for path, module in root.named_modules():
@@ -276,28 +306,32 @@ class _Tracer(fx.Tracer):
         node.meta["call"] = self._stack[-1]
         for call in self._stack:
             call.nodes.append(node)
+        if self._following:
+            self._followed += 1
+            if self._followed > MOST_OPERATIONS:
+                raise TooManyWays("too many ways lead through its forward")
         return node
 
     def known(self, node: fx.Node) -> Any:
         """Stand-ins of a value for two inputs of different size; None if they aren't known."""
         if node not in self._knowledge:
             self._knowledge[node] = None  # a failure isn't tried again
-            given = self._given()
+            later, given = self._later.pop(node, None), self._given()
             try:
-                self._knowledge[node] = self._computed(node, given)
+                self._knowledge[node] = later() if later is not None else self._computed(node, given)
             except Exception:
                 return None
         return self._knowledge[node]
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Whether two sizes are the same, where they are for all inputs; other conditions can't be known."""
+        """Whether two sizes are the same, where they are for all inputs; other conditions have both outcomes."""
         node = obj.node
         known = self.known(node) if node.target in (operator.eq, operator.ne) else None
         holds = known == ((True, True) if node.target is operator.eq else (False, False))
         given = self._given()
         if holds and given is not None and given.apart and all(map(follows_a_size, node.args)):
             return node.target is operator.eq
-        return super().to_bool(obj)
+        return self._decisions.of(node, self.known(node))
 
     def _computed(self, node: fx.Node, given: Given | None) -> Any:
         if self._mode is None:
@@ -308,15 +342,41 @@ class _Tracer(fx.Tracer):
         if node.op == "placeholder":
             names = [n.name for n in self.graph.nodes if n.op == "placeholder"]
             return None if given is None else tuple(g[names.index(node.name)] for g in given.inputs)
-        inputs = {n: self.known(n) for n in node.all_input_nodes}
+        return self._run_twice(node, (node.args, node.kwargs), self.known, given)
+
+    def _run_twice(self, node: fx.Node, args: Any, known: Callable[[fx.Node], Any], given: Given | None) -> Any:
+        inputs: dict[fx.Node, Any] = {}
+        fx.node.map_arg(args, lambda n: inputs.setdefault(n, known(n)))
         if any(v is None for v in inputs.values()):
             return None
         part = None if given is None else given.module
+        assert self._mode is not None
         with torch.no_grad(), self._mode:
-            first = _run(node, {n: v[0] for n, v in inputs.items()}, part)
+            first = _run(node, args, {n: v[0] for n, v in inputs.items()}, part)
             if all(v[0] is v[1] for v in inputs.values()):  # computed from parameters alone
                 return first, first
-            return first, _run(node, {n: v[1] for n, v in inputs.items()}, part)
+            return first, _run(node, args, {n: v[1] for n, v in inputs.items()}, part)
+
+    def _known_of_either(self, shared: Shared, values: tuple[Any, ...]) -> Any:
+        """Stand-ins of a value that differs from way to way: of that which each of the two sizes takes."""
+        found = []
+        for size in (0, 1):
+            way = next((k for k, w in enumerate(shared.ways) if w.holds[size]), None)
+            known = None if way is None else self._known_on(shared.ways[way], values[way])
+            if known is None:
+                return None
+            found.append(known[size])
+        return tuple(found)
+
+    def _known_on(self, way: Way, value: Any) -> Any:
+        """Stand-ins of a value of one way, whose operations may have been taken back."""
+        if not isinstance(value, fx.Node):
+            return value, value
+        if self._knowledge.get(value) is None and value in way.nodes:
+            args, given = way.args[way.nodes.index(value)], self._given()
+            known = self._run_twice(value, args, functools.partial(self._known_on, way), given)
+            self._knowledge[value] = known
+        return self._knowledge[value] if value in way.nodes else self.known(value)
 
     def _raw(self, path: str) -> Any:
         """The tensor at a path, where reading it gives a proxy."""
@@ -349,7 +409,7 @@ class _Tracer(fx.Tracer):
                 for name in rule.rest:
                     output = getattr(m, name)(output)
             else:
-                output = forward(*args, **kwargs)
+                output = self._through(call, functools.partial(self._forward, path, forward, args, kwargs))
             passed_through = any(output is a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy))
         except Exception as error:
             self.failures[path] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -357,11 +417,168 @@ class _Tracer(fx.Tracer):
         finally:
             self._stack.pop()
         if passed_through:
-            self._forget(call, calls)
+            self._forget(call.nodes, calls)
             failed = path in self.failures
             return self._leaf(path, m, args, kwargs, passes=not failed)
         call.output = nodes_of(output)
         return output
+
+    # --- forwards with several ways
+
+    def _through(self, call: Call, run: Callable[[], Any]) -> Any:
+        """Run the forward of a call, on all its ways where it goes by what it is given."""
+        outer, calls = self._decisions, len(self.calls)
+        begin = _Beginning(
+            call, list(call.nodes), len(self.calls), [(vars(m), dict(vars(m))) for m in call.module.modules()]
+        )
+        self._decisions = Decisions()
+        try:
+            return self._once(call, run)
+        except _Again:
+            self._take_back(begin)
+            ways = self._ways(begin, run)
+            self._decisions = Decisions(ways[0].taken)
+            output = run()
+            live = self._way(begin, nodes_of(output))
+            return self._joined(call, calls, [live, *ways[1:]], output)
+        finally:
+            self._decisions = outer
+
+    def _ways(self, begin: _Beginning, run: Callable[[], Any]) -> list[Way]:
+        """The ways through a forward; those that tell the others' story, if they were found before."""
+        key = begin.call.path, repr(fx.node.map_arg((begin.call.args, begin.call.kwargs), lambda _n: None))
+        self._following += 1
+        try:
+            if key in self._told:
+                again = [self._follow(begin, run, Decisions(taken)) for taken in self._told[key]]
+                if all(way is not None and way.taken == taken for way, taken in zip(again, self._told[key], strict=True)):
+                    return [way for way in again if way is not None]
+            ways = all_ways(functools.partial(self._follow, begin, run))
+        finally:
+            self._following -= 1
+        if not ways:
+            raise TypeError("its forward refuses whatever it is given")
+        ways = telling(ways)
+        self._told[key] = [way.taken for way in ways]
+        return ways
+
+    def _once(self, call: Call, run: Callable[[], Any]) -> Any:
+        """The output of a forward with one way."""
+        try:
+            output = run()
+        except NeedsNumberError as error:
+            if call.path in self._converts:
+                raise
+            self._converts.add(call.path)
+            raise _Again from error
+        except Exception as error:
+            if self._decisions.taken:
+                raise _Again from error
+            raise
+        if self._decisions.taken:
+            raise _Again
+        return output
+
+    def _follow(self, begin: _Beginning, run: Callable[[], Any], decisions: Decisions) -> Way | None:
+        """One way through the forward of a call, taken back afterwards; None where the forward refuses."""
+        self._decisions = decisions
+        try:
+            way = self._way(begin, nodes_of(run()))
+        except NeedsNumberError:
+            if begin.call.path in self._converts:
+                raise
+            self._converts.add(begin.call.path)
+            self._take_back(begin)
+            decisions.clear()
+            return self._follow(begin, run, decisions)
+        except Exception as error:
+            if not decisions.taken or not is_refusal(error.__traceback__):
+                raise
+            way = None
+        self._take_back(begin)
+        return way
+
+    def _take_back(self, begin: _Beginning) -> None:
+        self._forget(begin.new_nodes(), begin.calls)
+        for state, before in begin.states:
+            state.clear()
+            state.update(before)
+
+    def _way(self, begin: _Beginning, output: Any) -> Way:
+        """What a call has recorded."""
+        new = begin.new_nodes()
+        own = [n for n in new if n.op != "get_attr"]
+        tensors = {str(n.target) for n in new if n.op == "get_attr"}
+        args = [(n.args, dict(n.kwargs)) for n in own]
+        parts = [_part_of(begin.call, n) for n in own]
+        return Way(tuple(self._decisions.taken), self._decisions.holds(), own, args, parts, output, tensors)
+
+    def _joined(self, call: Call, calls: int, ways: list[Way], output: Any) -> Any:
+        """Keep of the first way, which is in the graph, what all ways share; the output with values of either way."""
+        shared, (live, *_) = Shared(ways), ways
+        made: dict[tuple[Any, ...], fx.Node] = {}
+
+        def value(values: tuple[Any, ...], before: fx.Node | None) -> Any:
+            if shared.same(values):
+                return values[0]
+            key = tuple(v if isinstance(v, fx.Node) else repr(v) for v in values)
+            if key not in made:
+                made[key] = self._either(call, tuple(shared.sources(values)), before)
+                self._later[made[key]] = functools.partial(self._known_of_either, shared, values)
+            return made[key]
+
+        outputs = shared.outputs()
+        if outputs is None and call is not self.calls[0]:
+            raise TypeError("what its forward returns depends on what it is given")
+        for j in sorted(shared.kept):
+            node, operands = live.nodes[j], shared.operands(j)
+            new = fx.node.map_aggregate(live.args[j], lambda _v, o=operands, n=node: value(next(o), n))
+            node.args, node.kwargs = new  # type: ignore[misc, assignment]
+        found = [value(values, None) for values in (shared.any_output() if outputs is None else outputs)]
+        alone = {n for j, n in enumerate(live.nodes) if j not in shared.kept}
+        instead = {key[0]: node for key, node in made.items() if key[0] in alone}
+        if alone or made:
+            call.branches = True
+        self.hidden |= shared.parts()
+        self.unshared |= shared.tensors()
+        for inner in self.calls[calls:]:
+            inner.args, inner.kwargs, inner.output = fx.node.map_arg(
+                (inner.args, inner.kwargs, inner.output), lambda n: instead.get(n, n)
+            )
+        gone = [c for c in self.calls[calls:] if c.nodes and alone.issuperset(c.nodes)]
+        self._erase(call, alone)
+        self.calls[calls:] = [c for c in self.calls[calls:] if c not in gone]
+        if outputs is None:
+            return [self.proxy(node) for node in found]
+        pairs = iter(found)
+        return fx.node.map_aggregate(output, lambda v: self._as_output(v, next(pairs)))
+
+    def _as_output(self, value: Any, found: Any) -> Any:
+        if isinstance(found, fx.Node):
+            return value if isinstance(value, fx.Proxy) and value.node is found else self.proxy(found)
+        return value
+
+    def _either(self, call: Call, sources: tuple[fx.Node, ...], before: fx.Node | None) -> fx.Node:
+        """A value that differs from way to way, in front of what reads it or at the end."""
+        with contextlib.nullcontext() if before is None else self.graph.inserting_before(before):
+            node = self.graph.create_node("call_function", either, sources)
+        node.meta["call"] = call
+        for outer in call.lineage():
+            outer.nodes.insert(len(outer.nodes) if before is None else outer.nodes.index(before), node)
+        return node
+
+    def _erase(self, call: Call, alone: set[fx.Node]) -> None:
+        """Take out operations that one way runs alone, and readings of parameters that nothing needs then."""
+        erased = set()
+        for node in reversed(list(call.nodes)):
+            if node in alone or (node.op == "get_attr" and not node.users):
+                self.graph.erase_node(node)
+                erased.add(node)
+        for outer in (*call.lineage(), *self.calls):
+            outer.nodes = [n for n in outer.nodes if n not in erased]
+        for name, proxy in list(self._parameter_proxies.items()):
+            if proxy.node in erased:
+                del self._parameter_proxies[name]
 
     def _leaf(
         self, path: str, m: nn.Module, args: Any, kwargs: Any, *, passes: bool = False, part: bool = False
@@ -377,10 +594,10 @@ class _Tracer(fx.Tracer):
         call.output = proxy.node
         return proxy
 
-    def _forget(self, call: Call, calls: int) -> None:
-        """Take back what a call recorded."""
-        erased = set(call.nodes)
-        for node in reversed(call.nodes):
+    def _forget(self, nodes: list[fx.Node], calls: int) -> None:
+        """Take back what was recorded last."""
+        erased = set(nodes)
+        for node in reversed(nodes):
             self.graph.erase_node(node)
         for outer in self._stack if erased else ():
             outer.nodes = [n for n in outer.nodes if n not in erased]
@@ -390,8 +607,42 @@ class _Tracer(fx.Tracer):
                 del self._parameter_proxies[name]
 
 
-def _run(node: fx.Node, values: dict[fx.Node, Any], part: nn.Module | None) -> Any:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+@dataclass(frozen=True, eq=False)
+class _Beginning:
+    """What there was when a forward began.
+
+    Args:
+        before: operations of the call: the arguments, if it is the root's.
+        calls: how many calls there were.
+        states: attributes of the modules, and what they were.
+    """
+
+    call: Call
+    before: list[fx.Node]
+    calls: int
+    states: list[tuple[dict[str, Any], dict[str, Any]]]
+
+    def new_nodes(self) -> list[fx.Node]:
+        """What the call has recorded since."""
+        return self.call.nodes[len(self.before) :]
+
+
+class _Again(Exception):
+    """A forward with several ways, or one that converts sizes: it is run once more."""
+
+
+def _part_of(call: Call, node: fx.Node) -> str | None:
+    """The path of the module, called by a call's own forward, that runs an operation."""
+    inner = None
+    for at in node.meta["call"].lineage():
+        if at is call:
+            break
+        inner = at
+    return None if inner is None else inner.path
+
+
+def _run(node: fx.Node, given: Any, values: dict[fx.Node, Any], part: nn.Module | None) -> Any:
+    args, kwargs = fx.node.map_arg(given, lambda n: values[n])
     if node.op == "call_module":
         if part is None:
             raise RuntimeError("the part isn't known")
@@ -399,6 +650,12 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], part: nn.Module | None) -> A
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+class Refused(str):
+    """Why there is no trace: the forward itself refuses such arguments."""
+
+    __slots__ = ()
 
 
 def _has_tensors(value: Any) -> bool:
@@ -429,14 +686,21 @@ class Given:
 
 def trace_module(
     path: str, module: nn.Module, leaves: set[int], given: Callable[[], Given | None] = lambda: None,
-    options: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None, told: dict[Any, Any] | None = None,
 ) -> Trace | str:  # fmt: skip
-    """The trace of a module, with optional arguments other than their defaults in ``options``, or why there is none."""
-    tracer = _Tracer(leaves, given, options or {})
+    """The trace of a module, or why there is none.
+
+    Args:
+        options: optional arguments that aren't given their defaults; ``...`` is a traced one.
+        told: which ways through forwards tell the story of the others, as far as that is known.
+    """
+    told = {} if told is None else told
+    tracer = _Tracer(leaves, given, options or {}, told)
     try:
         graph = tracer.trace(module)
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return Refused(reason) if is_refusal(error.__traceback__) else reason
     if any(n.op == "get_attr" and str(n.target).startswith("_torchbind_obj") for n in graph.nodes):
         return "it holds a compiled object that can't be read"
     output = next(n for n in graph.nodes if n.op == "output")
@@ -445,7 +709,9 @@ def trace_module(
 
     def again(options: dict[str, Any]) -> Trace | str:
         if tuple(options) not in read:
-            read[tuple(options)] = trace_module(path, module, leaves, given, options)
+            read[tuple(options)] = trace_module(path, module, leaves, given, options, told)
         return read[tuple(options)]
 
-    return Trace(path, module, graph, tracer.calls, tracer.failures, tracer.known, again)
+    return Trace(
+        path, module, graph, tracer.calls, tracer.failures, tracer.known, again, tracer.hidden, tracer.unshared
+    )

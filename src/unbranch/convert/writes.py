@@ -44,14 +44,27 @@ Box = tuple[Interval, ...]
 def read_writes(trace: Trace) -> None:
     """Replace writes into fresh tensors by padding and concatenation, where they amount to that."""
     nodes = list(trace.graph.nodes)
-    if any(operation_name(n) in _ITEM | _IN_PLACE for n in nodes):
-        for base in [n for n in nodes if _is_fresh(trace, n)]:
-            canvas = _Canvas.under(trace, base)
-            if canvas is not None and (made := canvas.border() or canvas.slabs()) is not None:
-                canvas.replace(made)
+    written = {base for n in nodes if (base := _written_in_part(n)) is not None}
+    for base in [n for n in nodes if n in written and _is_fresh(trace, n)]:
+        canvas = _Canvas.under(trace, base)
+        if canvas is not None and (made := canvas.border() or canvas.slabs()) is not None:
+            canvas.replace(made)
     for node in [n for n in nodes if n.target in _CATS]:
         _read_cat(trace, node)
     trace.refresh()
+
+
+def _written_in_part(node: fx.Node) -> fx.Node | None:
+    """What an operation writes to, if it replaces all of it or changes a part of it."""
+    name = operation_name(node)
+    if name not in _ITEM | _IN_PLACE:
+        return None
+    whole = name in ("iadd", "add_")
+    base = node.args[0]
+    while isinstance(base, fx.Node) and (inner := operation_name(base)) in _VIEWS | _IN_PLACE:
+        whole = whole and inner not in _VIEWS
+        base = base.args[0]
+    return base if isinstance(base, fx.Node) and not whole else None
 
 
 def _is_fresh(trace: Trace, node: fx.Node) -> bool:

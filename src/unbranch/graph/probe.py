@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .guarded import RandomDrawError, observe
+from .guarded import RandomDrawError, Runner
 
 Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid dimensions, channels on the last axis
 
@@ -30,8 +30,10 @@ class Arguments:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-def probe(module: nn.Module, expected: Expected) -> list[Arguments]:
+def probe(module: nn.Module, expected: Expected, runner: Runner | None = None) -> list[Arguments]:
     """One or two inputs of different size and batch on which a module's forward runs; none if nothing was found.
+
+    ``runner`` is one of the module's, if there is one already.
 
     Raises:
         RandomDrawError: if the forward draws random numbers.
@@ -40,17 +42,18 @@ def probe(module: nn.Module, expected: Expected) -> list[Arguments]:
     if not count:
         return []
     dtype, device = _like(module)
+    runner = runner or Runner(module)
     for channels, ndim, last in _layers_first(module, expected):
         for sides, axes in itertools.product(
             _SIDES if ndim and not last else _SIDES[:1], (1, 0, 2) if last else (ndim,)
         ):
             shape = _shape(2, channels, axes, last, sides)
             first = _noise(shape, count, dtype, device)
-            if not runs(module, first):
+            if not runs(runner, first):
                 continue
             others = ((sides[0] + 7, sides[1] + 4), (2 * sides[0], 2 * sides[1]), sides)
             more = (_noise(_shape(3, channels, axes, last, o), count, dtype, device) for o in others)
-            second = next((m for m in more if runs(module, m)), None)
+            second = next((m for m in more if runs(runner, m)), None)
             return [first] if second is None else [first, second]
     return []
 
@@ -109,10 +112,10 @@ def _larger(value: Any, axes: slice) -> Any:
     return value.new_zeros((shape[0] + 1, *shape[1:]))
 
 
-def runs(module: nn.Module, given: Arguments) -> bool:
+def runs(runner: Runner, given: Arguments) -> bool:
     """Whether a module's forward takes an input."""
     try:
-        observe(module, given.args, given.kwargs, contextlib.nullcontext)
+        runner.observe(given.args, given.kwargs, contextlib.nullcontext)
     except RandomDrawError:
         raise
     except Exception:

@@ -1,0 +1,113 @@
+"""``int(size)`` of a traced size: PyTorch's proxies can't be converted, since Python wants a number there and then.
+
+A forward that does so is run once more with names of its own for ``int`` and ``float``, and so are the functions and
+methods that it calls. Nothing that other code sees is replaced.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import fx, nn
+
+
+class NeedsNumberError(Exception):
+    """A traced value was converted to a number."""
+
+
+class _Converting(type):
+    """A class that stands for ``int`` or ``float`` and gives a traced value where it is given one."""
+
+    plain: Any
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], fx.Proxy):
+            return args[0].tracer.create_proxy("call_function", cls.plain, args, kwargs)
+        return cls.plain(*args, **kwargs)
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, cls.plain) or (isinstance(value, fx.Proxy) and value.node.target is cls.plain)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.plain
+
+    def __hash__(cls) -> int:
+        return hash(cls.plain)
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(cls.plain, name)
+
+
+class _Int(metaclass=_Converting):
+    plain = builtins.int
+
+
+class _Float(metaclass=_Converting):
+    plain = builtins.float
+
+
+_OWN = {"int": _Int, "float": _Float}
+
+
+def converting(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's bound forward, with conversions that take traced values.
+
+    Methods that it calls are put on the module, which has to be a private copy.
+    """
+    module, function = getattr(forward, "__self__", None), getattr(forward, "__func__", None)
+    if not isinstance(module, nn.Module) or not isinstance(function, types.FunctionType):
+        return forward
+    known: dict[int, Any] = {}
+    for name in _methods(module, function):
+        method = inspect.getattr_static(type(module), name)
+        if isinstance(method, staticmethod):
+            vars(module)[name] = _copied(method.__func__, known)
+        else:
+            vars(module)[name] = types.MethodType(_copied(method, known), module)
+    return types.MethodType(_copied(function, known), module)
+
+
+def _methods(module: nn.Module, function: types.FunctionType) -> set[str]:
+    """The module's own methods that a function, or one of them, names."""
+    found: set[str] = set()
+    stack = [function]
+    while stack:
+        for name in _names(stack.pop().__code__):
+            method = inspect.getattr_static(type(module), name, None)
+            inner = method.__func__ if isinstance(method, staticmethod) else method
+            own = isinstance(inner, types.FunctionType) and not hasattr(nn.Module, name) and name not in vars(module)
+            if own and name not in found and isinstance(inner, types.FunctionType):
+                found.add(name)
+                stack.append(inner)
+    return found
+
+
+def _copied(function: Any, known: dict[int, Any]) -> Any:
+    """A function that finds other names for conversions, and for the functions that it calls."""
+    if id(function) in known:
+        return known[id(function)]
+    if not isinstance(function, types.FunctionType) or function.__module__.split(".")[0] == "torch":
+        return function
+    scope = dict(function.__globals__)
+    copy = types.FunctionType(
+        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    known[id(function)] = copy
+    for name in _names(function.__code__):
+        if name in _OWN and name not in scope:
+            scope[name] = _OWN[name]
+        elif isinstance(scope.get(name), types.FunctionType):
+            scope[name] = _copied(scope[name], known)
+    return copy
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
