@@ -6,7 +6,7 @@ fails today; whoever makes a row right deletes its entry.
 
 from __future__ import annotations
 
-from .kinds import callers, kernels, odd, places, shapes, state, tokens, writes  # noqa: F401
+from .kinds import callers, kernels, odd, places, shapes, state, tokens, ways, writes  # noqa: F401
 from .kinds.table import ROWS, Call, Row
 
 __all__ = ["KNOWN", "ROWS", "Call", "Row"]

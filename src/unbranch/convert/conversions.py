@@ -1,7 +1,7 @@
 """``int(size)`` of a traced size: PyTorch's proxies can't be converted, since Python wants a number there and then.
 
-A forward that does so is run once more with names of its own for ``int`` and ``float``, and so are the functions and
-methods that it calls. Nothing that other code sees is replaced.
+A forward that does so is run once more with names of its own for ``int``, ``float`` and ``len``, and so are the
+functions and methods that it calls. Nothing that other code sees is replaced.
 """
 
 from __future__ import annotations
@@ -50,7 +50,14 @@ class _Float(metaclass=_Converting):
     plain = builtins.float
 
 
-_OWN = {"int": _Int, "float": _Float}
+def _len(value: Any) -> Any:
+    try:
+        return len(value)
+    except NeedsNumberError:
+        return value.shape[0]
+
+
+_OWN = {"int": _Int, "float": _Float, "len": _len}
 
 
 def converting(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -176,7 +176,7 @@ class _Conversion:
                 if full not in unread:
                     self.refusals.append(Refusal(full, f"it can't be traced as part of the whole ({reason})"))
             elsewhere = set().union(*(ids for of, ids in read.items() if of != id(trace)))
-            self._convert(trace, hooked, owners, elsewhere)
+            self._convert(trace, hooked, owners, elsewhere | trace.read_on_some_ways())
 
     def _watched(self, traces: list[Trace]) -> dict[str, str]:
         """Paths of modules whose inputs and outputs someone sees, with the reason."""

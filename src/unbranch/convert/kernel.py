@@ -107,6 +107,8 @@ def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _
     if trace is None:
         reason = next(iter(unread.values()), "it holds no linear layer")
         raise InputError(f"{type(network).__name__} has no equivalent kernel: {reason}")
+    if trace.hidden or trace.unshared:
+        raise InputError(f"{type(network).__name__} has no one equivalent kernel: its forward goes by what it is given")
     region = Region(trace, differentiable=True)
     root, target = _whole(region, trace) or _only_merge(region, network)
     return _Reading(state, region, root, target)

@@ -101,7 +101,13 @@ class Trace:
 
     def read(self) -> set[int]:
         """Parameters and buffers, by id, that the forward reads by itself instead of calling what holds them."""
-        paths = {*(str(node.target) for node in self.graph.nodes if node.op == "get_attr"), *self.unshared}
+        return self._ids({str(node.target) for node in self.graph.nodes if node.op == "get_attr"} | self.unshared)
+
+    def read_on_some_ways(self) -> set[int]:
+        """Those, by id, that are read where the graph doesn't show it."""
+        return self._ids(self.unshared)
+
+    def _ids(self, paths: set[str]) -> set[int]:
         return {id(reduce(getattr, path.split("."), self.module)) for path in paths}
 
     def insert_after(self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:

@@ -121,7 +121,9 @@ class _Value(fx.Proxy):
 
     def __len__(self) -> int:
         length = self._length()
-        return super().__len__() if length is None else length
+        if length is None:
+            raise NeedsNumberError("a length that depends on the input is needed there and then")
+        return length
 
     def __iter__(self) -> Any:
         length = self._length()

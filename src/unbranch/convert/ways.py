@@ -243,8 +243,14 @@ class Shared:
     def tensors(self) -> set[str]:
         """Paths of parameters and buffers that are read on some ways alone."""
         read = [way.tensors for way in self.ways]
-        return set.union(*read) - set.intersection(*read)
-
+        found = set.union(*read) - set.intersection(*read)
+        values: list[Any] = []
+        for way, partner in zip(self.ways, self.partners, strict=True):
+            shared = {partner[j] for j in self.kept}
+            values += [v for j, args in enumerate(way.args) if j not in shared for v in _leaves(args)]
+        pairs = [v for j in self.kept for v in self.operands(j)]
+        values += [v for some in pairs if not self.same(some) for v in some]
+        return found | {str(v.target) for v in values if isinstance(v, fx.Node) and v.op == "get_attr"}
 
     def outcome(self) -> Any:
         """All that the ways together say of the first one."""

@@ -84,7 +84,8 @@ def _readers(traces: list[Trace]) -> dict[str, str | None]:
         times = trace.times_called()
         for call in trace.calls:
             if call.leaf and isinstance(call.module, _ConvNd):
-                norm = _norm_behind(trace, call.output) if times[id(call.module)] == 1 else None
+                alone = times[id(call.module)] == 1 and call.path not in trace.hidden
+                norm = _norm_behind(trace, call.output) if alone else None
                 found[trace.full_path(call.path)] = None if norm is None else trace.full_path(norm)
     return found
 
@@ -118,7 +119,7 @@ def _norm_behind(trace: Trace, node: Any) -> str | None:
             return None
         (node,) = users
         module = trace.module.get_submodule(str(node.target))
-        if is_norm(module) and trace.times_called()[id(module)] <= 1:
+        if is_norm(module) and trace.times_called()[id(module)] <= 1 and node.target not in trace.hidden:
             return str(node.target)
         if type(module) is not nn.Identity:
             return None

@@ -1,0 +1,331 @@
+"""Forwards that go one way or another by what they are given; the inputs here take ways that no proof comes to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .table import Block, call, conv_bn, row, tensor
+
+ALIKE = "ways that share what merges"
+APART = "ways that don't"
+HELPERS = "sizes in helpers"
+OWN = "convolutions with a forward of their own"
+
+FEW, MANY = tensor(2, 4, 9, 11), tensor(7, 4, 12, 8)
+LARGE = tensor(2, 4, 9, 11) + 100.0
+BATCHES = (call(FEW), call(MANY))
+NUMBERS = (call(FEW), call(LARGE))
+
+
+class _Normed(nn.Module):
+    def __init__(self, padding: int = 1) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=padding), nn.BatchNorm2d(4)
+
+
+@row(ALIKE, *BATCHES, norms=0)
+class FlipsLargeBatches(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 5:
+            x = x.flip(-1)
+        return self.norm(self.conv(x)).relu()
+
+
+@row(ALIKE, *NUMBERS, norms=0)
+class ClampsLargeNumbers(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.max() > 50:
+            x = x.clamp(max=50)
+        return self.norm(self.conv(x)).relu()
+
+
+@row(ALIKE, *BATCHES, norms=0)
+class AnotherActivation(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return y.relu() if len(x) > 5 else F.gelu(y)
+
+
+@row(ALIKE, *BATCHES, norms=0)
+class RefusesOddBatches(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] == 11:
+            raise ValueError("eleven")
+        assert x.shape[-1] % 7 or x.shape[-2] % 7
+        return self.norm(self.conv(x)).relu()
+
+
+@row(ALIKE, *BATCHES, norms=0)
+class AsksAgainAndAgain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([conv_bn(4, 4) for _ in range(12)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if x.shape[0] > 5:
+                x = x.flip(-1)
+            x = block(x).relu()
+        return x
+
+
+@row(ALIKE, *BATCHES, norms=0)
+class BranchesInABlockThatBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = FlipsLargeBatches(), AnotherActivation(), conv_bn(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if x.shape[0] > 6:
+            x = x * 2
+        return self.c(self.b(x)).relu()
+
+
+@row(APART, *BATCHES)
+class NormsSmallBatchesAlone(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if x.shape[0] < 6:
+            y = self.norm(y)
+        return y.relu()
+
+
+@row(APART, *NUMBERS)
+class NormsSmallNumbersAlone(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y.relu() if x.mean() > 50 else self.norm(y).relu()
+
+
+@row(APART, *BATCHES)
+class ConvolvesOnceMore(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 5:
+            x = self.conv(x).relu()
+        return self.norm(self.conv(x))
+
+
+@row(APART, *BATCHES)
+class LooksBetween(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = self.norm(y)
+        return z + y.abs() if x.shape[0] > 5 else z.relu()
+
+
+@row(APART, *BATCHES)
+class LooksIntoABlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = conv_bn(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 5:
+            return self.block[0](x).relu()
+        return self.block(x).relu()
+
+
+@row(APART, *BATCHES)
+class WalksThroughABlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(conv_bn(4, 4), nn.ReLU(), Block())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] < 6:
+            return self.blocks(x)
+        y = x
+        for layer in self.blocks[0]:
+            x = layer(x)
+            y = y + x
+        return y + self.blocks[2].large[0](y)
+
+
+@row(APART, *BATCHES)
+class ReadsAWeight(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 5:
+            x = x * self.conv.weight.abs().mean() + self.norm.bias.sum()
+        return self.norm(self.conv(x)).relu()
+
+
+@row(APART, *BATCHES)
+class AnotherNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return (self.a(y) if x.shape[0] > 5 else self.b(y)).relu()
+
+
+@row(APART, *BATCHES)
+class WritesToWhatMayBeItsInput(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = y.contiguous() if x.shape[0] > 5 else y.clone()
+        z.relu_()
+        return self.norm(y) + z
+
+
+@row(APART, *BATCHES)
+class KeepsAWay(_Normed):
+    """What a way leaves behind isn't there for the next one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.conv(x)
+        if x.shape[0] > 5:
+            self.kept = self.kept.abs()
+        return self.norm(self.kept).relu()
+
+
+class _Child(_Normed):
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm(self.conv(x))
+        return (y, y.abs()) if x.shape[0] > 5 else y
+
+
+@row(APART, *BATCHES)
+class ReturnsOneOrTwo(_Child):
+    pass
+
+
+@row(APART, *BATCHES)
+class ChildThatReturnsOneOrTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.child, self.last = _Child(), conv_bn(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.child(x)
+        return self.last(y[0] + y[1] if isinstance(y, tuple) else y)
+
+
+@row(APART, *BATCHES)
+class HalvesUntilSmall(_Normed):
+    """As many ways as there are sizes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        while x.shape[-1] > 4:
+            x = F.max_pool2d(self.norm(self.conv(x)), 2)
+        return x
+
+
+def _along(size: int, kernel: int, stride: int) -> int:
+    return max(kernel - stride if size % stride == 0 else kernel - size % stride, 0)
+
+
+def _padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    h, w = int(x.shape[-2]), int(x.shape[-1])
+    along_h = _along(h, conv.kernel_size[0], conv.stride[0])
+    along_w = _along(w, conv.kernel_size[1], conv.stride[1])
+    return F.pad(x, (along_w // 2, along_w - along_w // 2, along_h // 2, along_h - along_h // 2), "constant", 0.0)
+
+
+@row(HELPERS, norms=0)
+class HelperThatConverts(nn.Module):
+    """As transformers' ``apply_tf_padding``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, stride=2), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(_padded(x, self.conv))).relu()
+
+
+@row(HELPERS, norms=0)
+class MethodThatConverts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, stride=2), nn.BatchNorm2d(4)
+
+    @staticmethod
+    def rest(size: float) -> int:
+        return int(math.ceil(float(size) / 2) * 2 - size) if isinstance(size, int) else 0
+
+    def pad(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, self.rest(int(x.shape[-1])), 0, self.rest(int(x.size(2)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.pad(x))).relu()
+
+
+@row(HELPERS, norms=0)
+class RoundsSizes(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.interpolate(x, size=(round(x.shape[-2] * 1.5), int(x.shape[-1] * 1.5)))
+        return self.norm(self.conv(y)).relu()
+
+
+class DynamicSame(nn.Conv2d):
+    """TensorFlow's padding, written out in the forward, and only where there is something to pad."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ih, iw = x.size()[-2:]
+        kh, kw = self.weight.size()[-2:]
+        sh, sw = self.stride
+        pad_h = max((math.ceil(ih / sh) - 1) * sh + (kh - 1) * self.dilation[0] + 1 - ih, 0)
+        pad_w = max((math.ceil(iw / sw) - 1) * sw + (kw - 1) * self.dilation[1] + 1 - iw, 0)
+        if pad_h > 0 or pad_w > 0:
+            x = F.pad(x, [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2])
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+@row(OWN, norms=0)
+def dynamic_same() -> nn.Module:
+    return nn.Sequential(DynamicSame(4, 8, 3, stride=2, groups=2, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+
+
+@row(OWN, norms=0)
+def dynamic_same_in_a_row() -> nn.Module:
+    rows = [(DynamicSame(4, 4, k, stride=2), nn.BatchNorm2d(4), nn.ReLU()) for k in (3, 5)]
+    return nn.Sequential(*(layer for layers in rows for layer in layers))
+
+
+class _Scaled(nn.Conv2d):
+    """Its bias isn't added by the convolution, so a norm can't be put into the two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 1, 0, 1)) if x.shape[0] > 5 else x
+        return F.conv2d(x, self.weight) * 2 + self.bias[:, None, None]
+
+
+class _Forgetful(nn.Conv2d):
+    """Without a bias, and it would pass none on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 1, 0, 1)) if x.shape[0] > 5 else x
+        return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+
+class _ReadsItsWeight(nn.Conv2d):
+    """Pads with a number that is made of its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 1, 0, 1), value=1.0) * self.weight.mean() if x.shape[0] > 5 else x
+        return F.conv2d(x, self.weight, self.bias)
+
+
+for _class in (_Scaled, _Forgetful, _ReadsItsWeight):
+    row(OWN, *BATCHES, name=f"own forward: {_class.__name__[1:].lower()}")(
+        lambda c=_class: nn.Sequential(c(4, 4, 3, bias=c is not _Forgetful), nn.BatchNorm2d(4), nn.ReLU())
+    )
+
+
+@row(OWN)
+class SharedByTwo(nn.Module):
+    """One convolution with a forward of its own at two places, with one norm behind each: it stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.a, self.b = DynamicSame(4, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.conv(self.a(self.conv(x)).relu())).relu()
