@@ -100,9 +100,7 @@ def _copied(function: Any, known: dict[int, Any]) -> Any:
     if not isinstance(function, types.FunctionType) or function.__module__.split(".")[0] == "torch":
         return function
     scope = dict(function.__globals__)
-    copy = types.FunctionType(
-        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
-    )
+    copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     known[id(function)] = copy
     for name in _names(function.__code__):

@@ -14,15 +14,13 @@ from typing import Any
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..algebra import ConvMap
 from ..errors import Inexact
-from ..rules.value import Affine
+from ..rules.value import Affine, Gridded
 from .methods import asks_for, entry_points, looking_into, running_all, shown_by, walking_through
 from .options import optional_arguments, otherwise
 from .plan import Merge
 from .region import Region
 from .trace import Call, Trace, call_of
-
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
 
@@ -212,8 +210,8 @@ def _own_kernel(region: Region, node: fx.Node, merge: Merge) -> Call | None:
 
 def _geometry(value: Affine) -> Any:
     m = value.map
-    if not isinstance(m, ConvMap):
-        return value
+    if isinstance(value, Gridded):
+        return value  # another one for each
     return m.weight.shape, m.stride, m.dilation, m.lo, m.hi, m.groups, m.up, m.border, value.last
 
 

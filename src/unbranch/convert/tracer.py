@@ -12,7 +12,6 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..rules import rule_of_module, users_functions
 from .conversions import NeedsNumberError, converting
+from .proxies import Value
 from .trace import MADE, Call, Trace, follows_a_size, forward_of
 from .ways import MOST_OPERATIONS, Decisions, Shared, TooManyWays, Way, all_ways, either, is_refusal, telling
 
@@ -39,125 +39,6 @@ def _new_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
-
-
-class _Shape(tuple[Any, ...]):
-    """A traced shape: plain numbers where they are the same for all inputs, traced ones elsewhere."""
-
-    def numel(self) -> Any:
-        """The product of the sizes."""
-        return reduce(operator.mul, self, 1)
-
-
-class _Value(fx.Proxy):
-    """A traced value that knows its rank, its channels and whatever else is the same for all inputs.
-
-    ``+=`` and its kin, and assignments to parts, are seen as the in-place operations that they are.
-    """
-
-    def _known(self) -> Any:
-        tracer: Any = self.tracer
-        return tracer.known(self.node)
-
-    def _example(self) -> torch.Tensor | None:
-        """A stand-in of the first size, if the value is known to be a tensor."""
-        known = self._known()
-        return known[0] if known is not None and isinstance(known[0], torch.Tensor) else None
-
-    def _constant(self, name: str) -> Any:
-        """An attribute of something that is computed from parameters alone, else a traced one."""
-        known = self._known()
-        if known is not None and known[0] is known[1] and isinstance(known[0], torch.Tensor):
-            return getattr(known[0], name)
-        return fx.proxy.Attribute(self, name)
-
-    @property
-    def shape(self) -> Any:
-        """As plain numbers where known."""
-        known = self._known()
-        if known is None or not all(isinstance(v, torch.Tensor) for v in known):
-            return fx.proxy.Attribute(self, "shape")
-        a, b = known
-        if a.dim() != b.dim():
-            return fx.proxy.Attribute(self, "shape")
-        if tuple(a.shape) == tuple(b.shape):
-            return _Shape(a.shape)
-        whole: Any = fx.proxy.Attribute(self, "shape")
-        return _Shape(n if n == m else whole[j] for j, (n, m) in enumerate(zip(a.shape, b.shape, strict=True)))
-
-    def size(self, dim: int | None = None) -> Any:
-        """As ``shape``."""
-        if self._example() is None:
-            return self.tracer.create_proxy("call_method", "size", (self,) if dim is None else (self, dim), {})
-        return self.shape if dim is None else self.shape[dim]
-
-    @property
-    def ndim(self) -> Any:
-        """As a plain number where known."""
-        example = self._example()
-        return fx.proxy.Attribute(self, "ndim") if example is None else example.dim()
-
-    def dim(self) -> Any:
-        """As a plain number where known."""
-        example = self._example()
-        return self.tracer.create_proxy("call_method", "dim", (self,), {}) if example is None else example.dim()
-
-    ndimension = dim
-
-    @property
-    def device(self) -> Any:
-        """Of constants, a plain value."""
-        return self._constant("device")
-
-    @property
-    def dtype(self) -> Any:
-        """Of constants, a plain value."""
-        return self._constant("dtype")
-
-    @property
-    def is_cuda(self) -> Any:
-        """Of constants, a plain value."""
-        return self._constant("is_cuda")
-
-    def __len__(self) -> int:
-        length = self._length()
-        if length is None:
-            raise NeedsNumberError("a length that depends on the input is needed there and then")
-        return length
-
-    def __iter__(self) -> Any:
-        length = self._length()
-        whole: Any = self
-        return super().__iter__() if length is None else iter([whole[j] for j in range(length)])
-
-    def _length(self) -> int | None:
-        known = self._known()
-        if known is None or not all(isinstance(v, torch.Tensor | tuple | list) for v in known):
-            return None
-        lengths = {len(v) for v in known if not isinstance(v, torch.Tensor) or v.dim()}
-        return lengths.pop() if len(lengths) == 1 else None
-
-    def __int__(self) -> int:
-        raise NeedsNumberError("a number that depends on the input is needed there and then")
-
-    __float__ = __int__  # type: ignore[assignment]
-
-    def __round__(self, ndigits: int | None = None) -> Any:
-        return self.tracer.create_proxy("call_function", round, (self, *(() if ndigits is None else (ndigits,))), {})
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
-
-
-def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: fx.Proxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
-    setattr(_Value, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
 class _Tensors(dict[str, Any]):
@@ -293,7 +174,7 @@ class _Tracer(fx.Tracer):
                     self.tensor_attrs.setdefault(value, f"{path}.{name}".lstrip("."))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
+        return Value(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
@@ -453,8 +334,9 @@ class _Tracer(fx.Tracer):
         try:
             if key in self._told:
                 again = [self._follow(begin, run, Decisions(taken)) for taken in self._told[key]]
-                if all(way is not None and way.taken == taken for way, taken in zip(again, self._told[key], strict=True)):
-                    return [way for way in again if way is not None]
+                found = [way for way in again if way is not None]
+                if [way.taken for way in found] == self._told[key]:
+                    return found
             ways = all_ways(functools.partial(self._follow, begin, run))
         finally:
             self._following -= 1
@@ -533,9 +415,8 @@ class _Tracer(fx.Tracer):
         if outputs is None and call is not self.calls[0]:
             raise TypeError("what its forward returns depends on what it is given")
         for j in sorted(shared.kept):
-            node, operands = live.nodes[j], shared.operands(j)
-            new = fx.node.map_aggregate(live.args[j], lambda _v, o=operands, n=node: value(next(o), n))
-            node.args, node.kwargs = new  # type: ignore[misc, assignment]
+            node, operands = live.nodes[j], [value(values, live.nodes[j]) for values in shared.operands(j)]
+            node.args, node.kwargs = _filled(live.args[j], operands)
         found = [value(values, None) for values in (shared.any_output() if outputs is None else outputs)]
         alone = {n for j, n in enumerate(live.nodes) if j not in shared.kept}
         instead = {key[0]: node for key, node in made.items() if key[0] in alone}
@@ -552,13 +433,7 @@ class _Tracer(fx.Tracer):
         self.calls[calls:] = [c for c in self.calls[calls:] if c not in gone]
         if outputs is None:
             return [self.proxy(node) for node in found]
-        pairs = iter(found)
-        return fx.node.map_aggregate(output, lambda v: self._as_output(v, next(pairs)))
-
-    def _as_output(self, value: Any, found: Any) -> Any:
-        if isinstance(found, fx.Node):
-            return value if isinstance(value, fx.Proxy) and value.node is found else self.proxy(found)
-        return value
+        return _filled(output, [self.proxy(v) if isinstance(v, fx.Node) else v for v in found])
 
     def _either(self, call: Call, sources: tuple[fx.Node, ...], before: fx.Node | None) -> fx.Node:
         """A value that differs from way to way, in front of what reads it or at the end."""
@@ -631,6 +506,12 @@ class _Beginning:
 
 class _Again(Exception):
     """A forward with several ways, or one that converts sizes: it is run once more."""
+
+
+def _filled(structure: Any, values: list[Any]) -> Any:
+    """A structure with other values in place of its own, in order."""
+    rest = iter(values)
+    return fx.node.map_aggregate(structure, lambda _v: next(rest))
 
 
 def _part_of(call: Call, node: fx.Node) -> str | None:

@@ -7,7 +7,9 @@ among the operations that are kept merges whichever way the forward goes.
 
 from __future__ import annotations
 
+import functools
 import opcode
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -243,7 +245,8 @@ class Shared:
     def tensors(self) -> set[str]:
         """Paths of parameters and buffers that are read on some ways alone."""
         read = [way.tensors for way in self.ways]
-        found = set.union(*read) - set.intersection(*read)
+        everywhere = functools.reduce(operator.and_, read)
+        found = set().union(*read) - everywhere
         values: list[Any] = []
         for way, partner in zip(self.ways, self.partners, strict=True):
             shared = {partner[j] for j in self.kept}
@@ -288,8 +291,11 @@ def _matched(first: Way, other: Way) -> dict[int, int]:
 
 def _kind(node: fx.Node, args: Any) -> tuple[Any, ...]:
     """An operation without its operands; what it reads of parameters counts."""
-    without = fx.node.map_aggregate(args, lambda v: _Operand(v) if isinstance(v, fx.Node) else v)
-    return node.op, node.target, repr(without)
+
+    def without(value: Any) -> Any:
+        return _Operand(value) if isinstance(value, fx.Node) else value
+
+    return node.op, node.target, repr(fx.node.map_aggregate(args, without))
 
 
 @dataclass(frozen=True, repr=False)

@@ -22,7 +22,8 @@ class Caches:
     """What ``functools.cache`` and ``lru_cache`` keep in this process: no tensor of a conversion stays there."""
 
     def __init__(self) -> None:
-        found = [o for o in gc.get_objects() if type(o) is functools._lru_cache_wrapper]
+        kind: Any = functools._lru_cache_wrapper
+        found = [o for o in gc.get_referrers(kind) if type(o) is kind]  # an object refers to its type
         found = [c for c in found if not (c.__module__ or "").startswith(("torch.", "sympy."))]
         self._filled = {cache: cache.cache_info().misses for cache in found}
 
