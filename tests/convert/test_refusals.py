@@ -315,9 +315,7 @@ def test_users_layers_can_be_taught():
             self.log = nn.Parameter(torch.linspace(-1, 1, 4))
 
         def forward(self, x: Tensor) -> Tensor:
-            if x.shape[0] < 0:  # not traceable
-                raise ValueError
-            return x * self.log.exp()[:, None, None]
+            return torch.stack([x[j] for j in range(x.shape[0])]) * self.log.exp()[:, None, None]  # not traceable
 
     network = nn.Sequential(conv(), Gain())
     assert not collapsed(network).collapse_report.merges
@@ -392,7 +390,7 @@ def test_a_module_that_cannot_be_traced_leaves_the_rest_traceable():
     network = nn.Sequential(nn.Sequential(conv(), norm()), nn.Sequential(Counted(), nn.ReLU()), conv(), norm())
     plain = collapsed(network)
     assert layers(plain) == (3, 0)
-    assert "1.0" in reasons(plain)
+    assert reasons(plain) == ""  # nothing is lost by it
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")

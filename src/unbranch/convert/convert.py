@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,18 +14,20 @@ from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts, unwr
 from ..graph.untouched import Caches, leaves_no_trace
 from ..rules import rule_of_module
 from ..rules.value import Affine, Gridded
-from .costs import cost_of
+from .account import Account, name_of, sources_of
 from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
 from .forwards import EXACT, ROUNDED, Forwards, sizes_of
+from .lines import place_of
 from .moves import move_norms
 from .place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
 from .plan import Merge, Plan, plan_of
 from .prove import random_inputs, relative_error, run_nodes
 from .reading import traces_of
 from .rearrange import rearranges, shapes_of
+from .reasons import HOOKED, READ, SEVERAL_WAYS, SHARED, UNPROVED, used_often
 from .region import Region, operations_between
-from .report import MergeRecord, Refusal, Report
+from .report import Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
 from .standins import StandIns
 from .step import record_step
@@ -145,16 +147,13 @@ class _Conversion:
     network: nn.Module
     pair: tuple[Arguments, Arguments] | None = None
     memo: dict[int, Any] = field(default_factory=dict)
-    records: list[tuple[MergeRecord, nn.Module]] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
-    kept: list[Refusal] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
     excluded: dict[tuple[str, str, str], str] = field(default_factory=dict)
     built: dict[Any, _Built] = field(default_factory=dict)
     units: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
     places: list[tuple[str, str]] = field(default_factory=list)
     used: list[_Built] = field(default_factory=list)
     unmoved: set[str] = field(default_factory=set)
-    dropped: list[str] = field(default_factory=list)
     walked: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -168,13 +167,12 @@ class _Conversion:
         traces, unread = traces_of(shadow, self.stand_ins.of)
         hooked = self._watched(traces)
         owners, read = owners_of(self.network), {id(trace): trace.read() for trace in traces}
+        seen = {trace.full_path(call.path) for trace in traces for call in trace.calls if call.leaf}
         for path, reason in unread.items():
-            self.refusals.append(Refusal(path, f"its forward can't be traced ({reason}); its children were tried"))
+            layers = {p for p, m in self.network.named_modules() if _lies_in(p, path) and rule_of_module(m) is not None}
+            refusal = Refusal(path, f"its forward can't be read ({reason}), so its parts were read one by one")
+            self.account.unread.append((refusal, layers - seen))
         for trace in traces:
-            for path, reason in trace.failures.items():
-                full = trace.full_path(path)
-                if full not in unread:
-                    self.refusals.append(Refusal(full, f"it can't be traced as part of the whole ({reason})"))
             elsewhere = set().union(*(ids for of, ids in read.items() if of != id(trace)))
             self._convert(trace, hooked, owners, elsewhere | trace.read_on_some_ways())
 
@@ -182,9 +180,8 @@ class _Conversion:
         """Paths of modules whose inputs and outputs someone sees, with the reason."""
         named = list(self.network.named_modules(remove_duplicate=False))
         hidden = {id(self.network.get_submodule(t.full_path(path))) for t in traces for path in t.hidden}
-        way = "its forward takes another way past it for other inputs"
-        hook = "it has a hook, which would be lost"
-        return {path: way for path, m in named if id(m) in hidden} | {path: hook for path, m in named if has_hooks(m)}
+        found: dict[str, str] = {path: SEVERAL_WAYS for path, m in named if id(m) in hidden}
+        return found | {path: HOOKED for path, m in named if has_hooks(m)}
 
     def _convert(
         self, trace: Trace, hooked: dict[str, str], owners: dict[int, set[int]], elsewhere: set[int]
@@ -196,7 +193,7 @@ class _Conversion:
         dropped = drop_unread(trace, stay)
         moves = move_norms(trace, unmoved, inner)
         barred = self._barred(trace)
-        reasons: dict[str, str] = {}
+        reasons: dict[tuple[str, ...], tuple[str, fx.Node]] = {}
         done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], _Built] = {}
         while True:
             region = Region(trace, barred, inner, shared)
@@ -223,7 +220,7 @@ class _Conversion:
             except Unplaceable as refused:
                 for merge, reason in refused.merges:
                     barred.add((merge.root, merge.target))
-                    reasons[" + ".join(_sources(region, merge))] = reason
+                    reasons[sources_of(region, merge)] = reason, merge.target
                 continue
             break
         built = {merge: done[merge.key].layer for merge in plan.merges}
@@ -235,7 +232,7 @@ class _Conversion:
             self.memo[id(self.network.get_submodule(path))] = nn.Identity()
             self.units.setdefault(trace.path, []).append((trace.path, _DROPPED, call.path))
             self.places.append((trace.path, path))
-            self.dropped.append(path)
+            self.account.dropped.append(path)
         for rewrite in rewrites:
             merges = rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,)
             unit = trace.full_path(unit_of(rewrite))
@@ -316,9 +313,7 @@ class _Conversion:
             wrong |= dict.fromkeys(own, reason)
         for path, merges in self.units.items() if not wrong else ():
             if not any(_lies_in(path, around) for around in verdict.proved):
-                reason = (
-                    verdict.unprovable.get(path) or verdict.unprovable.get("") or "nothing was found to prove it on"
-                )
+                reason = verdict.unprovable.get(path) or verdict.unprovable.get("") or UNPROVED
                 wrong |= dict.fromkeys(merges, reason)
         return wrong
 
@@ -334,39 +329,32 @@ class _Conversion:
 
     def _record(
         self, region: Region, plan: Plan, rewrites: list[Swap | Rebuild], errors: dict[Merge, float | None],
-        built: dict[Merge, nn.Module], reasons: dict[str, str],
+        built: dict[Merge, nn.Module], reasons: dict[tuple[str, ...], tuple[str, fx.Node]],
     ) -> None:  # fmt: skip
-        trace = region.trace
+        trace, account = region.trace, self.account
         for rewrite in rewrites:
             for merge in rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,):
                 place = trace.full_path(rewrite.place)
-                layer = built[merge]
-                self.records.append(
-                    (MergeRecord(place, _sources(region, merge), _described(layer), errors[merge]), layer)
-                )
-        self.refusals += [Refusal(names, reason) for names, reason in reasons.items()]
+                account.merge(place, sources_of(region, merge), built[merge], errors[merge])
+        for names, (reason, node) in reasons.items():
+            account.refuse(names, reason, node)
         nodes = {node.name: node for node in trace.graph.nodes}
         for (path, _, target), reason in self.excluded.items():
             if path == trace.path and target in nodes:
-                self.refusals.append(Refusal(_name(trace, nodes[target]), reason))
+                account.refuse((name_of(trace, nodes[target]),), reason, nodes[target])
         for kept in plan.kept:
-            refusal = Refusal(_name(trace, kept.node), kept.reason, kept.exact)
-            (self.kept if kept.exact else self.refusals).append(refusal)
+            if kept.exact:
+                where = place_of(kept.node)
+                account.kept.append(Refusal(name_of(trace, kept.node), kept.reason, exact=True, where=where))
+            else:
+                account.refuse((name_of(trace, kept.node),), kept.reason, kept.node)
+        account.norms_of(trace, {n for m in plan.merges for n in m.inside})
 
     def result(self) -> nn.Module:
         return copied(self.network, self.memo)
 
     def report(self, plain: nn.Module, inputs: tuple[Any, ...] | None) -> Report:
-        paths = {id(module): path for path, module in plain.named_modules()}
-        return Report(
-            type(self.network).__name__,
-            tuple(replace(record, layer_path=paths.get(id(layer), record.path)) for record, layer in self.records),
-            tuple(dict.fromkeys(self.refusals)),
-            tuple(dict.fromkeys(self.kept)),
-            cost_of(self.network, inputs),
-            cost_of(plain, inputs),
-            tuple(self.dropped),
-        )
+        return self.account.report(self.network, plain, inputs)
 
 
 def _identity(trace: Trace, merge: Merge) -> tuple[str, str, str]:
@@ -395,29 +383,6 @@ def _error(value: Affine, x: Tensor, theirs: Tensor) -> float:
     return relative_error(ours, theirs)
 
 
-def _described(layer: nn.Module) -> str:
-    """A merged layer in one line."""
-    return " → ".join(map(repr, layer)) if isinstance(layer, nn.Sequential) else repr(layer)
-
-
-def _sources(region: Region, merge: Merge) -> tuple[str, ...]:
-    return tuple(_name(region.trace, n) for n in merge.inside if not _is_trivial(region, n))
-
-
-def _is_trivial(region: Region, node: fx.Node) -> bool:
-    rule = region.rule(node)
-    return rule is None or rule.kind == "view"
-
-
-def _name(trace: Trace, node: fx.Node) -> str:
-    """A node in the user's words: a module's path, or an operation and the module it is in."""
-    if node.op == "call_module":
-        return trace.full_path(str(node.target))
-    call = node.meta["call"]
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return f"{trace.full_path(call.path)}:{name}".lstrip(":")
-
-
 def _is_inside(trace: Trace, path: str) -> bool:
     return not trace.path or path == trace.path or path.startswith(f"{trace.path}.")
 
@@ -438,11 +403,11 @@ def _shared(trace: Trace, owners: dict[int, set[int]], elsewhere: set[int]) -> d
             continue
         own = [p for p in (*call.module._parameters.values(), *call.module._buffers.values()) if p is not None]
         if own and times[id(call.module)] > 1:
-            found[call.path] = f"it is used {times[id(call.module)]} times, so its weights are shared"
+            found[call.path] = used_often(times[id(call.module)])
         elif any(len(owners.get(id(p), ())) > 1 for p in own):
-            found[call.path] = "it shares its weights with another module"
+            found[call.path] = SHARED
         elif any(id(p) in elsewhere for p in own):
-            found[call.path] = "its weights are read by another module"
+            found[call.path] = READ
     return found
 
 

@@ -21,6 +21,7 @@ from ..graph.guarded import Observation, RandomDrawError, Runner, fresh, observa
 from ..graph.probe import Arguments, larger, probe, runs
 from ..rules import rule_of_base
 from .prove import relative_error
+from .reasons import Reason
 from .verify import misfit
 
 EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
@@ -104,7 +105,7 @@ class Forwards:
         except RandomDrawError:
             self._reason = "it draws random numbers in evaluation"
         if not self.given and self._reason is None:
-            self._reason = "no input was found to prove it on; an example input would help"
+            self._reason = Reason("no input was found to prove it on", "give an example input")
 
     @functools.cached_property
     def pair(self) -> tuple[Arguments, Arguments] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from ..rules import rule_of_module
+from .reasons import IN_PLACE
 from .trace import Trace, operation_name
 from .ways import either
 
@@ -50,9 +51,8 @@ def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
         readers -= trace.checks
         arrived = base[target].op == "placeholder" and node.op != "call_module"
         if readers or arrived:
-            reason = "a value it reads is changed in place"
             for pinned_node in (*members, node):
-                pinned[pinned_node] = reason
+                pinned[pinned_node] = IN_PLACE
     return pinned, last
 
 

@@ -50,11 +50,23 @@ class Refusal:
         path: the module, or the module and the operation in it.
         reason: why, in words.
         exact: True if a merge would have been exact but would cost more than it saves.
+        where: file and line of the code that runs it, where that is known.
+        cost: what it costs that it stays, in words.
+        remedy: what to do about it, in words, where something can be done.
     """
 
     path: str
     reason: str
     exact: bool = False
+    where: str = ""
+    cost: str = ""
+    remedy: str = ""
+
+    @property
+    def text(self) -> str:
+        """Reason, place, cost and remedy as one sentence."""
+        text = f"{self.reason} ({self.where})" if self.where else self.reason
+        return "; ".join(filter(None, (text, self.cost, self.remedy)))
 
 
 @dataclass(frozen=True)
@@ -64,10 +76,11 @@ class Report:
     Args:
         network: class of the network.
         merges: what was merged into what, with the proof's error.
-        refusals: what stays because merging it wouldn't be exact or can't be written.
+        refusals: what stays because merging it wouldn't be exact or can't be written, where something is lost by that.
         kept: what stays because merging would cost more.
         before, after: cost of both forms.
         dropped: parts that went, since nothing reads what they compute.
+        norms: batch norms that stay since there is nothing beside them to take them in.
     """
 
     network: str
@@ -77,6 +90,7 @@ class Report:
     before: NetworkCost
     after: NetworkCost
     dropped: tuple[str, ...] = ()
+    norms: tuple[Refusal, ...] = ()
 
     @property
     def worst_error(self) -> float | None:
@@ -108,10 +122,18 @@ class Report:
             )
         if self.dropped:
             lines += ["", "dropped, because nothing reads them", *(f"  {path}" for path in self.dropped)]
-        for title, found in (("refused", self.refusals), ("kept, because merging costs more", self.kept)):
-            if found:
-                lines += ["", title, *_table(("at", "reason"), [(r.path or "(the network)", r.reason) for r in found])]
+        for title, found in self.stays():
+            lines += ["", title, *_table(("at", "reason"), [(r.path or "(the network)", r.text) for r in found])]
         return "\n".join(lines)
+
+    def stays(self) -> list[tuple[str, tuple[Refusal, ...]]]:
+        """What stays, under the headings of a report."""
+        found = [
+            ("refused", self.refusals),
+            ("kept, because merging costs more", self.kept),
+            ("batch norms that nothing takes in", self.norms),
+        ]
+        return [(title, refusals) for title, refusals in found if refusals]
 
     def _cost_rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [

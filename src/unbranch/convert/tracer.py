@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..rules import rule_of_module, users_functions
 from .conversions import NeedsNumberError, converting
+from .lines import line_of_user
 from .proxies import Value
 from .trace import MADE, Call, Trace, follows_a_size, forward_of
 from .ways import MOST_OPERATIONS, Decisions, Shared, TooManyWays, Way, all_ways, either, is_refusal, telling
@@ -189,7 +190,9 @@ class _Tracer(fx.Tracer):
         node.meta["call"] = self._stack[-1]
         for call in self._stack:
             call.nodes.append(node)
-        if self._following:
+        if not self._following:
+            node.meta["where"] = line_of_user()
+        else:
             self._followed += 1
             if self._followed > MOST_OPERATIONS:
                 raise TooManyWays("too many ways lead through its forward")

@@ -31,10 +31,9 @@ def show_report(report: Report) -> RenderableType:
     if report.merges:
         merged = [(_at(m.path), _sources(m.path, m.sources), _layer(m.layer)) for m in report.merges]
         parts.append(_table(f"{len(merged)} merged", ("at", "from", "into"), merged))
-    for title, found in (("refused", report.refusals), ("kept, because merging costs more", report.kept)):
-        if found:
-            reasons = [(_at(refusal.path), refusal.reason) for refusal in found]
-            parts.append(_table(f"{len(reasons)} {title}", ("at", "reason"), reasons))
+    for title, found in report.stays():
+        reasons = [(_at(refusal.path), refusal.text) for refusal in found]
+        parts.append(_table(f"{len(reasons)} {title}", ("at", "reason"), reasons))
     return Group(*parts)
 
 

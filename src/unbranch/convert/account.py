@@ -1,0 +1,142 @@
+"""The account of a conversion: what was merged, and of what stays only that which a user would miss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ..rules import rule_of_module
+from .costs import cost_of
+from .lines import place_of
+from .plan import Merge
+from .reasons import remedy_of
+from .region import Region
+from .report import MergeRecord, Refusal, Report
+from .trace import Trace, operation_name
+
+
+@dataclass(eq=False)
+class Account:
+    """What is entered while a network is converted.
+
+    Args:
+        merged: each merge, with its layer.
+        refused: what was refused, with the modules and operations that it is about.
+        norms: batch norms that nothing takes in.
+        unread: modules whose forward couldn't be read, with the paths of the layers that nothing else reads.
+        dropped: parts that went, since nothing reads what they compute.
+    """
+
+    merged: list[tuple[MergeRecord, nn.Module]] = field(default_factory=list)
+    refused: list[tuple[tuple[str, ...], Refusal]] = field(default_factory=list)
+    kept: list[Refusal] = field(default_factory=list)
+    norms: list[Refusal] = field(default_factory=list)
+    unread: list[tuple[Refusal, set[str]]] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def refuse(self, sources: tuple[str, ...], reason: str, node: fx.Node | None = None) -> None:
+        """Enter something that can't be merged."""
+        where = "" if node is None else place_of(node)
+        refusal = Refusal(" + ".join(sources), reason, where=where, remedy=remedy_of(reason))
+        self.refused.append((sources, refusal))
+
+    def merge(self, place: str, sources: tuple[str, ...], layer: nn.Module, error: float | None) -> None:
+        """Enter a merge."""
+        words = " → ".join(map(repr, layer)) if isinstance(layer, nn.Sequential) else repr(layer)
+        self.merged.append((MergeRecord(place, sources, words, error), layer))
+
+    def norms_of(self, trace: Trace, gone: set[fx.Node]) -> None:
+        """Enter the batch norms of a trace that stay where no reason was given yet."""
+        for node in trace.graph.nodes:
+            if node.op == "call_module" and node not in gone and node not in trace.moved and _is_norm(trace, node):
+                reason = f"it reads {_words_for(trace, node.args[0] if node.args else None)}"
+                path = trace.full_path(str(node.target))
+                self.norms.append(Refusal(path, reason, where=place_of(node), cost="one batch norm"))
+
+    def report(self, network: nn.Module, plain: nn.Module, inputs: tuple[Any, ...] | None) -> Report:
+        """The finished account."""
+        paths = {id(module): path for path, module in plain.named_modules()}
+        merges = tuple(replace(r, layer_path=paths.get(id(layer), r.path)) for r, layer in self.merged)
+        refusals = [*self._unread(merges, plain), *self._refused(merges)]
+        named = {source for sources, _ in self.refused for source in sources} | {kept.path for kept in self.kept}
+        still = {path for path, module in plain.named_modules() if _has_statistics(module)}
+        norms = [n for n in self.norms if n.path in still and n.path not in named]
+        return Report(
+            type(network).__name__, merges, tuple(dict.fromkeys(refusals)), tuple(dict.fromkeys(self.kept)),
+            cost_of(network, inputs), cost_of(plain, inputs), tuple(self.dropped), tuple(dict.fromkeys(norms)),
+        )  # fmt: skip
+
+    def _refused(self, merges: tuple[MergeRecord, ...]) -> Iterable[Refusal]:
+        """Refusals that cost something: not those of parts that were merged into one all the same."""
+        largest = [
+            (sources, refusal) for sources, refusal in self.refused
+            if not any(set(sources) < set(more) and refusal.reason == r.reason for more, r in self.refused)
+        ]  # fmt: skip
+        for sources, refusal in largest:
+            into = {m.layer_path for m in merges if set(m.sources) & set(sources)}
+            left = set(sources) - {source for m in merges for source in m.sources}
+            if left or len(into) > 1:
+                many = len(into) + len(left)
+                yield replace(refusal, cost=f"{many} operations where one would do" if many > 1 else "")
+
+    def _unread(self, merges: tuple[MergeRecord, ...], plain: nn.Module) -> Iterable[Refusal]:
+        """Forwards that couldn't be read and run norms, or several layers, that might have merged."""
+        merged = {source for m in merges for source in m.sources}
+        modules = dict(plain.named_modules())
+        for refusal, layers in self.unread:
+            left = sorted(layers - merged)
+            norms = [path for path in left if _has_statistics(modules.get(path))]
+            if norms or len(left) > 1:
+                cost = f"{len(norms)} batch norms stay" if norms else f"{len(left)} layers are merged with nothing"
+                yield replace(refusal, cost=cost)
+
+
+def sources_of(region: Region, merge: Merge) -> tuple[str, ...]:
+    """The modules and operations that a merge replaces."""
+    return tuple(name_of(region.trace, n) for n in merge.inside if not _is_trivial(region, n))
+
+
+def _is_trivial(region: Region, node: fx.Node) -> bool:
+    rule = region.rule(node)
+    return rule is None or rule.kind == "view"
+
+
+def name_of(trace: Trace, node: fx.Node) -> str:
+    """A node in the user's words: a module's path, or an operation and the module it is in."""
+    if node in trace.moved:
+        return " + ".join(trace.full_path(call.path) for call in trace.moved[node])
+    if node.op == "call_module":
+        return trace.full_path(str(node.target))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{trace.full_path(node.meta['call'].path)}:{name}".lstrip(":")
+
+
+def _is_norm(trace: Trace, node: fx.Node) -> bool:
+    module = trace.module.get_submodule(str(node.target))
+    return _has_statistics(module) and rule_of_module(module) is not None
+
+
+def _has_statistics(module: nn.Module | None) -> bool:
+    return isinstance(getattr(module, "running_var", None), Tensor)
+
+
+def _words_for(trace: Trace, value: Any) -> str:
+    """What a norm reads, and why nothing there takes it in."""
+    if not isinstance(value, fx.Node) or value.op == "placeholder":
+        return "what the part is given, and no layer behind takes it in"
+    if value.op == "get_attr":
+        return "a parameter"
+    others = len(trace.readers(value)) > 1
+    if value.op == "call_module":
+        path, module = str(value.target), trace.module.get_submodule(str(value.target))
+        if path in trace.failures:
+            return f"what {trace.full_path(path)} gives, whose forward can't be read ({trace.failures[path]})"
+        name = f"{type(module).__name__} {trace.full_path(path)}"
+    else:
+        name = operation_name(value)
+    if others:
+        return f"the result of {name}, which something else reads, too"
+    return f"the result of {name}, and no layer beside it takes it in"

@@ -1,0 +1,33 @@
+"""Reasons why something stays, and what to do about each kind."""
+
+from __future__ import annotations
+
+
+class Reason(str):
+    """Why something stays, in words, with what a user can do about it."""
+
+    __slots__ = ("remedy",)
+    remedy: str
+
+    def __new__(cls, text: str, remedy: str = "") -> Reason:
+        made = super().__new__(cls, text)
+        made.remedy = remedy
+        return made
+
+
+def remedy_of(reason: str) -> str:
+    """What to do about a reason, or nothing."""
+    return reason.remedy if isinstance(reason, Reason) else ""
+
+
+HOOKED = Reason("it has a hook, which would be lost", "remove the hook before the conversion, and put it on afterwards")
+SEVERAL_WAYS = Reason("its forward takes another way past it for other inputs")
+SHARED = Reason("it shares its weights with another module", "give each place a copy of its own: copy.deepcopy(layer)")
+READ = Reason("its weights are read by another module", "read them from a copy")
+IN_PLACE = Reason("a value it reads is changed in place", "write y = f(x) instead of changing x in place")
+UNPROVED = Reason("nothing was found to prove it on", "give an example input")
+
+
+def used_often(times: int) -> Reason:
+    """For a module that a forward calls several times."""
+    return Reason(f"it is used {times} times, so its weights are shared", "give each place a copy of its own")
