@@ -90,8 +90,8 @@ class Account:
             left = sorted(layers - merged)
             norms = [path for path in left if _has_statistics(modules.get(path))]
             if norms or len(left) > 1:
-                cost = f"{len(norms)} batch norms stay" if norms else f"{len(left)} layers are merged with nothing"
-                yield replace(refusal, cost=cost)
+                stays = "one batch norm stays" if len(norms) == 1 else f"{len(norms)} batch norms stay"
+                yield replace(refusal, cost=stays if norms else f"{len(left)} layers are merged with nothing")
 
 
 def sources_of(region: Region, merge: Merge) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CollapseError, Inexact
+from ..errors import CollapseError, Inexact, InputError
 from ..graph.probe import Arguments
 from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts, unwrapped
 from ..graph.untouched import Caches, leaves_no_trace
@@ -25,7 +25,7 @@ from .plan import Merge, Plan, plan_of
 from .prove import random_inputs, relative_error, run_nodes
 from .reading import traces_of
 from .rearrange import rearranges, shapes_of
-from .reasons import HOOKED, READ, SEVERAL_WAYS, SHARED, UNPROVED, used_often
+from .reasons import HOOKED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
 from .region import Region, operations_between
 from .report import Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
@@ -58,7 +58,7 @@ def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = Fals
         The network, with its ``Report`` as ``collapse_report``.
 
     Raises:
-        InputError: if ``model`` isn't a module or the example isn't made of tensors.
+        InputError: if ``model`` isn't a module that can be read, or the network doesn't run on the example.
         CollapseError: if strict and something was refused, or if the result as a whole differs.
 
     Example:
@@ -68,10 +68,17 @@ def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = Fals
         >>> ub.collapse(block)
         Conv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
-    network = unwrapped(model)
+    network = _readable(model)
     inputs = None if example_input is None else as_inputs(example_input)
     with leaves_no_trace(network) as caches:
         return _collapsed(network, inputs, strict, caches)
+
+
+def _readable(model: nn.Module) -> nn.Module:
+    network = unwrapped(model)
+    if isinstance(network, torch.jit.ScriptModule):
+        raise InputError(f"{type(network).__name__} is a ScriptModule: collapse the network before it is scripted")
+    return network
 
 
 def _collapsed(network: nn.Module, inputs: tuple[Any, ...] | None, strict: bool, caches: Caches) -> nn.Module:
@@ -90,7 +97,7 @@ def explain(model: nn.Module, example_input: Any = None) -> Report:
 
     Args and errors as for ``collapse``; never strict.
     """
-    network = unwrapped(model)
+    network = _readable(model)
     inputs = None if example_input is None else as_inputs(example_input)
     with leaves_no_trace(network) as caches:
         conversion, plain = _proved(network, inputs, caches)
@@ -172,6 +179,11 @@ class _Conversion:
             layers = {p for p, m in self.network.named_modules() if _lies_in(p, path) and rule_of_module(m) is not None}
             refusal = Refusal(path, f"its forward can't be read ({reason}), so its parts were read one by one")
             self.account.unread.append((refusal, layers - seen))
+        for path, module in self.network.named_modules():
+            around = self.network.get_submodule(path.rpartition(".")[0])
+            scripted = isinstance(module, torch.jit.ScriptModule) and not isinstance(around, torch.jit.ScriptModule)
+            if scripted and any(p.dim() > 1 for p in module.parameters()):
+                self.account.refuse((path,), SCRIPTED)
         for trace in traces:
             elsewhere = set().union(*(ids for of, ids in read.items() if of != id(trace)))
             self._convert(trace, hooked, owners, elsewhere | trace.read_on_some_ways())

@@ -25,6 +25,7 @@ SEVERAL_WAYS = Reason("its forward takes another way past it for other inputs")
 SHARED = Reason("it shares its weights with another module", "give each place a copy of its own: copy.deepcopy(layer)")
 READ = Reason("its weights are read by another module", "read them from a copy")
 IN_PLACE = Reason("a value it reads is changed in place", "write y = f(x) instead of changing x in place")
+SCRIPTED = Reason("it is a ScriptModule, whose forward can't be read", "collapse it before it is scripted")
 UNPROVED = Reason("nothing was found to prove it on", "give an example input")
 
 

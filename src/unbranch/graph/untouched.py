@@ -51,9 +51,15 @@ _NOT_KEPT = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionTy
 
 @contextlib.contextmanager
 def leaves_no_trace(network: nn.Module) -> Iterator[Caches]:
-    """Run a network for a while as if it hadn't run: see ``untouched``, ``Caches`` and ``quiet``."""
+    """Run a network for a while as if it hadn't run: see ``untouched``, ``Caches`` and ``quiet``.
+
+    The caller's inference mode is left meanwhile, and so is a default device that holds no numbers.
+    """
     caches = Caches()
-    with untouched(network), quiet():
+    numbers = all(not t.is_meta for t in network.parameters())
+    device = torch.device("cpu") if numbers and torch.get_default_device().type == "meta" else contextlib.nullcontext()
+    mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
+    with untouched(network), quiet(), mode, device:
         try:
             yield caches
         finally:

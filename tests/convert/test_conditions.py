@@ -1,0 +1,145 @@
+"""The same conversion under unusual conditions: dtypes, inference mode, the meta device, examples that don't fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unbranch as ub
+from unbranch.blocks import RepVGG
+
+from ..networks import randomised
+
+FEW = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(3))
+
+
+def network() -> nn.Module:
+    return randomised(nn.Sequential(RepVGG(4, 4, 3, padding=1), nn.ReLU(), RepVGG(4, 6, 3, padding=1)))
+
+
+def convolutions(plain: nn.Module) -> int:
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
+    return sum(isinstance(m, nn.Conv2d) for m in plain.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("example", [False, True])
+def test_every_floating_dtype(dtype: torch.dtype, example: bool) -> None:
+    source = network().to(dtype)
+    before = {name: t.clone() for name, t in source.state_dict().items()}
+    plain = ub.collapse(source, FEW.to(dtype)) if example else ub.collapse(source)
+    assert convolutions(plain) == 2
+    assert {t.dtype for t in plain.state_dict().values()} == {dtype}
+    assert all(torch.equal(t, before[name]) for name, t in source.state_dict().items())
+    exact, ours = source.double()(FEW.double()), plain.double()(FEW.double())
+    assert (exact - ours).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max() + 1e-12
+
+
+def test_in_inference_mode() -> None:
+    with torch.inference_mode():
+        source = network()
+        plain = ub.collapse(source, FEW)
+        assert convolutions(plain) == 2
+        assert torch.allclose(plain(FEW), source(FEW), atol=1e-4)
+    plain(FEW).sum().backward()
+
+
+def test_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        source = network()
+    plain = ub.collapse(source)
+    assert convolutions(plain) == 2
+    with torch.no_grad():
+        assert torch.allclose(plain(FEW), source(FEW), atol=1e-4)
+    plain(FEW).sum().backward()
+
+
+def test_under_a_device_that_holds_no_numbers() -> None:
+    source = network()
+    with torch.device("meta"):
+        plain = ub.collapse(source)
+    assert convolutions(plain) == 2
+    assert torch.allclose(plain(FEW), source(FEW), atol=1e-4)
+
+
+def test_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        source = nn.Sequential(RepVGG(4, 4, 3, padding=1), nn.ReLU())
+    plain = ub.collapse(source)
+    assert convolutions(plain) == 1
+    assert all(t.is_meta for t in plain.state_dict().values())
+
+
+def test_under_another_default_dtype() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        source = network().float()
+        plain = ub.collapse(source)
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert convolutions(plain) == 2
+    assert {t.dtype for t in plain.state_dict().values()} == {torch.float32}
+
+
+EXAMPLES: dict[str, Any] = {
+    "wrong rank": torch.randn(4, 9),
+    "wrong channels": torch.randn(2, 3, 9, 9),
+    "wrong dtype": torch.randn(2, 4, 9, 9, dtype=torch.float64),
+    "integers": torch.ones(2, 4, 9, 9, dtype=torch.long),
+    "too small": torch.randn(2, 4, 0, 0),
+    "a list of numbers": [1.0, 2.0],
+    "no tensor": "photo.jpg",
+    "too many": (FEW, FEW, FEW),
+    "none": (),
+    "a dictionary": {"x": FEW, "y": FEW},
+    "another device": FEW.to("meta"),
+    "an array": FEW.numpy(),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("call", [ub.collapse, ub.explain])
+def test_an_example_that_does_not_fit_is_one_sentence(
+    name: str, call: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = network()
+    before = {name: t.clone() for name, t in source.state_dict().items()}
+    with pytest.raises(ub.UnbranchError) as error:
+        call(source, EXAMPLES[name])
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+    assert capfd.readouterr().err == ""
+    assert all(torch.equal(t, before[name]) for name, t in source.state_dict().items())
+
+
+class _Draws(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+@pytest.mark.parametrize("given", [3, "net", None, nn.Sequential, [nn.Conv2d(1, 1, 1)]])
+def test_what_is_no_network_is_one_sentence(given: Any) -> None:
+    with pytest.raises(ub.UnbranchError) as error:
+        ub.collapse(given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_script_module_is_one_sentence() -> None:
+    with pytest.raises(ub.UnbranchError) as error:
+        ub.collapse(torch.jit.trace(network(), FEW))
+    assert "\n" not in str(error.value)
+    assert "Script" in str(error.value) or "scripted" in str(error.value)
+
+
+def test_parts_are_proved_where_the_network_draws_numbers() -> None:
+    source = nn.Sequential(network(), _Draws())
+    state = torch.get_rng_state()
+    plain = ub.collapse(source)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert convolutions(plain) == 2

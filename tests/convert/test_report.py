@@ -1,0 +1,96 @@
+"""What a report lists: only what stays and is missed, with its place, its cost and what to do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import unbranch as ub
+from unbranch.blocks import RepVGG
+
+from ..networks import randomised
+from .kinds.table import Block, conv_bn
+
+
+def report_of(network: nn.Module) -> ub.Report:
+    return ub.collapse(randomised(network)).collapse_report
+
+
+class _Unreadable(nn.Module):
+    """A forward over a range that depends on its input."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.part(x[j : j + 1])[0] for j in range(x.shape[0])])
+
+
+class _PreActivation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.norm(x).relu())
+
+
+class _Split(nn.Module):
+    """A norm beside a convolution in a forward that can't be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([self.conv(x[j : j + 1])[0] for j in range(x.shape[0])])
+        return self.norm(y)
+
+
+def test_nothing_is_listed_where_nothing_stays() -> None:
+    networks = [
+        nn.Sequential(Block(), nn.ReLU(), conv_bn(4, 4)),
+        RepVGG(4, 4, 3, padding=1),
+        _Unreadable(Block()),
+        nn.Sequential(conv_bn(4, 4), _Unreadable(nn.Sequential(conv_bn(4, 4), nn.ReLU()))),
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU()),
+    ]
+    for network in networks:
+        found = report_of(network)
+        assert (found.refusals, found.norms) == ((), ()), found
+
+
+def test_a_forward_that_cannot_be_read_is_listed_for_what_it_costs() -> None:
+    (refusal,) = report_of(nn.Sequential(_Split(), nn.ReLU())).refusals
+    assert refusal.path == "0"
+    assert "can't be read" in refusal.reason
+    assert refusal.cost == "one batch norm stays"
+
+
+def test_a_norm_that_stays_has_a_reason_and_a_line() -> None:
+    found = report_of(_PreActivation())
+    assert not found.refusals
+    (norm,) = found.norms
+    assert norm.path == "norm"
+    assert "test_report.py:" in norm.where
+    assert norm.text.count(";") >= 1
+
+
+def test_a_remedy_is_named_where_there_is_one() -> None:
+    network = nn.Sequential(Block(), nn.ReLU(), conv_bn(4, 4))
+    network[2][0].register_forward_hook(lambda *_: None)
+    refusals = report_of(network).refusals
+    assert any("remove the hook" in r.remedy for r in refusals)
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    network = nn.Sequential(shared, nn.BatchNorm2d(4), nn.ReLU(), shared, nn.BatchNorm2d(4))
+    assert any("copy" in r.remedy for r in report_of(network).refusals)
+
+
+def test_a_report_is_plain_data() -> None:
+    found = report_of(_PreActivation()).to_dict()
+    assert set(found["norms"][0]) == {"path", "reason", "exact", "where", "cost", "remedy"}
+
+
+def test_strict_does_not_mind_norms_that_nothing_takes_in() -> None:
+    ub.collapse(_PreActivation().eval(), strict=True)
