@@ -1,5 +1,5 @@
 # demo   train a branched network on real images, collapse it, compare the two     (about two minutes)
-# test   every test
+# test   the tests; of sweeps over many networks, some rows    test-all   every row of them (hours)
 # check  format, lint, types, and every test: what CI runs
 # bench  the figures in README.md
 
@@ -10,13 +10,16 @@ JOBS   ?= 2
 # Idle OpenMP threads that spin slow down every other process on a small machine.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test lint check bench clean
+.PHONY: demo test test-all lint check bench clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/unbranch demo --out demo-out
 
 test: $(VENV)/.dev
-	$(VENV)/bin/pytest -q -n $(JOBS)
+	$(VENV)/bin/pytest -q -n $(JOBS) --dist loadgroup
+
+test-all: $(VENV)/.dev
+	$(VENV)/bin/pytest -q -n $(JOBS) --dist loadgroup --all
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .

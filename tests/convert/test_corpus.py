@@ -52,6 +52,7 @@ def cases(check: str, rows: list[Row]) -> Any:
             known = KNOWN.get(row.name, "").split()
             marks = [pytest.mark.xfail(reason=row.kind, strict=f"{word}?" not in known, run="slow" not in known)]
             marks = marks if {word, f"{word}?", "slow"} & set(known) else []
+            marks.append(pytest.mark.xdist_group(f"{row.name}, {example}"))  # one process converts it once
             marked.append(pytest.param(row.name, example, id=f"{row.name}{', example' * example}", marks=marks))
     return pytest.mark.parametrize(("name", "example"), marked)
 

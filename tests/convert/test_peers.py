@@ -50,9 +50,9 @@ TORCHVISION = {
 }
 
 
-def check_same(network: nn.Module, example: object) -> None:
+def check_same(network: nn.Module, example: object, plain: nn.Module | None = None) -> None:
     """In float32 against the noise floor, then in float64 to 1e-10."""
-    own = ub.verify(network, ub.collapse(network), example)
+    own = ub.verify(network, ub.collapse(network) if plain is None else plain, example)
     assert own.native_rel <= 4 * own.noise_floor, str(own)
     network = network.double()
     exact = ub.verify(network, ub.collapse(network), example)
@@ -60,6 +60,7 @@ def check_same(network: nn.Module, example: object) -> None:
     assert exact.max_rel <= 1e-10, str(exact)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name):
     side, layers, norms = TIMM[name]
@@ -74,9 +75,10 @@ def test_timm(name):
     x = torch.randn(2, 3, side, side)
     with torch.no_grad():
         assert plain.forward_features(x).shape == network.forward_features(x).shape
-    check_same(network, x)
+    check_same(network, x, plain)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name):
     side, layers = TORCHVISION[name]

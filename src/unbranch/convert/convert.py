@@ -164,7 +164,7 @@ class _Conversion:
     walked: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.stand_ins = StandIns(shadow_of(self.network), self.pair)
+        self.stand_ins = StandIns(self.network, self.pair)
 
     def run(self) -> None:
         shadow = shadow_of(self.network)

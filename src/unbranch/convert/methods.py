@@ -89,7 +89,8 @@ def _stored(method: Any) -> set[str]:
 def _methods(module: nn.Module) -> Iterator[tuple[str, frozenset[Pattern]]]:
     """Methods that can be called, with what they run."""
     own = {name: value.__func__ for name, value in vars(module).items() if isinstance(value, types.MethodType)}
-    for name in sorted({*dir(type(module)), *own}):
+    bases = [base for base in type(module).__mro__ if not base.__module__.startswith(("torch.", "builtins"))]
+    for name in sorted({*own, *(name for base in bases for name in vars(base))}):
         method = own.get(name) or inspect.getattr_static(type(module), name, None)
         if name.startswith("__") or name == "forward" or not inspect.isfunction(method):
             continue

@@ -40,7 +40,11 @@ class Value(fx.Proxy):
         """An attribute of something that is computed from parameters alone, else a traced one."""
         known = self._known()
         if known is not None and known[0] is known[1] and isinstance(known[0], torch.Tensor):
-            return getattr(known[0], name)
+            tracer: Any = self.tracer
+            device = tracer.device_of(self.node) if name in ("device", "is_cuda") else None
+            if device is None:
+                return getattr(known[0], name)
+            return device if name == "device" else device.type == "cuda"
         return fx.proxy.Attribute(self, name)
 
     @property

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from ..graph.guarded import with_stand_ins
+from ..graph.numberless import Numberless, Stage
 from ..graph.probe import Arguments
 from ..graph.shadow import shadow_of
 from .tracer import Given
@@ -27,13 +28,13 @@ class StandIns:
     """What the parts of a network are given, found when it is first asked for.
 
     Args:
-        network: a copy that may be run.
+        network: the original, of which a copy is run.
         pair: two inputs of different sizes.
     """
 
     network: nn.Module
     pair: tuple[Arguments, Arguments] | None
-    _mode: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
+    _mode: Stage = field(default_factory=Numberless)
     _copy: nn.Module | None = None
     _unlike: bool = False
     _found: list[dict[str, tuple[Any, ...]]] | None = None
@@ -52,16 +53,20 @@ class StandIns:
     def _search(self) -> list[dict[str, tuple[Any, ...]]]:
         """What parts are given; at sizes that are all unlike, and divided by nothing, if the network takes them."""
         assert self.pair is not None
-        try:
-            self._copy = with_stand_ins(shadow_of(self.network), self._mode)
-        except Exception:  # tensors that have no stand-in
-            return [{}, {}]
-        for self._unlike, unlike in ((True, True), (False, True), (False, False)):
-            pair = _apart(*self.pair, unlike=unlike, odd=self._unlike)
-            found, ran = zip(*map(self._observed, pair), strict=True)
-            if all(ran):
-                break
-        return list(found)
+        best: list[dict[str, tuple[Any, ...]]] = [{}, {}]
+        for make in (Numberless, lambda: FakeTensorMode(allow_non_fake_inputs=True)):
+            self._mode = make()
+            try:
+                self._copy = with_stand_ins(shadow_of(self.network), self._mode)
+            except Exception:  # tensors that have no stand-in
+                continue
+            for self._unlike, unlike in ((True, True), (False, True), (False, False)):
+                pair = _apart(*self.pair, unlike=unlike, odd=self._unlike)
+                (first, ran), (second, too) = map(self._observed, pair)
+                best = [first, second]
+                if ran and too:
+                    return best
+        return best
 
     def _observed(self, given: Arguments) -> tuple[dict[str, tuple[Any, ...]], bool]:
         """What parts are given for an input, and whether the network ran to its end."""

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._symbolic_trace import _autowrap_check, _new_patcher, _patch_wrapped_functions
 from torch.utils._pytree import tree_leaves
 
+from ..graph.numberless import Numberless, Stage
 from ..rules import rule_of_module, users_functions
 from .conversions import NeedsNumberError, converting
 from .lines import line_of_user
@@ -97,7 +97,7 @@ class _Tracer(fx.Tracer):
         self._given = given
         self._knowledge: dict[fx.Node, Any] = {}
         self._later: dict[fx.Node, Callable[[], Any]] = {}
-        self._mode: FakeTensorMode | None = None
+        self._mode: Stage | None = None
         self._stack: list[Call] = []
         self._parameter_proxies: dict[str, fx.Proxy] = {}
         self._decisions = Decisions()
@@ -221,7 +221,7 @@ class _Tracer(fx.Tracer):
 
     def _computed(self, node: fx.Node, given: Given | None) -> Any:
         if self._mode is None:
-            self._mode = FakeTensorMode(allow_non_fake_inputs=True) if given is None else given.mode
+            self._mode = Numberless() if given is None else given.mode
         if node.op == "get_attr":
             value = self._mode.from_tensor(self._raw(str(node.target)).detach())
             return value, value
@@ -272,6 +272,15 @@ class _Tracer(fx.Tracer):
             if name in table:
                 return dict(table)[name]
         return getattr(module, name)
+
+    def device_of(self, node: fx.Node) -> torch.device | None:
+        """The device of something that is computed from parameters alone."""
+        while node.op != "get_attr":
+            if not node.all_input_nodes:
+                return None
+            node = node.all_input_nodes[0]
+        device: torch.device = self._raw(str(node.target)).device
+        return device
 
     def tensor(self, path: str) -> fx.Proxy:
         """The proxy of a parameter or buffer."""
@@ -564,7 +573,7 @@ class Given:
         apart: whether all sizes that aren't fixed are unlike and odd, so that equal ones are the same.
     """
 
-    mode: FakeTensorMode
+    mode: Stage
     module: nn.Module
     inputs: tuple[tuple[Any, ...], tuple[Any, ...]]
     apart: bool

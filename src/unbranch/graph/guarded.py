@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from .numberless import Stage
 from .shadow import computed_names, shadow_of
 from .untouched import untouched
 
@@ -204,7 +204,7 @@ def with_own_tensors(shadow: nn.Module) -> nn.Module:
     return _with_tensors(shadow, lambda t: t.detach().clone())
 
 
-def with_stand_ins(shadow: nn.Module, mode: FakeTensorMode) -> nn.Module:
+def with_stand_ins(shadow: nn.Module, mode: Stage) -> nn.Module:
     """Give a copy tensors without numbers, so that nothing it does reaches the original's."""
     return _with_tensors(shadow, lambda t: mode.from_tensor(t.detach()))
 
@@ -232,13 +232,15 @@ def _with_tensors(shadow: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Mod
     return shadow
 
 
-def _tensors_of(module: nn.Module) -> list[Tensor]:
-    values = (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
-    return [t for v in values for t in _flat(v) if isinstance(t, Tensor) and not nn.parameter.is_lazy(t)]
+_TABLES = {"_parameters", "_buffers", "_modules"}
 
 
-def _flat(value: Any) -> list[Any]:
-    return tree_flatten(value)[0] if isinstance(value, tuple | list | dict) else [value]
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and tensors among the attributes of a module, alone and in containers."""
+    attributes = (value for name, value in vars(module).items() if name not in _TABLES)
+    for value in (*module._parameters.values(), *module._buffers.values(), *attributes):
+        found = tree_flatten(value)[0] if isinstance(value, tuple | list | dict) and value else (value,)
+        yield from (t for t in found if isinstance(t, Tensor) and not nn.parameter.is_lazy(t))
 
 
 def _state(module: nn.Module) -> dict[tuple[str, str], tuple[Any, Any]]:
