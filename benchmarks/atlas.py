@@ -216,7 +216,7 @@ def difference(ours: Any, theirs: Any) -> float:
 
 def reasons(report: ub.Report) -> dict[str, int]:
     """Why something stays, most frequent first."""
-    counts = Counter(refusal.reason for refusal in (*report.refusals, *report.kept))
+    counts = Counter(refusal.reason for refusal in (*report.refusals, *report.norms))
     return dict(counts.most_common(3))
 
 
