@@ -33,8 +33,7 @@ KNOWN: dict[str, str] = {
     # results that nobody reads
     # shapes that are read
     # RepMLP-like blocks
-    "partitioned perceptron": "merges",
-    "whole perceptron": "merges merges+x",
+    "whole perceptron": "merges",
     # sizes read between a convolution and its norm
     # padding that depends on the size
     # random kernels and noise

@@ -21,13 +21,31 @@ from torch import nn
 Pattern = tuple[str, ...]
 """A path of attributes from ``self``; ``*`` stands for any element of a container."""
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _THROUGH = {"enumerate", "zip", "reversed", "list", "tuple", "iter", "sorted"}
 _ELEMENTS = {"children", "values", "items", "named_children", "modules"}
 
 
 def entry_points(module: nn.Module) -> list[str]:
-    """Methods of a module's class, besides ``forward``, that run children of it and can be called as it is now."""
-    return [name for name, runs in _methods(module) if any(_exists(module, pattern) for pattern in runs)]
+    """Methods of a module's class, besides ``forward``, that run children of it and can be called as it is now.
+
+    Helpers of the forward, which it calls with more than it is given itself, don't count.
+    """
+    found = [name for name, runs in _methods(module) if any(_exists(module, pattern) for pattern in runs)]
+    return [name for name in found if not _is_helper(module, name)]
+
+
+def _is_helper(module: nn.Module, name: str) -> bool:
+    forward, method = type(module).forward, inspect.getattr_static(type(module), name, None)
+    code = getattr(forward, "__code__", None)
+    if code is None or name not in code.co_names or not inspect.isfunction(method):
+        return False
+    return _needed(method) > max(_needed(forward), 2)
+
+
+def _needed(method: Any) -> int:
+    """How many arguments a method needs, itself included."""
+    return sum(p.default is p.empty and p.kind in _POSITIONAL for p in inspect.signature(method).parameters.values())
 
 
 def shown_by(module: nn.Module, path: str) -> list[str]:

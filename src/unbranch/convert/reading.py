@@ -9,6 +9,7 @@ from collections.abc import Callable
 from torch import fx, nn
 
 from ..rules import rule_of_module
+from .grids import share_grids
 from .sums import order_sums
 from .trace import Call, Trace, has_rules_inside
 from .tracer import Given, trace_module
@@ -22,6 +23,7 @@ def read_module(
     trace = trace_module(path, module, leaves, given)
     if isinstance(trace, Trace):
         read_writes(trace)
+        share_grids(trace)
         order_sums(trace)
         _read_shapes(trace)
         _drop_unread(trace)

@@ -65,8 +65,20 @@ class StandIns:
                 (first, ran), (second, too) = map(self._observed, pair)
                 best = [first, second]
                 if ran and too:
-                    return best
+                    return [first, self._with_other_channels(*pair) or second]
         return best
+
+    def _with_other_channels(self, first: Arguments, second: Arguments) -> dict[str, tuple[Any, ...]] | None:
+        """What parts are given for twice as many channels, if the network takes them: then no number is theirs."""
+        tensors = [v for v in (*first.args, *second.args) if isinstance(v, Tensor) and v.dim() > 1]
+        if len(tensors) < len(first.args) + len(second.args):
+            return None
+        for axis in (1, -1):
+            if all(a.shape[axis] == b.shape[axis] for a, b in zip(first.args, second.args, strict=True)):
+                found, ran = self._observed(Arguments(tuple(_doubled(v, axis) for v in second.args)))
+                if ran:
+                    return found
+        return None
 
     def _observed(self, given: Arguments) -> tuple[dict[str, tuple[Any, ...]], bool]:
         """What parts are given for an input, and whether the network ran to its end."""
@@ -98,6 +110,12 @@ class StandIns:
             return value
         device = self._device if value.is_meta else value.device
         return torch.empty(value.shape, dtype=value.dtype, device=device)
+
+
+def _doubled(value: Tensor, axis: int) -> Tensor:
+    shape = list(value.shape)
+    shape[axis] *= 2
+    return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
 def _apart(first: Arguments, second: Arguments, *, unlike: bool, odd: bool) -> tuple[Arguments, Arguments]:

@@ -17,7 +17,7 @@ from .guarded import RandomDrawError, Runner
 Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid dimensions, channels on the last axis
 
 _SIDES = (
-    (20, 26), (40, 52), (64, 80), (32, 32), (96, 128), (224, 224), (256, 256), (28, 28), (8, 8), (384, 384),
+    (20, 26), (40, 52), (64, 80), (32, 32), (96, 128), (224, 224), (256, 256), (28, 28), (8, 8), (384, 384), (120, 120),
 )  # fmt: skip
 _TRIED_LAYERS = 3
 

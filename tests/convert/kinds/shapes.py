@@ -162,6 +162,53 @@ class WholePerceptron(nn.Module):
         return self.fc_norm(y) + self.conv(x.view(-1, c, 3, 5))
 
 
+@row(GRID, call(tensor(2, 8, 8, 12)), call(tensor(3, 8, 4, 4)), layers=1, norms=0)
+class PublishedPerceptron(nn.Module):
+    """RepMLP's block as it is published: helpers, six axes, branches that are reshaped each by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.C, self.h, self.w, self.S = 8, 4, 4, 2
+        self.fc3, self.fc3_bn = nn.Conv2d(32, 32, 1, groups=2, bias=False), nn.BatchNorm2d(2)
+        for k in (1, 3):
+            self.add_module(f"repconv{k}", conv_bn(2, 2, k, groups=2))
+
+    def partition(self, x: Tensor, h_parts: int, w_parts: int) -> Tensor:
+        return x.reshape(-1, self.C, h_parts, self.h, w_parts, self.w).permute(0, 2, 4, 1, 3, 5)
+
+    def affine(self, x: Tensor, h_parts: int, w_parts: int) -> Tensor:
+        out = self.fc3(x.reshape(-1, self.S * self.h * self.w, 1, 1))
+        out = self.fc3_bn(out.reshape(-1, self.S, self.h, self.w))
+        return out.reshape(-1, h_parts, w_parts, self.S, self.h, self.w)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        shape = inputs.size()
+        h_parts, w_parts = shape[2] // self.h, shape[3] // self.w
+        windows = self.partition(inputs, h_parts, w_parts)
+        out = self.affine(windows, h_parts, w_parts)
+        images = windows.reshape(-1, self.S, self.h, self.w)
+        convolved: Any = 0
+        for k in (1, 3):
+            convolved += self.get_submodule(f"repconv{k}")(images)
+        out += convolved.reshape(-1, h_parts, w_parts, self.S, self.h, self.w)
+        return out.permute(0, 3, 1, 4, 2, 5).reshape(*shape).sigmoid()
+
+
+@row(GRID, call(tensor(2, 4, 12)), call(tensor(3, 4, 12)))
+class WindowsThatAreWritten(nn.Module):
+    """A reshape that is written to between two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.conv, self.norm = nn.Linear(48, 48), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2
+        flat = self.fc(x.reshape(-1, 48))
+        x.view(-1, 4, 3, 4).add_(1.0)
+        return flat.reshape(-1, 4, 3, 4) + self.norm(self.conv(x.reshape(-1, 4, 3, 4)))
+
+
 @row(BETWEEN, **MERGED)
 class HeightBetween(_Normed):
     def forward(self, x: Tensor) -> Tensor:
