@@ -87,6 +87,7 @@ def test_every_parameter_gets_a_gradient(row: Row) -> None:
     assert [n for n, p in block.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("row", "arguments"), SWEEP)
 def test_collapse_is_exact(row: Row, arguments: dict[str, Any]) -> None:
     block, x = trained(row, arguments), example(row)
