@@ -22,10 +22,22 @@ from torch.utils._pytree import tree_leaves
 from ..graph.numberless import Numberless, Stage
 from ..rules import rule_of_module, users_functions
 from .conversions import NeedsNumberError, converting
+from .inplace import is_view_operation, written_to
 from .lines import line_of_user
 from .proxies import Value
 from .trace import MADE, Call, Trace, follows_a_size, forward_of
-from .ways import MOST_OPERATIONS, Decisions, Shared, TooManyWays, Way, all_ways, either, is_refusal, telling
+from .ways import (
+    MOST_OPERATIONS,
+    Decisions,
+    Shared,
+    TooManyWays,
+    Way,
+    all_ways,
+    either,
+    is_refusal,
+    rewritten_,
+    telling,
+)
 
 # Functions marked by ``torch.fx.wrap`` are replaced in their modules while a network is traced; for arguments that
 # aren't traced values the replacement is the function itself, so that other threads see no difference.
@@ -407,7 +419,23 @@ class _Tracer(fx.Tracer):
         tensors = {str(n.target) for n in new if n.op == "get_attr"}
         args = [(n.args, dict(n.kwargs)) for n in own]
         parts = [_part_of(begin.call, n) for n in own]
-        return Way(tuple(self._decisions.taken), self._decisions.holds(), own, args, parts, output, tensors)
+        written = [self._written_by(n) for n in own]
+        taken = tuple(self._decisions.taken)
+        return Way(taken, self._decisions.holds(), own, args, parts, output, tensors, written)
+
+    def _written_by(self, node: fx.Node) -> list[fx.Node]:
+        """Tensors that an operation changes in place, which its first operand may be views of."""
+        target = written_to(node) if node.op != "call_module" else None
+        if node.op == "call_module" and getattr(self.root.get_submodule(str(node.target)), "inplace", False):
+            target = next(iter(node.all_input_nodes), None)
+        found, stack = [], [] if target is None else [target]
+        while stack:
+            value = stack.pop()
+            if not is_view_operation(value) and not value.meta.get("passes"):
+                found.append(value)
+            else:
+                stack += value.all_input_nodes if value.target is either else value.all_input_nodes[:1]
+        return found
 
     def _joined(self, call: Call, calls: int, ways: list[Way], output: Any) -> Any:
         """Keep of the first way, which is in the graph, what all ways share; the output with values of either way."""
@@ -419,7 +447,7 @@ class _Tracer(fx.Tracer):
                 return values[0]
             key = tuple(v if isinstance(v, fx.Node) else repr(v) for v in values)
             if key not in made:
-                made[key] = self._either(call, tuple(shared.sources(values)), before)
+                made[key] = self._insert(call, either, tuple(shared.sources(values)), before)
                 self._later[made[key]] = functools.partial(self._known_of_either, shared, values)
             return made[key]
 
@@ -429,6 +457,10 @@ class _Tracer(fx.Tracer):
         for j in sorted(shared.kept):
             node, operands = live.nodes[j], [value(values, live.nodes[j]) for values in shared.operands(j)]
             node.args, node.kwargs = _filled(live.args[j], operands)
+        for changed, before in shared.hidden_writes():
+            if changed.op == "get_attr":
+                raise TypeError("a parameter is changed on some ways through its forward")
+            self._insert(call, rewritten_, (changed,), before)
         found = [value(values, None) for values in (shared.any_output() if outputs is None else outputs)]
         alone = {n for j, n in enumerate(live.nodes) if j not in shared.kept}
         instead = {key[0]: node for key, node in made.items() if key[0] in alone}
@@ -447,10 +479,12 @@ class _Tracer(fx.Tracer):
             return [self.proxy(node) for node in found]
         return _filled(output, [self.proxy(v) if isinstance(v, fx.Node) else v for v in found])
 
-    def _either(self, call: Call, sources: tuple[fx.Node, ...], before: fx.Node | None) -> fx.Node:
-        """A value that differs from way to way, in front of what reads it or at the end."""
+    def _insert(
+        self, call: Call, function: Callable[..., Any], args: tuple[fx.Node, ...], before: fx.Node | None
+    ) -> fx.Node:
+        """What stands for operations that differ from way to way, in front of another one or at the end."""
         with contextlib.nullcontext() if before is None else self.graph.inserting_before(before):
-            node = self.graph.create_node("call_function", either, sources)
+            node = self.graph.create_node("call_function", function, args)
         node.meta["call"] = call
         for outer in call.lineage():
             outer.nodes.insert(len(outer.nodes) if before is None else outer.nodes.index(before), node)

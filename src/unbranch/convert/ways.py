@@ -93,6 +93,11 @@ def either(*_values: Any) -> NoReturn:
     raise RuntimeError("a forward with several ways can't be written as one")
 
 
+def rewritten_(*_values: Any) -> NoReturn:
+    """Stands for operations that some ways run alone, and that change a value in place; it is never run."""
+    raise RuntimeError("a forward with several ways can't be written as one")
+
+
 @dataclass(eq=False)
 class Way:
     """One way through a forward.
@@ -105,6 +110,7 @@ class Way:
         parts: for each operation the path of the module, called by the forward itself, that runs it.
         output: what the forward returns.
         tensors: paths of parameters and buffers that it reads.
+        written: for each operation the tensors that it changes in place.
     """
 
     taken: tuple[bool, ...]
@@ -114,6 +120,7 @@ class Way:
     parts: list[str | None]
     output: Any
     tensors: set[str]
+    written: list[list[fx.Node]]
 
 
 def all_ways(follow: Callable[[Decisions], Way | None]) -> list[Way]:
@@ -234,6 +241,24 @@ class Shared:
         position = self._positions[0].get(node)
         return node if position is None else self.ways[k].nodes[self.partners[k][position]]
 
+    def hidden_writes(self) -> Iterator[tuple[fx.Node, fx.Node | None]]:
+        """Tensors of the first way, kept or older than it, that some ways alone change in place.
+
+        Yields:
+            The tensor, and the first operation of the first way behind the change.
+        """
+        for way, partner, positions in zip(self.ways, self.partners, self._positions, strict=True):
+            back = {b: a for a, b in partner.items() if a in self.kept}
+            for j, tensors in enumerate(way.written):
+                if j in back:
+                    continue
+                later = [back[n] for n in range(j, len(way.nodes)) if n in back]
+                for tensor in tensors:
+                    position = positions.get(tensor)
+                    if position is None or position in back:
+                        known = tensor if position is None else self.ways[0].nodes[back[position]]
+                        yield known, self.ways[0].nodes[later[0]] if later else None
+
     def parts(self) -> set[str]:
         """Paths of modules that are called on some ways alone."""
         found: set[str | None] = set()
@@ -263,7 +288,8 @@ class Shared:
         )
         outputs = self.outputs()
         found = None if outputs is None else tuple(self.same(v) for v in outputs)
-        return operands, found, self.parts(), self.tensors()
+        writes = {(str(tensor), str(before)) for tensor, before in self.hidden_writes()}
+        return operands, found, self.parts(), self.tensors(), writes
 
 
 def telling(ways: list[Way]) -> list[Way]:

@@ -175,6 +175,55 @@ class WritesToWhatMayBeItsInput(_Normed):
 
 
 @row(APART, *BATCHES)
+class WritesOnOneWay(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if x.shape[0] > 5:
+            y.mul_(2)
+        return self.norm(y).relu()
+
+
+@row(APART, *BATCHES)
+class WritesToAViewOnOneWay(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = y[:, 1:]
+        if x.shape[0] > 5:
+            z[:, :, 0] = 3.0
+        return self.norm(y).relu()
+
+
+@row(APART, *BATCHES)
+class ActivatesInPlaceOnOneWay(_Normed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if x.shape[0] > 5:
+            self.act(y)
+        return self.norm(y).relu()
+
+
+@row(APART, *BATCHES)
+class WritesToAWeightOnOneWay(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight.clone()
+        if x.shape[0] > 5:
+            weight[:, :, 0] = 0.0
+        return self.norm(F.conv2d(x, weight, self.conv.bias)).relu()
+
+
+@row(ALIKE, *BATCHES, norms=0)
+class WritesToItsOwnOnOneWay(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 5:
+            x = F.pad(x, (1, 1)).relu_()
+        return self.norm(self.conv(x)).relu()
+
+
+@row(APART, *BATCHES)
 class KeepsAWay(_Normed):
     """What a way leaves behind isn't there for the next one."""
 
