@@ -37,6 +37,7 @@ from unbranch.convert.costs import layer_counts
 from unbranch.models import randomise_statistics
 
 RESULTS = Path(__file__).parent / "results" / "atlas.jsonl"
+NAMES = RESULTS.with_name("atlas_names.json")  # finding the smallest variants takes minutes
 TABLE = Path(__file__).parent.parent / "docs" / "atlas.md"
 LIBRARIES = ("timm", "torchvision", "ultralytics", "transformers", "segmentation_models_pytorch")
 SECONDS = 900  # for one row
@@ -50,9 +51,14 @@ Made = tuple[nn.Module, list[Any], Callable[[nn.Module], nn.Module] | None]
 
 def names() -> Iterator[str]:
     """All rows of the libraries that are installed, as ``library:name``."""
-    for library in LIBRARIES:
-        if importlib.util.find_spec(library) is not None:
-            yield from (f"{library}:{name}" for name in globals()[f"_names_of_{library}"]())
+    known: dict[str, list[str]] = json.loads(NAMES.read_text()) if NAMES.exists() else {}
+    for library in filter(_is_installed, LIBRARIES):
+        version = f"{library} {_version_of(library)}"
+        if version not in known:
+            known[version] = globals()[f"_names_of_{library}"]()
+            NAMES.parent.mkdir(exist_ok=True)
+            NAMES.write_text(json.dumps(known, indent=1) + "\n")
+        yield from (f"{library}:{name}" for name in known[version])
 
 
 def _names_of_timm() -> list[str]:
@@ -239,7 +245,7 @@ def measure(row: str) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """``docs/atlas.md``."""
-    versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("torch", *LIBRARIES) if _is_installed(n))
+    versions = ", ".join(f"{n} {_version_of(n)}" for n in ("torch", *LIBRARIES) if _is_installed(n))
     skipped = [n for n in LIBRARIES if not _is_installed(n)]
     missing = f"; not installed: {', '.join(skipped)}" if skipped else ""
     lines = [
@@ -263,6 +269,10 @@ seconds of the conversion; why something stays.
         why = "; ".join(f"{n} × {_cell(reason)}" for reason, n in row["reasons"].items())
         lines.append(f"| {row['row']} | {' | '.join(counts)} | {errors} | {row['seconds']} | {why} |")
     return "\n".join(lines) + "\n"
+
+
+def _version_of(library: str) -> str:
+    return importlib.metadata.version(library)
 
 
 def _is_installed(library: str) -> bool:

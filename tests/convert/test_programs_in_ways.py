@@ -1,0 +1,61 @@
+"""Random programs with conditions: what is returned computes the same whichever way an input goes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+import unbranch as ub
+
+from ..networks import randomised
+from .programs_in_ways import Program, steps
+
+_generator = torch.Generator().manual_seed(17)
+
+
+def inputs() -> list[Tensor]:
+    """Inputs that take the ways in many combinations."""
+    shapes = [(2, 4, 6, 8), (7, 4, 6, 8), (2, 4, 6, 9), (7, 4, 9, 7), (3, 4, 9, 8)]
+    return [
+        torch.randn(shape, generator=_generator, dtype=torch.float64) + shift
+        for shape in shapes
+        for shift in (1.0, -1.0, 100.0)
+    ]
+
+
+INPUTS = inputs()
+
+
+@torch.no_grad()
+def check(program: tuple[Any, ...]) -> None:
+    network = randomised(Program(program)).double()
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    plain = ub.collapse(network)
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+    for x in INPUTS:
+        theirs, ours = copy.deepcopy(network)(x.clone()), plain(x.clone())
+        assert (theirs - ours).abs().max() <= 1e-9 * theirs.abs().max().clamp_min(1e-6), program
+
+
+@given(program=steps())
+@settings(max_examples=40)
+def test_random_programs_with_conditions(program: tuple[Any, ...]) -> None:
+    check(program)
+
+
+@pytest.mark.slow
+@pytest.mark.sweep(1_000_000)
+@pytest.mark.parametrize("part", range(10))
+def test_many_random_programs_with_conditions(part: int) -> None:
+    @given(program=steps())
+    @settings(max_examples=500, derandomize=False)
+    def many(program: tuple[Any, ...]) -> None:
+        check(program)
+
+    assert part >= 0
+    many()
