@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 LAYERS = ("conv", "norm", "point", "other norm", "block")
 _PLAIN = (
-    *LAYERS, "relu", "relu_", "scale", "scale_", "keep", "add kept", "kept +=", "replace by kept", "flip", "view", "clone",
-    "slice =",
+    *LAYERS, "relu", "relu_", "scale", "scale_", "keep", "add kept", "kept +=", "replace by kept", "flip", "view",
+    "clone", "slice =",
 )  # fmt: skip
 CONDITIONS = ("batch > 5", "odd width", "large", "negative", "height > width")
 

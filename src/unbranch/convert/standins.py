@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._pytree import tree_map
 
 from ..graph.guarded import with_stand_ins
@@ -20,7 +24,7 @@ from .tracer import Given
 
 _UNLIKE = (1, 1, 2, 3, 5)
 _ODD = (21, 26)  # added to the two sizes: halves, and halves of halves, are odd in one of them
-_APART = 32  # sizes are multiplied by this, so that they stay unlike behind every stride
+_APART = 32  # sides are multiplied by this, so that they stay unlike behind every stride; a batch isn't
 
 
 @dataclass(eq=False)
@@ -62,10 +66,12 @@ class StandIns:
                 continue
             for self._unlike, unlike in ((True, True), (False, True), (False, False)):
                 pair = _apart(*self.pair, unlike=unlike, odd=self._unlike)
-                (first, ran), (second, too) = map(self._observed, pair)
+                (first, failed), (second, too) = map(self._observed, pair)
                 best = [first, second]
-                if ran and too:
+                if failed is None and too is None:
                     return [first, self._with_other_channels(*pair) or second]
+                if any(error is not None and _needs_numbers(error) for error in (failed, too)):
+                    return best  # as far as the network comes without them
         return best
 
     def _with_other_channels(self, first: Arguments, second: Arguments) -> dict[str, tuple[Any, ...]] | None:
@@ -75,13 +81,13 @@ class StandIns:
             return None
         for axis in (1, -1):
             if all(a.shape[axis] == b.shape[axis] for a, b in zip(first.args, second.args, strict=True)):
-                found, ran = self._observed(Arguments(tuple(_doubled(v, axis) for v in second.args)))
-                if ran:
+                found, failed = self._observed(Arguments(tuple(_doubled(v, axis) for v in second.args)))
+                if failed is None:
                     return found
         return None
 
-    def _observed(self, given: Arguments) -> tuple[dict[str, tuple[Any, ...]], bool]:
-        """What parts are given for an input, and whether the network ran to its end."""
+    def _observed(self, given: Arguments) -> tuple[dict[str, tuple[Any, ...]], Exception | None]:
+        """What parts are given for an input, and what kept the network from running to its end."""
         assert self._copy is not None
         own = shadow_of(self._copy)
         found: dict[str, tuple[Any, ...]] = {}
@@ -96,10 +102,12 @@ class StandIns:
         for path, module in own.named_modules():
             with contextlib.suppress(RuntimeError):  # ScriptModules take no such hooks
                 module.register_forward_pre_hook(watch(path), with_kwargs=True)
-        with torch.inference_mode(False), torch.no_grad(), self._mode, contextlib.suppress(Exception):
-            own(*tree_map(self._stand_in, given.args))
-            return found, True
-        return found, False
+        try:
+            with torch.inference_mode(False), torch.no_grad(), self._mode:
+                own(*tree_map(self._stand_in, given.args))
+        except Exception as error:
+            return found, error
+        return found, None
 
     @functools.cached_property
     def _device(self) -> torch.device:
@@ -110,6 +118,12 @@ class StandIns:
             return value
         device = self._device if value.is_meta else value.device
         return torch.empty(value.shape, dtype=value.dtype, device=device)
+
+
+def _needs_numbers(error: Exception) -> bool:
+    """Whether a forward that failed on stand-ins depends on the numbers in its tensors."""
+    kinds = (DataDependentOutputException, DynamicOutputShapeException)
+    return isinstance(error, kinds) or any(words in str(error) for words in ("meta tensors", "Meta tensors", "'Meta'"))
 
 
 def _doubled(value: Tensor, axis: int) -> Tensor:
@@ -127,7 +141,8 @@ def _apart(first: Arguments, second: Arguments, *, unlike: bool, odd: bool) -> t
     def larger(value: Any, other: Any, more: int) -> Any:
         if not isinstance(value, Tensor) or not isinstance(other, Tensor) or value.dim() != other.dim():
             return value
-        factors = [_APART * (_UNLIKE[axis % len(_UNLIKE)] if unlike else 1) for axis in range(value.dim())]
+        by_axis = [_UNLIKE[axis % len(_UNLIKE)] if unlike else 1 for axis in range(value.dim())]
+        factors = [factor * (_APART if axis else 1) for axis, factor in enumerate(by_axis)]
         sizes = zip(value.shape, other.shape, factors, strict=True)
         shape = [n if n == m else n * factor + more * odd for n, m, factor in sizes]
         return torch.empty(shape, dtype=value.dtype, device="meta")
