@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .guarded import RandomDrawError, Runner
+from .numberless import Numberless
 
 Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid dimensions, channels on the last axis
 
@@ -114,8 +115,9 @@ def _larger(value: Any, axes: slice) -> Any:
 
 def runs(runner: Runner, given: Arguments) -> bool:
     """Whether a module's forward takes an input."""
+    meta = any(isinstance(v, Tensor) and v.is_meta for v in given.args)
     try:
-        runner.observe(given.args, given.kwargs, contextlib.nullcontext)
+        runner.observe(given.args, given.kwargs, Numberless if meta else contextlib.nullcontext)
     except RandomDrawError:
         raise
     except Exception:
