@@ -77,10 +77,30 @@ def _names_of_torchvision() -> list[str]:
     return [_smallest(found, make) for found in files.values()]
 
 
+_SMALL = (
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "tiny",
+    "mini",
+    "small",
+    "_xxs",
+    "_xs",
+    "_s0",
+    "_t0",
+    "_m0",
+    "_00",
+    "_050",
+    "_18",
+)
+
+
 def _smallest(found: list[str], make: Callable[[str], nn.Module]) -> str:
-    """The name of the network with the fewest parameters."""
+    """The name of the network with the fewest parameters, of those whose name says that they are small."""
+    small = [name for name in found if any(word in name for word in _SMALL)]
     sizes = {}
-    for name in found:
+    for name in (small or found)[:12]:
         with contextlib.suppress(Exception), torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sizes[name] = sum(p.numel() for p in make(name).parameters())

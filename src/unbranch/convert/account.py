@@ -16,6 +16,7 @@ from .reasons import remedy_of
 from .region import Region
 from .report import MergeRecord, Refusal, Report
 from .trace import Trace, operation_name
+from .ways import either
 
 
 @dataclass(eq=False)
@@ -129,6 +130,8 @@ def _words_for(trace: Trace, value: Any) -> str:
         return "what the part is given, and no layer behind takes it in"
     if value.op == "get_attr":
         return "a parameter"
+    if value.target is either:
+        return "a value that differs by the size of what the forward is given"
     others = len(trace.readers(value)) > 1
     if value.op == "call_module":
         path, module = str(value.target), trace.module.get_submodule(str(value.target))

@@ -14,7 +14,7 @@ from ..graph.float64 import Float64
 from .inplace import is_view_operation
 from .prove import attribute, run_node
 from .trace import Trace
-from .ways import either, rewritten_
+from .ways import either
 
 
 class Constants:
@@ -34,7 +34,7 @@ class Constants:
         self.nodes = {n for n in self._order if n.op == "get_attr"}
         for node in self._order:
             sources = node.all_input_nodes if node.op in ("call_function", "call_method") else []
-            if sources and node.target not in (either, rewritten_) and all(n in self.nodes for n in sources):
+            if sources and node.target is not either and all(n in self.nodes for n in sources):
                 self.nodes.add(node)
         self._groups = self._grouped()
         self._values: dict[fx.Node, Any] = {}

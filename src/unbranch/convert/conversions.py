@@ -60,6 +60,14 @@ def _len(value: Any) -> Any:
 _OWN = {"int": _Int, "float": _Float, "len": _len}
 
 
+_MARK = "_converts_traced_values"
+
+
+def is_converting(value: Any) -> bool:
+    """Whether something is a function, or a method, that was put on a module here."""
+    return _MARK in vars(getattr(value, "__func__", value)) if callable(value) and hasattr(value, "__dict__") else False
+
+
 def converting(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A module's bound forward, with conversions that take traced values.
 
@@ -102,6 +110,7 @@ def _copied(function: Any, known: dict[int, Any]) -> Any:
     scope = dict(function.__globals__)
     copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
+    vars(copy)[_MARK] = True
     known[id(function)] = copy
     for name in _names(function.__code__):
         if name in _OWN and name not in scope:

@@ -19,13 +19,14 @@ from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
 from .forwards import EXACT, ROUNDED, Forwards, sizes_of
 from .lines import place_of
+from .methods import reached_by_forward
 from .moves import move_norms
 from .place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
 from .plan import Merge, Plan, plan_of
 from .prove import random_inputs, relative_error, run_nodes
 from .reading import traces_of
 from .rearrange import rearranges, shapes_of
-from .reasons import HOOKED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
+from .reasons import HOOKED, REACHED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
 from .region import Region, operations_between
 from .report import Refusal, Report
 from .rewrite import copied, replaced_modules, trained_like
@@ -172,7 +173,7 @@ class _Conversion:
             self.memo[id(part)] = type(part)()
             shadow.set_submodule(path, type(part)())
         traces, unread = traces_of(shadow, self.stand_ins.of)
-        hooked = self._watched(traces)
+        hooked = self._watched(traces, unread)
         owners, read = owners_of(self.network), {id(trace): trace.read() for trace in traces}
         seen = {trace.full_path(call.path) for trace in traces for call in trace.calls if call.leaf}
         for path, reason in unread.items():
@@ -188,11 +189,13 @@ class _Conversion:
             elsewhere = set().union(*(ids for of, ids in read.items() if of != id(trace)))
             self._convert(trace, hooked, owners, elsewhere | trace.read_on_some_ways())
 
-    def _watched(self, traces: list[Trace]) -> dict[str, str]:
+    def _watched(self, traces: list[Trace], unread: dict[str, str]) -> dict[str, str]:
         """Paths of modules whose inputs and outputs someone sees, with the reason."""
         named = list(self.network.named_modules(remove_duplicate=False))
         hidden = {id(self.network.get_submodule(t.full_path(path))) for t in traces for path in t.hidden}
+        unknown = {id(m) for path in unread for m in reached_by_forward(self.network.get_submodule(path))}
         found: dict[str, str] = {path: SEVERAL_WAYS for path, m in named if id(m) in hidden}
+        found |= {path: REACHED for path, m in named if id(m) in unknown}
         return found | {path: HOOKED for path, m in named if has_hooks(m)}
 
     def _convert(

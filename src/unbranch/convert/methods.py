@@ -119,12 +119,23 @@ def _methods(module: nn.Module) -> Iterator[tuple[str, frozenset[Pattern]]]:
             yield name, runs
 
 
+def reached_by_forward(module: nn.Module) -> list[nn.Module]:
+    """Parts of parts that the forward of a module's class calls, past those that they lie in."""
+    forward = getattr(type(module).forward, "__wrapped__", type(module).forward)
+    runs, _ = _read(forward) if inspect.isfunction(forward) else (frozenset(), None)
+    return [part for pattern in sorted(runs) if len(pattern) > 1 for part in _parts(module, pattern)]
+
+
 def _exists(module: nn.Module, pattern: Pattern) -> bool:
     """Whether a pattern leads to a part."""
+    return bool(_parts(module, pattern))
+
+
+def _parts(module: nn.Module, pattern: Pattern) -> list[nn.Module]:
     found = [module]
     for step in pattern:
         found = [c for m in found for name, c in m._modules.items() if c is not None and step in ("*", name)]
-    return bool(found)
+    return found
 
 
 def _fits(steps: Pattern, pattern: Pattern) -> bool:

@@ -6,6 +6,7 @@ others. Any other merge rebuilds the smallest module that holds it from its grap
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .methods import asks_for, entry_points, looking_into, running_all, shown_by
 from .options import optional_arguments, otherwise
 from .plan import Merge
 from .region import Region
-from .trace import Call, Trace, call_of
+from .trace import Call, Trace, call_of, forward_of
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
 
@@ -194,7 +195,7 @@ def _own_kernel(region: Region, node: fx.Node, merge: Merge) -> Call | None:
     holds = own._parameters.get("weight") is not None and "bias" in own._parameters
     reads = names[0] == f"{call.path}.weight" and names[1] in (None, f"{call.path}.bias")
     reads = reads and (names[1] is None) == (own._parameters.get("bias") is None)
-    if not holds or not reads or call.output is not node:
+    if not holds or not reads or call.output is not node or (names[1] is None and _asks_for_bias(own)):
         return None
     trace = region.trace
     others = {
@@ -206,6 +207,12 @@ def _own_kernel(region: Region, node: fx.Node, merge: Merge) -> Call | None:
         return None
     same = _geometry(before) == _geometry(after) and not getattr(merge.layer, "grow", ())
     return call if same and getattr(merge.layer, "before", True) is None else None
+
+
+def _asks_for_bias(own: nn.Module) -> bool:
+    """Whether a forward reads its bias more than once: it may ask whether there is one, and there will be."""
+    code = getattr(forward_of(own), "__code__", None)
+    return code is None or sum(i.argval == "bias" for i in dis.get_instructions(code)) > 1
 
 
 def _geometry(value: Affine) -> Any:

@@ -98,8 +98,13 @@ class Value(fx.Proxy):
     def __len__(self) -> int:
         length = self._length()
         if length is None:
+            self._asks()
             raise NeedsNumberError("a length that depends on the input is needed there and then")
         return length
+
+    def _asks(self) -> None:
+        tracer: Any = self.tracer
+        tracer.asked += 1  # the forward may catch the error
 
     def __iter__(self) -> Any:
         length = self._length()
@@ -114,9 +119,26 @@ class Value(fx.Proxy):
         return lengths.pop() if len(lengths) == 1 else None
 
     def __int__(self) -> int:
+        self._asks()
         raise NeedsNumberError("a number that depends on the input is needed there and then")
 
     __float__ = __int__
+
+    def __str__(self) -> str:
+        self._asks()
+        raise NeedsNumberError("a number that depends on the input is needed as text")
+
+    def __format__(self, format_spec: str) -> str:
+        return self.__str__()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node"):
+            raise AttributeError(f"{name} of a value that depends on the input can't be set")
+        super().__setattr__(name, value)
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        whole: Any = self
+        return whole // other, whole % other
 
     def __round__(self, ndigits: int | None = None) -> Any:
         return self.tracer.create_proxy("call_function", round, (self, *(() if ndigits is None else (ndigits,))), {})

@@ -22,6 +22,7 @@ def remedy_of(reason: str) -> str:
 
 HOOKED = Reason("it has a hook, which would be lost", "remove the hook before the conversion, and put it on afterwards")
 SEVERAL_WAYS = Reason("its forward takes another way past it for other inputs")
+REACHED = Reason("a forward that can't be read takes it out of what it lies in")
 SHARED = Reason("it shares its weights with another module", "give each place a copy of its own: copy.deepcopy(layer)")
 READ = Reason("its weights are read by another module", "read them from a copy")
 IN_PLACE = Reason("a value it reads is changed in place", "write y = f(x) instead of changing x in place")

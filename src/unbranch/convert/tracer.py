@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import opcode
 import operator
 import os
 import threading
@@ -19,10 +20,10 @@ from torch import fx, nn
 from torch.fx._symbolic_trace import _autowrap_check, _new_patcher, _patch_wrapped_functions
 from torch.utils._pytree import tree_leaves
 
+from ..graph.guarded import unwritten
 from ..graph.numberless import Numberless, Stage
 from ..rules import rule_of_module, users_functions
-from .conversions import NeedsNumberError, converting
-from .inplace import is_view_operation, written_to
+from .conversions import NeedsNumberError, converting, is_converting
 from .lines import line_of_user
 from .proxies import Value
 from .trace import MADE, Call, Trace, follows_a_size, forward_of
@@ -32,10 +33,10 @@ from .ways import (
     Shared,
     TooManyWays,
     Way,
+    about_sizes,
     all_ways,
     either,
-    is_refusal,
-    rewritten_,
+    is_harmless,
     telling,
 )
 
@@ -114,6 +115,7 @@ class _Tracer(fx.Tracer):
         self._parameter_proxies: dict[str, fx.Proxy] = {}
         self._decisions = Decisions()
         self._following = self._followed = 0
+        self.asked = 0  # how often a size was converted to a number
         self._converts: set[str] = set()
         self.hidden: set[str] = set()
         self.unshared: set[str] = set()
@@ -160,7 +162,7 @@ class _Tracer(fx.Tracer):
         self.submodule_paths = {module: path for path, module in root.named_modules()}
         self._collect_tensors(root)
         forward, args = self.create_args_for_root(type(root).forward, True, concrete_args)
-        with _ONE_AT_A_TIME, _new_patcher() as patcher, _recording(self, root):
+        with _ONE_AT_A_TIME, _new_patcher() as patcher, unwritten(root), _recording(self, root):
             _patch_wrapped_functions(patcher)
             _autowrap_check(patcher, type(root).forward.__globals__, self._autowrap_function_ids)
             for module in self._autowrap_search:
@@ -204,10 +206,9 @@ class _Tracer(fx.Tracer):
             call.nodes.append(node)
         if not self._following:
             node.meta["where"] = line_of_user()
-        else:
-            self._followed += 1
-            if self._followed > MOST_OPERATIONS:
-                raise TooManyWays("too many ways lead through its forward")
+        self._followed += 1
+        if self._followed > MOST_OPERATIONS:
+            raise TooManyWays("its forward runs too many operations, or goes too many ways")
         return node
 
     def known(self, node: fx.Node) -> Any:
@@ -222,13 +223,16 @@ class _Tracer(fx.Tracer):
         return self._knowledge[node]
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Whether two sizes are the same, where they are for all inputs; other conditions have both outcomes."""
+        """Whether two sizes are the same, where they are for all inputs; others on sizes have both outcomes."""
         node = obj.node
         known = self.known(node) if node.target in (operator.eq, operator.ne) else None
         holds = known == ((True, True) if node.target is operator.eq else (False, False))
         given = self._given()
         if holds and given is not None and given.apart and all(map(follows_a_size, node.args)):
             return node.target is operator.eq
+        options = [name for name, value in self._options.items() if value is ...]
+        if not about_sizes(node, options):
+            return super().to_bool(obj)
         return self._decisions.of(node, self.known(node))
 
     def _computed(self, node: fx.Node, given: Given | None) -> Any:
@@ -318,6 +322,8 @@ class _Tracer(fx.Tracer):
             else:
                 output = self._through(call, functools.partial(self._forward, path, forward, args, kwargs))
             passed_through = any(output is a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy))
+        except OtherStructureError:
+            raise  # the parent may ask what it got
         except Exception as error:
             self.failures[path] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             passed_through = True  # and so replaced by a leaf
@@ -357,15 +363,12 @@ class _Tracer(fx.Tracer):
         self._following += 1
         try:
             if key in self._told:
-                again = [self._follow(begin, run, Decisions(taken)) for taken in self._told[key]]
-                found = [way for way in again if way is not None]
+                found = [self._follow(begin, run, Decisions(taken)) for taken in self._told[key]]
                 if [way.taken for way in found] == self._told[key]:
                     return found
             ways = all_ways(functools.partial(self._follow, begin, run))
         finally:
             self._following -= 1
-        if not ways:
-            raise TypeError("its forward refuses whatever it is given")
         ways = telling(ways)
         self._told[key] = [way.taken for way in ways]
         return ways
@@ -373,38 +376,57 @@ class _Tracer(fx.Tracer):
     def _once(self, call: Call, run: Callable[[], Any]) -> Any:
         """The output of a forward with one way."""
         try:
-            output = run()
-        except NeedsNumberError as error:
-            if call.path in self._converts:
-                raise
-            self._converts.add(call.path)
-            raise _Again from error
+            output = self._run(call, run)
         except Exception as error:
             if self._decisions.taken:
                 raise _Again from error
             raise
-        if self._decisions.taken:
+        if output is _AGAIN or self._decisions.taken:
             raise _Again
         return output
 
-    def _follow(self, begin: _Beginning, run: Callable[[], Any], decisions: Decisions) -> Way | None:
-        """One way through the forward of a call, taken back afterwards; None where the forward refuses."""
+    def _follow(self, begin: _Beginning, run: Callable[[], Any], decisions: Decisions) -> Way:
+        """One way through the forward of a call, taken back afterwards."""
         self._decisions = decisions
-        try:
-            way = self._way(begin, nodes_of(run()))
-        except NeedsNumberError:
-            if begin.call.path in self._converts:
-                raise
-            self._converts.add(begin.call.path)
+        before = self._states()
+        output = self._run(begin.call, run)
+        if output is _AGAIN:
             self._take_back(begin)
             decisions.clear()
             return self._follow(begin, run, decisions)
-        except Exception as error:
-            if not decisions.taken or not is_refusal(error.__traceback__):
-                raise
-            way = None
+        if self._states() != before:
+            raise TypeError("it keeps something that depends on the size of what it is given")
+        way = self._way(begin, nodes_of(output))
         self._take_back(begin)
         return way
+
+    def _run(self, call: Call, run: Callable[[], Any]) -> Any:
+        """What a forward returns, or ``_AGAIN`` where it converts a size to a number for the first time."""
+        asked = self.asked
+        try:
+            output = run()
+        except NeedsNumberError:
+            if call.path in self._converts:
+                raise
+            self._converts.add(call.path)
+            return _AGAIN
+        except SystemExit as error:
+            raise TypeError("its forward ends the process") from error
+        if self.asked == asked:
+            return output
+        if call.path in self._converts:  # and has caught the error
+            raise NeedsNumberError("a number that depends on the input is needed there and then")
+        self._converts.add(call.path)
+        return _AGAIN
+
+    def _states(self) -> list[Any]:
+        """Attributes of all modules, to be compared: what lists and dictionaries hold counts."""
+        return [
+            (name, _content(value))
+            for module in self.root.modules()
+            for name, value in vars(module).items()
+            if not name.startswith(MADE) and not is_converting(value)
+        ]
 
     def _take_back(self, begin: _Beginning) -> None:
         self._forget(begin.new_nodes(), begin.calls)
@@ -419,27 +441,14 @@ class _Tracer(fx.Tracer):
         tensors = {str(n.target) for n in new if n.op == "get_attr"}
         args = [(n.args, dict(n.kwargs)) for n in own]
         parts = [_part_of(begin.call, n) for n in own]
-        written = [self._written_by(n) for n in own]
-        taken = tuple(self._decisions.taken)
-        return Way(taken, self._decisions.holds(), own, args, parts, output, tensors, written)
-
-    def _written_by(self, node: fx.Node) -> list[fx.Node]:
-        """Tensors that an operation changes in place, which its first operand may be views of."""
-        target = written_to(node) if node.op != "call_module" else None
-        if node.op == "call_module" and getattr(self.root.get_submodule(str(node.target)), "inplace", False):
-            target = next(iter(node.all_input_nodes), None)
-        found, stack = [], [] if target is None else [target]
-        while stack:
-            value = stack.pop()
-            if not is_view_operation(value) and not value.meta.get("passes"):
-                found.append(value)
-            else:
-                stack += value.all_input_nodes if value.target is either else value.all_input_nodes[:1]
-        return found
+        taken, harmless = tuple(self._decisions.taken), [is_harmless(n) for n in own]
+        return Way(taken, self._decisions.holds(), own, args, parts, output, tensors, harmless)
 
     def _joined(self, call: Call, calls: int, ways: list[Way], output: Any) -> Any:
         """Keep of the first way, which is in the graph, what all ways share; the output with values of either way."""
         shared, (live, *_) = Shared(ways), ways
+        if not shared.harmless() or any(name.startswith(MADE) for way in ways for name in way.tensors):
+            raise TypeError("what its forward does depends on the size of what it is given")
         made: dict[tuple[Any, ...], fx.Node] = {}
 
         def value(values: tuple[Any, ...], before: fx.Node | None) -> Any:
@@ -453,14 +462,10 @@ class _Tracer(fx.Tracer):
 
         outputs = shared.outputs()
         if outputs is None and call is not self.calls[0]:
-            raise TypeError("what its forward returns depends on what it is given")
+            raise OtherStructureError("what its forward returns depends on what it is given")
         for j in sorted(shared.kept):
             node, operands = live.nodes[j], [value(values, live.nodes[j]) for values in shared.operands(j)]
             node.args, node.kwargs = _filled(live.args[j], operands)
-        for changed, before in shared.hidden_writes():
-            if changed.op == "get_attr":
-                raise TypeError("a parameter is changed on some ways through its forward")
-            self._insert(call, rewritten_, (changed,), before)
         found = [value(values, None) for values in (shared.any_output() if outputs is None else outputs)]
         alone = {n for j, n in enumerate(live.nodes) if j not in shared.kept}
         instead = {key[0]: node for key, node in made.items() if key[0] in alone}
@@ -550,6 +555,22 @@ class _Beginning:
         return self.call.nodes[len(self.before) :]
 
 
+class OtherStructureError(TypeError):
+    """A child that returns a tensor on one way and something else on another."""
+
+
+_AGAIN: Any = object()
+
+
+def _content(value: Any) -> Any:
+    """Something that is equal as long as a value is the same, or holds the same."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_content, value))
+    if isinstance(value, dict):
+        return tuple((key, _content(part)) for key, part in value.items())
+    return id(value)
+
+
 class _Again(Exception):
     """A forward with several ways, or one that converts sizes: it is run once more."""
 
@@ -579,6 +600,17 @@ def _run(node: fx.Node, given: Any, values: dict[fx.Node, Any], part: nn.Module 
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _is_refusal(trace: types.TracebackType | None) -> bool:
+    """Whether an exception comes from a ``raise`` or an ``assert`` of the code itself."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    name = str(trace.tb_frame.f_globals.get("__name__", ""))
+    raised = opcode.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return raised and not name.startswith(("torch.", "unbranch.convert."))
 
 
 class Refused(str):
@@ -629,7 +661,7 @@ def trace_module(
         graph = tracer.trace(module)
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return Refused(reason) if is_refusal(error.__traceback__) else reason
+        return Refused(reason) if _is_refusal(error.__traceback__) else reason
     if any(n.op == "get_attr" and str(n.target).startswith("_torchbind_obj") for n in graph.nodes):
         return "it holds a compiled object that can't be read"
     output = next(n for n in graph.nodes if n.op == "output")

@@ -1,25 +1,28 @@
-"""Forwards that go one way or another by what they are given, such as those that pad odd sizes: what all ways share.
+"""Forwards that go one way or another by the size of what they are given, such as those that pad odd sizes.
 
-A condition on a traced value has two outcomes, and each is followed. Operations that all ways run, in one order and
-with the same constants, are kept; what a way runs alone is a value of which nothing is known, ``either``. What merges
-among the operations that are kept merges whichever way the forward goes.
+A condition on sizes has two outcomes, and each is followed. Operations that all ways run, in one order and with the
+same constants, are kept; what a way runs alone is a value of which nothing is known, ``either``. What merges among the
+operations that are kept merges whichever way the forward goes.
+
+A way is run on values that no input may have, so only the harmless is read: what a way runs alone may pad, cut, resize
+and rearrange, and nothing else, and no way may raise an error, leave anything behind in a module, or make a tensor.
 """
 
 from __future__ import annotations
 
 import functools
-import opcode
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from types import TracebackType
 from typing import Any, NoReturn
 
+import torch
 from torch import fx
+from torch.nn import functional as F
 
 MOST = 256  # ways through one forward
-MOST_OPERATIONS = 40_000  # that are recorded to find them
+MOST_OPERATIONS = 100_000  # that are recorded for one trace, the ways that are taken back included
 _DEEPEST = 64  # conditions on one way
 
 
@@ -88,13 +91,31 @@ def _key(value: Any) -> Any:
     return value
 
 
+_HARMLESS = {
+    F.pad, F.interpolate, operator.getitem, torch.narrow, torch.reshape, torch.permute, torch.transpose, torch.flatten,
+    torch.flip, torch.roll, torch.cat, "narrow", "contiguous", "reshape", "view", "flatten", "permute", "transpose",
+    "flip", "roll", "clone", "size", "dim",
+}  # fmt: skip
+_OF_NUMBERS = ("_operator", "builtins", "math")
+
+
+def about_sizes(node: fx.Node, options: Collection[str] = ()) -> bool:
+    """Whether a value is computed from sizes alone, or from optional arguments of the names given."""
+    if node.op == "placeholder":
+        return node.name in options
+    if node.op == "call_method" and node.target in ("size", "dim"):
+        return True
+    if node.op != "call_function" or node.kwargs:
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    known = node.target is either or getattr(node.target, "__module__", None) in _OF_NUMBERS
+    inputs = node.all_input_nodes
+    return known and bool(inputs) and all(about_sizes(n, options) for n in inputs)
+
+
 def either(*_values: Any) -> NoReturn:
     """Stands for a value that differs from way to way; it is never run."""
-    raise RuntimeError("a forward with several ways can't be written as one")
-
-
-def rewritten_(*_values: Any) -> NoReturn:
-    """Stands for operations that some ways run alone, and that change a value in place; it is never run."""
     raise RuntimeError("a forward with several ways can't be written as one")
 
 
@@ -110,7 +131,7 @@ class Way:
         parts: for each operation the path of the module, called by the forward itself, that runs it.
         output: what the forward returns.
         tensors: paths of parameters and buffers that it reads.
-        written: for each operation the tensors that it changes in place.
+        harmless: for each operation whether a way may run it alone.
     """
 
     taken: tuple[bool, ...]
@@ -120,11 +141,11 @@ class Way:
     parts: list[str | None]
     output: Any
     tensors: set[str]
-    written: list[list[fx.Node]]
+    harmless: list[bool]
 
 
-def all_ways(follow: Callable[[Decisions], Way | None]) -> list[Way]:
-    """The ways through a forward, from a function that follows one; it gives None where the forward refuses to go on.
+def all_ways(follow: Callable[[Decisions], Way]) -> list[Way]:
+    """The ways through a forward, from a function that follows one.
 
     Raises:
         TooManyWays: if there are too many.
@@ -133,9 +154,7 @@ def all_ways(follow: Callable[[Decisions], Way | None]) -> list[Way]:
     pending: list[tuple[bool, ...]] = [()]
     for _ in range(MOST):
         decisions = Decisions(pending.pop())
-        way = follow(decisions)
-        if way is not None:
-            ways.append(way)
+        ways.append(follow(decisions))
         fresh = range(len(decisions.given), len(decisions.taken))
         pending += [(*decisions.taken[:j], not decisions.taken[j]) for j in fresh]
         if not pending:
@@ -143,15 +162,11 @@ def all_ways(follow: Callable[[Decisions], Way | None]) -> list[Way]:
     raise TooManyWays(f"more than {MOST} ways lead through its forward")
 
 
-def is_refusal(trace: TracebackType | None) -> bool:
-    """Whether an exception comes from a ``raise`` or an ``assert`` of the code itself."""
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
+def is_harmless(node: fx.Node) -> bool:
+    """Whether a way may run an operation that others don't."""
+    if node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
         return False
-    name = str(trace.tb_frame.f_globals.get("__name__", ""))
-    raised = opcode.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-    return raised and not name.startswith(("torch.", "unbranch.convert."))
+    return about_sizes(node) or (node.op in ("call_function", "call_method") and node.target in _HARMLESS)
 
 
 @dataclass(eq=False)
@@ -241,23 +256,13 @@ class Shared:
         position = self._positions[0].get(node)
         return node if position is None else self.ways[k].nodes[self.partners[k][position]]
 
-    def hidden_writes(self) -> Iterator[tuple[fx.Node, fx.Node | None]]:
-        """Tensors of the first way, kept or older than it, that some ways alone change in place.
-
-        Yields:
-            The tensor, and the first operation of the first way behind the change.
-        """
-        for way, partner, positions in zip(self.ways, self.partners, self._positions, strict=True):
-            back = {b: a for a, b in partner.items() if a in self.kept}
-            for j, tensors in enumerate(way.written):
-                if j in back:
-                    continue
-                later = [back[n] for n in range(j, len(way.nodes)) if n in back]
-                for tensor in tensors:
-                    position = positions.get(tensor)
-                    if position is None or position in back:
-                        known = tensor if position is None else self.ways[0].nodes[back[position]]
-                        yield known, self.ways[0].nodes[later[0]] if later else None
+    def harmless(self) -> bool:
+        """Whether what ways run alone only pads, cuts, resizes and rearranges."""
+        for way, partner in zip(self.ways, self.partners, strict=True):
+            shared = {partner[j] for j in self.kept}
+            if not all(fine for j, fine in enumerate(way.harmless) if j not in shared):
+                return False
+        return True
 
     def parts(self) -> set[str]:
         """Paths of modules that are called on some ways alone."""
@@ -288,8 +293,7 @@ class Shared:
         )
         outputs = self.outputs()
         found = None if outputs is None else tuple(self.same(v) for v in outputs)
-        writes = {(str(tensor), str(before)) for tensor, before in self.hidden_writes()}
-        return operands, found, self.parts(), self.tensors(), writes
+        return operands, found, self.parts(), self.tensors(), self.harmless()
 
 
 def telling(ways: list[Way]) -> list[Way]:
@@ -341,4 +345,7 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _structure(value: Any) -> str:
-    return repr(fx.node.map_aggregate(value, lambda _v: None))
+    return repr(fx.node.map_aggregate(value, lambda v: _TENSOR if isinstance(v, fx.Node) else v))
+
+
+_TENSOR = "a tensor"

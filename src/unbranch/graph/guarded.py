@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import warnings
@@ -31,7 +32,7 @@ class RandomDrawError(Exception):
     """A forward draws random numbers."""
 
 
-class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises before a protected storage is written to, and where the random state has moved, which it restores."""
 
     @classmethod
@@ -153,7 +154,7 @@ def _observed(
 ) -> Observation:
     given, named = fresh((args, kwargs))
     before = _state(own)
-    with _Guard(protected), mode():
+    with Guard(protected), mode():
         output = own(*given, **named)
     changed = {key: value for key, value in _state(own).items() if key not in before or before[key][0] != value[0]}
     seen = observation(output, given, named)
@@ -230,6 +231,24 @@ def _with_tensors(shadow: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Mod
             for name, value in list(table.items()):
                 table[name] = own(value)
     return shadow
+
+
+@contextlib.contextmanager
+def unwritten(module: nn.Module) -> Iterator[None]:
+    """Keep a module's tensors as they are while its code runs on stand-ins for its input.
+
+    A write raises ``StateWriteError`` before it happens; tensors whose data was replaced get it back.
+    """
+    tensors = {id(t): t for part in module.modules() for t in _tensors_of(part)}
+    with torch.no_grad():
+        kept = [(t, t.detach()) for t in tensors.values()]
+    try:
+        with Guard({_storage(t) for t in tensors.values()} - {0}):
+            yield
+    finally:
+        for tensor, data in kept:
+            if tensor.dtype != data.dtype or tensor.shape != data.shape or _storage(tensor) != _storage(data):
+                tensor.data = data
 
 
 _TABLES = {"_parameters", "_buffers", "_modules"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,7 +36,16 @@ class FlipsLargeBatches(_Normed):
         return self.norm(self.conv(x)).relu()
 
 
-@row(ALIKE, *NUMBERS, norms=0)
+@row(ALIKE, *BATCHES, norms=0)
+class PadsLargeBatches(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        rows, rest = divmod(x.shape[0], 6)
+        if rows >= 1 and rest > 0:
+            x = F.pad(x, (rest, 0, 0, rows))
+        return self.norm(self.conv(x)).relu()
+
+
+@row(APART, *NUMBERS)
 class ClampsLargeNumbers(_Normed):
     def forward(self, x: Tensor) -> Tensor:
         if x.max() > 50:
@@ -43,14 +53,14 @@ class ClampsLargeNumbers(_Normed):
         return self.norm(self.conv(x)).relu()
 
 
-@row(ALIKE, *BATCHES, norms=0)
+@row(APART, *BATCHES)
 class AnotherActivation(_Normed):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.conv(x))
         return y.relu() if len(x) > 5 else F.gelu(y)
 
 
-@row(ALIKE, *BATCHES, norms=0)
+@row(APART, *BATCHES)
 class RefusesOddBatches(_Normed):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[0] == 11:
@@ -77,12 +87,12 @@ class AsksAgainAndAgain(nn.Module):
 class BranchesInABlockThatBranches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = FlipsLargeBatches(), AnotherActivation(), conv_bn(4, 4)
+        self.a, self.b, self.c = FlipsLargeBatches(), PadsLargeBatches(), conv_bn(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
         if x.shape[0] > 6:
-            x = x * 2
+            x = x[..., 1:]
         return self.c(self.b(x)).relu()
 
 
@@ -215,7 +225,7 @@ class WritesToAWeightOnOneWay(_Normed):
         return self.norm(F.conv2d(x, weight, self.conv.bias)).relu()
 
 
-@row(ALIKE, *BATCHES, norms=0)
+@row(APART, *BATCHES)
 class WritesToItsOwnOnOneWay(_Normed):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[0] > 5:
@@ -232,6 +242,106 @@ class KeepsAWay(_Normed):
         if x.shape[0] > 5:
             self.kept = self.kept.abs()
         return self.norm(self.kept).relu()
+
+
+@row(APART, *BATCHES)
+class ForgetsItsWeightsOnOneWay(_Normed):
+    """A way that no image here takes, and that would destroy the source."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 50:
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter)
+            self.half()
+        return self.norm(self.conv(x)).relu()
+
+
+@row(APART, *BATCHES)
+class CountsInAnAttribute(_Normed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return self.norm(self.conv(x)).relu()
+
+
+class _Flag(nn.Module):
+    flag = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.flag = bool(x.shape[0] > 5)
+        return x
+
+
+@row(APART, *BATCHES)
+class ChildThatKeepsAFlag(_Normed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = _Flag()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(self.child(x))
+        return self.norm(y.abs() if self.child.flag else y)
+
+
+@row(APART, *BATCHES)
+class CatchesConversions(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        try:
+            batch = int(x.shape[0])
+        except Exception:
+            batch = 2
+        return self.norm(y.abs() if batch > 5 else y)
+
+
+@row(APART, *BATCHES)
+class AsksInWords(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y.abs() if f"{x.shape[0]}" == "7" else y)
+
+
+@row(APART, *BATCHES)
+class AnotherTensorOnOneWay(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        factor = torch.tensor([1.0]) if x.shape[0] < 6 else torch.tensor([2.0])
+        return self.norm(self.conv(x * factor))
+
+
+@row(APART, *BATCHES)
+class ReplacesItsData(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if x.shape[0] > 5:
+            y.data = y.abs()
+        return self.norm(y)
+
+
+@row(APART, *BATCHES)
+class EndsTheProcess(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 50:
+            raise SystemExit("too many")
+        return self.norm(self.conv(x))
+
+
+class _Nothing(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return x.flip(-1) if x.shape[0] < 6 else None
+
+
+@row(APART, *BATCHES)
+class ChildThatGivesNothing(_Normed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = _Nothing()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y.abs() if self.child(x) is None else y)
 
 
 class _Child(_Normed):
