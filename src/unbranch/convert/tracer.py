@@ -388,13 +388,13 @@ class _Tracer(fx.Tracer):
     def _follow(self, begin: _Beginning, run: Callable[[], Any], decisions: Decisions) -> Way:
         """One way through the forward of a call, taken back afterwards."""
         self._decisions = decisions
-        before = self._states()
+        before = _states(begin.call.module)
         output = self._run(begin.call, run)
         if output is _AGAIN:
             self._take_back(begin)
             decisions.clear()
             return self._follow(begin, run, decisions)
-        if self._states() != before:
+        if _states(begin.call.module) != before:
             raise TypeError("it keeps something that depends on the size of what it is given")
         way = self._way(begin, nodes_of(output))
         self._take_back(begin)
@@ -418,15 +418,6 @@ class _Tracer(fx.Tracer):
             raise NeedsNumberError("a number that depends on the input is needed there and then")
         self._converts.add(call.path)
         return _AGAIN
-
-    def _states(self) -> list[Any]:
-        """Attributes of all modules, to be compared: what lists and dictionaries hold counts."""
-        return [
-            (name, _content(value))
-            for module in self.root.modules()
-            for name, value in vars(module).items()
-            if not name.startswith(MADE) and not is_converting(value)
-        ]
 
     def _take_back(self, begin: _Beginning) -> None:
         self._forget(begin.new_nodes(), begin.calls)
@@ -560,6 +551,16 @@ class OtherStructureError(TypeError):
 
 
 _AGAIN: Any = object()
+
+
+def _states(module: nn.Module) -> list[Any]:
+    """Attributes of a module and its parts, to be compared: what lists and dictionaries hold counts."""
+    return [
+        (name, _content(value))
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if not name.startswith(MADE) and not is_converting(value)
+    ]
 
 
 def _content(value: Any) -> Any:
