@@ -87,7 +87,7 @@ def shapes_of_case(rng: random.Random, channels: int, last: bool) -> list[tuple[
     return [(b, *p, channels) if last else (b, channels, *p) for b, p in zip(batches, points, strict=True)]
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.integers(0, 10**6))
 def test_axes_hold_for_a_third_size(seed):
     rng = random.Random(seed)
@@ -194,7 +194,7 @@ def test_random_programs_of_tokens(seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@settings(max_examples=120)
 @given(st.integers(10**6, 2 * 10**6))
 def test_many_random_programs_of_tokens(seed):
     check(seed)

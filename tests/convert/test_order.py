@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-STEP = 16  # of the corpus's rows, every so many
+STEP = 32  # of the corpus's rows, every so many
 
 
 def converted(seed: int) -> Any:
@@ -23,5 +23,5 @@ def converted(seed: int) -> Any:
 
 def test_the_same_under_other_hash_seeds() -> None:
     first, second = converted(1), converted(2)
-    assert len(first) > 15
+    assert len(first) > 8
     assert first == second
