@@ -46,6 +46,7 @@ def test_function_is_that_of_the_network_with_small_rows_zero(case: Case) -> Non
     assert pruning.stayed or pruning.macs[1] < pruning.macs[0]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", [
     "grouped", "joined", "squeezed", "flattened", "halves added", "depthwise, padded", "depthwise block, padded",
     "depthwise, squeezed", "depthwise, squeezed, padded", "mobilenetv3",
@@ -125,6 +126,7 @@ def test_multiples_minimum_masks_and_the_last_row() -> None:
     assert plain.pruning.widths[first] == (32, 1)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ["resnet8_cifar", "timm:regnety_002", "torchvision:mobilenet_v2", "repvgg_a0"])
 def test_pruned_networks_come_back_from_files_without_any_code(name: str, tmp_path: Path) -> None:
     x = torch.randn(1, 3, 32, 32)
