@@ -15,7 +15,9 @@ _PLAIN = (
     *LAYERS, "relu", "relu_", "scale", "scale_", "keep", "add kept", "kept +=", "replace by kept", "flip", "view",
     "clone", "slice =",
 )  # fmt: skip
-CONDITIONS = ("batch > 5", "odd width", "large", "negative", "height > width")
+_HARMLESS = ("flip", "view", "clone", "keep", "replace by kept")  # what a way may run alone
+CONDITIONS = ("batch > 5", "odd width", "height > width")
+ON_NUMBERS = ("large", "negative")  # can't be read
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,19 @@ class If:
 
 
 def steps() -> st.SearchStrategy[tuple[Any, ...]]:
-    """Rows of steps, with conditions in conditions."""
+    """Rows of steps with conditions in conditions: most on sizes and harmless, some of any kind."""
     plain = st.sampled_from(_PLAIN)
-    rows = st.recursive(
-        st.lists(plain, max_size=3).map(tuple),
-        lambda inner: st.lists(
-            plain | st.builds(If, st.sampled_from(CONDITIONS), inner, inner), min_size=1, max_size=5
-        ).map(tuple),
-        max_leaves=5,
-    )
-    return st.tuples(rows, rows).map(lambda pair: ("conv", *pair[0], "norm", *pair[1]))
+
+    def conditional(inside: tuple[str, ...], conditions: tuple[str, ...]) -> st.SearchStrategy[Any]:
+        rows = st.lists(st.sampled_from(inside), max_size=3).map(tuple)
+        one = st.builds(If, st.sampled_from(conditions), rows, rows)
+        deeper = st.lists(st.sampled_from(inside) | one, max_size=2).map(tuple)
+        return st.builds(If, st.sampled_from(conditions), deeper, deeper)
+
+    harmless = conditional(_HARMLESS, CONDITIONS)
+    step = st.one_of(plain, harmless, plain, harmless, plain, conditional(_PLAIN, CONDITIONS + ON_NUMBERS))
+    rows = st.lists(step, max_size=3).map(tuple)
+    return st.tuples(rows, rows, rows).map(lambda r: (*r[0], "conv", *r[1], "norm", *r[2]))
 
 
 class Program(nn.Module):

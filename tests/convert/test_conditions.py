@@ -143,3 +143,49 @@ def test_parts_are_proved_where_the_network_draws_numbers() -> None:
     plain = ub.collapse(source)
     assert torch.equal(torch.get_rng_state(), state)
     assert convolutions(plain) == 2
+
+
+DESTROYS: dict[str, Callable[[nn.Module], Any]] = {
+    "loads": lambda m: m.load_state_dict({k: torch.zeros_like(v) for k, v in m.state_dict().items()}),
+    "writes to data": lambda m: [p.data.mul_(0) for p in m.parameters()],
+    "resizes data": lambda m: [p.data.resize_(0) for p in m.parameters()],
+    "replaces data": lambda m: [setattr(p, "data", torch.zeros(3)) for p in m.parameters()],
+    "casts": lambda m: m.half(),
+    "writes to buffers": lambda m: [b.zero_() for b in m.buffers()],
+    "initialises": lambda m: [nn.init.zeros_(p) for p in m.parameters()],
+    "freezes": lambda m: m.requires_grad_(False),
+    "sets gradients": lambda m: [setattr(p, "grad", torch.ones_like(p)) for p in m.parameters()],
+    "hooks gradients": lambda m: [p.register_hook(lambda g: g * 0) for p in m.parameters()],
+    "hooks itself": lambda m: m.register_forward_hook(lambda *_: None),
+    "adds a part": lambda m: m.add_module("new", nn.ReLU()),
+    "trains": lambda m: m.train(),
+    "writes to its class": lambda m: setattr(type(m), "count", 1),
+    "changes the default dtype": lambda _m: torch.set_default_dtype(torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", DESTROYS)
+def test_a_way_that_no_input_takes_leaves_everything_alone(name: str) -> None:
+    class Destroys(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] > 50:
+                DESTROYS[name](self)
+            return self.inner(x)  # type: ignore[no-any-return]
+
+    def state() -> Any:
+        marks = [(p.requires_grad, p.grad is None, len(p._backward_hooks or ())) for p in source.parameters()]
+        own = source.training, len(source._modules), len(source._forward_hooks), hasattr(Destroys, "count")
+        return marks, own, torch.get_default_dtype()
+
+    source = Destroys().eval()
+    tensors, before = {key: t.clone() for key, t in source.state_dict().items()}, state()
+    plain = ub.collapse(source)
+    assert state() == before
+    after = source.state_dict()
+    assert after.keys() == tensors.keys()
+    assert all(torch.equal(after[key], t) and after[key].dtype == t.dtype for key, t in tensors.items())
+    assert torch.allclose(plain(FEW), source(FEW), atol=1e-4)

@@ -13,7 +13,7 @@ from torch import Tensor
 import unbranch as ub
 
 from ..networks import randomised
-from .programs_in_ways import Program, steps
+from .programs_in_ways import If, Program, steps
 
 _generator = torch.Generator().manual_seed(17)
 
@@ -32,7 +32,8 @@ INPUTS = inputs()
 
 
 @torch.no_grad()
-def check(program: tuple[Any, ...]) -> None:
+def check(program: tuple[Any, ...]) -> bool:
+    """Compare on all ways, and say whether anything was merged in a program with conditions."""
     network = randomised(Program(program)).double()
     before = {name: t.clone() for name, t in network.state_dict().items()}
     plain = ub.collapse(network)
@@ -40,22 +41,29 @@ def check(program: tuple[Any, ...]) -> None:
     for x in INPUTS:
         theirs, ours = copy.deepcopy(network)(x.clone()), plain(x.clone())
         assert (theirs - ours).abs().max() <= 1e-9 * theirs.abs().max().clamp_min(1e-6), program
+    merged = {source for merge in plain.collapse_report.merges for source in merge.sources}
+    return any(isinstance(step, If) for step in program) and not merged <= {"block.0", "block.1"}
 
 
-@given(program=steps())
-@settings(max_examples=40)
-def test_random_programs_with_conditions(program: tuple[Any, ...]) -> None:
-    check(program)
+def run(part: int, examples: int) -> None:
+    found: list[bool] = []
+
+    @seed(part)
+    @given(program=steps())
+    @settings(max_examples=examples, derandomize=False, database=None)
+    def each(program: tuple[Any, ...]) -> None:
+        found.append(check(program))
+
+    each()
+    assert sum(found) > len(found) // 10  # it isn't exact by leaving everything as it is
+
+
+def test_random_programs_with_conditions() -> None:
+    run(0, 60)
 
 
 @pytest.mark.slow
 @pytest.mark.sweep(1_000_000)
-@pytest.mark.parametrize("part", range(100))
+@pytest.mark.parametrize("part", range(1, 101))
 def test_many_random_programs_with_conditions(part: int) -> None:
-    @seed(part)
-    @given(program=steps())
-    @settings(max_examples=50, derandomize=False, database=None)
-    def many(program: tuple[Any, ...]) -> None:
-        check(program)
-
-    many()
+    run(part, 50)

@@ -438,6 +438,9 @@ class _Tracer(fx.Tracer):
     def _joined(self, call: Call, calls: int, ways: list[Way], output: Any) -> Any:
         """Keep of the first way, which is in the graph, what all ways share; the output with values of either way."""
         shared, (live, *_) = Shared(ways), ways
+        outputs = shared.outputs()
+        if outputs is None and call is not self.calls[0]:
+            raise OtherStructureError("what its forward returns depends on what it is given")
         if not shared.harmless() or any(name.startswith(MADE) for way in ways for name in way.tensors):
             raise TypeError("what its forward does depends on the size of what it is given")
         made: dict[tuple[Any, ...], fx.Node] = {}
@@ -451,9 +454,6 @@ class _Tracer(fx.Tracer):
                 self._later[made[key]] = functools.partial(self._known_of_either, shared, values)
             return made[key]
 
-        outputs = shared.outputs()
-        if outputs is None and call is not self.calls[0]:
-            raise OtherStructureError("what its forward returns depends on what it is given")
         for j in sorted(shared.kept):
             node, operands = live.nodes[j], [value(values, live.nodes[j]) for values in shared.operands(j)]
             node.args, node.kwargs = _filled(live.args[j], operands)

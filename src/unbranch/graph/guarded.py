@@ -237,18 +237,33 @@ def _with_tensors(shadow: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Mod
 def unwritten(module: nn.Module) -> Iterator[None]:
     """Keep a module's tensors as they are while its code runs on stand-ins for its input.
 
-    A write raises ``StateWriteError`` before it happens; tensors whose data was replaced get it back.
+    A write raises ``StateWriteError`` before it happens; tensors get back their data, gradient, hooks and
+    ``requires_grad`` if those were replaced.
     """
     tensors = {id(t): t for part in module.modules() for t in _tensors_of(part)}
     with torch.no_grad():
-        kept = [(t, t.detach()) for t in tensors.values()]
+        kept = [(t, t.detach(), *_marks(t)) for t in tensors.values()]
     try:
         with Guard({_storage(t) for t in tensors.values()} - {0}):
             yield
     finally:
-        for tensor, data in kept:
+        for tensor, data, wanted, gradient, hooks in kept:
             if tensor.dtype != data.dtype or tensor.shape != data.shape or _storage(tensor) != _storage(data):
                 tensor.data = data
+            if not tensor.is_leaf:
+                continue
+            if tensor.requires_grad != wanted:
+                tensor.requires_grad_(wanted)
+            if tensor.grad is not gradient:
+                tensor.grad = gradient
+            if dict(tensor._backward_hooks or {}) != hooks:
+                tensor._backward_hooks.clear()  # type: ignore[union-attr]
+                tensor._backward_hooks.update(hooks)  # type: ignore[union-attr]
+
+
+def _marks(tensor: Tensor) -> tuple[bool, Tensor | None, dict[Any, Any]]:
+    """What autograd keeps with a tensor."""
+    return tensor.requires_grad, tensor.grad if tensor.is_leaf else None, dict(tensor._backward_hooks or {})
 
 
 _TABLES = {"_parameters", "_buffers", "_modules"}

@@ -34,7 +34,7 @@ class Numberless(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.batch_norm and not _trains(*args, **kwargs):
             return torch.empty_like(args[0])  # PyTorch's own way imports its compiler, which takes seconds
-        if kwargs.get("device") is not None or func in _constructors():
+        if kwargs.get("device") is not None or func in _device_constructors():
             kwargs = {**kwargs, "device": "meta"}
         elif func in (Tensor.cpu, Tensor.cuda):
             return args[0]
@@ -52,7 +52,3 @@ def _trains(
     """Whether a norm takes its statistics from its input, or doesn't fit it."""
     sizes = {t.shape for t in (running_mean, running_var, weight, bias) if t is not None}
     return training or running_mean is None or input.dim() < 2 or sizes != {input.shape[1:2]}
-
-
-def _constructors() -> Any:
-    return _device_constructors()

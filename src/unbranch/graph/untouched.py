@@ -84,12 +84,13 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def untouched(module: nn.Module | None = None) -> Iterator[None]:
-    """Restore the random generators, and what the classes of a network keep, to what they were."""
-    generators = torch.get_rng_state(), random.getstate()
+    """Restore random generators, the default dtype, and what the classes of a network keep, to what they were."""
+    generators, dtype = (torch.get_rng_state(), random.getstate()), torch.get_default_dtype()
     arrays = sys.modules.get("numpy.random")
     numbers = None if arrays is None else arrays.get_state()
     classes = {t for m in module.modules() for t in type(m).__mro__ if _is_users(t)} if module is not None else set()
     kept = {t: {name: (value, _content(value)) for name, value in vars(t).items() if _is_plain(value)} for t in classes}
+    names = {t: set(vars(t)) for t in classes}
     try:
         yield
     finally:
@@ -99,8 +100,13 @@ def untouched(module: nn.Module | None = None) -> Iterator[None]:
             random.setstate(generators[1])
         if arrays is not None:
             arrays.set_state(numbers)
+        if torch.get_default_dtype() is not dtype:
+            torch.set_default_dtype(dtype)
         for owner, values in kept.items():
             _restore(owner, values)
+            for name in [n for n, value in vars(owner).items() if n not in names[owner] and _is_plain(value)]:
+                if not name.startswith("__"):  # of abstract classes and generics, which Python adds by itself
+                    delattr(owner, name)
 
 
 def _is_users(owner: type) -> bool:

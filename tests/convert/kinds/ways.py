@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -328,20 +329,38 @@ class EndsTheProcess(_Normed):
         return self.norm(self.conv(x))
 
 
-class _Nothing(nn.Module):
-    def forward(self, x: Tensor) -> Any:
-        return x.flip(-1) if x.shape[0] < 6 else None
+class _Sometimes(nn.Module):
+    """Gives a tensor for few images, and something else for many."""
 
-
-@row(APART, *BATCHES)
-class ChildThatGivesNothing(_Normed):
-    def __init__(self) -> None:
+    def __init__(self, give: Callable[[Tensor], Any], other: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.child = _Nothing()
+        self.give, self.other = give, other
+
+    def forward(self, x: Tensor) -> Any:
+        return self.give(x) if x.shape[0] < 6 else self.other(x)
+
+
+class _AsksWhatItGot(_Normed):
+    def __init__(self, child: nn.Module) -> None:
+        super().__init__()
+        self.child = child
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        return self.norm(y.abs() if self.child(x) is None else y)
+        got, y = self.child(x), self.conv(x)
+        return self.norm(y.abs() if got is None or isinstance(got, bool | tuple) else y)
+
+
+GIVEN: dict[str, Callable[[Tensor], Any]] = {
+    "flipped": lambda x: x.flip(-1), "doubled": lambda x: x * 2, "itself": lambda x: x, "activated": torch.relu,
+}  # fmt: skip
+OTHER: dict[str, Callable[[Tensor], Any]] = {
+    "nothing": lambda _x: None, "a flag": lambda _x: True, "a pair": lambda x: (x, x),
+}  # fmt: skip
+for _name, _give in GIVEN.items():
+    for _word, _other in OTHER.items():
+        row(APART, *BATCHES, name=f"child that gives its input {_name} or {_word}")(
+            lambda give=_give, other=_other: _AsksWhatItGot(_Sometimes(give, other))
+        )
 
 
 class _Child(_Normed):
