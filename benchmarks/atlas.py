@@ -8,7 +8,8 @@
 Rows are the smallest variant of every model file of timm and torchvision, ultralytics' configurations of the smallest
 scale, transformers' image classifiers as their configurations make them, and segmentation-models-pytorch. A row is
 measured with random weights and random statistics: layers and norms before, after, and by the library's own conversion;
-the largest error in float64 at two sizes, relative to the largest output; and the reason for each norm that stays.
+multiply-accumulates; the largest error in float64 at two sizes, relative to the largest output; and the reason for each
+norm that stays.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 import unbranch as ub
 from unbranch.convert.costs import layer_counts
@@ -40,7 +42,7 @@ RESULTS = Path(__file__).parent / "results" / "atlas.jsonl"
 NAMES = RESULTS.with_name("atlas_names.json")  # finding the smallest variants takes minutes
 TABLE = Path(__file__).parent.parent / "docs" / "atlas.md"
 LIBRARIES = ("timm", "torchvision", "ultralytics", "transformers", "segmentation_models_pytorch")
-SECONDS = 900  # for one row
+SECONDS = 600  # for one row
 
 Made = tuple[nn.Module, list[Any], Callable[[nn.Module], nn.Module] | None]
 """A network, inputs of two sizes as far as it takes them, and the library's own conversion if it has one."""
@@ -204,7 +206,10 @@ def measured(row: str) -> dict[str, Any]:
     network, inputs, own = made(row)
     network.eval()
     randomise_statistics(network)
-    found: dict[str, Any] = {"row": row, "before": layers(network)}
+    calls = [_in_double(given if isinstance(given, tuple) else (given,)) for given in inputs]
+    network.double()
+    outputs = [_output(network, args) for args in calls]
+    found: dict[str, Any] = {"row": row, "before": layers(network), "macs": [macs(network, calls[0])]}
     if own is not None:
         with contextlib.suppress(Exception):
             found["own"] = layers(own(copy.deepcopy(network)).eval())
@@ -212,19 +217,35 @@ def measured(row: str) -> dict[str, Any]:
     plain = ub.collapse(network)
     found["seconds"] = round(time.perf_counter() - start, 1)
     report: ub.Report = plain.collapse_report
-    found |= {"after": layers(plain), "merges": len(report.merges), "errors": [], "reasons": reasons(report)}
-    network.double(), plain.double()
-    for given in inputs:
-        args = given if isinstance(given, tuple) else (given,)
-        doubles = torch.utils._pytree.tree_map(lambda v: v.double() if isinstance(v, Tensor) else v, args)
-        with torch.no_grad():
-            try:
-                theirs = network(*doubles)
-            except Exception:
-                found["errors"].append(None)  # it doesn't take this size
-                continue
-            found["errors"].append(difference(plain(*doubles), theirs))
+    found |= {"after": layers(plain), "merges": len(report.merges), "reasons": reasons(report), "errors": []}
+    found["macs"].append(macs(plain, calls[0]))
+    for args, theirs in zip(calls, outputs, strict=True):
+        found["errors"].append(None if theirs is None else difference(_run(plain, args), theirs))
     return found
+
+
+def _in_double(args: Any) -> Any:
+    return tree_map(lambda v: v.double() if isinstance(v, Tensor) else v, args)
+
+
+def _run(network: nn.Module, args: tuple[Any, ...]) -> Any:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return network(*args)
+
+
+def _output(network: nn.Module, args: tuple[Any, ...]) -> Any:
+    """What the network gives, None where it doesn't take this size."""
+    with contextlib.suppress(Exception):
+        return _run(network, args)
+
+
+def macs(network: nn.Module, args: tuple[Any, ...]) -> float | None:
+    """Multiply-accumulates of a call, in units of 10⁹."""
+    with contextlib.suppress(Exception), FlopCounterMode(display=False) as counter:
+        _run(network, args)
+        return round(counter.get_total_flops() / 2e9, 3)
+    return None
 
 
 def layers(network: nn.Module) -> tuple[int, int]:
