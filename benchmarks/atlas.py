@@ -5,9 +5,10 @@
     python -m benchmarks.atlas --list                 # the names
     python -m benchmarks.atlas --table                # docs/atlas.md from the rows that were measured
 
-Rows are the smallest variant of every model file of timm and torchvision, ultralytics' configurations of the smallest
-scale, transformers' image classifiers as their configurations make them, and segmentation-models-pytorch. A row is
-measured with random weights and random statistics: layers and norms before, after, and by the library's own conversion;
+Rows are the smallest variant of every model file and family of timm and torchvision, ultralytics' configurations of the
+smallest scale, transformers' vision models and a few for sound as their configurations make them,
+segmentation-models-pytorch, open_clip's MobileCLIP image towers, and 1-D and 3-D networks of monai. A row is measured
+with random weights and random statistics: layers and norms before, after, and by the library's own conversion;
 multiply-accumulates; the largest error in float64 at two sizes, relative to the largest output; and the reason for each
 norm that stays.
 """
@@ -20,6 +21,7 @@ import copy
 import importlib.metadata
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -41,7 +43,15 @@ from unbranch.models import randomise_statistics
 RESULTS = Path(__file__).parent / "results" / "atlas.jsonl"
 NAMES = RESULTS.with_name("atlas_names.json")  # finding the smallest variants takes minutes
 TABLE = Path(__file__).parent.parent / "docs" / "atlas.md"
-LIBRARIES = ("timm", "torchvision", "ultralytics", "transformers", "segmentation_models_pytorch")
+LIBRARIES = (
+    "timm",
+    "torchvision",
+    "ultralytics",
+    "transformers",
+    "segmentation_models_pytorch",
+    "open_clip",
+    "monai",
+)
 SECONDS = 600  # for one row
 
 Made = tuple[nn.Module, list[Any], Callable[[nn.Module], nn.Module] | None]
@@ -66,7 +76,11 @@ def names() -> Iterator[str]:
 def _names_of_timm() -> list[str]:
     import timm
 
-    return [_smallest(timm.list_models(module=module), timm.create_model) for module in timm.list_modules()]
+    families: dict[tuple[str, str], list[str]] = {}
+    for module in timm.list_modules():
+        for name in timm.list_models(module=module, exclude_filters="test_*"):
+            families.setdefault((module, _FAMILY.match(name).group()), []).append(name)  # type: ignore[union-attr]
+    return [_smallest(found, timm.create_model) for found in families.values()]
 
 
 def _names_of_torchvision() -> list[str]:
@@ -79,6 +93,7 @@ def _names_of_torchvision() -> list[str]:
     return [_smallest(found, make) for found in files.values()]
 
 
+_FAMILY = re.compile(r"(?:tf_|ese_|legacy_)?[a-z]+")
 _SMALL = (
     "atto",
     "femto",
@@ -102,7 +117,7 @@ def _smallest(found: list[str], make: Callable[[str], nn.Module]) -> str:
     """The name of the network with the fewest parameters, of those whose name says that they are small."""
     small = [name for name in found if any(word in name for word in _SMALL)]
     sizes = {}
-    for name in (small or found)[:12]:
+    for name in (small or found)[:4]:
         with contextlib.suppress(Exception), torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sizes[name] = sum(p.numel() for p in make(name).parameters())
@@ -113,13 +128,41 @@ def _names_of_ultralytics() -> list[str]:
     import ultralytics
 
     folder = Path(ultralytics.__file__).parent / "cfg" / "models"
-    return sorted(f"{path.parent.name}/{path.stem}" for path in folder.glob("*/*.yaml"))
+    found = (f"{path.parent.name}/{path.stem}" for path in folder.glob("*/*.yaml"))
+    return sorted(name for name in found if not _LARGER.search(name))
+
+
+_LARGER = re.compile(r"yolov10[smblx]|rtdetr-x|resnet101|yolov9[sm]$|cls-resnet18")  # the last wants a download
 
 
 def _names_of_transformers() -> list[str]:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto
 
-    return sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+    found = list(_AUDIO)
+    for task, (_, mapping) in _TASKS.items():
+        found += [f"{task}/{name}" for name in sorted(getattr(modeling_auto, mapping))]
+    return found
+
+
+_TASKS = {
+    "classification": ("AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"),
+    "detection": ("AutoModelForObjectDetection", "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES"),
+    "segmentation": ("AutoModelForSemanticSegmentation", "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES"),
+    "depth": ("AutoModelForDepthEstimation", "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES"),
+    "image": ("AutoModelForImageToImage", "MODEL_FOR_IMAGE_TO_IMAGE_MAPPING_NAMES"),
+}
+_AUDIO = ("audio/wav2vec2", "audio/wav2vec2-conformer", "audio/hubert", "audio/sew", "audio/encodec", "audio/dac")
+
+
+def _names_of_open_clip() -> list[str]:
+    import open_clip
+
+    return [name for name in open_clip.list_models() if name.startswith("MobileCLIP")] + ["RN50", "convnext_base"]
+
+
+def _names_of_monai() -> list[str]:
+    volumes = ("resnet10", "DenseNet121", "UNet", "SegResNet", "VNet", "HighResNet", "DynUNet", "AttentionUnet")
+    return [f"{name}-3d" for name in volumes] + ["resnet10-1d", "DenseNet121-1d", "UNet-1d", "SENet154-3d"]
 
 
 def _names_of_segmentation_models_pytorch() -> list[str]:
@@ -172,8 +215,17 @@ def _ultralytics(name: str) -> Made:
     from ultralytics.nn import tasks
 
     file = f"{name.split('/')[1]}.yaml"
-    kinds = {"-cls": "ClassificationModel", "-seg": "SegmentationModel", "-pose": "PoseModel", "-obb": "OBBModel"}
-    kind = next((k for suffix, k in kinds.items() if file.removesuffix(".yaml").endswith(suffix)), "DetectionModel")
+    kinds = {
+        "-cls": "ClassificationModel",
+        "-seg": "SegmentationModel",
+        "-pose": "PoseModel",
+        "-obb": "OBBModel",
+        "-depth": "DepthModel",
+        "-sem": "SemanticSegmentationModel",
+    }
+    kind = next((k for suffix, k in kinds.items() if suffix in file), "DetectionModel")
+    if "yoloe" in file:
+        kind = "YOLOESegModel" if "-seg" in file else "YOLOEModel"
     kind = "RTDETRDetectionModel" if "rtdetr" in file else "WorldModel" if "world" in file else kind
     network = getattr(tasks, kind)(file, verbose=False)
     return network, _images(3, 160), lambda net: net.fuse(verbose=False)
@@ -182,11 +234,53 @@ def _ultralytics(name: str) -> Made:
 def _transformers(name: str) -> Made:
     import transformers
 
-    config = transformers.AutoConfig.for_model(name)
-    network = transformers.AutoModelForImageClassification.from_config(config)
+    task, _, kind = name.partition("/")
+    config = transformers.AutoConfig.for_model(kind)
+    if task == "audio":
+        sound = [torch.randn(2, 16000), torch.randn(1, 24000)]
+        network = transformers.AutoModel.from_config(config)
+        return network, [s[:, None] for s in sound] if kind in ("encodec", "dac") else sound, None
+    if getattr(config, "use_pretrained_backbone", False):
+        config.use_pretrained_backbone = False
+    network = getattr(transformers, _TASKS[task][0]).from_config(config)
     side = getattr(config, "image_size", 224)
     side = max(side) if isinstance(side, list | tuple) else side
     return network, _images(getattr(config, "num_channels", 3), side if isinstance(side, int) else 224), None
+
+
+def _open_clip(name: str) -> Made:
+    import open_clip
+
+    network = open_clip.create_model(name).visual
+    return network, _images(3, network.image_size[0] if hasattr(network, "image_size") else 224), None
+
+
+def _monai(name: str) -> Made:
+    from monai.networks import nets
+
+    name, _, axes = name.partition("-")
+    n = int(axes[0])
+    options: dict[str, Any] = {"spatial_dims": n, "in_channels": 1, "out_channels": 2}
+    if name in ("UNet", "AttentionUnet"):
+        options |= {"channels": (8, 16, 32), "strides": (2, 2), "norm": "batch"}
+        options |= {"num_res_units": 2} if name == "UNet" else {}
+        options.pop("norm") if name == "AttentionUnet" else None
+    elif name == "SegResNet":
+        options |= {"norm": "batch"}
+    elif name == "DynUNet":
+        kernels, strides = [3, 3, 3], [1, 2, 2]
+        options |= {
+            "kernel_size": kernels,
+            "strides": strides,
+            "upsample_kernel_size": strides[1:],
+            "norm_name": "batch",
+        }
+    elif name.startswith("resnet"):
+        options = {"spatial_dims": n, "n_input_channels": 1, "num_classes": 2}
+    elif name == "SENet154":
+        options = {"spatial_dims": n, "in_channels": 1, "num_classes": 2}
+    network = getattr(nets, name)(**options)
+    return network, [torch.randn(2, 1, *(32,) * n), torch.randn(1, 1, 48, *(32,) * (n - 1))], None
 
 
 def _segmentation_models_pytorch(name: str) -> Made:
@@ -313,7 +407,7 @@ seconds of the conversion; why something stays.
 
 
 def _version_of(library: str) -> str:
-    return importlib.metadata.version(library)
+    return importlib.metadata.version({"open_clip": "open_clip_torch"}.get(library, library))
 
 
 def _is_installed(library: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from .methods import forward_runs
 from .trace import Call, Trace, forward_of
 from .tracer import Refused
 
@@ -26,19 +27,32 @@ def otherwise(trace: Trace, row: list[Call]) -> str | None:
     """Why modules in a row can't become one: with other optional arguments they aren't run one after the other.
 
     A flag is tried with its other value, any other option with a value that nothing is known of, and one that the
-    example gives with its default.
+    example gives with its default. What can't be read so doesn't matter where the row lies in a part that takes no
+    options, and that nothing around it reaches into.
     """
-    name = type(trace.module).__name__
-    if len(row) > 1 and (more := _reads_more(trace)) is not None:
+    name, alone = type(trace.module).__name__, len(row) == 1 or _in_own_part(trace, row)
+    if not alone and (more := _reads_more(trace)) is not None:
         return f"{name}.forward reads any number of arguments, {more}"
     for options in _variants(trace):
         other = trace.again(options)
         if isinstance(other, str):
-            if len(row) > 1 and not _is_refused(trace, other, options):
+            if not alone and not _is_refused(trace, other, options):
                 return f"{name}.forward can't be read with another {' and '.join(options)} ({other})"
         elif not _runs(other, row):
             return f"{name}.forward runs them otherwise with another {' and '.join(options)}"
     return None
+
+
+def _in_own_part(trace: Trace, row: list[Call]) -> bool:
+    """Whether the forward of one part runs a row whatever it is given, and only that forward does."""
+    part = row[0].parent
+    if part is None or part is trace.root or any(call.parent is not part for call in row):
+        return False
+    if len(inspect.signature(part.module.forward).parameters) != 1:
+        return False
+    around = [c for c in part.lineage() if c is not part]
+    inside = [(c.module, call.path[len(c.path) :].lstrip(".")) for c in around for call in row]
+    return not any(forward_runs(module, path) for module, path in inside)
 
 
 def _runs(trace: Trace, row: list[Call]) -> bool:
