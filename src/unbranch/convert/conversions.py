@@ -15,8 +15,23 @@ from typing import Any
 from torch import fx, nn
 
 
-class NeedsNumberError(Exception):
+class UnreadableError(Exception):
+    """Why a forward can't be read, in words."""
+
+
+class NeedsNumberError(UnreadableError):
     """A traced value was converted to a number."""
+
+
+def said_of(error: Exception) -> str:
+    """Why a forward can't be read, from the error that reading it raised."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, UnreadableError):
+        return text
+    if isinstance(error, fx.proxy.TraceError):
+        loops = "iterated" in text
+        return "it loops over something of unknown length" if loops else "it goes by numbers that it computes"
+    return f"{type(error).__name__}: {text}"
 
 
 class _Converting(type):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..graph.float64 import Float64
 from ..graph.guarded import Observation, RandomDrawError, Runner, fresh, observation, observe, private_copy
-from ..graph.probe import Arguments, larger, probe, runs
+from ..graph.probe import Arguments, larger, probe, runs, small
 from ..rules import rule_of_base
 from .prove import relative_error
 from .reasons import Reason
@@ -118,6 +118,14 @@ class Forwards:
                     return self.given[0], other
         return None
 
+    @functools.cached_property
+    def small(self) -> list[Arguments]:
+        """A small image, if the network takes one."""
+        if not self.given:
+            return []
+        found = small(self.given[0], self._original)
+        return [] if found is None else [found]
+
     def _learn(self, given: Arguments) -> None:
         try:
             self._native = self._original.observe(given.args, given.kwargs, contextlib.nullcontext, times=2)
@@ -134,7 +142,7 @@ class Forwards:
         seen: set[str] = set()
         self._plain = Runner(plain)
         if self._reason is None:
-            for j, given in enumerate(self.given):
+            for j, given in enumerate([*self.given, *self.small]):
                 inner = paths - {""} if not j else set()
                 self._compare_whole(plain, inner, j, given, tolerance, verdict, seen)
         else:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .askings import Asked
 from .conversions import NeedsNumberError
 
 
@@ -21,7 +22,7 @@ class _Shape(tuple[Any, ...]):
         return reduce(operator.mul, self, 1)
 
 
-class Value(fx.Proxy):
+class Value(Asked, fx.Proxy):
     """A traced value that knows its rank, its channels and whatever else is the same for all inputs.
 
     ``+=`` and its kin, and assignments to parts, are seen as the in-place operations that they are.

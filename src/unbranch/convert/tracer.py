@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from ..graph.guarded import unwritten
 from ..graph.numberless import Numberless, Stage
 from ..rules import rule_of_module, users_functions
-from .conversions import NeedsNumberError, converting, is_converting
+from .conversions import NeedsNumberError, UnreadableError, converting, is_converting, said_of
 from .lines import line_of_user
 from .proxies import Value
 from .trace import MADE, Call, Trace, follows_a_size, forward_of
@@ -162,7 +162,7 @@ class _Tracer(fx.Tracer):
         self.submodule_paths = {module: path for path, module in root.named_modules()}
         self._collect_tensors(root)
         forward, args = self.create_args_for_root(type(root).forward, True, concrete_args)
-        with _ONE_AT_A_TIME, _new_patcher() as patcher, unwritten(root), _recording(self, root):
+        with _ONE_AT_A_TIME, torch.enable_grad(), _new_patcher() as patcher, unwritten(root), _recording(self, root):
             _patch_wrapped_functions(patcher)
             _autowrap_check(patcher, type(root).forward.__globals__, self._autowrap_function_ids)
             for module in self._autowrap_search:
@@ -289,6 +289,10 @@ class _Tracer(fx.Tracer):
                 return dict(table)[name]
         return getattr(module, name)
 
+    def is_parameter(self, path: str) -> bool:
+        """Whether the tensor at a path is a parameter."""
+        return isinstance(self._raw(path), nn.Parameter)
+
     def device_of(self, node: fx.Node) -> torch.device | None:
         """The device of something that is computed from parameters alone."""
         while node.op != "get_attr":
@@ -325,7 +329,7 @@ class _Tracer(fx.Tracer):
         except OtherStructureError:
             raise  # the parent may ask what it got
         except Exception as error:
-            self.failures[path] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            self.failures[path] = said_of(error)
             passed_through = True  # and so replaced by a leaf
         finally:
             self._stack.pop()
@@ -395,7 +399,7 @@ class _Tracer(fx.Tracer):
             decisions.clear()
             return self._follow(begin, run, decisions)
         if _states(begin.call.module) != before:
-            raise TypeError("it keeps something that depends on the size of what it is given")
+            raise UnreadableError("it keeps something that depends on the size of what it is given")
         way = self._way(begin, nodes_of(output))
         self._take_back(begin)
         return way
@@ -411,7 +415,7 @@ class _Tracer(fx.Tracer):
             self._converts.add(call.path)
             return _AGAIN
         except SystemExit as error:
-            raise TypeError("its forward ends the process") from error
+            raise UnreadableError("its forward ends the process") from error
         if self.asked == asked:
             return output
         if call.path in self._converts:  # and has caught the error
@@ -442,7 +446,7 @@ class _Tracer(fx.Tracer):
         if outputs is None and call is not self.calls[0]:
             raise OtherStructureError("what its forward returns depends on what it is given")
         if not shared.harmless() or any(name.startswith(MADE) for way in ways for name in way.tensors):
-            raise TypeError("what its forward does depends on the size of what it is given")
+            raise UnreadableError("what its forward does depends on the size of what it is given")
         made: dict[tuple[Any, ...], fx.Node] = {}
 
         def value(values: tuple[Any, ...], before: fx.Node | None) -> Any:
@@ -546,7 +550,7 @@ class _Beginning:
         return self.call.nodes[len(self.before) :]
 
 
-class OtherStructureError(TypeError):
+class OtherStructureError(UnreadableError):
     """A child that returns a tensor on one way and something else on another."""
 
 
@@ -661,7 +665,7 @@ def trace_module(
     try:
         graph = tracer.trace(module)
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        reason = said_of(error)
         return Refused(reason) if _is_refusal(error.__traceback__) else reason
     if any(n.op == "get_attr" and str(n.target).startswith("_torchbind_obj") for n in graph.nodes):
         return "it holds a compiled object that can't be read"

@@ -21,12 +21,14 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from .conversions import UnreadableError
+
 MOST = 256  # ways through one forward
 MOST_OPERATIONS = 100_000  # that are recorded for one trace, the ways that are taken back included
 _DEEPEST = 64  # conditions on one way
 
 
-class TooManyWays(Exception):
+class TooManyWays(UnreadableError):
     """A forward with more ways than are followed."""
 
 

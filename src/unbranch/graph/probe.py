@@ -20,6 +20,8 @@ Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid
 _SIDES = (
     (20, 26), (40, 52), (64, 80), (32, 32), (96, 128), (224, 224), (256, 256), (28, 28), (8, 8), (384, 384), (120, 120),
 )  # fmt: skip
+_VOLUMES = ((10, 20, 26), (8, 16, 24), (16, 32, 16), (32, 64, 32), (16, 112, 112), (64, 64, 64), (96, 96, 96))
+_SMALL = ((3, 5, 7), (7, 11, 9), (13, 15, 17))
 _TRIED_LAYERS = 3
 
 
@@ -45,15 +47,13 @@ def probe(module: nn.Module, expected: Expected, runner: Runner | None = None) -
     dtype, device = _like(module)
     runner = runner or Runner(module)
     for channels, ndim, last in _layers_first(module, expected):
-        for sides, axes in itertools.product(
-            _SIDES if ndim and not last else _SIDES[:1], (1, 0, 2) if last else (ndim,)
-        ):
+        sizes: tuple[tuple[int, ...], ...] = _VOLUMES if ndim == 3 else _SIDES
+        for sides, axes in itertools.product(sizes if ndim and not last else sizes[:1], (1, 0, 2) if last else (ndim,)):
             shape = _shape(2, channels, axes, last, sides)
             first = _noise(shape, count, dtype, device)
             if not runs(runner, first):
                 continue
-            others = ((sides[0] + 7, sides[1] + 4), (2 * sides[0], 2 * sides[1]), sides)
-            more = (_noise(_shape(3, channels, axes, last, o), count, dtype, device) for o in others)
+            more = (_noise(_shape(3, channels, axes, last, o), count, dtype, device) for o in _others(sides))
             second = next((m for m in more if runs(runner, m)), None)
             return [first] if second is None else [first, second]
     return []
@@ -83,8 +83,17 @@ def _layers_first(module: nn.Module, expected: Expected) -> list[tuple[int, int,
     return found
 
 
-def _shape(batch: int, channels: int, ndim: int, last: bool, sides: tuple[int, int]) -> tuple[int, ...]:
-    grid = (sides[0] // 2, *sides)[3 - ndim :]
+def _others(sides: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Sizes unlike those: all odd steps larger, or twice as large, volumes along two axes, or none."""
+    yield *(n + 3 for n in sides[:-2]), sides[-2] + 7, sides[-1] + 4
+    if len(sides) > 2:
+        yield *sides[:-2], sides[-2] * 2, sides[-1] * 2
+    yield tuple(2 * n for n in sides)
+    yield sides
+
+
+def _shape(batch: int, channels: int, ndim: int, last: bool, sides: tuple[int, ...]) -> tuple[int, ...]:
+    grid = (sides[0] // 2, *sides)[-ndim:] if ndim else ()
     return (batch, *(n // 2 for n in grid), channels) if last else (batch, channels, *grid)
 
 
@@ -111,6 +120,24 @@ def _larger(value: Any, axes: slice) -> Any:
     shape = list(value.shape)
     shape[axes] = [n * 2 if n > 1 else 1 for n in shape[axes]]
     return value.new_zeros((shape[0] + 1, *shape[1:]))
+
+
+def small(given: Arguments, runner: Runner) -> Arguments | None:
+    """One image, odd and smaller than a given one, that a forward takes: its sizes may lead another way."""
+    tensors = [v for v in given.args if isinstance(v, Tensor)]
+    if not tensors or any(v.dim() < 3 or v.shape != tensors[0].shape for v in tensors):
+        return None
+    for sides in _SMALL:
+        shape = (1, tensors[0].shape[1], *sides[: tensors[0].dim() - 2])
+        if all(a < b for a, b in zip(shape[2:], tensors[0].shape[2:], strict=True)):
+            generator = torch.Generator().manual_seed(sum(shape))
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+            one = Arguments(
+                tuple(noise.to(v.device, v.dtype) if isinstance(v, Tensor) else v for v in given.args), given.kwargs
+            )
+            if runs(runner, one):
+                return one
+    return None
 
 
 def runs(runner: Runner, given: Arguments) -> bool:

@@ -648,3 +648,64 @@ class ReturnsTupleOfOne(_Two):
 class ReturnsListAndNone(_Two):
     def forward(self, x: Tensor) -> list[Any]:
         return [self.block(x), None, self.head(x), "label", 3]
+
+
+# --- options that can't be read ---
+
+
+class _Options(nn.Module):
+    """Runs its blocks one after the other, with options that are passed on to a method that measures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([conv_bn(4, 4) for _ in range(3)])
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.predict(x, *args, **kwargs)
+
+    def predict(self, x: Tensor, measured: bool = False, at: Any = None) -> Tensor:
+        at, found = frozenset(at) if at else {-1}, []
+        for j, block in enumerate(self.blocks):
+            if measured:
+                found.append(float(block(x).mean()))
+            x = block(x).relu()
+            if j in at:
+                return x
+        return x
+
+
+@row(OPTIONAL, call(A), call(B, True), call(A, at=[1]), norms=0)
+class PassesOptionsOn(_Options):
+    pass
+
+
+@row(OPTIONAL, call(A), call(B, True), call(A, at=[1]))
+class ReachesIntoItsBlocks(_Options):
+    """One option shows what is between the layers of a block."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args:
+            return self.blocks[0][0](x)
+        return self.predict(x, **kwargs)
+
+
+class _Half(nn.Module):
+    """Its norm is left out when it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, normed: Any) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) if normed is None else y
+
+
+@row(OPTIONAL, call(A), call(B, True))
+class PassesOptionsOnToItsBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = _Half()
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        return self.part(x, args[0] if args else None).relu()

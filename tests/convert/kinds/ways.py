@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from .table import Block, call, conv_bn, row, tensor
 
 ALIKE = "ways that share what merges"
 APART = "ways that don't"
+ASKED = "what a value is"
 HELPERS = "sizes in helpers"
 OWN = "convolutions with a forward of their own"
 
@@ -507,3 +509,99 @@ class SharedByTwo(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.conv(self.a(self.conv(x)).relu())).relu()
+
+
+# --- what a value is, and whether a set holds it ---
+
+
+@row(ASKED, *BATCHES)
+class AsksForATensorFirst(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if isinstance(x, Tensor) and x.shape[0] > 5:
+            y = y * 2
+        return self.norm(y).relu()
+
+
+@row(ASKED, *BATCHES)
+class AsksForANumberFirst(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y, n = self.conv(x), x.shape[0]
+        if isinstance(n, int) and n > 5:
+            y = y.relu()
+        return self.norm(y).relu()
+
+
+@row(ASKED, *BATCHES)
+class LooksIntoASet(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y * 2 if x.shape[0] in {7, 8} else y).relu()
+
+
+@row(ASKED, *BATCHES)
+class LooksForAShape(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y * 2 if x.shape in {(7, 4, 12, 8)} else y).relu()
+
+
+@row(ASKED, *BATCHES)
+class LooksIntoATable(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x) * {7: 2.0}.get(x.shape[0], 1.0)).relu()
+
+
+@row(ASKED, call(FEW), call(tensor(1, 4, 5, 5)))
+class CutsToSixteen(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y if x[..., :8].shape[-1] == 8 else y * 2).relu()
+
+
+@row(ASKED)
+class AsksForGradients(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y * 2 if torch.is_grad_enabled() else y).relu()
+
+
+@row(ASKED, *BATCHES, norms=0)
+class TakesListsToo(_Normed):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        images = x if isinstance(x, list | tuple) else [x]
+        return [self.norm(self.conv(image)).relu() for image in images]
+
+
+@row(ASKED, *BATCHES, norms=0)
+class WantsATensor(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError("a tensor")
+        return self.norm(self.conv(x)).relu()
+
+
+@row(ASKED, *BATCHES, norms=0)
+class PairsOfSizes(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        size: Any = x.shape[-1]
+        size = (size, size) if isinstance(size, int) else size
+        return F.interpolate(self.norm(self.conv(x)).relu(), size=size)
+
+
+@row(ASKED, *BATCHES, norms=0)
+class AsksForAParameter(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y).relu() if isinstance(self.conv.weight, nn.Parameter) else y
+
+
+@functools.lru_cache(maxsize=8)
+def _twice(size: Any) -> Any:
+    return size * 2
+
+
+@row(ASKED, *BATCHES, norms=0)
+class KeepsSizesInACache(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.norm(self.conv(x)).relu(), size=(_twice(x.shape[-2]), _twice(x.shape[-1])))

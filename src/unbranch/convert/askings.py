@@ -1,0 +1,75 @@
+"""What a traced value says to code that asks about it without PyTorch's knowledge: ``isinstance``, sets, dictionaries.
+
+Python asks an object for its ``__class__`` and its hash, and lets nobody see who asks, but for the frame that runs.
+PyTorch's own code is told the truth, which torch.fx lives on; a forward is told what the value will be.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+import types
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .conversions import NeedsNumberError
+
+_LOOKUPS = {"CONTAINS_OP", "BINARY_SUBSCR", "BINARY_OP"}
+_LOOKING = {"get", "setdefault", "pop", "index", "count"}  # methods of containers that may find a number
+
+
+class Asked:
+    """A traced value that is to ``isinstance`` what it stands for, and that no set of numbers is asked for."""
+
+    node: fx.Node
+    tracer: Any
+
+    def _kind(self) -> type:
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_name == "__instancecheck__":
+            frame = frame.f_back  # of nn.Parameter
+        return type(self) if _is_torchs(frame) else self._stands_for()
+
+    __class__ = property(_kind)  # type: ignore[assignment]
+
+    def _stands_for(self) -> type:
+        known = self.tracer.known(self.node)
+        if known is None:
+            return torch.Tensor if self.node.op in ("placeholder", "get_attr") else type(self)
+        if not isinstance(known[0], torch.Tensor):
+            return type(known[0])
+        return nn.Parameter if self._is_param else torch.Tensor
+
+    @property
+    def _is_param(self) -> bool:
+        return self.node.op == "get_attr" and self.tracer.is_parameter(str(self.node.target))
+
+    def __hash__(self) -> int:
+        frame = sys._getframe(1)
+        if not _is_torchs(frame) and _looks_up(frame) and self._is_number():
+            self.tracer.asked += 1
+            raise NeedsNumberError("a number that depends on the input is looked up in a set or a dictionary")
+        return object.__hash__(self)
+
+    def _is_number(self) -> bool:
+        known = self.tracer.known(self.node)
+        return known is not None and isinstance(known[0], int | float | tuple)
+
+
+def _is_torchs(frame: types.FrameType) -> bool:
+    name = str(frame.f_globals.get("__name__", ""))
+    return name == "torch" or name.startswith(("torch.", "unbranch."))
+
+
+def _looks_up(frame: types.FrameType) -> bool:
+    """Whether what runs in a frame looks for something: a function with a cache is called with values, too."""
+    name = _operations(frame.f_code).get(frame.f_lasti, "")
+    return name in _LOOKUPS or ("CALL" in name and not _LOOKING.isdisjoint(frame.f_code.co_names))
+
+
+@functools.lru_cache(maxsize=1024)
+def _operations(code: types.CodeType) -> dict[int, str]:
+    return {i.offset: i.opname for i in dis.get_instructions(code)}
