@@ -228,7 +228,8 @@ def _ultralytics(name: str) -> Made:
         kind = "YOLOESegModel" if "-seg" in file else "YOLOEModel"
     kind = "RTDETRDetectionModel" if "rtdetr" in file else "WorldModel" if "world" in file else kind
     network = getattr(tasks, kind)(file, verbose=False)
-    return network, _images(3, 160), lambda net: net.fuse(verbose=False)
+    images = [torch.randn(2, 3, 192, 192), torch.randn(1, 3, 256, 320)]
+    return network, images, lambda net: net.fuse(verbose=False)
 
 
 def _transformers(name: str) -> Made:
@@ -306,7 +307,9 @@ def measured(row: str) -> dict[str, Any]:
     found: dict[str, Any] = {"row": row, "before": layers(network), "macs": [macs(network, calls[0])]}
     if own is not None:
         with contextlib.suppress(Exception):
-            found["own"] = layers(own(copy.deepcopy(network)).eval())
+            theirs = own(copy.deepcopy(network)).eval()
+            found["own"] = layers(theirs)
+            found["own_differs"] = not difference(_run(theirs, calls[0]), outputs[0]) < 1e-3
     start = time.perf_counter()
     plain = ub.collapse(network)
     found["seconds"] = round(time.perf_counter() - start, 1)
@@ -350,6 +353,8 @@ def layers(network: nn.Module) -> tuple[int, int]:
 
 def difference(ours: Any, theirs: Any) -> float:
     """The largest difference of two outputs, relative to the largest value of each tensor."""
+    if len(tree_leaves(ours)) != len(tree_leaves(theirs)):
+        return float("inf")
     pairs = zip(tree_leaves(ours), tree_leaves(theirs), strict=True)
     floats = [(a, b) for a, b in pairs if isinstance(b, Tensor) and b.is_floating_point() and b.numel()]
     return max((float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in floats), default=0.0)
@@ -388,7 +393,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 Made by `python -m benchmarks.atlas` with {versions}{missing}.
 
-Convolution and linear layers / batch norms before, after the library's own conversion, and after Unbranch's; the
+Convolution and linear layers / batch norms before, after the library's own conversion (≠: its outputs are others than
+the network's, mostly fewer), and after Unbranch's; the
 largest error in float64 at two sizes (merged layers are stored in float32), – where the network doesn't take one;
 seconds of the conversion; why something stays.
 
@@ -400,6 +406,7 @@ seconds of the conversion; why something stays.
             lines.append(f"| {row['row']} | | | | | | **failed**: {_cell(row['failed'])} |")
             continue
         counts = [" / ".join(map(str, row[k])) if k in row else "" for k in ("before", "own", "after")]
+        counts[1] += " ≠" if row.get("own_differs") else ""
         errors = " ".join("–" if e is None else f"{e:.0e}" for e in row["errors"])
         why = "; ".join(f"{n} × {_cell(reason)}" for reason, n in row["reasons"].items())
         lines.append(f"| {row['row']} | {' | '.join(counts)} | {errors} | {row['seconds']} | {why} |")

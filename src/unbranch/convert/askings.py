@@ -1,7 +1,7 @@
 """What a traced value says to code that asks about it without PyTorch's knowledge: ``isinstance``, sets, dictionaries.
 
-Python asks an object for its ``__class__`` and its hash, and lets nobody see who asks, but for the frame that runs.
-PyTorch's own code is told the truth, which torch.fx lives on; a forward is told what the value will be.
+Python asks an object for its ``__class__`` and its hash, and lets nobody see who asks, but for the frame that runs. A
+forward that asks is run once more with an ``isinstance`` of its own, which knows what a value will be.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _LOOKING = {"get", "setdefault", "pop", "index", "count"}  # methods of containe
 
 
 class Asked:
-    """A traced value that is to ``isinstance`` what it stands for, and that no set of numbers is asked for."""
+    """A traced value that notices where code asks what it is, and that no set of numbers is asked for.
+
+    Its class is never said to be another one: PyTorch's compiled code takes what says to be a tensor for one.
+    """
 
     node: fx.Node
     tracer: Any
@@ -31,21 +34,22 @@ class Asked:
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_name == "__instancecheck__":
             frame = frame.f_back  # of nn.Parameter
-        return type(self) if _is_torchs(frame) else self._stands_for()
+        names = frame.f_code.co_names
+        if "isinstance" in names and "isinstance" not in frame.f_globals and not _is_torchs(frame):
+            self.tracer.asked += 1
+        return type(self)
 
     __class__ = property(_kind)  # type: ignore[assignment]
 
-    def _stands_for(self) -> type:
+    def stands_for(self) -> type:
+        """The class of what this will be."""
         known = self.tracer.known(self.node)
         if known is None:
             return torch.Tensor if self.node.op in ("placeholder", "get_attr") else type(self)
         if not isinstance(known[0], torch.Tensor):
             return type(known[0])
-        return nn.Parameter if self._is_param else torch.Tensor
-
-    @property
-    def _is_param(self) -> bool:
-        return self.node.op == "get_attr" and self.tracer.is_parameter(str(self.node.target))
+        parameter = self.node.op == "get_attr" and self.tracer.is_parameter(str(self.node.target))
+        return nn.Parameter if parameter else torch.Tensor
 
     def __hash__(self) -> int:
         frame = sys._getframe(1)

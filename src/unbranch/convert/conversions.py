@@ -1,7 +1,7 @@
 """``int(size)`` of a traced size: PyTorch's proxies can't be converted, since Python wants a number there and then.
 
-A forward that does so is run once more with names of its own for ``int``, ``float`` and ``len``, and so are the
-functions and methods that it calls. Nothing that other code sees is replaced.
+A forward that does so is run once more with names of its own for ``int``, ``float``, ``len`` and ``isinstance``, and so
+are the functions and methods that it calls. Nothing that other code sees is replaced.
 """
 
 from __future__ import annotations
@@ -72,7 +72,24 @@ def _len(value: Any) -> Any:
         return value.shape[0]
 
 
-_OWN = {"int": _Int, "float": _Float, "len": _len}
+def _isinstance(value: Any, kinds: Any) -> bool:
+    stands_for = getattr(type(value), "stands_for", None)
+    if stands_for is None or not isinstance(value, fx.Proxy):
+        return isinstance(value, kinds)
+    kind = stands_for(value)
+    return any(issubclass(kind, k) for k in _each(kinds))
+
+
+def _each(kinds: Any) -> Iterator[type]:
+    """The classes among what ``isinstance`` takes."""
+    if isinstance(kinds, tuple | types.UnionType):
+        for kind in kinds if isinstance(kinds, tuple) else kinds.__args__:
+            yield from _each(kind)
+    else:
+        yield kinds.plain if type(kinds) is _Converting else kinds
+
+
+_OWN = {"int": _Int, "float": _Float, "len": _len, "isinstance": _isinstance}
 
 
 _MARK = "_converts_traced_values"

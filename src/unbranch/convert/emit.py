@@ -136,7 +136,10 @@ def allocate(value: Affine, layer: Layer | GridLayer, like: Tensor, dtype: torch
 
 
 def _without_values(kind: Any, m: ConvMap, options: dict[str, Any]) -> nn.Module:
-    module: nn.Module = nn.utils.skip_init(kind, m.in_channels, m.out_channels, **options)  # type: ignore[no-untyped-call]
+    device = options["device"]
+    module: nn.Module = kind(m.in_channels, m.out_channels, **(options | {"device": "meta"}))
+    for name, parameter in module.named_parameters():
+        setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device=device)))
     return module
 
 

@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.float64 import Float64
-from ..graph.guarded import Observation, RandomDrawError, Runner, fresh, observation, observe, private_copy
+from ..graph.guarded import (
+    Observation,
+    RandomDrawError,
+    Runner,
+    fresh,
+    observation,
+    observe,
+    private_copy,
+    sharing_copy,
+)
 from ..graph.probe import Arguments, larger, probe, runs, small
 from ..rules import rule_of_base
 from .prove import relative_error
@@ -259,13 +268,14 @@ class _Watch:
         self._plain, self._paths, self._tolerance = plain, paths, tolerance
         self._verdict, self._seen = verdict, seen
 
-    def install(self, original: nn.Module) -> None:
-        """Put hooks on the parts of a copy of the original."""
-        own = private_copy(self._plain) if self._paths else self._plain
+    def install(self, original: nn.Module, private: bool) -> nn.Module:
+        """Put hooks on the parts of a copy of the original; the result is the copy that they run."""
+        own = private_copy(self._plain) if private else sharing_copy(self._plain)
         for path in self._paths:
             part = _part_of(own, path)
             if part is not None:
                 self._install(path, original.get_submodule(path), part)
+        return own
 
     def _install(self, path: str, original: nn.Module, part: nn.Module) -> None:
         calls: list[Any] = []

@@ -361,6 +361,10 @@ def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
     entering = {n for node in call.nodes for n in node.all_input_nodes}
     if call is not region.trace.root and not entering <= _visible(call):
         raise Unplaceable(merge, f"it lies in {name}, which reads tensors that it isn't given")
+    run = {c.path for c in region.trace.calls if c is not call and call in c.lineage()}
+    run |= {str(n.target).rpartition(".")[0] for n in call.nodes if n.op == "get_attr" and "." in str(n.target)}
+    if any(path != call.path and region.trace.path_inside(call, path) is None for path in run):
+        raise Unplaceable(merge, f"it lies in {name}, which runs a module that it doesn't hold")
     kinds = {p.kind for p in inspect.signature(call.module.forward).parameters.values()}
     if call is not region.trace.root and inspect.Parameter.VAR_KEYWORD in kinds and call.kwargs:
         raise Unplaceable(merge, f"it lies in {name}, which takes any keywords")

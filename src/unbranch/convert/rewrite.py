@@ -44,9 +44,8 @@ def rebuilt(
     parts: dict[str, Any] = {}
     env: dict[fx.Node, fx.Node] = _placeholders(graph, call, region)
     folded: set[Call] = set()
-    prefix = len(call.path) + 1 if call.path else 0
     closed = [_outermost_closed(n, call, opened) for n in call.nodes]
-    taken = {c.path[prefix:].split(".")[0] for c in closed if c is not None}
+    taken = {_inside(region, call, c.path).split(".")[0] for c in closed if c is not None}
     pending = _SizesLater(region, plan.merges)
     for node in call.nodes:
         if node.op in ("placeholder", "output") or node in region.trace.checks or node in env:
@@ -61,7 +60,7 @@ def rebuilt(
             parts[name] = layer
             env[node] = graph.call_module(name, (env[by_target[node].root],))
             for size in pending.released(by_target[node], env):
-                env[size] = _copied(size, graph, env, parts, original, region, prefix, memo)
+                env[size] = _copied(size, graph, env, parts, original, region, call, memo)
         elif node in removed:
             continue
         elif node in region.trace.moved:  # its work is done by what another rewrite puts in front of it
@@ -69,12 +68,12 @@ def rebuilt(
         elif outer is not None and isinstance(outer.output, fx.Node):
             if outer not in folded:
                 folded.add(outer)
-                path = outer.path[prefix:]
+                path = _inside(region, call, outer.path)
                 parts[path] = deep_copied(original.get_submodule(path), memo)
                 args, kwargs = fx.node.map_arg((outer.args, outer.kwargs), lambda n: env[n])
                 env[outer.output] = graph.call_module(path, tuple(args), kwargs)
         elif all(n in env for n in node.all_input_nodes):
-            env[node] = _copied(node, graph, env, parts, original, region, prefix, memo)
+            env[node] = _copied(node, graph, env, parts, original, region, call, memo)
     graph.output(fx.node.map_arg(call.output, lambda n: env[n]))
     _drop_unused(graph, parts)
     return _module_of(graph, parts, type(original))
@@ -169,6 +168,12 @@ def _placeholders(graph: fx.Graph, call: Call, region: Region) -> dict[fx.Node, 
     return env
 
 
+def _inside(region: Region, call: Call, path: str) -> str:
+    found = region.trace.path_inside(call, path)
+    assert found is not None  # see place.py
+    return found
+
+
 def _outermost_closed(node: fx.Node, call: Call, opened: set[Call]) -> Call | None:
     closed = None
     for inner in call_of(node).lineage():
@@ -181,7 +186,7 @@ def _outermost_closed(node: fx.Node, call: Call, opened: set[Call]) -> Call | No
 
 def _copied(
     node: fx.Node, graph: fx.Graph, env: dict[fx.Node, fx.Node], parts: dict[str, Any], original: nn.Module,
-    region: Region, prefix: int, memo: dict[int, Any],
+    region: Region, call: Call, memo: dict[int, Any],
 ) -> fx.Node:  # fmt: skip
     """One operation as it was."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
@@ -189,14 +194,16 @@ def _copied(
     if node.op == "get_attr" and str(target) in region.trace.made:
         parts[str(target)] = attribute(region.trace.module, str(target)).clone()
     elif node.op in ("call_module", "get_attr"):
-        target = str(target)[prefix:]
         if node.op == "call_module":
+            target = _inside(region, call, str(target))
             module = original.get_submodule(target)
             rule = rule_of_module(module)
             if rule is not None and rule.rest:
                 raise Inexact(f"the affine part of {type(module).__name__} stands alone")
             parts[target] = copy.deepcopy(module, memo)
         else:
+            holder, dot, name = str(target).rpartition(".")
+            target = f"{_inside(region, call, holder)}.{name}".lstrip(".") if dot else name
             parts[target] = copy.deepcopy(attribute(original, target), memo)
     return graph.create_node(node.op, target, tuple(args), dict(kwargs))
 

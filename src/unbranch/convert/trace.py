@@ -161,6 +161,16 @@ class Trace:
         """How often each module (by id) is called."""
         return Counter(id(call.module) for call in self.calls if not call.part)
 
+    def path_inside(self, call: Call, path: str) -> str | None:
+        """The path, from a call's module, of a part that has a path from the root; None if it doesn't hold it.
+
+        A module that lies in several places is traced under one of its paths.
+        """
+        if not call.path or path.startswith(f"{call.path}."):
+            return path[len(call.path) :].lstrip(".")
+        part = self.module.get_submodule(path)
+        return next((p for p, m in call.module.named_modules(remove_duplicate=False) if m is part), None)
+
     def full_path(self, path: str) -> str:
         """A path from the network's root."""
         return ".".join(p for p in (self.path, path) if p)

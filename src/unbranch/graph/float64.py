@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -14,6 +15,8 @@ from ..algebra.evaluate import convolve
 from .isolated import Isolated, mapped
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
+_IN_PIECES = _CONVOLUTIONS | {F.linear}
+_PIECE = 1 << 18  # numbers
 _CASTS = {
     "float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64,
     "cfloat": torch.complex64, "chalf": torch.complex32, "cdouble": torch.complex128,
@@ -63,6 +66,23 @@ class Float64(Isolated):
         if any(self._narrow(v) for v in _tensors(result)):
             result = self._widened(func, args, kwargs, result)
         return result
+
+    def in_pieces(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: Any) -> Any:
+        """Convolutions and linear layers with large weights, of which one piece at a time is cast."""
+        named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+        weight = named.get("weight")
+        if func not in _IN_PIECES or not isinstance(weight, Tensor) or weight.numel() < 2 * _PIECE:
+            return None
+        grouped = (args[6] if len(args) > 6 else kwargs.get("groups", 1)) != 1
+        if grouped or weight.device.type != "cpu" or not self._narrow(weight) or not call.is_untouched(weight):
+            return None
+        rest = {k: v for k, v in named.items() if k not in ("input", "weight", "bias")}
+        x, bias = call.given(named["input"]), call.given(named.get("bias"))
+        rows = max(1, _PIECE // weight[0].numel())
+        biases = itertools.repeat(None) if bias is None else bias.split(rows)
+        more = args[3:]
+        pieces = [func(x, w.double(), b, *more, **rest) for w, b in zip(weight.split(rows), biases, strict=False)]
+        return torch.cat(pieces, -1 if func is F.linear else 1 - weight.dim())
 
     def _narrow(self, value: Tensor) -> bool:
         return value.dtype != self.stored(value.dtype)

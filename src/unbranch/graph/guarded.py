@@ -97,10 +97,14 @@ class Observation:
 
 def observe(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1,
-    prepare: Callable[[nn.Module], None] | None = None,
+    prepare: Prepare | None = None,
 ) -> list[Observation]:  # fmt: skip
     """Run a copy of ``module`` in evaluation ``times`` times over: see ``Runner.observe``."""
     return Runner(module).observe(args, kwargs, mode, times, prepare)
+
+
+Prepare = Callable[[nn.Module, bool], nn.Module | None]
+"""Puts hooks on a copy that is about to run; the flag says whether it has tensors of its own."""
 
 
 @dataclass(eq=False)
@@ -113,12 +117,12 @@ class Runner:
 
     def observe(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1,
-        prepare: Callable[[nn.Module], None] | None = None,
+        prepare: Prepare | None = None,
     ) -> list[Observation]:  # fmt: skip
         """Run a copy in evaluation ``times`` times over, under the context manager that ``mode`` makes.
 
-        The copy, on which ``prepare`` may put hooks, shares the module's tensors; where the forward writes to them it
-        is run again on tensors of its own.
+        The copy, on which ``prepare`` may put hooks, shares the module's tensors, and so does a network that this
+        returns, whose parts the hooks run. Where a forward writes to them all is run again on tensors of their own.
 
         Raises:
             RandomDrawError: if it draws random numbers; the generators are as they were.
@@ -135,14 +139,14 @@ class Runner:
 
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int,
-        prepare: Callable[[nn.Module], None] | None,
+        prepare: Prepare | None,
     ) -> list[Observation]:  # fmt: skip
         own = self._kept.pop(mode, None)
         if own is None or self._writes or prepare is not None:
-            own = private_copy(self.module) if self._writes else _with_own_objects(shadow_of(self.module))
-        if prepare is not None:
-            prepare(own)
-        protected = set() if self._writes else {_storage(t) for m in own.modules() for t in _tensors_of(m)} - {0}
+            own = private_copy(self.module) if self._writes else sharing_copy(self.module)
+        beside = None if prepare is None else prepare(own, self._writes)
+        run = [m for network in (own, beside) if network is not None for m in network.modules()]
+        protected = set() if self._writes else {_storage(t) for m in run for t in _tensors_of(m)} - {0}
         seen = [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
         if prepare is None and not any(one.changes for one in seen):
             self._kept[mode] = own
@@ -170,6 +174,11 @@ def fresh(arguments: Any) -> Any:
 def observation(output: Any, args: Any, kwargs: Any) -> Observation:
     """An output, and the arguments as they are after the run."""
     return Observation(*_leaves((_plain(output), args, kwargs)))
+
+
+def sharing_copy(module: nn.Module) -> nn.Module:
+    """A copy in evaluation that shares the module's memory."""
+    return _with_own_objects(shadow_of(module))
 
 
 def private_copy(module: nn.Module) -> nn.Module:

@@ -67,6 +67,9 @@ class Isolated(TorchFunctionMode):
         del originals
         return func(*args, **kwargs)
 
+    def in_pieces(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: _Call) -> Any:
+        """The result of a function that reads a large tensor from outside piece by piece, or nothing."""
+
     def values(self, result: Any) -> Any:
         """A result of the run with tensors from outside, such as a parameter, replaced by what the run made of them."""
         with torch._C.DisableTorchFunction():
@@ -108,6 +111,9 @@ class _Call:
         self.watched: list[tuple[Tensor, int, _Copy | None]] = []  # and the number of writes before
 
     def run(self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        result = self.mode.in_pieces(func, args, kwargs, self)
+        if result is not None:
+            return mapped(self._taken, result)
         given, named = mapped(self.given, tuple(args)), mapped(self.given, kwargs)
         try:
             result = self.mode.call(func, given, named, args)
@@ -122,6 +128,15 @@ class _Call:
         if id(value) not in self.replaced:
             self.replaced[id(value)] = (value, *self._private(self.mode._current(value)))
         return self.replaced[id(value)][1]
+
+    def is_untouched(self, value: Any) -> bool:
+        """Whether a value is a tensor from outside that this run hasn't changed, and that needs no gradients."""
+        if not isinstance(value, Tensor) or self.mode._current(value) is not value:
+            return False
+        storage = _storage_of(value)
+        if storage is None or self.memory.owns(value) or value.is_neg() or value.is_complex():
+            return False
+        return not self.memory.has_copy(storage) and not (value.requires_grad and torch.is_grad_enabled())
 
     def _private(self, value: Tensor) -> tuple[Tensor, Any]:
         dtype = self.mode.stored(value.dtype)
@@ -195,6 +210,10 @@ class _Memory:
     def copy_at(self, storage: Any) -> _Copy | None:
         """The copy whose memory this is."""
         return self._own[storage._cdata][1]
+
+    def has_copy(self, storage: Any) -> bool:
+        """Whether there is a private copy of a storage that a tensor uses."""
+        return any(key[0] == storage._cdata and copy.live() is not None for key, copy in self._copies.items())
 
     def own(self, value: Tensor, copy: _Copy | None = None) -> None:
         storage = _storage_of(value)

@@ -24,7 +24,7 @@ class Caches:
     def __init__(self) -> None:
         kind: Any = functools._lru_cache_wrapper
         found = [o for o in gc.get_referrers(kind) if type(o) is kind]  # an object refers to its type
-        found = [c for c in found if not (c.__module__ or "").startswith(("torch.", "sympy."))]
+        found = [c for c in found if not (c.__module__ or "").startswith(_THEIRS)]
         self._filled = {cache: cache.cache_info().misses for cache in found}
 
     def empty(self) -> None:
@@ -33,6 +33,9 @@ class Caches:
             if cache.cache_info().misses != filled and _holds_tensors(cache):
                 cache.cache_clear()
                 self._filled[cache] = 0
+
+
+_THEIRS = ("torch.", "sympy.", "unbranch.graph.", "unbranch.convert.")  # they keep classes, functions and names
 
 
 def _holds_tensors(cache: Any, depth: int = 6) -> bool:

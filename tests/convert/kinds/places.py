@@ -13,6 +13,7 @@ from .table import Block, call, conv_bn, images, row, tensor
 METHODS = "methods called forward_..."
 YOLO = "YOLO's list of layers with attributes"
 NORMS = "norms behind a concatenation, a split or rows"
+SHARED = "an activation that many blocks share"
 MEAN = "a norm before a global mean and a linear layer"
 UNLIKE = "an unlike branch in the middle of a sum"
 IDENTITY = "activations that are the identity"
@@ -810,3 +811,66 @@ class UnreadResultThatWrites(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.aux(x)
         return self.block(x)
+
+
+# --- one activation in many places ---
+
+
+class _Shared(nn.Module):
+    """As YOLO's: the activation belongs to the class."""
+
+    default_act = nn.SiLU()
+
+    def __init__(self, size: int, act: bool = True) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, size, padding=size // 2, bias=False), nn.BatchNorm2d(4)
+        self.act = self.default_act if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class _SharedSum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.a, self.b = _Shared.default_act, _Shared(3, False), _Shared(1, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.a(x) + self.b(x))
+
+
+@row(SHARED, layers=4, norms=0)
+def shared_activation() -> nn.Module:
+    """Traced under a path that is shorter, longer or unlike those of the blocks that are rebuilt."""
+    inner = nn.Sequential(_Shared(1), nn.Sequential(_SharedSum()), _SharedSum())
+    return nn.Sequential(_Shared(1), inner)
+
+
+@row(SHARED, layers=2, norms=0)
+def shared_activation_found_late() -> nn.Module:
+    return nn.Sequential(nn.Sequential(nn.Sequential(nn.Sequential(_SharedSum()))), _SharedSum())
+
+
+class _Borrows(nn.Module):
+    """Runs an activation, and reads a scale, that it is given by what is around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor, act: nn.Module, scale: Tensor) -> Tensor:
+        return act(self.a(x) + self.b(x)) * scale
+
+
+@row(SHARED)
+class LendsItsParts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act, self.parts = conv_bn(4, 4), nn.PReLU(4), nn.ModuleList([_Borrows() for _ in range(2)])
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        for part in self.parts:
+            x = part(x, self.act, self.scale)
+        return x
