@@ -331,3 +331,58 @@ def test_grouped_convolutions_and_inference_mode(mode: Any) -> None:
         found = conv(x)
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
     assert conv.weight._version == before
+
+
+# --- large weights, which are cast piece by piece ---
+
+
+class _Large(nn.Module):
+    """Layers whose weights have more than half a million numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.line = nn.Conv2d(257, 300, 3, 2, padding=1, dilation=2), nn.Linear(900, 700)
+        self.volume, self.row = nn.Conv3d(40, 700, 3), nn.Conv1d(530, 1100, 1, bias=False)
+        self.grouped = nn.Conv2d(1024, 1200, 1, groups=2)
+
+
+def _calls(net: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    x = torch.linspace(-1, 1, 257 * 9 * 8).reshape(257, 9, 8)
+    written = torch.zeros_like(net.conv.weight)
+
+    def onto_a_copy() -> Tensor:
+        weight = written
+        weight += net.conv.weight
+        return F.conv2d(x[None], weight)
+
+    return {
+        "unbatched": lambda: net.conv(x),
+        "batch": lambda: net.conv(torch.stack([x, -x])),
+        "keywords": lambda: F.conv2d(bias=net.conv.bias, input=x[None], weight=net.conv.weight, stride=2),
+        "same": lambda: F.conv2d(x, net.conv.weight, None, 1, "same", 2),
+        "grouped": lambda: net.grouped(torch.linspace(-1, 1, 1024 * 6).reshape(1, 1024, 2, 3)),
+        "volume": lambda: net.volume(torch.linspace(-1, 1, 40 * 60).reshape(1, 40, 3, 4, 5)),
+        "row": lambda: net.row(torch.linspace(-1, 1, 530 * 3).reshape(530, 3)),
+        "linear": lambda: net.line(torch.linspace(-1, 1, 1800).reshape(1, 2, 900)),
+        "one row": lambda: F.linear(torch.linspace(-1, 1, 900), net.line.weight),
+        "written to": onto_a_copy,
+        "transposed": lambda: F.linear(torch.linspace(-1, 1, 700), net.line.weight.t()),
+    }
+
+
+@pytest.mark.parametrize("name", list(_calls(_Large())))
+def test_large_weights_give_what_they_give_in_float64(name):
+    net = _Large().requires_grad_(False)
+    with Float64():
+        found = _calls(net)[name]()
+    wide = copy.deepcopy(net).double()
+    before, default = copy.deepcopy(net.state_dict()), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Float64(torch.float64):
+            expected = _calls(wide)[name]()
+    finally:
+        torch.set_default_dtype(default)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())

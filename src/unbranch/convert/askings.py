@@ -39,7 +39,7 @@ class Asked:
             self.tracer.asked += 1
         return type(self)
 
-    __class__ = property(_kind)  # type: ignore[assignment]
+    __class__ = property(_kind)
 
     def stands_for(self) -> type:
         """The class of what this will be."""

@@ -17,7 +17,7 @@ from ..rules.value import Affine, Gridded
 from .account import Account, name_of, sources_of
 from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
-from .forwards import EXACT, ROUNDED, Forwards, sizes_of
+from .forwards import EXACT, ROUNDED, Forwards, lies_in, sizes_of
 from .lines import place_of
 from .methods import reached_by_forward
 from .moves import move_norms
@@ -177,7 +177,7 @@ class _Conversion:
         owners, read = owners_of(self.network), {id(trace): trace.read() for trace in traces}
         seen = {trace.full_path(call.path) for trace in traces for call in trace.calls if call.leaf}
         for path, reason in unread.items():
-            layers = {p for p, m in self.network.named_modules() if _lies_in(p, path) and rule_of_module(m) is not None}
+            layers = {p for p, m in self.network.named_modules() if lies_in(p, path) and rule_of_module(m) is not None}
             refusal = Refusal(path, f"its forward can't be read ({reason}), so its parts were read one by one")
             self.account.unread.append((refusal, layers - seen))
         for path, module in self.network.named_modules():
@@ -316,7 +316,8 @@ class _Conversion:
         """
         exact = all(built.exact for built in self.used)
         tolerance = EXACT if exact else ROUNDED / 10
-        verdict = forwards.compare(plain, {""} | {p for p in self.units if not self._crossed(p)}, tolerance)
+        crossed = {path for path in self.units if self._crossed(path)} - {""}
+        verdict = forwards.compare(plain, {"", *self.units} - crossed, crossed, tolerance)
         wrong: dict[tuple[str, str, str], str] = {}
         for method, merges in self.walked.items():
             if (reason := forwards.method_differs(plain, method, tolerance)) is not None:
@@ -324,17 +325,17 @@ class _Conversion:
         for path, reason in sorted(verdict.different.items(), key=lambda item: item[0].count("."), reverse=True):
             own = self.units.get(path, ())
             if not own and not wrong:
-                own = [merge for inner, merges in self.units.items() if _lies_in(inner, path) for merge in merges]
+                own = [merge for inner, merges in self.units.items() if lies_in(inner, path) for merge in merges]
             wrong |= dict.fromkeys(own, reason)
         for path, merges in self.units.items() if not wrong else ():
-            if not any(_lies_in(path, around) for around in verdict.proved):
+            if not verdict.holds(path):
                 reason = verdict.unprovable.get(path) or verdict.unprovable.get("") or UNPROVED
                 wrong |= dict.fromkeys(merges, reason)
         return wrong
 
     def _crossed(self, path: str) -> bool:
         """Whether something moves into a part from outside, as the norm behind a stem does: its output changes."""
-        return any(_lies_in(place, path) and not _lies_in(unit, path) for unit, place in self.places)
+        return any(lies_in(place, path) and not lies_in(unit, path) for unit, place in self.places)
 
     def _mode(self, region: Region, merge: Merge) -> bool:
         for node in merge.inside:
@@ -375,10 +376,6 @@ class _Conversion:
 def _identity(trace: Trace, merge: Merge) -> tuple[str, str, str]:
     """What a merge is called in every conversion of one network."""
     return trace.path, merge.root.name, merge.target.name
-
-
-def _lies_in(path: str, around: str) -> bool:
-    return not around or path == around or path.startswith(f"{around}.")
 
 
 def _needs_sizes(region: Region, merge: Merge) -> bool:

@@ -66,11 +66,18 @@ class Verdict:
         proved: paths of parts that agree.
         different: paths of parts that don't, with how they differ.
         unprovable: paths of parts that can't be compared, with the reason.
+        run: paths of parts of which the network's forward runs something.
     """
 
     proved: set[str] = field(default_factory=set)
+    run: set[str] = field(default_factory=set)
     different: dict[str, str] = field(default_factory=dict)
     unprovable: dict[str, str] = field(default_factory=dict)
+
+    def holds(self, path: str) -> bool:
+        """Whether a part agrees, by itself or as a part of another one that runs it."""
+        around = [p for p in self.proved if lies_in(path, p)]
+        return path in self.proved or (bool(around) and (path in self.run or around != [""]))
 
     def note(self, path: str, reason: str | None) -> None:
         """Enter the outcome of one comparison."""
@@ -145,19 +152,22 @@ class Forwards:
         if _unlike(self._native[1], self._native[0], 0.0, changes=False) is not None:
             self._reason = "its output differs between two runs on one input"
 
-    def compare(self, plain: nn.Module, paths: set[str], tolerance: float) -> Verdict:
-        """Compare a rewritten network with the original: the parts at ``paths``, and both as a whole, in float64."""
+    def compare(self, plain: nn.Module, paths: set[str], crossed: set[str], tolerance: float) -> Verdict:
+        """Compare a rewritten network with the original: the parts at ``paths``, and both as a whole, in float64.
+
+        Of parts at ``crossed``, whose outputs change, it is only found out whether they run.
+        """
         verdict = Verdict()
         seen: set[str] = set()
         self._plain = Runner(plain)
         if self._reason is None:
             for j, given in enumerate([*self.given, *self.small]):
-                inner = paths - {""} if not j else set()
-                self._compare_whole(plain, inner, j, given, tolerance, verdict, seen)
+                watch = _Watch(plain, paths - {""}, crossed, tolerance, verdict, seen) if not j else None
+                self._compare_whole(watch, j, given, tolerance, verdict)
         else:
             verdict.unprovable[""] = self._reason
         for path in paths - seen - {""}:
-            if "" not in verdict.proved:
+            if "" not in verdict.proved or path not in verdict.run:
                 self._compare_part(path, plain, tolerance, verdict)
         return verdict
 
@@ -190,13 +200,11 @@ class Forwards:
         return _unlike(ours, self._native[0], max(_UNLIKE, 8 * self._noise))
 
     def _compare_whole(
-        self, plain: nn.Module, paths: set[str], j: int, given: Arguments, tolerance: float, verdict: Verdict,
-        seen: set[str],
-    ) -> None:  # fmt: skip
-        watch = _Watch(plain, paths, tolerance, verdict, seen)
+        self, watch: _Watch | None, j: int, given: Arguments, tolerance: float, verdict: Verdict
+    ) -> None:
         try:
-            if j not in self._exact or paths:
-                prepare = watch.install if paths else None
+            if j not in self._exact or watch is not None:
+                prepare = None if watch is None else watch.install
                 (self._exact[j],) = self._original.observe(given.args, given.kwargs, Float64, prepare=prepare)
         except RandomDrawError:
             verdict.unprovable[""] = "it draws random numbers in evaluation"
@@ -263,19 +271,27 @@ class _Watch:
     _MOST = 2  # calls of one part that are compared
 
     def __init__(
-        self, plain: nn.Module, paths: set[str], tolerance: float, verdict: Verdict, seen: set[str]
+        self, plain: nn.Module, paths: set[str], crossed: set[str], tolerance: float, verdict: Verdict, seen: set[str]
     ) -> None:  # fmt: skip
-        self._plain, self._paths, self._tolerance = plain, paths, tolerance
+        self._plain, self._paths, self._crossed, self._tolerance = plain, paths, crossed, tolerance
         self._verdict, self._seen = verdict, seen
 
     def install(self, original: nn.Module, private: bool) -> nn.Module:
         """Put hooks on the parts of a copy of the original; the result is the copy that they run."""
         own = private_copy(self._plain) if private else sharing_copy(self._plain)
+        for path in self._paths | self._crossed:
+            mark = functools.partial(self._mark, path)
+            for inner in original.get_submodule(path).modules():
+                if inner._parameters or inner._buffers:
+                    inner.register_forward_pre_hook(mark)
         for path in self._paths:
             part = _part_of(own, path)
             if part is not None:
                 self._install(path, original.get_submodule(path), part)
         return own
+
+    def _mark(self, path: str, _module: nn.Module, _args: Any) -> None:
+        self._verdict.run.add(path)
 
     def _install(self, path: str, original: nn.Module, part: nn.Module) -> None:
         calls: list[Any] = []
@@ -300,6 +316,11 @@ class _Watch:
         done: list[None] = []
         original.register_forward_pre_hook(before, with_kwargs=True)
         original.register_forward_hook(after, with_kwargs=True)
+
+
+def lies_in(path: str, around: str) -> bool:
+    """Whether a path is, or is inside, another one."""
+    return not around or path == around or path.startswith(f"{around}.")
 
 
 def _part_of(plain: nn.Module, path: str) -> nn.Module | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import fx, nn
 
@@ -120,13 +120,18 @@ def _not_covered(trace: Trace) -> list[tuple[str, nn.Module]]:
     def visit(path: str, module: nn.Module) -> None:
         for name, child in module.named_children():
             place = f"{path}.{name}".lstrip(".")
-            if id(child) in entered or (id(child) not in called and any(id(m) in called for m in child.modules())):
+            if id(child) in entered or (id(child) not in called and any(id(m) in called for m in _holding(child))):
                 visit(place, child)
             elif not _is_held(child, read):
                 found.append((trace.full_path(place), child))
 
     visit("", trace.module)
     return found
+
+
+def _holding(module: nn.Module) -> Iterator[nn.Module]:
+    """The parts of a module that hold tensors: an activation may be shared with parts that a forward runs."""
+    return (m for m in module.modules() if m._parameters or m._buffers)
 
 
 def _is_held(module: nn.Module, read: set[int]) -> bool:

@@ -79,9 +79,11 @@ class Float64(Isolated):
         rest = {k: v for k, v in named.items() if k not in ("input", "weight", "bias")}
         x, bias = call.given(named["input"]), call.given(named.get("bias"))
         rows = max(1, _PIECE // weight[0].numel())
-        biases = itertools.repeat(None) if bias is None else bias.split(rows)
+        biases = itertools.repeat(None) if bias is None else torch.split(bias, rows)
         more = args[3:]
-        pieces = [func(x, w.double(), b, *more, **rest) for w, b in zip(weight.split(rows), biases, strict=False)]
+        pieces = [
+            func(x, w.double(), b, *more, **rest) for w, b in zip(torch.split(weight, rows), biases, strict=False)
+        ]
         return torch.cat(pieces, -1 if func is F.linear else 1 - weight.dim())
 
     def _narrow(self, value: Tensor) -> bool:

@@ -68,8 +68,10 @@ def _convolved(
 ) -> tuple[int, ...] | None:  # fmt: skip
     """The shape that a convolution gives, None where something is unusual or doesn't fit."""
     n = weight.dim() - 2
-    if isinstance(padding, str) or x.dim() != n + 2 or x.shape[1] != weight.shape[1] * groups or len(weight) % groups:
+    if isinstance(padding, str) or x.dim() != n + 2 or len(weight) % groups:
         return None
+    if x.shape[1] != weight.shape[1] * groups:
+        raise RuntimeError(f"a convolution of {weight.shape[1] * groups} channels is given {x.shape[1]}")
     tensors = [x, weight] if bias is None else [x, weight, bias]
     if not x.is_contiguous() or any(t.dtype != x.dtype for t in tensors):
         return None

@@ -13,6 +13,7 @@ from .table import Block, call, conv_bn, images, row, tensor
 METHODS = "methods called forward_..."
 YOLO = "YOLO's list of layers with attributes"
 NORMS = "norms behind a concatenation, a split or rows"
+UNRUN = "parts that no forward runs"
 SHARED = "an activation that many blocks share"
 MEAN = "a norm before a global mean and a linear layer"
 UNLIKE = "an unlike branch in the middle of a sum"
@@ -874,3 +875,48 @@ class LendsItsParts(nn.Module):
         for part in self.parts:
             x = part(x, self.act, self.scale)
         return x
+
+
+# --- parts that the network's forward doesn't run ---
+
+
+class _TrainedWith(nn.Module):
+    """An auxiliary head for training that shares its activation with what the forward runs."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.head = _Shared(1), head
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.stem(x)
+        return (y, self.head(y)) if self.training else y
+
+
+@row(UNRUN, layers=1, norms=0, also=lambda net, x: net.head(x))
+def trained_with_a_head() -> nn.Module:
+    return _TrainedWith(_Shared(3))
+
+
+@row(UNRUN, layers=1, norms=0, also=lambda net, x: net.head(x))
+def trained_with_branches() -> nn.Module:
+    return _TrainedWith(nn.Sequential(_SharedSum(), nn.Conv2d(4, 2, 1)))
+
+
+class _Doubles(nn.Module):
+    """Goes by its numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.inner:
+            x = part(x)
+            if x.mean() < 1e9:
+                x = x.abs() * 2
+        return x
+
+
+@row(UNRUN, also=lambda net, x: net.head(x))
+def trained_with_what_cannot_be_read() -> nn.Module:
+    return _TrainedWith(_Doubles())

@@ -1,0 +1,95 @@
+"""What the proof compares: parts that the network's forward runs, and parts that only other code runs."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+import unbranch as ub
+from unbranch.convert.forwards import EXACT, Forwards, Verdict
+
+from ..networks import randomised
+
+
+class _Noisy(nn.Module):
+    """Draws random numbers, so that nothing can be proved of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + torch.rand_like(x)
+
+
+class _WithHead(nn.Module):
+    """Its head is for training, and for whoever calls it."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3, padding=1), head
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.head(y) if self.training else y
+
+
+def _verdict(network: nn.Module, plain: nn.Module, *paths: str) -> Verdict:
+    return Forwards(network.eval()).compare(plain.eval(), {"", *paths}, set(), EXACT)
+
+
+def test_a_part_that_the_forward_does_not_run_is_proved_on_inputs_of_its_own():
+    network = _WithHead(nn.Conv2d(4, 4, 3))
+    verdict = _verdict(network, copy.deepcopy(network), "head", "stem")
+    assert verdict.holds("head")
+    assert verdict.holds("stem")
+    assert verdict.run == {"stem"}
+
+
+def test_a_part_that_the_forward_does_not_run_is_not_taken_for_proved_with_the_network():
+    network = _WithHead(nn.Conv2d(4, 4, 3))
+    plain = copy.deepcopy(network)
+    with torch.no_grad():
+        plain.head.weight += 0.1
+    verdict = _verdict(network, plain, "head")
+    assert "" in verdict.proved
+    assert not verdict.holds("head")
+    assert "head" in verdict.different
+
+
+def test_a_part_that_nothing_can_be_proved_of_does_not_hold():
+    network = _WithHead(_Noisy())
+    verdict = _verdict(network, copy.deepcopy(network), "head")
+    assert "" in verdict.proved
+    assert not verdict.holds("head")
+    assert "head" in verdict.unprovable
+
+
+def test_a_small_image_is_tried_as_well():
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return y if x.shape[-1] > 8 else -y
+
+    class Uncut(Cut):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x)
+
+    network, plain = Cut(), Uncut()
+    plain.load_state_dict(network.state_dict())
+    assert "" in _verdict(network, plain).different
+
+
+def test_heads_for_training_are_merged_too():
+    layers = [nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
+    network = randomised(_WithHead(nn.Sequential(*layers, nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)))).eval()
+    plain = ub.collapse(network)
+    assert not [m for m in plain.head.modules() if isinstance(m, nn.BatchNorm2d)]
+    x = torch.randn(2, 4, 9, 8)
+    torch.testing.assert_close(plain.head(x), network.head(x), rtol=1e-4, atol=1e-5)
