@@ -29,10 +29,39 @@ _ELEMENTS = {"children", "values", "items", "named_children", "modules"}
 def entry_points(module: nn.Module) -> list[str]:
     """Methods of a module's class, besides ``forward``, that run children of it and can be called as it is now.
 
-    Helpers of the forward, which it calls with more than it is given itself, don't count.
+    Helpers of the forward, which it calls with more than it is given itself, don't count, and neither do forwards for
+    the time after a conversion of the class's own.
     """
     found = [name for name, runs in _methods(module) if any(_exists(module, pattern) for pattern in runs)]
-    return [name for name in found if not _is_helper(module, name)]
+    return [name for name in found if not _is_helper(module, name) and not _is_for_later(module, name)]
+
+
+def _is_for_later(module: nn.Module, name: str) -> bool:
+    """Whether a method runs a part that another method puts in place when it deletes what the forward runs."""
+    forward = inspect.unwrap(type(module).forward)
+    now = {p[0] for p in _read(forward)[0]} if inspect.isfunction(forward) else set()
+    runs = {p[0] for found, patterns in _methods(module) for p in patterns if found == name}
+    for other in {n for base in type(module).__mro__ for n in vars(base)} - {"__init__", "forward", name}:
+        method = inspect.getattr_static(type(module), other, None)
+        if inspect.isfunction(method) and not method.__module__.startswith("torch."):
+            method = inspect.unwrap(method)
+            if now & _deleted(method) and runs & _stored(method):
+                return True
+    return False
+
+
+@functools.lru_cache(maxsize=4096)
+def _deleted(method: Any) -> frozenset[str]:
+    """Names of attributes that a method deletes, as a statement or by a call."""
+    found: set[str] = set()
+    for node in ast.walk(_tree(method)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Del):
+            found.add(node.attr)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[-1], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("delattr", "__delattr__"):
+                found.add(str(node.args[-1].value))
+    return frozenset(found)
 
 
 def _is_helper(module: nn.Module, name: str) -> bool:
@@ -97,11 +126,15 @@ def set_by_class(owner: Any) -> frozenset[str]:
 
 
 def _stored(method: Any) -> set[str]:
+    return {n.attr for n in ast.walk(_tree(method)) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+
+
+def _tree(method: Any) -> ast.AST:
+    """The code of a function; an empty module where it isn't known."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+        return ast.parse(textwrap.dedent(inspect.getsource(method)))
     except (OSError, TypeError, SyntaxError):
-        return set()
-    return {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+        return ast.Module([], [])
 
 
 def _methods(module: nn.Module) -> Iterator[tuple[str, frozenset[Pattern]]]:

@@ -33,7 +33,7 @@ def otherwise(trace: Trace, row: list[Call]) -> str | None:
     name, alone = type(trace.module).__name__, len(row) == 1 or _in_own_part(trace, row)
     if not alone and (more := _reads_more(trace)) is not None:
         return f"{name}.forward reads any number of arguments, {more}"
-    for options in _variants(trace):
+    for options in _variants(trace, at_most=1 if alone and len(row) > 1 else _MOST):
         other = trace.again(options)
         if isinstance(other, str):
             if not alone and not _is_refused(trace, other, options):
@@ -89,8 +89,8 @@ def _plain(call: Call) -> Any:
     return fx.node.map_aggregate((call.args, call.kwargs), without)
 
 
-def _variants(trace: Trace) -> list[dict[str, Any]]:
-    """Other values of a forward's optional arguments; ``...`` is one that nothing is known of."""
+def _variants(trace: Trace, at_most: int) -> list[dict[str, Any]]:
+    """Other values of a forward's optional arguments, alone and together; ``...`` is one that nothing is known of."""
     read = {str(node.target).lstrip("*") for node in trace.graph.nodes if node.op == "placeholder"}
     options: dict[str, Any] = {}
     for name, parameter in inspect.signature(trace.module.forward).parameters.items():
@@ -102,7 +102,8 @@ def _variants(trace: Trace) -> list[dict[str, Any]]:
             options[name] = not parameter.default if isinstance(parameter.default, bool) else ...
     names = list(options)
     if len(names) <= _MOST:
-        chosen = [c for n in range(1, len(names) + 1) for c in itertools.combinations(names, n)]
+        sizes = range(1, min(at_most, len(names)) + 1)
+        chosen = [c for n in sizes for c in itertools.combinations(names, n)]
     else:
         chosen = [*((name,) for name in names), tuple(names)]
     return [{name: options[name] for name in some} for some in chosen]

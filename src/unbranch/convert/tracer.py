@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import opcode
@@ -412,15 +413,19 @@ class _Tracer(fx.Tracer):
         except NeedsNumberError:
             if call.path in self._converts:
                 raise
-            self._converts.add(call.path)
-            return _AGAIN
+            return self._converted(call, asked)
         except SystemExit as error:
             raise UnreadableError("its forward ends the process") from error
         if self.asked == asked:
             return output
         if call.path in self._converts:  # and has caught the error
             raise NeedsNumberError("a number that depends on the input is needed there and then")
+        return self._converted(call, asked)
+
+    def _converted(self, call: Call, asked: int) -> Any:
+        """Let a forward convert sizes from now on; those around it don't see that it asked."""
         self._converts.add(call.path)
+        self.asked = asked
         return _AGAIN
 
     def _take_back(self, begin: _Beginning) -> None:
@@ -581,9 +586,25 @@ class _Again(Exception):
 
 
 def _filled(structure: Any, values: list[Any]) -> Any:
-    """A structure with other values in place of its own, in order."""
+    """A structure, of the same classes, with other values in place of its own, in order."""
     rest = iter(values)
-    return fx.node.map_aggregate(structure, lambda _v: next(rest))
+
+    def put(value: Any) -> Any:
+        if isinstance(value, tuple):
+            items = [put(v) for v in value]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if isinstance(value, list):
+            return [put(v) for v in value]
+        if isinstance(value, dict):
+            new: Any = {} if isinstance(value, fx.immutable_collections.immutable_dict) else copy.copy(value)
+            for key, one in value.items():
+                new[key] = put(one)
+            return new
+        if isinstance(value, slice):
+            return slice(put(value.start), put(value.stop), put(value.step))
+        return next(rest)
+
+    return put(structure)
 
 
 def _part_of(call: Call, node: fx.Node) -> str | None:

@@ -920,3 +920,48 @@ class _Doubles(nn.Module):
 @row(UNRUN, also=lambda net, x: net.head(x))
 def trained_with_what_cannot_be_read() -> nn.Module:
     return _TrainedWith(_Doubles())
+
+
+# --- a form of its own for after training ---
+
+
+class _Depthwise(nn.Module):
+    """RepVGGDW: ``forward_fuse`` runs what is there today, and means what its ``fuse`` will put there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.conv1 = _Shared(7, False), _Shared(3, False)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x) + self.conv1(x))
+
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        conv = nn.Conv2d(4, 4, 7, padding=3)
+        self.conv = conv
+        del self.conv1
+
+
+class _DeletesByName(_Depthwise):
+    @torch.no_grad()
+    def fuse(self) -> None:
+        self.conv = nn.Conv2d(4, 4, 7, padding=3)
+        self.__delattr__("conv1")
+
+
+for _class in (_Depthwise, _DeletesByName):
+    row(METHODS, name=f"a form for later: {_class.__name__}", **ONE)(_class)
+
+
+class _ShowsOneBranch(_Depthwise):
+    """Nothing is deleted: one branch is to be had alone."""
+
+    def fuse(self) -> None:
+        self.scale = 1.0
+
+
+row(METHODS, name="a branch alone", also=lambda net, x: net.forward_fuse(x))(_ShowsOneBranch)
