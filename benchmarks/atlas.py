@@ -401,18 +401,19 @@ the network's, mostly fewer), and after Unbranch's; the
 largest error in float64 at two sizes (merged layers are stored in float32), – where the network doesn't take one;
 seconds of the conversion; why something stays.
 
-| network | before | own | unbranch | errors | seconds | what stays |
-| --- | --- | --- | --- | --- | --- | --- |"""
+| network | before | own | unbranch | 10⁹ MACs | errors | seconds | what stays |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""
     ]
     for row in rows:
         if "failed" in row:
-            lines.append(f"| {row['row']} | | | | | | **failed**: {_cell(row['failed'])} |")
+            lines.append(f"| {row['row']} | | | | | | | **failed**: {_cell(row['failed'])} |")
             continue
         counts = [" / ".join(map(str, row[k])) if k in row else "" for k in ("before", "own", "after")]
         counts[1] += " ≠" if row.get("own_differs") else ""
         errors = " ".join("–" if e is None else f"{e:.0e}" for e in row["errors"])
         why = "; ".join(f"{n} × {_cell(reason)}" for reason, n in row["reasons"].items())
-        lines.append(f"| {row['row']} | {' | '.join(counts)} | {errors} | {row['seconds']} | {why} |")
+        macs = " → ".join("–" if n is None else f"{n:.2f}" for n in row.get("macs", ()))
+        lines.append(f"| {row['row']} | {' | '.join(counts)} | {macs} | {errors} | {row['seconds']} | {why} |")
     return "\n".join(lines) + "\n"
 
 

@@ -89,96 +89,147 @@ WRITES: dict[str, Callable[[Tensor, Tensor], Any]] = {
 BORDERS = ("zero", "bias", "number")
 
 
-class WritingProgram(nn.Module):
-    """Executes ``steps`` on a list of values ``(B, 4, H, W)``; some only with ``flag``."""
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: nn.Conv2d(4, 4, 3, padding=1, bias=False),
+    "point": lambda: nn.Conv2d(4, 4, 1),
+    "groups": lambda: nn.Conv2d(4, 4, 3, padding=1, groups=2),
+    "norm": lambda: nn.BatchNorm2d(4),
+    "relu": nn.ReLU,
+    "relu in place": lambda: nn.ReLU(inplace=True),
+    "identity": nn.Identity,
+    "dropout": lambda: nn.Dropout(0.5),
+}
+KERNELS = ("conv", "point", "groups")
 
-    def __init__(self, steps: list[tuple[Any, ...]], returned: list[int]) -> None:
+
+class WritingProgram(nn.Module):
+    """Executes ``steps`` on a list of values ``(B, 4, H, W)``."""
+
+    def __init__(self, layers: list[nn.Module], steps: list[tuple[Any, ...]], returned: list[int]) -> None:
         super().__init__()
-        self.steps, self.returned = steps, returned
-        self.layers = nn.ModuleList(
-            [nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=2)]
-            + [nn.BatchNorm2d(4) for _ in range(4)]
-            + [nn.ReLU(), nn.ReLU(inplace=True), nn.Identity(), nn.Dropout(0.5), nn.Conv2d(4, 4, 3)]
-        )
+        self.layers, self.steps, self.returned = nn.ModuleList(layers), steps, returned
         self.kernel, self.bias = nn.Parameter(torch.randn(4, 4, 3, 3) / 6), nn.Parameter(torch.randn(4))
         self.register_buffer("mask", (torch.rand(4, 4, 3, 3) > 0.3).float())
         self.register_buffer("calls", torch.zeros(()))
         self.kept: Any = None
 
+    def forward(self, x: Tensor) -> Any:
+        return run(self, x, True, 1.0)
+
+
+class OptionalProgram(WritingProgram):
+    """Runs some steps otherwise with a flag and a scale."""
+
     def forward(self, x: Tensor, flag: bool = True, scale: float = 1.0) -> Any:
-        values = [x]
-        for kind, sources, extra in self.steps:
-            first, *others = (values[j] for j in sources)
-            if kind == "optional":
-                values.append(self.layers[extra](first) * scale if flag else first * 2)
-            else:
-                values.append(getattr(self, kind)(extra, first, *others))
-        return tuple(values[j] for j in self.returned)
+        return run(self, x, flag, scale)
 
-    def layer(self, extra: int, x: Tensor) -> Tensor:
-        return self.layers[extra](x)
 
-    def clone(self, extra: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    def add(self, extra: str, x: Tensor, y: Tensor) -> Tensor:
-        if extra == "in place":
-            x += y
-            return x
-        return x + y
-
-    def write(self, extra: tuple[str, str], x: Tensor, y: Tensor) -> Tensor:
-        """Change a part of a value; return the value, or the part's parent under another name."""
-        view, change = extra
-        WRITES[change](VIEWS[view](x), y)
-        return x
-
-    def border(self, extra: str, x: Tensor) -> Tensor:
-        y = F.pad(x, (1, 1, 1, 1))
-        value = {"zero": 0.0, "bias": self.bias.view(1, -1, 1, 1), "number": 0.5}[extra]
-        y[:, :, :1] = value
-        y[:, :, -1:] = value
-        y[..., :1] = value
-        y[..., -1:] = value
-        return self.layers[-1](y)
-
-    def built(self, extra: list[tuple[str, str]], x: Tensor) -> Tensor:
-        """A kernel of its own, changed in parts."""
-        kernel = self.kernel.clone()
-        for view, change in extra:
-            WRITES[change](VIEWS[view](kernel), self.bias)
-        return F.conv2d(x, kernel, self.bias, padding=1)
-
-    def masked(self, extra: str, x: Tensor) -> Tensor:
-        if extra == "written":
-            self.kernel.data.mul_(self.mask)
-        return F.conv2d(x, self.kernel if extra == "written" else self.kernel * self.mask, padding=1)
-
-    def count(self, extra: str, x: Tensor) -> Tensor:
-        if extra == "buffer":
-            self.calls.add_(1)
+def run(program: WritingProgram, x: Tensor, flag: bool, scale: float) -> Any:
+    """What a program returns; its operations are functions, since methods that run layers would keep them apart."""
+    values = [x]
+    for kind, sources, extra in program.steps:
+        first, *others = (values[j] for j in sources)
+        if kind == "optional":
+            values.append(program.layers[extra](first) * scale if flag else first * 2)
         else:
-            self.kept = x.detach().clone() if extra == "keeps" else self.kept
-        return x
+            values.append(OPERATIONS[kind](program, extra, first, *others))
+    return tuple(values[j] for j in program.returned)
 
-    def late(self, extra: tuple[str, str], x: Tensor, y: Tensor) -> Tensor:
-        """A view that is made before a write to what it shows, and read behind it."""
-        view = VIEWS[extra[0]](x)
-        WRITES[extra[1]](x, y)
-        return y * view.mean()
+
+def _layer(program: WritingProgram, extra: int, x: Tensor) -> Tensor:
+    y: Tensor = program.layers[extra](x)
+    return y
+
+
+def _normed(program: WritingProgram, extra: tuple[int, int], x: Tensor) -> Tensor:
+    y: Tensor = program.layers[extra[1]](program.layers[extra[0]](x))
+    return y
+
+
+def _branches(program: WritingProgram, extra: tuple[int, int, int], x: Tensor) -> Tensor:
+    """A sum of two layers, one of them normed, put together in place."""
+    y: Tensor = program.layers[extra[1]](program.layers[extra[0]](x))
+    y += program.layers[extra[2]](x)
+    return y
+
+
+def _clone(_program: WritingProgram, _extra: Any, x: Tensor) -> Tensor:
+    return x.clone()
+
+
+def _add(_program: WritingProgram, extra: str, x: Tensor, y: Tensor) -> Tensor:
+    if extra == "in place":
+        x += y
+        return x
+    return x + y
+
+
+def _write(_program: WritingProgram, extra: tuple[str, str], x: Tensor, y: Tensor) -> Tensor:
+    """Change a part of a value; return the value."""
+    view, change = extra
+    WRITES[change](VIEWS[view](x), y)
+    return x
+
+
+def _border(program: WritingProgram, extra: tuple[str, int], x: Tensor) -> Tensor:
+    y = F.pad(x, (1, 1, 1, 1))
+    value = {"zero": 0.0, "bias": program.bias.view(1, -1, 1, 1), "number": 0.5}[extra[0]]
+    y[:, :, :1] = value
+    y[:, :, -1:] = value
+    y[..., :1] = value
+    y[..., -1:] = value
+    z: Tensor = program.layers[extra[1]](y)
+    return z
+
+
+def _built(program: WritingProgram, extra: list[tuple[str, str]], x: Tensor) -> Tensor:
+    """A kernel of its own, changed in parts."""
+    kernel = program.kernel.clone()
+    for view, change in extra:
+        WRITES[change](VIEWS[view](kernel), program.bias)
+    return F.conv2d(x, kernel, program.bias, padding=1)
+
+
+def _masked(program: WritingProgram, extra: str, x: Tensor) -> Tensor:
+    if extra == "written":
+        program.kernel.data.mul_(program.mask)
+    return F.conv2d(x, program.kernel if extra == "written" else program.kernel * program.mask, padding=1)
+
+
+def _count(program: WritingProgram, extra: str, x: Tensor) -> Tensor:
+    if extra == "buffer":
+        program.calls.add_(1)
+    else:
+        program.kept = x.detach().clone() if extra == "keeps" else program.kept
+    return x
+
+
+def _late(_program: WritingProgram, extra: tuple[str, str], x: Tensor, y: Tensor) -> Tensor:
+    """A view that is made before a write to what it shows, and read behind it."""
+    view = VIEWS[extra[0]](x)
+    WRITES[extra[1]](x, y)
+    return y * view.mean()
+
+
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "layer": _layer, "normed": _normed, "branches": _branches, "clone": _clone, "add": _add, "write": _write,
+    "border": _border, "built": _built, "masked": _masked, "count": _count, "late": _late,
+}  # fmt: skip
 
 
 def random_writing_program(seed: int) -> WritingProgram:
     """A program with a few layers, and writes between them."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
-    steps: list[tuple[Any, ...]] = [("layer", (0,), draw.choice([0, 1, 2, 3]))]
-    kinds = (
-        ["layer"] * 5
-        + ["write"] * 3
-        + ["add"] * 2
-        + ["clone", "border", "built", "masked", "count", "late", "optional"]
-    )
+    layers: list[nn.Module] = []
+
+    def made(*names: str) -> int:
+        layers.append(LAYERS[draw.choice(names)]())
+        return len(layers) - 1
+
+    steps: list[tuple[Any, ...]] = [("normed", (0,), (made(*KERNELS), made("norm")))]
+    kinds = ["layer"] * 3 + ["normed"] * 4 + ["branches"] * 2 + ["write"] * 4 + ["add"] * 2
+    kinds += ["clone", "border", "built", "masked", "count", "late", "optional"]
     for _ in range(draw.randint(2, 7)):
         kind = draw.choice(kinds)
         last = len(steps)
@@ -186,22 +237,28 @@ def random_writing_program(seed: int) -> WritingProgram:
         two = (*one, draw.randint(1, last))
         pair = draw.choice(list(VIEWS)), draw.choice(list(WRITES))
         if kind in ("layer", "optional"):
-            steps.append((kind, one, draw.randint(0, 10)))
+            steps.append((kind, one, made(*LAYERS)))
+        elif kind == "normed":
+            steps.append((kind, one, (made(*KERNELS), made("norm"))))
+        elif kind == "branches":
+            steps.append((kind, one, (made(*KERNELS), made("norm"), made(*KERNELS, "norm"))))
         elif kind in ("write", "late"):
             steps.append((kind, two, pair))
         elif kind == "add":
             steps.append((kind, two, draw.choice(["", "", "in place"])))
         elif kind == "border":
-            steps.append((kind, one, draw.choice(BORDERS)))
+            layers.append(nn.Conv2d(4, 4, 3))
+            steps.append((kind, one, (draw.choice(BORDERS), len(layers) - 1)))
         elif kind == "built":
             pairs = [(draw.choice(list(VIEWS)), draw.choice(list(WRITES))) for _ in range(draw.randint(1, 3))]
             steps.append((kind, one, pairs))
         elif kind == "masked":
-            steps.append((kind, one, draw.choice(["written", "product"])))
+            steps.append((kind, one, draw.choice(["written", "product", "product"])))
         elif kind == "count":
-            steps.append((kind, one, draw.choice(["buffer", "keeps", ""])))
+            steps.append((kind, one, draw.choice(["buffer", "keeps", "", ""])))
         else:
             steps.append((kind, one, None))
     last = len(steps)
     returned = sorted({last, draw.randint(1, last)})
-    return randomised(WritingProgram(steps, returned), seed).double().eval()
+    kind = OptionalProgram if any(step[0] == "optional" for step in steps) else WritingProgram
+    return randomised(kind(layers, steps, returned), seed).double().eval()

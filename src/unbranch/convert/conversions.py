@@ -127,17 +127,21 @@ def _methods(module: nn.Module, function: types.FunctionType) -> set[str]:
             method = inspect.getattr_static(type(module), name, None)
             inner = method.__func__ if isinstance(method, staticmethod) else method
             own = isinstance(inner, types.FunctionType) and not hasattr(nn.Module, name) and name not in vars(module)
-            if own and name not in found and isinstance(inner, types.FunctionType):
+            if own and name not in found and isinstance(inner, types.FunctionType) and not _is_torchs(inner):
                 found.add(name)
                 stack.append(inner)
     return found
+
+
+def _is_torchs(function: types.FunctionType) -> bool:
+    return function.__module__.split(".")[0] == "torch"
 
 
 def _copied(function: Any, known: dict[int, Any]) -> Any:
     """A function that finds other names for conversions, and for the functions that it calls."""
     if id(function) in known:
         return known[id(function)]
-    if not isinstance(function, types.FunctionType) or function.__module__.split(".")[0] == "torch":
+    if not isinstance(function, types.FunctionType) or _is_torchs(function):
         return function
     scope = dict(function.__globals__)
     copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)

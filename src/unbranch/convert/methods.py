@@ -159,12 +159,15 @@ def reached_by_forward(module: nn.Module) -> list[nn.Module]:
     return [part for pattern in sorted(runs) if len(pattern) > 1 for part in _parts(module, pattern)]
 
 
-def forward_runs(module: nn.Module, path: str) -> bool:
-    """Whether the forward of a module's class itself runs the part at a path from it, or something inside that."""
+def forward_runs(module: nn.Module, path: str, *, inside: bool = False) -> bool:
+    """Whether the forward of a module's class itself runs the part at a path from it, or something inside that.
+
+    With ``inside`` only what is inside counts.
+    """
     steps = tuple(path.split("."))
     forward = inspect.unwrap(type(module).forward)
     runs, _ = _read(forward) if inspect.isfunction(forward) else (frozenset(), None)
-    return any(len(p) >= len(steps) and _fits(steps, p[: len(steps)]) for p in runs)
+    return any(len(p) >= len(steps) + inside and _fits(steps, p[: len(steps)]) for p in runs)
 
 
 def _exists(module: nn.Module, pattern: Pattern) -> bool:

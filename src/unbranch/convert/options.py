@@ -30,7 +30,7 @@ def otherwise(trace: Trace, row: list[Call]) -> str | None:
     example gives with its default. What can't be read so doesn't matter where the row lies in a part that takes no
     options, and that nothing around it reaches into.
     """
-    name, alone = type(trace.module).__name__, len(row) == 1 or _in_own_part(trace, row)
+    name, alone = type(trace.module).__name__, _is_apart(trace, row)
     if not alone and (more := _reads_more(trace)) is not None:
         return f"{name}.forward reads any number of arguments, {more}"
     for options in _variants(trace, at_most=1 if alone and len(row) > 1 else _MOST):
@@ -43,8 +43,15 @@ def otherwise(trace: Trace, row: list[Call]) -> str | None:
     return None
 
 
-def _in_own_part(trace: Trace, row: list[Call]) -> bool:
-    """Whether the forward of one part runs a row whatever it is given, and only that forward does."""
+def _is_apart(trace: Trace, row: list[Call]) -> bool:
+    """Whether the forward of one part runs a row whatever it is given, and only that forward does.
+
+    A part that becomes a layer by itself is run as it was, unless a forward around it reaches into it.
+    """
+    if len(row) == 1:
+        only = row[0]
+        outer = [(c.module, only.path[len(c.path) :].lstrip(".")) for c in only.lineage() if c is not only]
+        return only.leaf or not any(forward_runs(module, path, inside=True) for module, path in outer)
     part = row[0].parent
     if part is None or part is trace.root or any(call.parent is not part for call in row):
         return False

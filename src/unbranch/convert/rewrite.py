@@ -302,6 +302,8 @@ def replaced_modules(
         old = network.get_submodule(trace.full_path(plan.call.path))
         new = rebuilt(region, plan, old, layers, memo)
         new.training = old.training
+        if isinstance(new, fx.GraphModule):
+            _keep_unread(old, new, trace.read(), memo)
         _take_place(old, new, memo)
 
 
@@ -340,6 +342,18 @@ def _is_data(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.is_leaf and not isinstance(value, nn.Parameter)
     return isinstance(value, bool | int | float | str | None)
+
+
+def _keep_unread(old: nn.Module, new: nn.Module, read: set[int], memo: dict[int, Any]) -> None:
+    """Keep parameters and buffers of a rebuilt part's own that its forward doesn't read: other code may."""
+    for name, tensor in (*old._parameters.items(), *old._buffers.items()):
+        if tensor is None or id(tensor) in read or hasattr(new, name):
+            continue
+        own = copy.deepcopy(tensor, memo)
+        if name in old._parameters:
+            new.register_parameter(name, own)  # type: ignore[arg-type]
+        else:
+            new.register_buffer(name, own, persistent=name not in old._non_persistent_buffers_set)
 
 
 def _take_place(old: nn.Module, new: nn.Module, memo: dict[int, Any]) -> None:

@@ -416,6 +416,10 @@ class _Tracer(fx.Tracer):
             return self._converted(call, asked)
         except SystemExit as error:
             raise UnreadableError("its forward ends the process") from error
+        except Exception:
+            if self.asked == asked or call.path in self._converts:
+                raise
+            return self._converted(call, asked)  # what it was told may have led to the error
         if self.asked == asked:
             return output
         if call.path in self._converts:  # and has caught the error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx, nn
 
@@ -20,22 +18,30 @@ def drop_unread(trace: Trace, kept: set[str]) -> list[Call]:
     Args:
         kept: paths of parts that are to stay, with what is around them.
     """
-    live = _live(trace)
+    live, written = _live(trace)
     around = {".".join(path.split(".")[:n]) for path in kept for n in range(1, path.count(".") + 2)}
     dropped: list[Call] = []
     for call in trace.calls[1:]:
         inside_another = any(outer in dropped for outer in call.lineage())
-        if not inside_another and _is_unread(trace, call, live) and call.path not in around:
+        if not inside_another and _is_unread(trace, call, live, written) and call.path not in around:
             dropped.append(call)
+    given: dict[fx.Node, fx.Node] = {}  # to a part that is dropped, by its output
     for call in dropped:
-        _drop(trace, call)
+        source = call.args[0]
+        while source in given:
+            source = given[source]
+        given[call.output] = source
+        _drop(trace, call, source)
     if dropped:
         trace.refresh()
     return dropped
 
 
-def _live(trace: Trace) -> set[fx.Node]:
-    """Operations that the outputs depend on, or that do something beside computing a value."""
+def _live(trace: Trace) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Operations that the outputs depend on, or that do something beside computing a value; and what is written to.
+
+    What is written to stays: an identity in its place would let its input be written to.
+    """
     base: dict[fx.Node, fx.Node] = {}
     writes: dict[fx.Node, list[fx.Node]] = {}
     live: set[fx.Node] = set()
@@ -55,7 +61,7 @@ def _live(trace: Trace) -> set[fx.Node]:
         new = {n for n in (*node.all_input_nodes, *writes.get(base[node], ())) if n not in live}
         live |= new
         stack += new
-    return live
+    return live, {node for node in base if base[node] in writes}
 
 
 def _may_have_effects(trace: Trace, node: fx.Node) -> bool:
@@ -66,12 +72,12 @@ def _may_have_effects(trace: Trace, node: fx.Node) -> bool:
     return rule_of_module(module) is None and not type(module).__module__.startswith("torch.nn.modules.")
 
 
-def _is_unread(trace: Trace, call: Call, live: set[fx.Node]) -> bool:
+def _is_unread(trace: Trace, call: Call, live: set[fx.Node], written: set[fx.Node]) -> bool:
     computes = any(rule_of_module(m) is not None for m in call.module.modules())
     one = len(call.args) == 1 and isinstance(call.args[0], fx.Node) and not call.kwargs
     if not (computes and one and call.nodes and isinstance(call.output, fx.Node)) or call.part:
         return False
-    if any(node in live and node.op != "get_attr" for node in call.nodes):
+    if call.output in written or any(node in live and node.op != "get_attr" for node in call.nodes):
         return False
     if trace.times_called()[id(call.module)] > 1:
         return False
@@ -90,8 +96,7 @@ def _is_shown(root: nn.Module, steps: list[str]) -> bool:
     return False
 
 
-def _drop(trace: Trace, call: Call) -> None:
-    given: Any = call.args[0]
+def _drop(trace: Trace, call: Call, given: fx.Node) -> None:
     inside = set(call.nodes)
     for node in list(inside):
         for user in list(node.users):
@@ -101,3 +106,6 @@ def _drop(trace: Trace, call: Call) -> None:
         if node in inside and not node.users:
             trace.erase(node)
     call.output = given
+    for other in trace.calls:
+        found = (other.args, other.kwargs, other.output)
+        other.args, other.kwargs, other.output = fx.node.map_arg(found, lambda n: given if n in inside else n)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .guarded import Observation, RandomDrawError, Runner
+from .guarded import RandomDrawError, Runner
 from .numberless import Numberless
 
 Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid dimensions, channels on the last axis
@@ -27,11 +27,10 @@ _TRIED_LAYERS = 3
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """What one call of a forward is given, and what runs on it gave so far."""
+    """What one call of a forward is given."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
-    seen: list[Observation] = field(default_factory=list)
 
 
 def probe(module: nn.Module, expected: Expected, runner: Runner | None = None) -> list[Arguments]:
@@ -145,7 +144,7 @@ def runs(runner: Runner, given: Arguments) -> bool:
     """Whether a module's forward takes an input."""
     meta = any(isinstance(v, Tensor) and v.is_meta for v in given.args)
     try:
-        given.seen.extend(runner.observe(given.args, given.kwargs, Numberless if meta else contextlib.nullcontext))
+        runner.observe(given.args, given.kwargs, Numberless if meta else contextlib.nullcontext)
     except RandomDrawError:
         raise
     except Exception:
