@@ -397,9 +397,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 Made by `python -m benchmarks.atlas` with {versions}{missing}.
 
 Convolution and linear layers / batch norms before, after the library's own conversion (≠: its outputs are others than
-the network's, mostly fewer), and after Unbranch's; the
-largest error in float64 at two sizes (merged layers are stored in float32), – where the network doesn't take one;
-seconds of the conversion; why something stays.
+the network's, mostly fewer), and after Unbranch's; multiply-accumulates of a call; the largest error of the outputs in
+float64 at two sizes, – where the network doesn't take one; seconds of the conversion on one core of a busy machine, for
+comparison with each other; why something stays. {len(rows)} networks are measured.
 
 | network | before | own | unbranch | 10⁹ MACs | errors | seconds | what stays |
 | --- | --- | --- | --- | --- | --- | --- | --- |"""
