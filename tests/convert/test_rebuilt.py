@@ -156,3 +156,32 @@ def test_attributes_that_a_class_sets_are_its_own() -> None:
     assert {"a", "b", "width", "kind", "describe"} <= set_by_class(Described)
     assert "f" not in set_by_class(Described)
     assert {"stride", "padding", "in_channels"} <= set_by_class(nn.Conv2d)
+
+
+class _Counted(Described):
+    """Holds a buffer and a parameter that its forward doesn't read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(3.0))
+        self.register_buffer("scratch", torch.ones(2), persistent=False)
+        self.spare = nn.Parameter(torch.ones(1))
+
+
+def test_tensors_that_the_forward_does_not_read_stay():
+    network = randomised(nn.Sequential(_Counted(), nn.Conv2d(4, 2, 1)), 0).eval()
+    plain = ub.collapse(network)
+    for name in ("calls", "scratch", "spare"):
+        assert torch.equal(getattr(plain[0], name), getattr(network[0], name))
+        assert getattr(plain[0], name) is not getattr(network[0], name)
+    assert "0.scratch" not in plain.state_dict()
+    assert isinstance(plain[0].spare, nn.Parameter)
+
+
+@pytest.mark.parametrize("again", [lambda net: net, copy.deepcopy, through_a_file])
+def test_a_call_that_fails_prints_nothing(again, capfd):
+    _, plain = converted()
+    with pytest.raises(RuntimeError):
+        again(plain)(torch.randn(2, 3, 5, 5))
+    shown = capfd.readouterr()
+    assert shown.out + shown.err == ""

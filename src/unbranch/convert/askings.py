@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .conversions import NeedsNumberError
+from .conversions import NeedsNumberError, UnreadableError
 
-_LOOKUPS = {"CONTAINS_OP", "BINARY_SUBSCR", "BINARY_OP"}
-_LOOKING = {"get", "setdefault", "pop", "index", "count"}  # methods of containers that may find a number
+_LOOKUPS = {
+    "CONTAINS_OP", "BINARY_SUBSCR", "BINARY_OP", "STORE_SUBSCR", "BUILD_SET", "SET_ADD", "SET_UPDATE", "BUILD_MAP",
+    "BUILD_CONST_KEY_MAP", "MAP_ADD",
+}  # fmt: skip
+_LOOKING = {"get", "setdefault", "pop", "set", "frozenset", "dict", "fromkeys", "add", "update", "Counter"}
+"""What puts numbers into sets and dictionaries, or looks for them there, when it is called."""
 
 
 class Asked:
@@ -41,11 +45,19 @@ class Asked:
 
     __class__ = property(_kind)
 
-    def stands_for(self) -> type:
-        """The class of what this will be."""
+    def stands_for(self) -> type | None:
+        """The class of what this will be, None if it may be anything.
+
+        Raises:
+            UnreadableError: if nothing is known of it.
+        """
         known = self.tracer.known(self.node)
         if known is None:
-            return torch.Tensor if self.node.op in ("placeholder", "get_attr") else type(self)
+            if self.tracer.is_open(self.node):
+                return None
+            if self.node.op not in ("placeholder", "get_attr"):
+                raise UnreadableError("it asks what kind of value something is that nothing is known of")
+            return torch.Tensor
         if not isinstance(known[0], torch.Tensor):
             return type(known[0])
         parameter = self.node.op == "get_attr" and self.tracer.is_parameter(str(self.node.target))
@@ -55,7 +67,7 @@ class Asked:
         frame = sys._getframe(1)
         if not _is_torchs(frame) and _looks_up(frame) and self._is_number():
             self.tracer.asked += 1
-            raise NeedsNumberError("a number that depends on the input is looked up in a set or a dictionary")
+            raise NeedsNumberError("a number that depends on the input is used in a set or a dictionary")
         return object.__hash__(self)
 
     def _is_number(self) -> bool:

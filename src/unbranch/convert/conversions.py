@@ -10,7 +10,7 @@ import builtins
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import fx, nn
 
@@ -76,8 +76,16 @@ def _isinstance(value: Any, kinds: Any) -> bool:
     stands_for = getattr(type(value), "stands_for", None)
     if stands_for is None or not isinstance(value, fx.Proxy):
         return isinstance(value, kinds)
-    kind = stands_for(value)
-    return any(issubclass(kind, k) for k in _each(kinds))
+    kind, classes = stands_for(value), list(_each(kinds))
+    if kind is None:  # an optional argument, which may be either
+        names = tuple(f"{k.__module__}.{k.__qualname__}" for k in classes)
+        return bool(value.tracer.create_proxy("call_function", is_of_kind, (value, names), {}))
+    return any(issubclass(kind, k) for k in classes)
+
+
+def is_of_kind(_value: Any, _names: tuple[str, ...]) -> NoReturn:
+    """Stands in a graph for the question whether an optional argument is of a class; it is never run."""
+    raise RuntimeError("what an optional argument is can't be told")
 
 
 def _each(kinds: Any) -> Iterator[type]:

@@ -130,8 +130,9 @@ class Forwards:
             return self.given[0], self.given[1]
         if self.given and self._reason is None:
             for other in larger(self.given[0]):
-                if runs(self._original, other):
-                    return self.given[0], other
+                with contextlib.suppress(RandomDrawError):  # for that size alone
+                    if runs(self._original, other):
+                        return self.given[0], other
         return None
 
     @functools.cached_property
@@ -139,8 +140,10 @@ class Forwards:
         """A small image, if the network takes one."""
         if not self.given:
             return []
-        found = small(self.given[0], self._original)
-        return [] if found is None else [found]
+        with contextlib.suppress(RandomDrawError):  # for one small image alone
+            found = small(self.given[0], self._original)
+            return [] if found is None else [found]
+        return []
 
     def _learn(self, given: Arguments) -> None:
         try:

@@ -13,6 +13,7 @@ from .methods import forward_runs
 from .trace import Call, Trace, forward_of
 from .tracer import Refused
 
+_ASKING = {"isinstance", "type", "len", "hasattr", "callable", "issubclass"}
 _MOST = 4  # options that are tried in all combinations; of more, one at a time and all at once
 
 
@@ -46,20 +47,32 @@ def otherwise(trace: Trace, row: list[Call]) -> str | None:
 def _is_apart(trace: Trace, row: list[Call]) -> bool:
     """Whether the forward of one part runs a row whatever it is given, and only that forward does.
 
-    A part that becomes a layer by itself is run as it was, unless a forward around it reaches into it.
+    A part that becomes a layer by itself has to take one value as that does, and no forward around may reach into it.
     """
     if len(row) == 1:
         only = row[0]
         outer = [(c.module, only.path[len(c.path) :].lstrip(".")) for c in only.lineage() if c is not only]
-        return only.leaf or not any(forward_runs(module, path, inside=True) for module, path in outer)
+        reached = any(forward_runs(module, path, inside=True) for module, path in outer)
+        return only.leaf or (_takes_one_value(only.module) and not reached)
     part = row[0].parent
     if part is None or part is trace.root or any(call.parent is not part for call in row):
         return False
-    if len(inspect.signature(part.module.forward).parameters) != 1:
+    if not _takes_one_value(part.module):
         return False
     around = [c for c in part.lineage() if c is not part]
     inside = [(c.module, call.path[len(c.path) :].lstrip(".")) for c in around for call in row]
     return not any(forward_runs(module, path) for module, path in inside)
+
+
+def _takes_one_value(module: nn.Module) -> bool:
+    """Whether a forward has one argument, and doesn't ask what it is."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    code = getattr(forward_of(module), "__code__", None)
+    one = [p.kind for p in parameters] in (
+        [inspect.Parameter.POSITIONAL_OR_KEYWORD],
+        [inspect.Parameter.POSITIONAL_ONLY],
+    )
+    return one and code is not None and _ASKING.isdisjoint(code.co_names)
 
 
 def _runs(trace: Trace, row: list[Call]) -> bool:
@@ -130,7 +143,7 @@ def _reads_more(trace: Trace) -> str | None:
     code = getattr(forward_of(trace.module), "__code__", None)
     for name, parameter in inspect.signature(trace.module.forward).parameters.items():
         any_number = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        if not any_number or name in read:
+        if not any_number or (name in read and parameter.kind is not inspect.Parameter.VAR_POSITIONAL):
             continue
         if code is None or any(i.argval == name and i.opname.startswith("LOAD") for i in dis.get_instructions(code)):
             return name

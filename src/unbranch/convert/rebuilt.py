@@ -40,6 +40,12 @@ class Rebuilt(fx.GraphModule):
                 raise
             return value.__get__(self, original) if hasattr(value, "__get__") else value
 
+    def recompile(self) -> Any:
+        """As in ``torch.fx``, whose own ``__call__`` prints the code to the terminal where a call fails."""
+        code = super().recompile()
+        type(self).__call__ = nn.Module.__call__  # type: ignore[method-assign]
+        return code
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = super().__deepcopy__(memo)
         for name, value in self.__dict__.items():

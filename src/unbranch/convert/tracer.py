@@ -231,8 +231,7 @@ class _Tracer(fx.Tracer):
         given = self._given()
         if holds and given is not None and given.apart and all(map(follows_a_size, node.args)):
             return node.target is operator.eq
-        options = [name for name, value in self._options.items() if value is ...]
-        if not about_sizes(node, options):
+        if not about_sizes(node, self._open):
             return super().to_bool(obj)
         return self._decisions.of(node, self.known(node))
 
@@ -289,6 +288,14 @@ class _Tracer(fx.Tracer):
             if name in table:
                 return dict(table)[name]
         return getattr(module, name)
+
+    @property
+    def _open(self) -> list[str]:
+        return [name for name, value in self._options.items() if value is ...]
+
+    def is_open(self, node: fx.Node) -> bool:
+        """Whether a value is an optional argument that may be anything, or is computed from one."""
+        return bool(self._open) and about_sizes(node, self._open)
 
     def is_parameter(self, path: str) -> bool:
         """Whether the tensor at a path is a parameter."""

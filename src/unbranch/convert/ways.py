@@ -21,7 +21,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from .conversions import UnreadableError
+from .conversions import UnreadableError, is_of_kind
 
 MOST = 256  # ways through one forward
 MOST_OPERATIONS = 100_000  # that are recorded for one trace, the ways that are taken back included
@@ -111,7 +111,7 @@ def about_sizes(node: fx.Node, options: Collection[str] = ()) -> bool:
         return False
     if node.target is getattr:
         return node.args[1] in ("shape", "ndim")
-    known = node.target is either or getattr(node.target, "__module__", None) in _OF_NUMBERS
+    known = node.target in (either, is_of_kind) or getattr(node.target, "__module__", None) in _OF_NUMBERS
     inputs = node.all_input_nodes
     return known and bool(inputs) and all(about_sizes(n, options) for n in inputs)
 

@@ -709,3 +709,57 @@ class PassesOptionsOnToItsBlock(nn.Module):
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         return self.part(x, args[0] if args else None).relu()
+
+
+class _AnyNumber(nn.Module):
+    """One value or two, the second between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, *values: Tensor) -> Tensor:
+        y = self.conv(values[0])
+        return self.norm(y + values[1] if len(values) > 1 else y)
+
+
+row(OPTIONAL, call(A), call(B, B), name="any number of values")(_AnyNumber)
+
+
+class _OneOrAPair(_AnyNumber):
+    def forward(self, x: Any) -> Tensor:
+        y = self.conv(x[0] if isinstance(x, tuple) else x)
+        return self.norm(y + x[1] if isinstance(x, tuple) else y)
+
+
+class _Passes(nn.Module):
+    def __init__(self, part: nn.Module, pairs: bool) -> None:
+        super().__init__()
+        self.part, self.pairs = part, pairs
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        if not self.pairs:
+            return self.part(x, *more).relu()
+        return self.part((x, *more) if more else x).relu()
+
+
+row(OPTIONAL, call(A), call(B, B), name="passes any number on")(lambda: _Passes(_AnyNumber(), False))
+row(OPTIONAL, call(A), call(B, B), name="passes a pair on")(lambda: _Passes(_OneOrAPair(), True))
+
+
+class _ByKind(nn.Module):
+    """What it does with its option depends on what that is."""
+
+    def __init__(self, kinds: Any) -> None:
+        super().__init__()
+        self.conv, self.norm, self.kinds = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), kinds
+
+    def forward(self, x: Tensor, scale: Any = None) -> Tensor:
+        y = self.conv(x)
+        if isinstance(scale, self.kinds):
+            y = y * (scale[0] if isinstance(scale, list | tuple) else scale)
+        return self.norm(y).relu()
+
+
+for _kinds, _scale in ((float, 2.0), ((int, float), 2), (list | tuple, [2.0]), (Tensor, tensor(1, 4, 1, 1))):
+    row(OPTIONAL, call(A), call(B, _scale), name=f"an option of kind {_kinds}")(lambda k=_kinds: _ByKind(k))

@@ -853,7 +853,7 @@ def shared_activation_found_late() -> nn.Module:
 
 
 class _Borrows(nn.Module):
-    """Runs an activation, and reads a scale, that it is given by what is around it."""
+    """Uses an activation and a scale that its caller passes."""
 
     def __init__(self) -> None:
         super().__init__()

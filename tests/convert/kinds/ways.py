@@ -605,3 +605,51 @@ def _twice(size: Any) -> Any:
 class KeepsSizesInACache(_Normed):
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(self.norm(self.conv(x)).relu(), size=(_twice(x.shape[-2]), _twice(x.shape[-1])))
+
+
+@row(ASKED, call(tensor(2, 4, 8, 8)), *BATCHES)
+class CountsUnlikeSizes(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y * 2 if len(set(x.shape[2:])) == 1 else y).relu()
+
+
+@row(ASKED, *BATCHES)
+class MakesASetOfSizes(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y * 2 if {x.shape[0]} & {7} else y).relu()
+
+
+@row(ASKED, *BATCHES)
+class MakesATableOfSizes(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y, table = self.conv(x), {x.shape[0]: 1}
+        return self.norm(y * 2 if 7 in table else y).relu()
+
+
+@row(ASKED, *BATCHES)
+class CollectsSizes(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y, seen = self.conv(x), {n for n in x.shape}  # noqa: C416
+        return self.norm(y * 2 if 7 in seen else y).relu()
+
+
+@row(ASKED, *BATCHES)
+class AsksWhatNothingIsKnownOf(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y, found = self.conv(x), (x > 0).nonzero()
+        return self.norm(y * 2 if isinstance(found, Tensor) else y).relu()
+
+
+@row(ASKED, *BATCHES, norms=0)
+class DrawsForOneImage(nn.Module):
+    """The small image that a proof tries as well has a result of its own each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = conv_bn(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.part(x).relu()
+        return y + torch.rand_like(y) if len(x) == 1 else y
