@@ -178,10 +178,23 @@ def test_tensors_that_the_forward_does_not_read_stay():
     assert isinstance(plain[0].spare, nn.Parameter)
 
 
+class _Multiplied(Described):
+    """Fails in the graph itself if its matrix doesn't fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mean((2, 3)) @ self.matrix
+
+
 @pytest.mark.parametrize("again", [lambda net: net, copy.deepcopy, through_a_file])
 def test_a_call_that_fails_prints_nothing(again, capfd):
-    _, plain = converted()
-    with pytest.raises(RuntimeError):
-        again(plain)(torch.randn(2, 3, 5, 5))
+    plain = ub.collapse(nn.Sequential(_Multiplied(), nn.Linear(4, 2)).eval())
+    assert isinstance(plain[0], fx.GraphModule)
+    plain[0].matrix = nn.Parameter(torch.ones(3, 3))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        again(plain)(torch.randn(2, 4, 5, 5))
     shown = capfd.readouterr()
     assert shown.out + shown.err == ""
