@@ -245,9 +245,16 @@ def _largest_call(
         if not whole or call is trace.root:
             break
         fits = isinstance(call.output, fx.Node) and call.output in inside and times[id(call.module)] <= 1
-        if fits and (largest is None or len(call.nodes) > len(largest.nodes)):
+        if fits and takes_one_value(call) and (largest is None or len(call.nodes) > len(largest.nodes)):
             largest = call
     return largest
+
+
+def takes_one_value(call: Call) -> bool:
+    """Whether a call can stay as it is if a layer takes the place of the module: it passes one value, by position."""
+    if call.leaf and set(call.kwargs) == {"input"}:  # as PyTorch's layers call theirs
+        return not call.args
+    return len(call.args) == 1 and not call.kwargs
 
 
 def _is_kernel(region: Region, node: fx.Node) -> bool:

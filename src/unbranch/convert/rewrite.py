@@ -17,7 +17,7 @@ from ..graph.shadow import copy_hooks, deep_copied, has_hooks
 from ..rules import rule_of_module
 from .inplace import is_view_operation, written_to
 from .methods import set_by_class
-from .place import Rebuild, Swap, opened_by
+from .place import Rebuild, Swap, opened_by, takes_one_value
 from .plan import Merge
 from .prove import attribute
 from .rearrange import shapes_of
@@ -76,7 +76,11 @@ def rebuilt(
             env[node] = _copied(node, graph, env, parts, original, region, call, memo)
     graph.output(fx.node.map_arg(call.output, lambda n: env[n]))
     _drop_unused(graph, parts)
-    return _module_of(graph, parts, type(original))
+    layer = _as_layer(graph, parts) if call is region.trace.root or takes_one_value(call) else None
+    if layer is not None:
+        return layer
+    graph.lint()
+    return Rebuilt(parts, graph, type(original))
 
 
 class _SizesLater:
@@ -156,14 +160,14 @@ def _placeholders(graph: fx.Graph, call: Call, region: Region) -> dict[fx.Node, 
                     bind(one, graph.call_function(operator.getitem, (node, key)))
 
     signature = inspect.signature(call.module.forward)
-    given: list[tuple[Any, fx.Node]] = []
+    given: list[tuple[str, Any]] = []
     for name, value in signature.bind(*call.args, **call.kwargs).arguments.items():
         spread = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
-        for j, one in enumerate(value if spread else (value,)):
-            label = f"{name}_{j}" if spread else name
-            plain = isinstance(one, bool | int | float | str | None)
-            given.append((one, graph.placeholder(label, default_value=one) if plain else graph.placeholder(label)))
-    for value, node in given:
+        given += [(f"{name}_{j}", one) for j, one in enumerate(value)] if spread else [(name, value)]
+    plain = [isinstance(value, bool | int | float | str | None) for _, value in given]
+    defaults = [{"default_value": v} if all(plain[j:]) else {} for j, (_, v) in enumerate(given)]
+    nodes = [graph.placeholder(name, **default) for (name, _), default in zip(given, defaults, strict=True)]
+    for (_, value), node in zip(given, nodes, strict=True):
         bind(value, node)
     return env
 
@@ -257,8 +261,8 @@ def _shares(node: fx.Node) -> bool:
     return written_to(node) is not None or is_view_operation(node) or node.target is getattr
 
 
-def _module_of(graph: fx.Graph, parts: dict[str, Any], original: type) -> nn.Module:
-    """A graph as a layer or a sequence of layers where it is one, else as a part of the original's class."""
+def _as_layer(graph: fx.Graph, parts: dict[str, Any]) -> nn.Module | None:
+    """A graph as a layer or a sequence of layers, where it is one."""
     nodes = list(graph.nodes)
     inputs = [n for n in nodes if n.op == "placeholder"]
     row = [n for n in nodes if n.op == "call_module"]
@@ -271,8 +275,7 @@ def _module_of(graph: fx.Graph, parts: dict[str, Any], original: type) -> nn.Mod
         return parts[str(row[0].target)]  # type: ignore[no-any-return]
     if chained and len({n.target for n in row}) == len(row) and all("." not in str(n.target) for n in row):
         return nn.Sequential(OrderedDict((str(n.target), parts[str(n.target)]) for n in row))
-    graph.lint()
-    return Rebuilt(parts, graph, original)
+    return None
 
 
 # --- the whole network ------------------------------------------------------------------------------

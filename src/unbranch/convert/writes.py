@@ -510,10 +510,12 @@ def _read_cat(trace: Trace, node: fx.Node) -> None:
         return
     rank = known[0].dim()
     axis = dim % rank
+    if axis < 2:
+        return
     canvas = _Canvas(trace, node, (tuple(known[0].shape), tuple(known[1].shape)))
     constants = [canvas._constant(part, range(rank)) if isinstance(part, fx.Node) else None for part in parts]
     middle = [j for j, c in enumerate(constants) if c is None]
-    if axis < 2 or len(middle) != 1 or len(parts) - len(middle) > 2 or abs(middle[0] - (len(parts) - 1) / 2) > 0.5:
+    if len(middle) != 1 or len(parts) - len(middle) > 2 or abs(middle[0] - (len(parts) - 1) / 2) > 0.5:
         return
     widths = []
     for part, constant in zip(parts, constants, strict=True):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from unbranch.blocks import RepVGG
 
 from .table import Block, call, conv_bn, images, row, tensor
 
@@ -495,6 +499,82 @@ class LayerByKeyword(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(input=self.conv(input=x))
         return torch.relu(input=y)
+
+
+class _SkipFirst(nn.Module):
+    """A part that is given more than it reads, as transformers' EfficientNet gives its last layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, skip: Any, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class _SkipFirstByOperations(_SkipFirst):
+    def forward(self, skip: Any, x: Tensor) -> Tensor:
+        return self.norm(F.conv2d(x, self.conv.weight, self.conv.bias, padding=1))
+
+
+class _SkipLast(_SkipFirst):
+    def forward(self, x: Tensor, skip: Any = None) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class _SkipLastByOperations(_SkipFirst):
+    def forward(self, x: Tensor, skip: Any = None, scale: float = 2.0) -> Tensor:
+        return self.norm(F.conv2d(x, self.conv.weight * scale, self.conv.bias, padding=1))
+
+
+class _OwnBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = RepVGG(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, skip: Any = None) -> Tensor:
+        return self.block(x=x)
+
+
+class _Around(nn.Module):
+    """Calls a part in a way of its own; ``read``, or after a question that can't be read."""
+
+    def __init__(self, part: type[nn.Module], run: Callable[[Any, Tensor], Tensor], read: bool) -> None:
+        super().__init__()
+        self.part, self.run, self.read = part(), run, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.abs()
+        return torch.relu(self.run(self.part, x)) if self.read or x.mean() > -1.0 else x
+
+
+LAST: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "by position": lambda part, x: part(x, x),
+    "by keyword": lambda part, x: part(skip=x, x=x),
+    "with a number": lambda part, x: part(x, 3),
+    "alone by keyword": lambda part, x: part(x=x),
+    "with None": lambda part, x: part(x, None),
+    "with a list": lambda part, x: part(x, skip=[x, "word"]),
+}
+FIRST: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "by position": lambda part, x: part(x * 2, x),
+    "by keyword": lambda part, x: part(x=x, skip=x),
+    "with a number": lambda part, x: part(3, x),
+    "with None": lambda part, x: part(None, x=x),
+    "with a list": lambda part, x: part([x, "word"], x),
+}
+for _part, _runs in (
+    (_SkipFirst, FIRST), (_SkipFirstByOperations, FIRST),
+    (_SkipLast, LAST), (_SkipLastByOperations, LAST), (_OwnBlock, LAST),
+):  # fmt: skip
+    for _word, _run in _runs.items():
+        _name = re.sub(r"(?=[A-Z])", " ", _part.__name__.lstrip("_")).lower().strip()
+        row(KEYWORDS, layers=1, norms=0, name=f"{_name}, called {_word}")(
+            lambda part=_part, run=_run: _Around(part, run, read=True)
+        )
+        row(KEYWORDS, name=f"{_name}, called {_word} where that can't be read")(
+            lambda part=_part, run=_run: _Around(part, run, read=False)
+        )
 
 
 @row(KEYWORDS)
