@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -93,3 +94,57 @@ def test_heads_for_training_are_merged_too():
     assert not [m for m in plain.head.modules() if isinstance(m, nn.BatchNorm2d)]
     x = torch.randn(2, 4, 9, 8)
     torch.testing.assert_close(plain.head(x), network.head(x), rtol=1e-4, atol=1e-5)
+
+
+class Selects(nn.Module):
+    """What it returns, and in which order, is decided by the last digits of what its layers compute."""
+
+    def __init__(self, normed: bool) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.head, self.norm = nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3) if normed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.head(self.stem(x))).flatten(2)
+        order = (y * 1e14).frac().sum(1).argsort(1)
+        return y.gather(2, order[:, None].expand_as(y))[:, :, :15]
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(2, 4, 9, 11)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_parts_of_a_network_whose_selection_depends_on_rounding_are_proved_alone(dtype, example):
+    network = Selects(normed=False).eval().to(dtype)
+    x = torch.randn(2, 4, 9, 11, dtype=dtype)
+    plain = ub.collapse(network, None if example is None else example.to(dtype))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
+    exact = torch.allclose(plain.stem(x), network.stem(x), atol=1e-5)
+    assert exact
+    assert ub.verify(network.stem, plain.stem, x).ok
+
+
+def test_what_such_a_network_does_itself_is_left():
+    network = Selects(normed=True).eval()
+    plain = ub.collapse(network)
+    assert [type(m) for m in (plain.stem[1], plain.norm)] == [nn.Identity, nn.BatchNorm2d]
+    assert [refusal.path for refusal in plain.collapse_report.refusals] == ["norm"]
+    assert "depends on rounding" in plain.collapse_report.refusals[0].reason
+
+
+def test_verify_says_that_such_an_input_proves_nothing():
+    network = Selects(normed=False).eval().double()
+    x = torch.randn(2, 4, 9, 11, dtype=torch.float64)
+    found = ub.verify(network, ub.collapse(network), x)
+    assert not found.ok
+    assert "rounding alone" in found.unproved
+    assert found.verdict == "can't be proved on this input"
+    other = copy.deepcopy(network)
+    other.stem[0].weight.data.mul_(2)
+    assert not ub.verify(network, other, x).ok  # and another network isn't taken for the same
+
+
+def test_a_difference_that_rounding_does_not_explain_is_a_difference():
+    network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(2), nn.Softmax(1)).double()
+    other = copy.deepcopy(network)
+    other[0].weight.data.mul_(1 + 1e-6)
+    found = ub.verify(network, other, torch.randn(2, 4, 9, 9, dtype=torch.float64))
+    assert found.verdict == "NOT the same function"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph.float64 import Float64
+from ..graph.float64 import Float64, Shaken
 from ..graph.guarded import (
     Observation,
     RandomDrawError,
@@ -30,7 +30,7 @@ from ..graph.guarded import (
 from ..graph.probe import Arguments, larger, probe, runs, small
 from ..rules import rule_of_base
 from .prove import relative_error
-from .reasons import Reason
+from .reasons import DEPENDS_ON_ROUNDING, Reason
 from .verify import misfit
 
 EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
@@ -82,7 +82,8 @@ class Verdict:
     def note(self, path: str, reason: str | None) -> None:
         """Enter the outcome of one comparison."""
         if reason is None:
-            self.proved.add(path)
+            if path not in self.unprovable:  # on another input
+                self.proved.add(path)
         else:
             self.different.setdefault(path, reason)
             self.proved.discard(path)
@@ -107,6 +108,7 @@ class Forwards:
     _exact: dict[int, Observation] = field(default_factory=dict)
     _noise: float = 0.0
     _reason: str | None = None
+    _selects: bool = False
     _parts: dict[str, list[Arguments]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -200,6 +202,8 @@ class Forwards:
             (ours,) = observe(plain, given.args, given.kwargs, contextlib.nullcontext)
         except Exception as error:
             return _crash(error)
+        if self._selects:
+            return _unlike_in_kind(ours, self._native[0])
         return _unlike(ours, self._native[0], max(_UNLIKE, 8 * self._noise))
 
     def _compare_whole(
@@ -226,8 +230,20 @@ class Forwards:
             return
         limit = max(tolerance, EXACT * self._noise if tolerance <= EXACT else min(8 * self._noise, ROUNDED))
         reason = _unlike(ours, theirs, limit)
-        if "" not in verdict.different:
+        if reason is not None and self._depends_on_rounding(given, theirs, limit):
+            self._selects = True
+            verdict.unprovable[""] = DEPENDS_ON_ROUNDING
+            verdict.proved.discard("")
+        elif "" not in verdict.different:
             verdict.note("", reason)
+
+    def _depends_on_rounding(self, given: Arguments, theirs: Observation, limit: float) -> bool:
+        """Whether the original itself differs from what it gave if its layers round otherwise, as where scores tie."""
+        try:
+            (shaken,) = self._original.observe(given.args, given.kwargs, Shaken)
+        except Exception:  # it doesn't run on that, so nothing is known
+            return False
+        return _unlike(shaken, theirs, limit, changes=False) is not None
 
     def _compare_part(self, path: str, plain: nn.Module, tolerance: float, verdict: Verdict) -> None:
         """Compare a part on inputs of its own, where the network's forward didn't come to it."""
@@ -337,13 +353,11 @@ def _part_of(plain: nn.Module, path: str) -> nn.Module | None:
 
 def _unlike(ours: Observation, theirs: Observation, tolerance: float, *, changes: bool = True) -> str | None:
     """How an observation differs from the original's."""
-    if ours.structure != theirs.structure or len(ours.outputs) != len(theirs.outputs):
-        return "its outputs would have another structure"
+    if (reason := _unlike_in_kind(ours, theirs)) is not None:
+        return reason
     for a, b in zip(ours.outputs, theirs.outputs, strict=True):
         if a.shape != b.shape:
             return f"its output would have the shape {tuple(a.shape)} instead of {tuple(b.shape)}"
-        if a.dtype != b.dtype:
-            return f"its output would be {a.dtype} instead of {b.dtype}"
         reason = _values(a, b, tolerance)
         if reason is not None:
             return reason
@@ -360,6 +374,16 @@ def _unlike(ours: Observation, theirs: Observation, tolerance: float, *, changes
             reason = _values(a, b, tolerance)
             if reason is not None:
                 return f"what it keeps in {name} would differ"
+    return None
+
+
+def _unlike_in_kind(ours: Observation, theirs: Observation) -> str | None:
+    """How the structure of outputs or their dtypes differ from the original's."""
+    if ours.structure != theirs.structure or len(ours.outputs) != len(theirs.outputs):
+        return "its outputs would have another structure"
+    for a, b in zip(ours.outputs, theirs.outputs, strict=True):
+        if a.dtype != b.dtype:
+            return f"its output would be {a.dtype} instead of {b.dtype}"
     return None
 
 

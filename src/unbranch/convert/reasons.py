@@ -27,6 +27,10 @@ SHARED = Reason("it shares its weights with another module", "give each place a 
 READ = Reason("its weights are read by another module", "read them from a copy")
 IN_PLACE = Reason("a value it reads is changed in place", "write y = f(x) instead of changing x in place")
 SCRIPTED = Reason("it is a ScriptModule, whose forward can't be read", "collapse it before it is scripted")
+DEPENDS_ON_ROUNDING = Reason(
+    "which outputs it selects depends on rounding, so it can't be compared as a whole",
+    "give an example input on which scores don't tie, or trained weights",
+)
 UNPROVED = Reason("nothing was found to prove it on", "give an example input")
 
 

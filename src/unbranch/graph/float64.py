@@ -16,6 +16,13 @@ from .isolated import Isolated, mapped
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 _IN_PIECES = _CONVOLUTIONS | {F.linear}
+_LAYERS = _IN_PIECES | {
+    torch.conv_transpose1d,
+    torch.conv_transpose2d,
+    torch.conv_transpose3d,
+    torch.matmul,
+    F.batch_norm,
+}
 _PIECE = 1 << 18  # numbers
 _CASTS = {
     "float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64,
@@ -131,6 +138,32 @@ class Float64(Isolated):
                 if not any(self._narrow(v) for v in _tensors(again)):
                     return again
         return mapped(lambda v: v.to(self.stored(v.dtype)) if isinstance(v, Tensor) else v, result)
+
+
+class Shaken(Float64):
+    """Run in float64 with another rounding: what layers compute is off by up to ``AMOUNT`` of its largest value.
+
+    An output that this changes by much more depends on rounding: two selected boxes tie, say.
+    """
+
+    AMOUNT = 1e-14
+
+    def call(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], originals: Sequence[Any]) -> Any:
+        """Call a function as ``Float64`` does; results of layers are shaken."""
+        result = super().call(func, args, kwargs, originals)
+        return self._shaken(result) if func in _LAYERS else result
+
+    def in_pieces(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: Any) -> Any:
+        """As ``Float64`` does, shaken."""
+        result = super().in_pieces(func, args, kwargs, call)
+        return None if result is None else self._shaken(result)
+
+    def _shaken(self, result: Any) -> Any:
+        if not isinstance(result, Tensor) or not result.is_floating_point() or not result.numel():
+            return result
+        # No random numbers, which would move the generators.
+        pattern = torch.arange(result.numel(), dtype=torch.float64, device=result.device).mul_(12.9898).sin_()
+        return result + (self.AMOUNT * result.abs().max()) * pattern.view(result.shape)
 
 
 def _convolution(
