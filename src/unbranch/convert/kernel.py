@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import InputError
+from ..graph.outside import kept_outside
 from ..graph.shadow import shadow_of, unwrapped
 from ..rules.value import Affine, Bundle, Gridded
 from .plan import plan_of
@@ -102,7 +103,8 @@ def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _
     shadow = nn.Sequential(shadow_of(network))  # so that a single layer has a graph, too
     if constant_norms:
         _freeze_norms(shadow)
-    traces, unread = traces_of(shadow.eval())
+    with kept_outside(network):
+        traces, unread = traces_of(shadow.eval())
     trace = next((t for t in traces if not t.path), None)
     if trace is None:
         reason = next(iter(unread.values()), "it holds no linear layer")

@@ -76,9 +76,9 @@ def rebuilt(
             env[node] = _copied(node, graph, env, parts, original, region, call, memo)
     graph.output(fx.node.map_arg(call.output, lambda n: env[n]))
     _drop_unused(graph, parts)
-    layer = _as_layer(graph, parts) if call is region.trace.root or takes_one_value(call) else None
-    if layer is not None:
-        return layer
+    whole = _as_layer(graph, parts) if call is region.trace.root or takes_one_value(call) else None
+    if whole is not None:
+        return whole
     graph.lint()
     return Rebuilt(parts, graph, type(original))
 

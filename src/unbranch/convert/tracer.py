@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..graph.guarded import unwritten
 from ..graph.numberless import Numberless, Stage
+from ..graph.outside import Contents, restore_outside
 from ..rules import rule_of_module, users_functions
 from .conversions import NeedsNumberError, UnreadableError, converting, is_converting, said_of
 from .lines import line_of_user
@@ -71,10 +72,9 @@ class _Tensors(dict[str, Any]):
 @contextlib.contextmanager
 def _recording(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
     """Let the modules of a private copy record their calls and give proxies for their tensors."""
-    kept = []
+    kept = _States(root)
     for path, module in root.named_modules():
         state, prefix = vars(module), f"{path}." if path else ""
-        kept.append((state, dict(state)))
         if isinstance(module, torch.jit.ScriptModule):
             continue
         if module is not root:
@@ -86,10 +86,32 @@ def _recording(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for state, before in kept:  # attributes that a forward sets would hold proxies
+        kept.restore()  # what a forward keeps would hold proxies
+
+
+class _States:
+    """Attributes of a module and its parts, with what lists and dictionaries among them hold."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._states = [(vars(m), dict(vars(m))) for m in root.modules()]
+        self._contents = Contents(
+            value
+            for state, _ in self._states
+            for name, value in state.items()
+            if name not in _PLUMBING and isinstance(value, list | dict | set | tuple)
+        )
+
+    def restore(self) -> None:
+        """Put back what has changed since, but for tensors that a forward makes anew."""
+        for state, before in self._states:
             made = {name: value for name, value in state.items() if name.startswith(MADE)}
             state.clear()
             state.update(before | made)
+        self._contents.restore()
+        restore_outside()
+
+
+_PLUMBING = set(vars(nn.Module()))
 
 
 def _globals_of(module: nn.Module) -> dict[str, Any] | None:
@@ -353,9 +375,7 @@ class _Tracer(fx.Tracer):
     def _through(self, call: Call, run: Callable[[], Any]) -> Any:
         """Run the forward of a call, on all its ways where it goes by what it is given."""
         outer, calls = self._decisions, len(self.calls)
-        begin = _Beginning(
-            call, list(call.nodes), len(self.calls), [(vars(m), dict(vars(m))) for m in call.module.modules()]
-        )
+        begin = _Beginning(call, list(call.nodes), len(self.calls), _States(call.module))
         self._decisions = Decisions()
         try:
             return self._once(call, run)
@@ -366,6 +386,9 @@ class _Tracer(fx.Tracer):
             output = run()
             live = self._way(begin, nodes_of(output))
             return self._joined(call, calls, [live, *ways[1:]], output)
+        except Exception:
+            begin.states.restore()
+            raise
         finally:
             self._decisions = outer
 
@@ -441,9 +464,7 @@ class _Tracer(fx.Tracer):
 
     def _take_back(self, begin: _Beginning) -> None:
         self._forget(begin.new_nodes(), begin.calls)
-        for state, before in begin.states:
-            state.clear()
-            state.update(before)
+        begin.states.restore()
 
     def _way(self, begin: _Beginning, output: Any) -> Way:
         """What a call has recorded."""
@@ -559,7 +580,7 @@ class _Beginning:
     call: Call
     before: list[fx.Node]
     calls: int
-    states: list[tuple[dict[str, Any], dict[str, Any]]]
+    states: _States
 
     def new_nodes(self) -> list[fx.Node]:
         """What the call has recorded since."""

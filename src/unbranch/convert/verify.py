@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from ..errors import InputError, UnbranchError
 from ..graph.float64 import Float64, Shaken
 from ..graph.isolated import Isolated
+from ..graph.outside import kept_outside
 from ..graph.shadow import shadow_of, unwrapped
 from .compare import Distance, Output, distance, outputs_of
 from .prove import relative_error
@@ -134,6 +135,11 @@ def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float |
         InputError: if a network can't run on the input, or the outputs have different structures or shapes.
     """
     a, b = unwrapped(a), unwrapped(b)
+    with kept_outside(a), kept_outside(b):
+        return _verified(a, b, example_input, tolerance)
+
+
+def _verified(a: nn.Module, b: nn.Module, example_input: Any, tolerance: float | None) -> Verification:
     inputs = _cast(as_inputs(example_input), _dtype_of(a))
     dtype, most = _dtype_of(a), largest_tolerance(_dtype_of(a))
     # First in their own dtypes: what forwards keep in caches outside the modules is then as they would keep it.

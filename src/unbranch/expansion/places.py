@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from unbranch.blocks import BranchedConv, Compactor
 from unbranch.convert.reading import traces_of
 from unbranch.convert.trace import Trace
+from unbranch.graph.outside import kept_outside
 from unbranch.graph.shadow import has_hooks, owners_of, shadow_of
 from unbranch.rules import rule_of_module
 
@@ -46,7 +47,8 @@ def places_in(network: nn.Module) -> tuple[dict[str, Place], dict[str, str]]:
 
 
 def _traces(network: nn.Module, training: bool) -> list[Trace]:
-    return traces_of(shadow_of(network).train(training))[0]
+    with kept_outside(network):
+        return traces_of(shadow_of(network).train(training))[0]
 
 
 def _read_by_hand(traces: list[Trace]) -> set[str]:

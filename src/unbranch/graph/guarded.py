@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from .numberless import Stage
+from .outside import restore_outside
 from .shadow import computed_names, shadow_of
 from .untouched import untouched
 
@@ -130,12 +131,16 @@ class Runner:
         # A module that is used in inference mode has tensors without version counters.
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), untouched():
             warnings.simplefilter("ignore")
-            if not self._writes:
-                try:
-                    return self._run(args, kwargs, mode, times, prepare)
-                except StateWriteError:
-                    self._writes = True
-            return self._run(args, kwargs, mode, times, prepare)
+            try:
+                if not self._writes:
+                    try:
+                        return self._run(args, kwargs, mode, times, prepare)
+                    except StateWriteError:
+                        self._writes = True
+                        restore_outside()
+                return self._run(args, kwargs, mode, times, prepare)
+            finally:
+                restore_outside()  # where tables may now be in another dtype
 
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int,

@@ -1,9 +1,8 @@
-"""What running a network changes beside its tensors, put back: random generators, classes, caches of functions."""
+"""What running a network changes beside its tensors, put back: random generators, and what its code keeps."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import gc
 import logging
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .outside import kept_outside, restore_outside
+
 
 class Caches:
     """What ``functools.cache`` and ``lru_cache`` keep in this process: no tensor of a conversion stays there."""
@@ -28,7 +29,11 @@ class Caches:
         self._filled = {cache: cache.cache_info().misses for cache in found}
 
     def empty(self) -> None:
-        """Empty those that hold tensors and were added to since this was made, or since it was last called."""
+        """Empty those that hold tensors and were added to since this was made, or since it was last called.
+
+        What code keeps in other places is put back, too.
+        """
+        restore_outside()
         for cache, filled in self._filled.items():
             if cache.cache_info().misses != filled and _holds_tensors(cache):
                 cache.cache_clear()
@@ -54,7 +59,7 @@ _NOT_KEPT = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionTy
 
 @contextlib.contextmanager
 def leaves_no_trace(network: nn.Module) -> Iterator[Caches]:
-    """Run a network for a while as if it hadn't run: see ``untouched``, ``Caches`` and ``quiet``.
+    """Run a network for a while as if it hadn't run: see ``kept_outside``, ``untouched``, ``Caches`` and ``quiet``.
 
     The caller's inference mode is left meanwhile, and so is a default device that holds no numbers.
     """
@@ -62,7 +67,7 @@ def leaves_no_trace(network: nn.Module) -> Iterator[Caches]:
     numbers = all(not t.is_meta for t in network.parameters())
     device = torch.device("cpu") if numbers and torch.get_default_device().type == "meta" else contextlib.nullcontext()
     mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
-    with untouched(network), quiet(), mode, device:
+    with kept_outside(network), untouched(), quiet(), mode, device:
         try:
             yield caches
         finally:
@@ -86,14 +91,11 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def untouched(module: nn.Module | None = None) -> Iterator[None]:
-    """Restore random generators, the default dtype, and what the classes of a network keep, to what they were."""
+def untouched() -> Iterator[None]:
+    """Restore random generators and the default dtype to what they were."""
     generators, dtype = (torch.get_rng_state(), random.getstate()), torch.get_default_dtype()
     arrays = sys.modules.get("numpy.random")
     numbers = None if arrays is None else arrays.get_state()
-    classes = {t for m in module.modules() for t in type(m).__mro__ if _is_users(t)} if module is not None else set()
-    kept = {t: {name: (value, _content(value)) for name, value in vars(t).items() if _is_plain(value)} for t in classes}
-    names = {t: set(vars(t)) for t in classes}
     try:
         yield
     finally:
@@ -105,31 +107,3 @@ def untouched(module: nn.Module | None = None) -> Iterator[None]:
             arrays.set_state(numbers)
         if torch.get_default_dtype() is not dtype:
             torch.set_default_dtype(dtype)
-        for owner, values in kept.items():
-            _restore(owner, values)
-            for name in [n for n, value in vars(owner).items() if n not in names[owner] and _is_plain(value)]:
-                if not name.startswith("__"):  # of abstract classes and generics, which Python adds by itself
-                    delattr(owner, name)
-
-
-def _is_users(owner: type) -> bool:
-    return owner.__module__.split(".")[0] not in ("torch", "builtins", "typing", "abc")
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, bool | int | float | str | tuple | list | dict | set | None)
-
-
-def _content(value: Any) -> Any:
-    return copy.copy(value) if isinstance(value, list | dict | set) else value
-
-
-def _restore(owner: type, values: dict[str, tuple[Any, Any]]) -> None:
-    for name, (value, content) in values.items():
-        if vars(owner).get(name) is not value:
-            setattr(owner, name, value)
-        if isinstance(value, list) and (len(value) != len(content) or any(a is not b for a, b in zip(value, content))):  # noqa: B905
-            value[:] = content
-        elif isinstance(value, dict | set) and len(value) != len(content):
-            value.clear()
-            value.update(content)
