@@ -18,7 +18,7 @@ from .convert import (
     register_rule,
     verify,
 )
-from .errors import CollapseError, Inexact, InputError, UnbranchError
+from .errors import CollapseError, FaultError, FaultWarning, Inexact, InputError, UnbranchError
 from .expansion import Expansion, expand
 from .models import create_model, list_models, load, load_checkpoint, save, to_official
 
@@ -29,6 +29,8 @@ __all__ = [
     "CollapseError",
     "ConvMap",
     "Expansion",
+    "FaultError",
+    "FaultWarning",
     "GridMap",
     "Inexact",
     "InputError",

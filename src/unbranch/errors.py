@@ -5,7 +5,8 @@ UnbranchError
 │   └── CorruptImage    one image of a data set that can't be decoded
 ├── Inexact             a law whose condition isn't met: the merge would change the function
 │   └── NotAffine       what comes out is no affine map of this family at all
-└── CollapseError       a network that strict conversion refuses
+├── CollapseError       a network that strict conversion refuses
+└── FaultError          a fault of Unbranch's own
 """
 
 from __future__ import annotations
@@ -45,6 +46,14 @@ class NotAffine(Inexact):
 
 class CollapseError(UnbranchError):
     """Raised by ``collapse(..., strict=True)`` when something had to be refused."""
+
+
+class FaultError(UnbranchError):
+    """A fault of Unbranch's own; nothing of the caller's was changed."""
+
+
+class FaultWarning(RuntimeWarning):
+    """A fault of Unbranch's own, because of which a part of a network is converted less than it could be."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

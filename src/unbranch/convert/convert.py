@@ -17,6 +17,7 @@ from ..rules.value import Affine, Gridded
 from .account import Account, name_of, sources_of
 from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
+from .faults import Fault, as_errors, in_part, warn_of
 from .forwards import EXACT, ROUNDED, Forwards, lies_in, sizes_of
 from .lines import place_of
 from .methods import reached_by_forward
@@ -71,7 +72,7 @@ def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = Fals
     """
     network = _readable(model)
     inputs = None if example_input is None else as_inputs(example_input)
-    with leaves_no_trace(network) as caches:
+    with as_errors(), leaves_no_trace(network) as caches:
         return _collapsed(network, inputs, strict, caches)
 
 
@@ -100,7 +101,7 @@ def explain(model: nn.Module, example_input: Any = None) -> Report:
     """
     network = _readable(model)
     inputs = None if example_input is None else as_inputs(example_input)
-    with leaves_no_trace(network) as caches:
+    with as_errors(), leaves_no_trace(network) as caches:
         conversion, plain = _proved(network, inputs, caches)
         return conversion.report(plain, inputs)
 
@@ -114,10 +115,19 @@ def _proved(network: nn.Module, inputs: tuple[Any, ...] | None, caches: Caches) 
     built: dict[Any, _Built] = {}
     forwards = None if _is_meta(network) else Forwards(network, inputs)
     pair = forwards.pair if forwards is not None else sizes_of(network)
+    faulty: dict[str, str] = {}
     while True:
-        conversion = _Conversion(network, pair, excluded=excluded, built=built)
-        conversion.run()
-        caches.empty()  # of stand-ins, which real runs can't use
+        conversion = _Conversion(network, pair, excluded=excluded, built=built, faulty=faulty)
+        try:
+            conversion.run()
+        except Fault as fault:
+            if fault.path in faulty:
+                raise
+            warn_of(fault)
+            faulty[fault.path] = fault.reason
+            continue
+        finally:
+            caches.empty()  # of stand-ins, which real runs can't use
         plain = conversion.result()
         if forwards is None or not conversion.units:
             conversion.round()
@@ -158,6 +168,7 @@ class _Conversion:
     account: Account = field(default_factory=Account)
     excluded: dict[tuple[str, str, str], str] = field(default_factory=dict)
     built: dict[Any, _Built] = field(default_factory=dict)
+    faulty: dict[str, str] = field(default_factory=dict)
     units: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
     places: list[tuple[str, str]] = field(default_factory=list)
     used: list[_Built] = field(default_factory=list)
@@ -172,7 +183,7 @@ class _Conversion:
         for path, part in training_parts(self.network):
             self.memo[id(part)] = type(part)()
             shadow.set_submodule(path, type(part)())
-        traces, unread = traces_of(shadow, self.stand_ins.of)
+        traces, unread = traces_of(shadow, self.stand_ins.of, self.faulty)
         hooked = self._watched(traces, unread)
         owners, read = owners_of(self.network), {id(trace): trace.read() for trace in traces}
         seen = {trace.full_path(call.path) for trace in traces for call in trace.calls if call.leaf}
@@ -187,7 +198,8 @@ class _Conversion:
                 self.account.refuse((path,), SCRIPTED)
         for trace in traces:
             elsewhere = set().union(*(ids for of, ids in read.items() if of != id(trace)))
-            self._convert(trace, hooked, owners, elsewhere | trace.read_on_some_ways())
+            with in_part(trace.path):
+                self._convert(trace, hooked, owners, elsewhere | trace.read_on_some_ways())
 
     def _watched(self, traces: list[Trace], unread: dict[str, str]) -> dict[str, str]:
         """Paths of modules whose inputs and outputs someone sees, with the reason."""

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..graph.outside import kept_outside
 from ..graph.shadow import shadow_of, unwrapped
 from ..rules.value import Affine, Bundle, Gridded
+from .faults import as_errors
 from .plan import plan_of
 from .reading import traces_of
 from .region import Region
@@ -103,7 +104,7 @@ def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _
     shadow = nn.Sequential(shadow_of(network))  # so that a single layer has a graph, too
     if constant_norms:
         _freeze_norms(shadow)
-    with kept_outside(network):
+    with as_errors(), kept_outside(network):
         traces, unread = traces_of(shadow.eval())
     trace = next((t for t in traces if not t.path), None)
     if trace is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import fx, nn
 
 from ..rules import rule_of_module
+from .faults import in_part
 from .grids import share_grids
 from .sums import order_sums
 from .trace import Call, Trace, has_rules_inside
@@ -22,11 +23,12 @@ def read_module(
     """The trace of a module, or why there is none."""
     trace = trace_module(path, module, leaves, given)
     if isinstance(trace, Trace):
-        read_writes(trace)
-        share_grids(trace)
-        order_sums(trace)
-        _read_shapes(trace)
-        _drop_unread(trace)
+        with in_part(path):
+            read_writes(trace)
+            share_grids(trace)
+            order_sums(trace)
+            _read_shapes(trace)
+            _drop_unread(trace)
         trace.reread = functools.partial(_again, path, module, leaves, given)
     return trace
 
@@ -61,14 +63,21 @@ def _again(path: str, module: nn.Module, leaves: set[int], given: Callable[[], G
 
 
 def traces_of(
-    network: nn.Module, given: Callable[[str], Given | None] = lambda _path: None
+    network: nn.Module,
+    given: Callable[[str], Given | None] = lambda _path: None,
+    unreadable: Mapping[str, str] | None = None,
 ) -> tuple[list[Trace], dict[str, str]]:
     """Traces that together cover a network, and the modules that couldn't be read with the reasons.
 
     The network is traced as a whole where that succeeds. Modules that can't be entered, that are used several
     times, or that the network's forward doesn't reach are read on their own. ``given`` finds the arguments of the part
-    at a path, where a forward asks for ranks or sizes.
+    at a path, where a forward asks for ranks or sizes. ``unreadable`` are paths of parts that aren't to be read as a
+    whole, with the reasons.
+
+    Raises:
+        Fault: if what is read of a part can't be worked on.
     """
+    known = unreadable or {}
     queue: list[tuple[str, nn.Module]] = [("", network)]
     seen: set[int] = set()
     leaves: set[int] = set()
@@ -85,7 +94,7 @@ def traces_of(
         if type(module).forward is nn.Module.forward:  # a list or dictionary of modules
             queue += children
             continue
-        trace = read_module(path, module, leaves - {id(module)}, functools.partial(given, path))
+        trace = known.get(path) or read_module(path, module, leaves - {id(module)}, functools.partial(given, path))
         reused = _reused(trace) if isinstance(trace, Trace) else []
         while isinstance(trace, Trace) and reused:
             leaves |= {id(call.module) for call in reused}

@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from unbranch.blocks import BranchedConv, Compactor
+from unbranch.convert.faults import as_errors
 from unbranch.convert.reading import traces_of
 from unbranch.convert.trace import Trace
 from unbranch.graph.outside import kept_outside
@@ -47,7 +48,7 @@ def places_in(network: nn.Module) -> tuple[dict[str, Place], dict[str, str]]:
 
 
 def _traces(network: nn.Module, training: bool) -> list[Trace]:
-    with kept_outside(network):
+    with as_errors(), kept_outside(network):
         return traces_of(shadow_of(network).train(training))[0]
 
 

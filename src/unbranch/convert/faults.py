@@ -1,0 +1,81 @@
+"""Faults of Unbranch's own: the part in which one happens stays as it was, and the user is told."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..errors import FaultError, FaultWarning, UnbranchError
+from .reasons import Reason
+
+REMEDY = "report it, with the code of the part"
+
+
+class Fault(Exception):
+    """An unexpected exception while the part at a path was read or rewritten."""
+
+    def __init__(self, path: str, error: Exception) -> None:
+        super().__init__(path, error)
+        self.path, self.error = path, error
+
+    @property
+    def reason(self) -> Reason:
+        return Reason(f"a fault of Unbranch's own: {_described(self.error)}", REMEDY)
+
+
+@contextlib.contextmanager
+def in_part(path: str) -> Iterator[None]:
+    """Note of an unexpected exception in which part of the network it happened.
+
+    Raises:
+        Fault: in its place.
+    """
+    try:
+        yield
+    except Fault:
+        raise
+    except Exception as error:
+        if _is_expected(error):
+            raise
+        raise Fault(path, error) from error
+
+
+@contextlib.contextmanager
+def as_errors() -> Iterator[None]:
+    """Let no exception out that isn't meant for a user.
+
+    Raises:
+        FaultError: in place of an unexpected one.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_expected(error):
+            raise
+        cause = error.error if isinstance(error, Fault) else error
+        raise FaultError(f"a fault of Unbranch's own, please report it: {_described(cause)}") from error
+
+
+def warn_of(fault: Fault) -> None:
+    """Tell the user that a part stays as it was."""
+    name = fault.path or "the network"
+    text = f"{name} is converted part by part, since there is {fault.reason}; please {REMEDY}"
+    warnings.warn(text, FaultWarning, stacklevel=5)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an exception is meant for the user as it is: ours, warnings as errors, and memory that is full."""
+    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+    return full or isinstance(error, UnbranchError | Warning)
+
+
+def _described(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{f': {lines[0][:120]}' if lines else ''}{where}"
