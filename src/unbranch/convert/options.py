@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..rules import rule_of_module
 from .methods import forward_runs
 from .trace import Call, Trace, forward_of
 from .tracer import Refused
@@ -39,7 +40,7 @@ def otherwise(trace: Trace, row: list[Call]) -> str | None:
         if isinstance(other, str):
             if not alone and not _is_refused(trace, other, options):
                 return f"{name}.forward can't be read with another {' and '.join(options)} ({other})"
-        elif not _runs(other, row):
+        elif not _runs(other, row) and not _fails(other):
             return f"{name}.forward runs them otherwise with another {' and '.join(options)}"
     return None
 
@@ -73,6 +74,12 @@ def _takes_one_value(module: nn.Module) -> bool:
         [inspect.Parameter.POSITIONAL_ONLY],
     )
     return one and code is not None and _ASKING.isdisjoint(code.co_names)
+
+
+def _fails(trace: Trace) -> bool:
+    """Whether a layer is given None, as where images are optional by their name alone: the forward can't run so."""
+    layers = (c for c in trace.calls if c.leaf and (rule := rule_of_module(c.module)) and rule.kind == "kernel")
+    return any(c.args[:1] == (None,) for c in layers)
 
 
 def _runs(trace: Trace, row: list[Call]) -> bool:

@@ -163,7 +163,7 @@ def _as_swap(region: Region, merge: Merge) -> Swap | None:
             row.append(call)
     source: Any = merge.root
     for call in row:
-        nodes = call.nodes if call is not kept else [call.output]
+        nodes = call.nodes if call is not kept else [_unmoved(trace, call.output)]
         entering = {_unmoved(trace, n) for node in nodes for n in node.all_input_nodes if n not in nodes}
         if entering - region.constant != {source}:
             return None
@@ -195,7 +195,12 @@ def _own_kernel(region: Region, node: fx.Node, merge: Merge) -> Call | None:
     holds = own._parameters.get("weight") is not None and "bias" in own._parameters
     reads = names[0] == f"{call.path}.weight" and names[1] in (None, f"{call.path}.bias")
     reads = reads and (names[1] is None) == (own._parameters.get("bias") is None)
-    if not holds or not reads or call.output is not node or (names[1] is None and _asks_for_bias(own)):
+    if (
+        not holds
+        or not reads
+        or _unmoved(region.trace, call.output) is not node
+        or (names[1] is None and _asks_for_bias(own))
+    ):
         return None
     trace = region.trace
     others = {

@@ -627,6 +627,19 @@ class ReturnDict(nn.Module):
         return {"last": last, "hidden": hidden} if return_dict else (last, hidden)
 
 
+@row(OPTIONAL, call(A), call(B), call(pixel_values=A), call(A, return_dict=False), norms=0)
+class FailsWithoutImages(nn.Module):
+    """Its first layer is given None where there are no images, which no layer takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, pixel_values: Tensor | None = None, return_dict: bool = True) -> Any:
+        y = torch.relu(self.norm(self.conv(pixel_values)))
+        return {"last": y} if return_dict else (y,)
+
+
 @row(OPTIONAL, call(A), call(B), call(A, scale=tensor(1, 4, 1, 1)), call(B, anything=3))
 class AnyKeywords(nn.Module):
     def __init__(self) -> None:

@@ -469,6 +469,29 @@ def dynamic_same_in_a_row() -> nn.Module:
     return nn.Sequential(*(layer for layers in rows for layer in layers))
 
 
+class _Mixed(nn.Module):
+    """Convolutions of several sizes, each on a part of the channels, and a norm behind all of them, as MixNet has."""
+
+    def __init__(self, split: bool, **options: Any) -> None:
+        super().__init__()
+        self.split, self.norm = split, nn.BatchNorm2d(12)
+        sizes = (3, 5, 7)
+        self.convs = nn.ModuleList(DynamicSame(4, 4, k, **options) for k in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(torch.cat([x, x * 2, x.abs()], 1), 4, 1) if self.split else (x, x, x)
+        return self.norm(torch.cat([conv(part) for conv, part in zip(self.convs, parts, strict=True)], 1)).relu()
+
+
+for _split in (False, True):
+    for _word, _options in {
+        "strided": {"stride": 2}, "depthwise": {"groups": 4, "bias": False}, "with bias": {"stride": 2, "bias": True},
+    }.items():  # fmt: skip
+        row(OWN, norms=0, name=f"dynamic same, mixed, {_word}{', of parts' * _split}")(
+            lambda split=_split, options=_options: _Mixed(split, **options)
+        )
+
+
 class _Scaled(nn.Conv2d):
     """Its bias isn't added by the convolution, so a norm can't be put into the two."""
 
