@@ -26,6 +26,10 @@ class Described(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.width = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), 4
+        self.aside = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))  # for training, say
+        self.temperature = nn.Parameter(torch.tensor(0.5))
+        self.register_buffer("steps", torch.tensor(7))
+        self.register_buffer("scratch", torch.ones(3), persistent=False)
 
     def describe(self) -> str:
         return f"{self.kind} of {self.width}"
@@ -58,6 +62,12 @@ def test_a_rebuilt_part_keeps_what_others_see(again: Any) -> None:
     network, plain = converted()
     part = again(plain)[0]
     assert isinstance(part, Described)
+    kept = {"aside.0.weight", "aside.0.bias", "steps", "temperature"}
+    assert kept < {*part.state_dict()} == {*plain[0].state_dict()}
+    assert isinstance(part.aside[1], nn.Identity)  # merged as well
+    assert torch.allclose(part.aside(torch.ones(1, 4, 5, 5)), network[0].aside(torch.ones(1, 4, 5, 5)), atol=1e-5)
+    assert [part.temperature.item(), int(part.steps), part.scratch.tolist()] == [0.5, 7, [1.0] * 3]
+    assert isinstance(part.aside[0], nn.Conv2d)
     assert isinstance(part, fx.GraphModule)
     assert part.describe() == "a block of 4"
     assert part.double_width == 8
@@ -66,7 +76,7 @@ def test_a_rebuilt_part_keeps_what_others_see(again: Any) -> None:
     assert part.names == ["cat", "dog"]
     assert repr(part).startswith("Described(")
     assert not part.training
-    assert len([m for m in part.modules() if isinstance(m, nn.Conv2d)]) == 1
+    assert len([m for m in part.children() if isinstance(m, nn.Conv2d)]) == 1
     x = torch.randn(2, 4, 6, 7)
     torch.testing.assert_close(part(x), network[0](x))
     with pytest.raises(AttributeError, match="nothing"):

@@ -28,9 +28,10 @@ from .prove import random_inputs, relative_error, run_nodes
 from .reading import traces_of
 from .rearrange import rearranges, shapes_of
 from .reasons import HOOKED, REACHED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
+from .rebuild import Blueprint, check_rebuilds
 from .region import Region, operations_between
 from .report import Refusal, Report
-from .rewrite import copied, replaced_modules, trained_like
+from .rewrite import copied, rebuild, replaced_modules, trained_like
 from .standins import StandIns
 from .step import record_step
 from .trace import Trace
@@ -170,6 +171,7 @@ class _Conversion:
     built: dict[Any, _Built] = field(default_factory=dict)
     faulty: dict[str, str] = field(default_factory=dict)
     units: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    blueprints: list[Blueprint] = field(default_factory=list)
     places: list[tuple[str, str]] = field(default_factory=list)
     used: list[_Built] = field(default_factory=list)
     unmoved: set[str] = field(default_factory=set)
@@ -237,6 +239,7 @@ class _Conversion:
                 continue
             try:
                 rewrites = rewrites_of(region, plan.merges)
+                check_rebuilds(region, rewrites, self.network)
                 exact = sum(m.after.numbers for m in plan.merges) * 8 <= IN_FLOAT64
                 for merge in sorted(plan.merges, key=lambda m: -m.after.numbers):  # so that the peak is low
                     if merge.key not in done:
@@ -253,7 +256,8 @@ class _Conversion:
         built = {merge: done[merge.key].layer for merge in plan.merges}
         errors = {merge: done[merge.key].error for merge in plan.merges}
         self.used += done.values()
-        replaced_modules(region, rewrites, self.network, built, self.memo)
+        # What is inside of other parts comes from later traces.
+        self.blueprints[:0] = replaced_modules(region, rewrites, self.network, built, self.memo)
         for call in dropped:
             path = trace.full_path(call.path)
             self.memo[id(self.network.get_submodule(path))] = nn.Identity()
@@ -379,6 +383,7 @@ class _Conversion:
         account.norms_of(trace, {n for m in plan.merges for n in m.inside})
 
     def result(self) -> nn.Module:
+        rebuild(self.blueprints, self.memo)
         return copied(self.network, self.memo)
 
     def report(self, plain: nn.Module, inputs: tuple[Any, ...] | None) -> Report:

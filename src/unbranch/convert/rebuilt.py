@@ -51,23 +51,44 @@ class Rebuilt(fx.GraphModule):
         for name, value in self.__dict__.items():
             if name not in copied.__dict__:
                 copied.__dict__[name] = copy.deepcopy(value, memo)
+        _add_unread(copied, copy.deepcopy(self._unread(), memo))
         return copied
+
+    def _unread(self) -> dict[str, dict[str, Any]]:
+        """Children, parameters and buffers that the graph doesn't use, which ``torch.fx`` doesn't copy."""
+        used = {str(n.target).split(".")[0] for n in self.graph.nodes if n.op in ("get_attr", "call_module")}
+        return {
+            table: {name: value for name, value in self.__dict__[table].items() if name not in used}
+            for table in ("_modules", "_parameters", "_buffers")
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if _is_added(name, value)}
         make, arguments = super().__reduce__()
         arguments[0].pop("_original", None)
-        return _restored, (make, arguments, self.__dict__.get("_original"), state)
+        persistent = self._non_persistent_buffers_set
+        return _restored, (make, arguments, self.__dict__.get("_original"), state, self._unread(), persistent)
 
 
 def _is_added(name: str, value: Any) -> bool:
     return not name.startswith("_") and not isinstance(value, nn.Module | fx.Graph)
 
 
-def _restored(make: Callable[..., Any], arguments: Any, original: type | None, state: dict[str, Any]) -> Rebuilt:
+def _add_unread(module: nn.Module, unread: dict[str, dict[str, Any]]) -> None:
+    for table, values in unread.items():
+        for name, value in values.items():
+            module.__dict__[table].setdefault(name, value)
+
+
+def _restored(
+    make: Callable[..., Any], arguments: Any, original: type | None, state: dict[str, Any],
+    unread: dict[str, dict[str, Any]] | None = None, not_persistent: set[str] | None = None,
+) -> Rebuilt:  # fmt: skip
     module = make(*arguments)
     restored = Rebuilt(module, module.graph, original)
     for name, value in state.items():
         restored.__dict__.setdefault(name, value)
+    _add_unread(restored, unread or {})
+    restored._non_persistent_buffers_set |= not_persistent or set()
     restored.training = module.training
     return restored
