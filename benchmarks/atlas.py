@@ -246,6 +246,7 @@ def _transformers(name: str) -> Made:
         return network, [s[:, None] for s in sound] if kind in ("encodec", "dac") else sound, None
     if getattr(config, "use_pretrained_backbone", False):
         config.use_pretrained_backbone = False
+    config.architectures = config.architectures or []
     network = getattr(transformers, _TASKS[task][0]).from_config(config)
     side = getattr(config, "image_size", 224)
     side = max(side) if isinstance(side, list | tuple) else side
@@ -256,7 +257,8 @@ def _open_clip(name: str) -> Made:
     import open_clip
 
     network = open_clip.create_model(name).visual
-    return network, _images(3, network.image_size[0] if hasattr(network, "image_size") else 224), None
+    side = getattr(network, "image_size", 224)
+    return network, _images(3, side if isinstance(side, int) else side[0]), None
 
 
 def _monai(name: str) -> Made:
