@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import Inexact
 from ..graph.shadow import deep_copied
-from ..rules import rule_of_module
+from ..rules import rule_of_base, rule_of_module
 from ..rules.value import Affine, Gridded
 from .inplace import is_view_operation, written_to
 from .place import Rebuild, Swap, Unplaceable, opened_by, takes_one_value
@@ -54,7 +54,8 @@ class Blueprint:
         new = _as_layer(self.graph, parts) if self.plain else None
         if new is None:
             self.graph.lint()
-            new = Rebuilt(parts, self.graph, type(self.old))
+            is_layer = rule_of_base(self.old) is not None  # of whose kind it isn't any more: it has no weight, say
+            new = Rebuilt(parts, self.graph, None if is_layer else type(self.old))
             self._keep_unread(new, memo)
         new.training = self.old.training
         return new
