@@ -142,9 +142,35 @@ def test_verify_says_that_such_an_input_proves_nothing():
     assert not ub.verify(network, other, x).ok  # and another network isn't taken for the same
 
 
-def test_a_difference_that_rounding_does_not_explain_is_a_difference():
+@pytest.mark.parametrize("seed", range(12))
+def test_a_difference_that_rounding_does_not_explain_is_a_difference(seed):
+    """Dense outputs have columns that fall, and equal numbers in them, by chance: these are no scores that tie."""
+    torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(2), nn.Softmax(1)).double()
     other = copy.deepcopy(network)
     other[0].weight.data.mul_(1 + 1e-6)
     found = ub.verify(network, other, torch.randn(2, 4, 9, 9, dtype=torch.float64))
+    assert found.verdict == "NOT the same function"
+
+
+class _Tokens(nn.Module):
+    """Rows in some order, ``(B, n, c)``, with a column that is the same in all of them."""
+
+    def __init__(self, flipped: bool) -> None:
+        super().__init__()
+        self.linear, self.flipped = nn.Linear(4, 5), flipped
+        self.linear.weight.data[0] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.linear(x))
+        return y.flip(1) if self.flipped else y
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_in_another_order_are_a_difference(rows, dtype):
+    torch.manual_seed(0)
+    network, other = _Tokens(flipped=False).to(dtype), _Tokens(flipped=True).to(dtype)
+    other.load_state_dict(network.state_dict())
+    found = ub.verify(network, other, torch.randn(2, rows, 4, dtype=dtype))
     assert found.verdict == "NOT the same function"

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CollapseError, Inexact, InputError
+from ..graph.outside import restore_outside
 from ..graph.probe import Arguments
 from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts, unwrapped
-from ..graph.untouched import Caches, leaves_no_trace
+from ..graph.untouched import leaves_no_trace
 from ..rules import rule_of_module
 from ..rules.value import Affine, Gridded
 from .account import Account, name_of, sources_of
@@ -73,8 +74,8 @@ def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = Fals
     """
     network = _readable(model)
     inputs = None if example_input is None else as_inputs(example_input)
-    with as_errors(), leaves_no_trace(network) as caches:
-        return _collapsed(network, inputs, strict, caches)
+    with as_errors(), leaves_no_trace(network):
+        return _collapsed(network, inputs, strict)
 
 
 def _readable(model: nn.Module) -> nn.Module:
@@ -84,8 +85,8 @@ def _readable(model: nn.Module) -> nn.Module:
     return network
 
 
-def _collapsed(network: nn.Module, inputs: tuple[Any, ...] | None, strict: bool, caches: Caches) -> nn.Module:
-    conversion, plain = _proved(network, inputs, caches)
+def _collapsed(network: nn.Module, inputs: tuple[Any, ...] | None, strict: bool) -> nn.Module:
+    conversion, plain = _proved(network, inputs)
     report = conversion.report(plain, inputs)
     if strict and report.refusals:
         listed = "\n".join(f"  {r.path or '(the network)'}: {r.reason}" for r in report.refusals)
@@ -102,12 +103,12 @@ def explain(model: nn.Module, example_input: Any = None) -> Report:
     """
     network = _readable(model)
     inputs = None if example_input is None else as_inputs(example_input)
-    with as_errors(), leaves_no_trace(network) as caches:
-        conversion, plain = _proved(network, inputs, caches)
+    with as_errors(), leaves_no_trace(network):
+        conversion, plain = _proved(network, inputs)
         return conversion.report(plain, inputs)
 
 
-def _proved(network: nn.Module, inputs: tuple[Any, ...] | None, caches: Caches) -> tuple[_Conversion, nn.Module]:
+def _proved(network: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[_Conversion, nn.Module]:
     """A conversion whose rewritten parts agree with the original's own forwards, and the network that it gives.
 
     Where a part doesn't agree, what was rewritten in it is excluded and the network converted again.
@@ -128,7 +129,7 @@ def _proved(network: nn.Module, inputs: tuple[Any, ...] | None, caches: Caches) 
             faulty[fault.path] = fault.reason
             continue
         finally:
-            caches.empty()  # of stand-ins, which real runs can't use
+            restore_outside()  # of stand-ins, which real runs can't use
         plain = conversion.result()
         if forwards is None or not conversion.units:
             conversion.round()

@@ -141,12 +141,14 @@ class Float64(Isolated):
 
 
 class Shaken(Float64):
-    """Run in float64 with another rounding: what layers compute is off by up to ``AMOUNT`` of its largest value.
+    """Run in float64 with another rounding: what layers compute is off by up to ``amount`` of its largest value.
 
     An output that this changes by much more depends on rounding: two selected boxes tie, say.
     """
 
-    AMOUNT = 1e-14
+    def __init__(self, native: torch.dtype = torch.float32, amount: float = 1e-14) -> None:
+        super().__init__(native)
+        self._amount = amount
 
     def call(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], originals: Sequence[Any]) -> Any:
         """Call a function as ``Float64`` does; results of layers are shaken."""
@@ -163,7 +165,7 @@ class Shaken(Float64):
             return result
         # No random numbers, which would move the generators.
         pattern = torch.arange(result.numel(), dtype=torch.float64, device=result.device).mul_(12.9898).sin_()
-        return result + (self.AMOUNT * result.abs().max()) * pattern.view(result.shape)
+        return result + (self._amount * result.abs().max()) * pattern.view(result.shape)
 
 
 def _convolution(

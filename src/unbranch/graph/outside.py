@@ -1,4 +1,4 @@
-"""What the code of a network keeps outside its modules, put back: global names, class attributes, defaults, closures.
+"""What the code of a network keeps outside its modules, put back: global names, class attributes, caches, closures.
 
 A forward may fill a table in a global dictionary, count calls in a class attribute, or remember the last size in a
 closure. Reading and running a network must not leave stand-ins or float64 tensors there, nor anything else.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import sys
 import types
 from collections import deque
@@ -121,7 +122,9 @@ class Outside:
         self._contents = Contents()
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         self._numbers = 0
-        for owner, names in _reached(network):
+        walk = _reached(network)
+        self._caches = {cache: cache.cache_info().misses for cache in walk.caches}
+        for owner, names in walk.found.values():
             for name in vars_of(owner) if names is None else names:
                 self._remember(_Place(owner, name))
             if names is None:
@@ -143,7 +146,10 @@ class Outside:
             self._tensors.append((tensor, tensor._version, tensor.detach().clone()))
 
     def restore(self) -> None:
-        """Put back names, contents of containers and numbers of tensors."""
+        """Put back names, contents of containers and numbers of tensors; caches that hold tensors are emptied.
+
+        Those are ``functools.cache`` and ``lru_cache``, if they were added to.
+        """
         for place, value in self._places:
             if place.value() is not value:
                 place.bind(value)
@@ -152,6 +158,10 @@ class Outside:
                 if not name.startswith("__") and not callable(vars_of(owner)[name]):  # as abstract classes add
                     _Place(owner, name).bind(_MISSING)
         self._contents.restore()
+        for cache, misses in self._caches.items():
+            if cache.cache_info().misses != misses and _holds_tensors(cache):
+                cache.cache_clear()
+                self._caches[cache] = 0
         for j, (tensor, version, numbers) in enumerate(self._tensors):
             if tensor._version != version:
                 with torch.no_grad():
@@ -186,8 +196,8 @@ def vars_of(owner: Any) -> Any:
     return owner if isinstance(owner, dict) else vars(owner)
 
 
-def _reached(network: nn.Module) -> list[tuple[Any, set[str] | None]]:
-    """Owners of names and those of their names that code uses; None for all, and ones that are new."""
+def _reached(network: nn.Module) -> _Walk:
+    """What the code of a network reaches."""
     walk = _Walk()
     for kind in {type(m) for m in network.modules()}:
         walk.follow(kind)
@@ -196,17 +206,34 @@ def _reached(network: nn.Module) -> list[tuple[Any, set[str] | None]]:
             if isinstance(value, _FUNCTIONS):
                 walk.follow(value)
     walk.run()
-    return list(walk.found.values())
+    return walk
 
 
-_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, staticmethod, classmethod, property)
+_CACHE = functools._lru_cache_wrapper
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, staticmethod, classmethod, property, _CACHE)
+_NOT_KEPT = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionType, types.CodeType, str)
+
+
+def _holds_tensors(cache: Any, depth: int = 6) -> bool:
+    """Whether a tensor, or what stands for one, is among what a cache keeps, in containers or objects."""
+    level, seen = [cache], {id(cache)}
+    for _ in range(depth):
+        level = [v for v in gc.get_referents(*level) if id(v) not in seen and not isinstance(v, _NOT_KEPT)]
+        seen.update(map(id, level))
+        if any(isinstance(v, Tensor | fx.Proxy) for v in level):
+            return True
+    return False
 
 
 class _Walk:
-    """Goes from code to the names that it uses, and on to the code behind these."""
+    """Goes from code to the names that it uses, and on to the code behind these.
+
+    ``found`` are owners of names, by id, with those of their names that code uses; None for all, and ones that are new.
+    """
 
     def __init__(self) -> None:
         self.found: dict[int, tuple[Any, set[str] | None]] = {}
+        self.caches: list[Any] = []
         self._seen: set[int] = set()
         self._stack: list[tuple[Any, frozenset[str]]] = []
         self._steps = 0
@@ -242,8 +269,10 @@ class _Walk:
             self._all(value.__func__)
         elif isinstance(value, property):
             self._all(value.fget)
-        elif isinstance(value, functools._lru_cache_wrapper):
-            self._all(value.__wrapped__)
+        elif isinstance(value, _CACHE):
+            if _is_theirs(value.__module__ or ""):
+                self.caches.append(value)
+                self._all(value.__wrapped__)
         elif isinstance(value, dict):
             self._all(*value.values())
         elif isinstance(value, list | tuple | set | deque):
