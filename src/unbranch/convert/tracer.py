@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from ..graph.guarded import unwritten
 from ..graph.numberless import Numberless, Stage
 from ..graph.outside import Contents, restore_outside
-from ..rules import rule_of_function, rule_of_module, users_functions
+from ..rules import rule_of_module, users_functions
 from .conversions import NeedsNumberError, UnreadableError, converting, is_converting, said_of
 from .lines import line_of_user
 from .proxies import Value
@@ -318,21 +318,6 @@ class _Tracer(fx.Tracer):
     def is_open(self, node: fx.Node) -> bool:
         """Whether a value is an optional argument that may be anything, or is computed from one."""
         return bool(self._open) and about_sizes(node, self._open)
-
-    def is_layers(self, node: fx.Node) -> bool:
-        """Whether a value is what a layer gives, or a sum or product with that: a tensor, whatever the input is."""
-        stack, seen = [node], 0
-        while stack and seen < 32:
-            one, seen = stack.pop(), seen + 1
-            if one.op == "call_module":
-                module = self.root.get_submodule(str(one.target))
-                if rule_of_module(module) is not None or type(module).__module__ in _OF_TENSORS:
-                    return not isinstance(module, nn.MultiheadAttention)
-            elif one.target in _ARITHMETIC:
-                stack += [n for n in one.args if isinstance(n, fx.Node)]
-            elif one.op == "call_function" and (rule := rule_of_function(one.target)) and rule.kind != "view":
-                return True
-        return False
 
     def is_parameter(self, path: str) -> bool:
         """Whether the tensor at a path is a parameter."""
@@ -673,10 +658,6 @@ def _run(node: fx.Node, given: Any, values: dict[fx.Node, Any], part: nn.Module 
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-_OF_TENSORS = {"torch.nn.modules.activation", "torch.nn.modules.normalization", "torch.nn.modules.dropout"}
-_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.imul, torch.add}
 
 
 def _is_refusal(trace: types.TracebackType | None) -> bool:
