@@ -263,3 +263,66 @@ def test_inference_mode() -> None:
         assert ub.verify(network, network, torch.randn(1, 4, 8, 9)).ok
         inside = nn.Conv2d(4, 4, 3)
     assert ub.verify(inside, inside, torch.randn(1, 4, 8, 9)).ok
+
+
+class _Holder:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+DIFFERENT: dict[str, tuple[Any, Any]] = {
+    "numbers": (lambda x, w: (x * w, 3), lambda x, w: (x * w, 4)),
+    "words": (lambda x, w: (x * w, "cat"), lambda x, w: (x * w, "dog")),
+    "lists of numbers": (lambda x, w: (x * w, x.tolist()), lambda x, w: (x * w, (x + 1).tolist())),
+    "objects": (lambda x, w: (x * w, _Holder(x)), lambda x, w: (x * w, _Holder(x + 5))),
+    "keys": (lambda x, w: {"a": x * w, "b": x}, lambda x, w: {"c": x * w, "d": x}),
+    "values of keys": (lambda x, w: {"a": x * w, "b": x + 1}, lambda x, w: {"b": x * w, "a": x + 1}),
+    "nesting": (lambda x, w: (x * w, (x,)), lambda x, w: [x * w, x]),
+    "None": (lambda x, w: (x * w, None), lambda x, w: (None, x * w)),
+    "one more": (lambda x, w: (x * w,), lambda x, w: (x * w, x)),
+    "kinds of numbers": (lambda x, w: (x * w, x.argmax(1)), lambda x, w: (x * w, x.argmax(1).float())),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_whatever_an_output_consists_of_is_compared(name: str) -> None:
+    first, second = DIFFERENT[name]
+    x = torch.randn(3, 4)
+    try:
+        assert not both(first, second, x).ok
+    except ub.InputError as error:
+        assert "different" in str(error)  # noqa: PT017
+    assert both(first, first, x).ok
+    assert both(second, second, x).ok
+
+
+def test_the_order_of_a_dictionary_is_none() -> None:
+    assert both(lambda x, w: {"a": x * w, "b": x + 1}, lambda x, w: {"b": x + 1, "a": x * w}, torch.randn(3, 4)).ok
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "@": lambda x, w: x @ w, "matmul": torch.matmul, "einsum": lambda x, w: torch.einsum("bnc,cd->bnd", x, w),
+    "bmm": lambda x, w: torch.bmm(x, w.expand(len(x), -1, -1)), "linear": lambda x, w: nn.functional.linear(x, w.T),
+    "sum": lambda x, w: (x[..., None] * w).sum(-2), "norm": lambda x, w: nn.functional.layer_norm(x, x.shape[-1:]) @ w,
+}  # fmt: skip
+
+
+class _Rows(nn.Module):
+    """Tokens with a constant column, forwards or backwards."""
+
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor], flipped: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.product, self.flipped = nn.Parameter(torch.randn(4, 3)), product, flipped
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.product(x, self.weight)
+        y = torch.cat([y.new_zeros(*y.shape[:2], 1), y], -1)
+        return y.flip(1) if self.flipped else y
+
+
+@pytest.mark.parametrize("tolerance", [None, 1e-9])
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_tokens_in_another_order_are_not_the_same(product: str, tolerance: float | None) -> None:
+    first, second = _Rows(PRODUCTS[product], flipped=False), _Rows(PRODUCTS[product], flipped=True)
+    assert ub.verify(first, second, torch.randn(1, 6, 4), tolerance=tolerance).verdict == "NOT the same function"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import threading
+import types
+from collections import Counter, UserDict
 
 import pytest
 import torch
@@ -235,3 +238,171 @@ def test_nothing_else_leaves_a_trace_either(place, what):
     forget()
     with torch.no_grad():
         assert net(EXAMPLE).dtype == torch.float32  # no table of float64 is left
+
+
+# --- holders of other kinds: what is kept in them is seen by `seen`, and the network still runs afterwards
+
+
+class Slotted:
+    __slots__ = ("table",)
+
+
+class Registry(type):
+    entries: dict = {}  # noqa: RUF012
+
+
+class Registered(metaclass=Registry):
+    class Inner:
+        kept = None
+
+
+class Locked(dict):
+    """Of which Python's own methods alone can change anything."""
+
+    def clear(self):
+        raise TypeError("locked")
+
+    update = __setitem__ = clear
+
+
+class Table(nn.Module):
+    """A module that isn't a part of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = None
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        if self.kept is None or self.kept[0] != x.shape[-1]:
+            self.kept = (x.shape[-1], torch.arange(x.shape[-1]).float())
+        return self.kept[1]
+
+
+class Value:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Unreadable:
+    @property
+    def __class__(self):
+        raise RuntimeError("not to be looked at")
+
+
+SLOTTED, LOCKED, TABLE, HIDDEN = Slotted(), Locked(), Table(), [Unreadable()]  # which pytest would look at
+SLOTTED.table = {}
+SPACE, USERS, COUNTED = types.SimpleNamespace(kept=None), UserDict(), Counter(a=5)
+VALUE, LARGE, BEHIND = Value(0), {j: j for j in range(30_000)}, {}
+LOCAL = threading.local()
+
+
+def in_slots(x):
+    SLOTTED.table.setdefault(str(x.dtype), torch.ones(4, 1, 1))
+    return SLOTTED.table[str(x.dtype)]
+
+
+def in_a_metaclass(x):
+    Registry.entries[str(x.dtype)] = torch.ones(4, 1, 1)
+    return Registry.entries[str(x.dtype)]
+
+
+def in_an_inner_class(x):
+    if Registered.Inner.kept is None:
+        Registered.Inner.kept = x.new_ones(4, 1, 1)
+    return Registered.Inner.kept
+
+
+def in_a_locked_dictionary(x):
+    dict.__setitem__(LOCKED, str(x.dtype), torch.ones(4, 1, 1))
+    return LOCKED[str(x.dtype)]
+
+
+def in_a_namespace(x):
+    if SPACE.kept is None:
+        SPACE.kept = x.new_ones(4, 1, 1)
+    return SPACE.kept
+
+
+def in_a_users_dictionary(x):
+    USERS[str(x.dtype)] = torch.ones(4, 1, 1)
+    return USERS[str(x.dtype)]
+
+
+def in_a_thread(x):
+    LOCAL.kept = x.new_ones(4, 1, 1)
+    return LOCAL.kept
+
+
+def counted(x):
+    COUNTED["calls"] += 1
+    return x.new_ones(4, 1, 1)
+
+
+def rebound(x):
+    global VALUE
+    VALUE = Value(VALUE.number + 1)
+    return x.new_ones(4, 1, 1)
+
+
+def in_a_module_imported_here(x):
+    from . import outside_helper as helper
+
+    helper.TABLE[str(x.dtype)] = x.new_ones(4, 1, 1)
+    return helper.TABLE[str(x.dtype)]
+
+
+def in_a_new_name(x):
+    if not hasattr(Value, "fresh"):
+        Value.fresh = x.new_ones(4, 1, 1)  # which may be something that can be called
+    return Value.fresh
+
+
+def behind_a_large_table(x):
+    assert LARGE[0] == 0
+    BEHIND[str(x.dtype)] = x.new_ones(4, 1, 1)
+    return BEHIND[str(x.dtype)]
+
+
+def beside_an_unreadable_object(x):
+    assert len(HIDDEN) == 1
+    return x.new_ones(4, 1, 1)
+
+
+HOLDERS = {
+    in_slots: lambda: dict(SLOTTED.table), in_a_metaclass: lambda: dict(Registry.entries),
+    in_an_inner_class: lambda: Registered.Inner.kept, in_a_locked_dictionary: lambda: dict(LOCKED),
+    in_a_namespace: lambda: SPACE.kept, in_a_users_dictionary: lambda: dict(USERS),
+    in_a_thread: lambda: vars(LOCAL).copy(), counted: lambda: dict(COUNTED), rebound: lambda: VALUE,
+    in_a_module_imported_here: lambda: dict(outside_helper.TABLE), in_a_new_name: lambda: hasattr(Value, "fresh"),
+    behind_a_large_table: lambda: dict(BEHIND), beside_an_unreadable_object: lambda: None,
+    TABLE: lambda: (TABLE.kept, TABLE.calls.item()),
+}  # fmt: skip
+
+
+class Holds(nn.Module):
+    def __init__(self, keep) -> None:
+        super().__init__()
+        self.conv, self.norm, self.keep = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), None
+        vars(self)["keep"] = keep if not isinstance(keep, nn.Module) else (lambda x: TABLE(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x))) * self.keep(x)
+
+
+@pytest.mark.parametrize("what", WHAT)
+@pytest.mark.parametrize("keep", HOLDERS, ids=lambda keep: getattr(keep, "__name__", "a_module"))
+def test_holders_of_all_kinds_hold_what_they_did(keep, what):
+    outside_helper.TABLE.clear()
+    net, seen = Holds(keep).eval(), HOLDERS[keep]
+    before = seen()
+    WHAT[what](net)
+    assert seen() == before
+    with torch.no_grad():
+        assert type(net(EXAMPLE)) is Tensor
+    if hasattr(Value, "fresh"):
+        del Value.fresh
+    SLOTTED.table.clear()
+    SPACE.kept = Registered.Inner.kept = None
+    dict.clear(LOCKED)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from ..errors import InputError
+from ..graph.guarded import plain_output
 
 _MOST_ROWS = 4096
 _MANY_ROWS = 32  # that fall in order by no accident
@@ -51,13 +52,37 @@ class Distance:
 
 def outputs_of(output: Any) -> list[Output]:
     """The tensors of an output in order, each with its container."""
-    if hasattr(output, "to_tuple"):  # Hugging Face's outputs
-        output = output.to_tuple()
-    return [Output(path[:-1], v) for path, v in tree_flatten_with_path(output)[0] if isinstance(v, Tensor)]
+    return [Output(path[:-1], v) for path, v in _leaves(output) if isinstance(v, Tensor)]
 
 
-def distance(ours: Sequence[Output], theirs: Sequence[Output], tie: float) -> Distance:
+class Kind(str):
+    """What kind of value an output is, where the value itself isn't compared or is a tensor."""
+
+    __slots__ = ()
+
+
+def kinds_of(output: Any) -> dict[str, Any]:
+    """By path: plain values as they are, the kinds of all others."""
+    kinds: dict[str, Any] = {}
+    for path, value in _leaves(output):
+        place = "".join(map(str, path))
+        if isinstance(value, Tensor):
+            kinds[place] = Kind("a tensor of real or complex numbers" if _real(value) else "a tensor of integers")
+        else:
+            plain = isinstance(value, bool | int | float | complex | str | bytes | None)
+            kinds[place] = value if plain else Kind(f"a {type(value).__name__}")
+    return kinds
+
+
+def _leaves(output: Any) -> list[tuple[Any, Any]]:
+    """Leaves with their paths, in the order of these, which is that of no dictionary."""
+    return sorted(tree_flatten_with_path(plain_output(output))[0], key=lambda leaf: [str(k) for k in leaf[0]])
+
+
+def distance(ours: Sequence[Output], theirs: Sequence[Output], tie: float, columns: bool = True) -> Distance:
     """The distance of outputs from those of another run; scores closer than ``tie``, relative, may be swapped.
+
+    Scores may be one of several tensors, and with ``columns`` a column of a tensor.
 
     Raises:
         InputError: if shapes differ in more than the number of selected rows.
@@ -67,7 +92,7 @@ def distance(ours: Sequence[Output], theirs: Sequence[Output], tie: float) -> Di
     total = Distance()
     for home in dict.fromkeys(o.home for o in theirs):
         pairs = [(o.value, t.value) for o, t in zip(ours, theirs, strict=True) if t.home == home]
-        found = _one_container(pairs, tie)
+        found = _one_container(pairs, tie, columns)
         if found is None:
             raise _different(ours, theirs)
         total |= found
@@ -89,7 +114,7 @@ def _different(ours: Sequence[Output], theirs: Sequence[Output]) -> InputError:
     return InputError(f"the two networks give outputs of different shapes: {a} and {b}")
 
 
-def _one_container(pairs: list[tuple[Tensor, Tensor]], tie: float) -> Distance | None:
+def _one_container(pairs: list[tuple[Tensor, Tensor]], tie: float, columns: bool) -> Distance | None:
     """The distance of tensors that lie in one tuple, list or dictionary; None if shapes are incomparable."""
     same_shapes = all(o.shape == t.shape for o, t in pairs)
     plain = Distance()
@@ -98,7 +123,7 @@ def _one_container(pairs: list[tuple[Tensor, Tensor]], tie: float) -> Distance |
             plain |= plain_distance(o, t)
         if plain.relative <= tie:
             return plain
-    parts = _selections(pairs)
+    parts = _selections(pairs, columns)
     selected = {place for part in parts for place in part.places}
     rest = [pair for place, pair in enumerate(pairs) if place not in selected]
     if any(o.shape != t.shape for o, t in rest):
@@ -250,7 +275,7 @@ def _may_tie(scores: Tensor, row: int, slack: float, *, cut: bool) -> bool:
     return bool(gaps.min() <= slack) or (cut and bool(scores[row] - scores.min() <= slack))
 
 
-def _selections(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[_Selection]:
+def _selections(pairs: Sequence[tuple[Tensor, Tensor]], columns: bool) -> list[_Selection]:
     """The outputs of a container that are rows in falling order of a score that is among them."""
     for scores in pairs:
         if _fall(*scores):
@@ -259,7 +284,7 @@ def _selections(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[_Selection]:
             if len(same) > 1:
                 cut = scores[1].shape[-1] >= _MANY_ROWS or not all(_real(t) for _, t in same)
                 return [_Selection(same, scores, places, cut)]
-    return [found for place, pair in enumerate(pairs) for found in _one_tensor(*pair, place)]
+    return [found for place, pair in enumerate(pairs) for found in _one_tensor(*pair, place)] if columns else []
 
 
 def _one_tensor(ours: Tensor, theirs: Tensor, place: int) -> Iterator[_Selection]:

@@ -78,7 +78,7 @@ def _recording(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
         if isinstance(module, torch.jit.ScriptModule):
             continue
         if module is not root:
-            state["forward"] = functools.partial(tracer.call_module, module, module.forward)
+            state["forward"] = functools.partial(tracer.enter_module, module, module.forward)
         if tracer.is_leaf_module(module, path):
             state["_forward_pre_hooks"] = OrderedDict()  # of weight norm, which the layer's rule reads through
         state["_parameters"] = _Tensors(state["_parameters"], tracer, prefix)
@@ -338,7 +338,7 @@ class _Tracer(fx.Tracer):
             self._parameter_proxies[path] = self.create_proxy("get_attr", path, (), {})
         return self._parameter_proxies[path]
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def enter_module(self, m: nn.Module, forward: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """What stands for a module's ``forward`` while its root is traced."""
         path = self.path_of_module(m)
         rule = rule_of_module(m)

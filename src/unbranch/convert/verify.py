@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +19,8 @@ from ..graph.float64 import Float64, Shaken
 from ..graph.isolated import Isolated
 from ..graph.outside import kept_outside
 from ..graph.shadow import shadow_of, unwrapped
-from .compare import Distance, Output, distance, in_place, outputs_of
+from .compare import Distance, Kind, Output, distance, in_place, kinds_of, outputs_of
+from .faults import as_errors
 from .prove import relative_error
 
 _MOST = 1e-3  # of the largest output: what rounding in float32 may cost in a network that computes something
@@ -121,8 +123,9 @@ def default_tolerance(dtype: torch.dtype, noise_floor: float) -> float:
 def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float | None = None) -> Verification:
     """Compare two networks on an input; neither is changed, and both run in evaluation mode.
 
-    Rows of outputs that are sorted by scores or selected (detections, top-k) are matched, so scores that tie up to
-    the tolerance may change places; integers are compared exactly where their scores don't tie.
+    What isn't a tensor in the outputs has to be the same, too. Rows of outputs that are sorted by scores or selected
+    (detections, top-k) are matched, so scores that tie up to the tolerance may change places; integers are compared
+    exactly where their scores don't tie.
 
     Args:
         a: the original.
@@ -136,7 +139,7 @@ def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float |
         InputError: if a network can't run on the input, or the outputs have different structures or shapes.
     """
     a, b = unwrapped(a), unwrapped(b)
-    with kept_outside(a), kept_outside(b):
+    with as_errors(), kept_outside(a), kept_outside(b):
         return _verified(a, b, example_input, tolerance)
 
 
@@ -144,18 +147,25 @@ def _verified(a: nn.Module, b: nn.Module, example_input: Any, tolerance: float |
     inputs = _cast(as_inputs(example_input), _dtype_of(a))
     dtype, most = _dtype_of(a), largest_tolerance(_dtype_of(a))
     # First in their own dtypes: what forwards keep in caches outside the modules is then as they would keep it.
-    own_a, own_b = _native(a, inputs, "first"), _native(b, inputs, "second")
+    own_a, other_a = _native(a, inputs, "first")
+    own_b, other_b = _native(b, inputs, "second")
     exact_a, seen = _exact(a, inputs, "first")
     exact_b, also = _exact(b, inputs, "second")
     noise = distance(own_a, exact_a, most)
     allowed = default_tolerance(dtype, noise.relative) if tolerance is None else tolerance
+    unlike = _unlike_beside_tensors(other_b, other_a)
     found, native = distance(exact_b, exact_a, allowed), distance(own_b, own_a, max(allowed, 4 * noise.relative))
     plain = in_place(exact_b, exact_a)
     if plain is not None and plain.relative > allowed:
         # Rows may only be matched where rounding weights to their dtype changes what is selected.
-        moved = _moved_by_rounding(a, inputs, exact_a, max(1e-14, torch.finfo(dtype).eps))
-        if 0 < moved <= allowed:
+        amount = max(1e-14, torch.finfo(dtype).eps)
+        moved = _moved_by_rounding(a, inputs, exact_a, amount)
+        if 0 < moved <= max(allowed, default_tolerance(dtype, noise.relative), 64 * amount):
             found = plain
+        elif moved == 0:  # no layer that rounds: what is selected from nothing but the input may tie
+            found = distance(exact_b, exact_a, allowed, columns=False)
+    if unlike:
+        found |= Distance(1.0, 1.0, 1)
     differ = found.relative > allowed
     return Verification(
         max_abs=found.absolute,
@@ -181,6 +191,26 @@ def _unproved(noise: float, most: float | None, found: Distance) -> str | None:
     return None
 
 
+def _unlike_beside_tensors(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether outputs differ in what isn't a tensor; numbers that are computed may round otherwise.
+
+    Raises:
+        InputError: if their structures differ.
+    """
+    for path in [*ours, *theirs]:
+        if path not in ours or path not in theirs:
+            raise InputError(f"the two networks give outputs of different structures: only one has {path or 'a value'}")
+        if type(ours[path]) is not type(theirs[path]) or (isinstance(ours[path], Kind) and ours[path] != theirs[path]):
+            raise InputError(f"the two networks give different outputs{path}: {ours[path]} and {theirs[path]}")
+    return not all(_is_close(ours[path], theirs[path]) for path in ours)
+
+
+def _is_close(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and math.isfinite(a):
+        return math.isclose(a, b, rel_tol=_MOST, abs_tol=1e-6)
+    return bool(a == b or (a != a and b != b))
+
+
 def _depends_on_rounding(
     network: nn.Module, inputs: tuple[Any, ...], exact: list[Output], allowed: float
 ) -> str | None:  # fmt: skip
@@ -200,11 +230,12 @@ def _moved_by_rounding(network: nn.Module, inputs: tuple[Any, ...], exact: list[
     return float("inf") if found is None else found.relative  # another number of rows may be selected
 
 
-def _native(network: nn.Module, inputs: tuple[Any, ...], which: str) -> list[Output]:
-    """Outputs in the network's own dtype."""
+def _native(network: nn.Module, inputs: tuple[Any, ...], which: str) -> tuple[list[Output], dict[str, Any]]:
+    """Outputs in the network's own dtype, and the kinds of all and what isn't a tensor, by path."""
     shadow = shadow_of(network)
     with _run(network, inputs, which, "its own dtype"), Isolated() as run:
-        return outputs_of(run.values(shadow(*_cast(inputs, _dtype_of(network)))))
+        output = run.values(shadow(*_cast(inputs, _dtype_of(network))))
+        return outputs_of(output), kinds_of(output)
 
 
 def _exact(

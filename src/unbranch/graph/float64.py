@@ -16,13 +16,12 @@ from .isolated import Isolated, mapped
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 _IN_PIECES = _CONVOLUTIONS | {F.linear}
-_LAYERS = _IN_PIECES | {
-    torch.conv_transpose1d,
-    torch.conv_transpose2d,
-    torch.conv_transpose3d,
-    torch.matmul,
-    F.batch_norm,
-}
+_LAYERS = {  # by name: what sums up many products, and so rounds
+    "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "addmm", "addbmm", "baddbmm", "addmv",
+    "einsum", "tensordot", "chain_matmul", "multi_dot", "batch_norm", "layer_norm", "group_norm", "instance_norm",
+    "rms_norm", "scaled_dot_product_attention", "multi_head_attention_forward", "sum", "mean", "cumsum", "fft_fftn",
+}  # fmt: skip
 _PIECE = 1 << 18  # numbers
 _CASTS = {
     "float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64,
@@ -153,7 +152,7 @@ class Shaken(Float64):
     def call(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], originals: Sequence[Any]) -> Any:
         """Call a function as ``Float64`` does; results of layers are shaken."""
         result = super().call(func, args, kwargs, originals)
-        return self._shaken(result) if func in _LAYERS else result
+        return self._shaken(result) if getattr(func, "__name__", "") in _LAYERS else result
 
     def in_pieces(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: Any) -> Any:
         """As ``Float64`` does, shaken."""

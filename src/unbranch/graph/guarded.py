@@ -178,7 +178,7 @@ def fresh(arguments: Any) -> Any:
 
 def observation(output: Any, args: Any, kwargs: Any) -> Observation:
     """An output, and the arguments as they are after the run."""
-    return Observation(*_leaves((_plain(output), args, kwargs)))
+    return Observation(*_leaves((plain_output(output), plain_output(args), plain_output(kwargs))))
 
 
 def sharing_copy(module: nn.Module) -> nn.Module:
@@ -191,16 +191,16 @@ def private_copy(module: nn.Module) -> nn.Module:
     return with_own_tensors(shadow_of(module))
 
 
-def _plain(output: Any) -> Any:
+def plain_output(output: Any) -> Any:
     """Model outputs of Hugging Face, data classes and the like as containers that PyTorch can flatten."""
     if isinstance(output, tuple | list):
-        return [_plain(v) for v in output]
+        return [plain_output(v) for v in output]
     if isinstance(output, dict):
-        return {str(k): _plain(v) for k, v in output.items()}
+        return {str(k): plain_output(v) for k, v in output.items()}
     if hasattr(output, "to_tuple"):
-        return _plain(output.to_tuple())
+        return plain_output(output.to_tuple())
     if not isinstance(output, Tensor | str | int | float | bool | None) and hasattr(output, "__dict__"):
-        return {str(k): _plain(v) for k, v in vars(output).items()}
+        return {str(k): plain_output(v) for k, v in vars(output).items()}
     return output
 
 

@@ -7,15 +7,20 @@ closure. Reading and running a network must not leave stand-ins or float64 tenso
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import gc
+import itertools
+import operator
 import sys
+import threading
 import types
-from collections import deque
+from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -32,7 +37,7 @@ class Contents:
     """What containers hold, those inside them included; ``restore`` puts it back into the same objects."""
 
     def __init__(self, containers: Iterable[Any] = ()) -> None:
-        self._kept: list[tuple[Any, Any]] = []
+        self._kept: list[tuple[Any, Any, tuple[list[Any], ...]]] = []
         self._seen: set[int] = set()
         for container in containers:
             self.add(container)
@@ -42,43 +47,57 @@ class Contents:
         stack = [value]
         while stack:
             one = stack.pop()
-            if not isinstance(one, (*_CONTAINERS, tuple)) or id(one) in self._seen:
+            base = _base_of(one)
+            if base is None or id(one) in self._seen:
                 continue
             self._seen.add(id(one))
-            held = list(one.items()) if isinstance(one, dict) else list(one)
-            if not isinstance(one, tuple):
-                self._kept.append((one, held))
-            stack += [v for _, v in held] if isinstance(one, dict) else held
+            held = _held(one, base)
+            if base is not tuple:
+                self._kept.append((one, base, held))
+            stack += [v for v in held[-1] if not _is_plain(v)]
 
     def restore(self) -> None:
         """Put back what was changed."""
-        for container, held in self._kept:
-            if isinstance(container, dict):
-                if not _same_items(container, held):
-                    container.clear()
-                    container.update(held)
-            elif isinstance(container, set):
-                if container != set(held):
-                    container.clear()
-                    container.update(held)
-            elif not _same(container, held):
-                container.clear()
-                container.extend(held)
+        for container, base, held in self._kept:
+            if _holds(container, base, held):
+                continue
+            base.clear(container)  # not what a subclass makes of it: a Counter would count
+            if issubclass(base, dict):
+                for key, value in zip(*held, strict=True):
+                    base.__setitem__(container, key, value)
+            elif base is set:
+                base.update(container, held[0])
+            else:
+                base.extend(container, held[0])
 
 
-def _same(values: Any, held: list[Any]) -> bool:
-    return len(values) == len(held) and all(a is b for a, b in zip(values, held, strict=True))
+def _base_of(value: Any) -> Any:
+    """The container of Python's own that a value is, if it is one."""
+    kind = type(value)
+    return kind if kind in _BASES else next((base for base in _BASES if issubclass(kind, base)), None)
 
 
-def _same_items(values: dict[Any, Any], held: list[Any]) -> bool:
-    return len(values) == len(held) and all(
-        a is c and b is d for (a, b), (c, d) in zip(values.items(), held, strict=True)
-    )
+_BASES = (OrderedDict, dict, list, set, deque, tuple)
+
+
+def _held(container: Any, base: Any) -> tuple[list[Any], ...]:
+    """Keys and values of a dictionary, what another container holds."""
+    if issubclass(base, dict):
+        return list(base.keys(container)), list(base.values(container))
+    return (list(base.__iter__(container)),)
+
+
+def _holds(container: Any, base: Any, held: tuple[list[Any], ...]) -> bool:
+    """Whether a container holds the same objects, in the same order."""
+    if base.__len__(container) != len(held[0]):
+        return False
+    views = (base.keys(container), base.values(container)) if issubclass(base, dict) else (base.__iter__(container),)
+    return all(all(map(operator.is_, view, values)) for view, values in zip(views, held, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """Where a value is bound: a name in a dictionary, an attribute of a class, or the cell of a closure."""
+    """Where a value is bound: a name in a dictionary, an attribute of a class or object, or the cell of a closure."""
 
     owner: Any
     name: str
@@ -89,8 +108,11 @@ class _Place:
                 return self.owner.cell_contents
             except ValueError:  # empty
                 return _MISSING
-        table = self.owner if isinstance(self.owner, dict) else vars(self.owner)
-        return table.get(self.name, _MISSING)
+        if isinstance(self.owner, dict):
+            return dict.get(self.owner, self.name, _MISSING)
+        if isinstance(self.owner, type):
+            return type.__getattribute__(self.owner, "__dict__").get(self.name, _MISSING)
+        return _slot(self.owner, self.name)
 
     def bind(self, value: Any) -> None:
         if isinstance(self.owner, types.CellType):
@@ -100,13 +122,22 @@ class _Place:
                 del self.owner.cell_contents
         elif isinstance(self.owner, dict):
             if value is not _MISSING:
-                self.owner[self.name] = value
+                dict.__setitem__(self.owner, self.name, value)
             else:
-                del self.owner[self.name]
-        elif value is not _MISSING:
-            setattr(self.owner, self.name, value)
+                dict.__delitem__(self.owner, self.name)
         else:
-            delattr(self.owner, self.name)
+            kind: Any = type if isinstance(self.owner, type) else object  # whatever a class makes of it
+            if value is not _MISSING:
+                kind.__setattr__(self.owner, self.name, value)
+            else:
+                kind.__delattr__(self.owner, self.name)
+
+
+def _slot(owner: Any, name: str) -> Any:
+    try:
+        return object.__getattribute__(owner, name)
+    except AttributeError:
+        return _MISSING
 
 
 class Outside:
@@ -117,7 +148,7 @@ class Outside:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._places: list[tuple[_Place, Any]] = []
+        self._places: list[tuple[Any, list[str], list[Any]]] = []  # an owner, names, and what they were bound to
         self._open: list[tuple[Any, set[str]]] = []  # classes and tables that may get new names
         self._contents = Contents()
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
@@ -125,20 +156,21 @@ class Outside:
         walk = _reached(network)
         self._caches = {cache: cache.cache_info().misses for cache in walk.caches}
         for owner, names in walk.found.values():
-            for name in vars_of(owner) if names is None else names:
-                self._remember(_Place(owner, name))
+            chosen = list(vars_of(owner) if names is None else names)
+            values = [_Place(owner, name).value() for name in chosen]
+            for value in values:
+                self._remember(value)
+            self._places.append((owner, chosen, values))
             if names is None:
-                self._open.append((owner, set(vars_of(owner))))
+                self._open.append((owner, set(chosen)))
+        for tensor in walk.tensors:
+            self._keep_numbers(tensor)
 
-    def _remember(self, place: _Place) -> None:
-        value = place.value()
-        if isinstance(value, Tensor):
+    def _remember(self, value: Any) -> None:
+        if issubclass(type(value), Tensor):
             self._keep_numbers(value)
-        elif isinstance(value, (*_CONTAINERS, tuple)):
+        elif not _is_plain(value):
             self._contents.add(value)
-        elif value is not _MISSING and not isinstance(value, _PLAIN):
-            return
-        self._places.append((place, value))
 
     def _keep_numbers(self, tensor: Tensor) -> None:
         self._numbers += tensor.numel()
@@ -150,13 +182,18 @@ class Outside:
 
         Those are ``functools.cache`` and ``lru_cache``, if they were added to.
         """
-        for place, value in self._places:
-            if place.value() is not value:
-                place.bind(value)
+        for owner, chosen, values in self._places:
+            if not _are_bound(owner, chosen, values):
+                for name, value in zip(chosen, values, strict=True):
+                    place = _Place(owner, name)
+                    if place.value() is not value:
+                        with contextlib.suppress(Exception):  # read-only, so that a forward can't have bound it either
+                            place.bind(value)
         for owner, names in self._open:
-            for name in [n for n in vars_of(owner) if n not in names]:
-                if not name.startswith("__") and not callable(vars_of(owner)[name]):  # as abstract classes add
-                    _Place(owner, name).bind(_MISSING)
+            for name in [] if len(vars_of(owner)) == len(names) else [n for n in vars_of(owner) if n not in names]:
+                if not name.startswith(("__", "_abc_")):  # which Python adds by itself
+                    with contextlib.suppress(Exception):
+                        _Place(owner, name).bind(_MISSING)
         self._contents.restore()
         for cache, misses in self._caches.items():
             if cache.cache_info().misses != misses and _holds_tensors(cache):
@@ -167,6 +204,16 @@ class Outside:
                 with torch.no_grad():
                     tensor.data.copy_(numbers)
                 self._tensors[j] = (tensor, tensor._version, numbers)
+
+
+def _are_bound(owner: Any, names: list[str], values: list[Any]) -> bool:
+    """Whether names are bound to the same objects as before; there are tens of thousands in large libraries."""
+    found: Iterable[Any]
+    if isinstance(owner, dict | type):
+        found = map(vars_of(owner).get, names, itertools.repeat(_MISSING))
+    else:
+        found = (_Place(owner, name).value() for name in names)
+    return all(map(operator.is_, found, values))
 
 
 _current: ContextVar[Outside | None] = ContextVar("outside", default=None)
@@ -192,8 +239,8 @@ def restore_outside() -> None:
 
 
 def vars_of(owner: Any) -> Any:
-    """Names and values of a table, a class or an object."""
-    return owner if isinstance(owner, dict) else vars(owner)
+    """Names and values of a table or a class."""
+    return owner if isinstance(owner, dict) else type.__getattribute__(owner, "__dict__")
 
 
 def _reached(network: nn.Module) -> _Walk:
@@ -210,6 +257,7 @@ def _reached(network: nn.Module) -> _Walk:
 
 
 _CACHE = functools._lru_cache_wrapper
+_HOLDERS = (types.SimpleNamespace, UserDict, UserList, threading.local, WeakKeyDictionary, WeakValueDictionary)
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, staticmethod, classmethod, property, _CACHE)
 _NOT_KEPT = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionType, types.CodeType, str)
 
@@ -234,7 +282,11 @@ class _Walk:
     def __init__(self) -> None:
         self.found: dict[int, tuple[Any, set[str] | None]] = {}
         self.caches: list[Any] = []
+        self.tensors: list[Tensor] = []
         self._seen: set[int] = set()
+        self._modules: set[tuple[int, frozenset[str]]] = set()
+        self._functions: list[types.FunctionType] = []
+        self._setting: set[str] = set()  # names that are used where attributes are set
         self._stack: list[tuple[Any, frozenset[str]]] = []
         self._steps = 0
 
@@ -246,57 +298,78 @@ class _Walk:
         while self._stack and self._steps < _MOST_PLACES:
             self._steps += 1
             value, names = self._stack.pop()
-            if isinstance(value, types.ModuleType):
-                if _is_theirs(value.__name__):
+            if issubclass(type(value), types.ModuleType):
+                if _is_theirs(value.__name__) and (id(value), names) not in self._modules:
+                    self._modules.add((id(value), names))
                     self._names(vars(value), names)
-            elif id(value) not in self._seen and not isinstance(value, _PLAIN):
+            elif id(value) not in self._seen:
                 self._seen.add(id(value))
-                self._look(value)
+                with contextlib.suppress(Exception):  # objects that don't let themselves be looked at
+                    self._look(value)
+        for function in self._functions:  # few have attributes, or may get some
+            if vars(function) or function.__name__ in self._setting:
+                self.found[id(function)] = (vars(function), None)
 
     def _look(self, value: Any) -> None:
-        if isinstance(value, types.FunctionType):
+        kind = type(value)  # which ``__class__`` may not tell
+        if kind is types.FunctionType:
             self._function(value)
-        elif isinstance(value, type):
-            for kind in value.__mro__:
-                if kind is value or id(kind) not in self._seen:
-                    self._seen.add(id(kind))
-                    self._class(kind)
-        elif isinstance(value, types.MethodType):
+        elif issubclass(kind, type):
+            self._all(kind)
+            for base in type.__getattribute__(value, "__mro__"):
+                if base is value or id(base) not in self._seen:
+                    self._seen.add(id(base))
+                    self._class(base)
+        elif kind is types.MethodType:
             self._all(value.__func__, value.__self__)
-        elif isinstance(value, functools.partial):
+        elif issubclass(kind, functools.partial):
             self._all(value.func, *value.args, *value.keywords.values())
-        elif isinstance(value, staticmethod | classmethod):
+        elif issubclass(kind, staticmethod | classmethod):
             self._all(value.__func__)
-        elif isinstance(value, property):
-            self._all(value.fget)
-        elif isinstance(value, _CACHE):
-            if _is_theirs(value.__module__ or ""):
+        elif issubclass(kind, property):
+            self._all(value.fget, value.fset, value.fdel)
+        elif kind is _CACHE:
+            if _is_theirs(value.__module__):
                 self.caches.append(value)
                 self._all(value.__wrapped__)
-        elif isinstance(value, dict):
-            self._all(*value.values())
-        elif isinstance(value, list | tuple | set | deque):
-            self._all(*value)
-        elif not isinstance(value, nn.Module | Tensor | fx.Node | fx.Graph) and _is_theirs(type(value).__module__):
-            if isinstance(getattr(value, "__dict__", None), dict):
-                self.found[id(value)] = (vars(value), None)
-                self._all(*vars(value).values())
-            self._all(type(value))
+        elif (base := _base_of(value)) is not None:
+            self._all(*_held(value, base)[-1])
+        elif issubclass(kind, Tensor):
+            self.tensors.append(value)
+        elif not issubclass(kind, fx.Node | fx.Graph):
+            self._object(value)
+
+    def _object(self, value: Any) -> None:
+        kind = type(value)
+        if not (_is_theirs(kind.__module__) or issubclass(kind, nn.Module) or issubclass(kind, _HOLDERS)):
+            return
+        names = {n for base in kind.__mro__ for n in _names_of_slots(base)} - {"__dict__", "__weakref__"}
+        if names:
+            self.found[id(value)] = (value, names)
+            self._all(*(_slot(value, name) for name in names))
+        table = vars(value) if issubclass(kind, threading.local) else _slot(value, "__dict__")
+        if type(table) is dict:
+            self.found[id(table)] = (table, None)
+            self._all(*table.values())
+        self._all(kind)
 
     def _all(self, *values: Any) -> None:
-        self._stack += [(value, frozenset()) for value in values]
+        self._stack += [(value, frozenset()) for value in values if not _is_plain(value)]
 
     def _class(self, kind: type) -> None:
         if _is_theirs(kind.__module__):
             self.found[id(kind)] = (kind, None)
-            self._all(*(v for v in vars(kind).values() if isinstance(v, (*_FUNCTIONS, *_CONTAINERS))))
+            self._all(*vars_of(kind).values())
 
     def _function(self, function: types.FunctionType) -> None:
-        if not _is_theirs(function.__module__ or ""):
+        if not _is_theirs(function.__module__):
             return
+        self._functions.append(function)
+        names = names_in(function.__code__)
+        if _sets_attributes(function.__code__):
+            self._setting |= names
         if vars(function):
             self._all(*vars(function).values())  # __wrapped__ among them
-        self.found[id(function)] = (vars(function), None)
         self._all(*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
         for cell in function.__closure__ or ():
             self.found[id(cell)] = (cell, {""})
@@ -305,7 +378,7 @@ class _Walk:
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             if isinstance(default, _CONTAINERS):
                 self.found[id(default)] = ({"": default}, {""})
-        self._names(function.__globals__, names_in(function.__code__))
+        self._names(function.__globals__, names)
 
     def _names(self, table: dict[str, Any], names: Iterable[str]) -> None:
         used = frozenset(names)
@@ -314,7 +387,10 @@ class _Walk:
             if known is not None:
                 known.add(name)
             if name in table:
-                self.follow(table[name], used)
+                if not _is_plain(table[name]):
+                    self.follow(table[name], used)
+            elif name in sys.modules:  # imported where it is used
+                self.follow(sys.modules[name], used)
 
 
 @functools.lru_cache(maxsize=8192)
@@ -325,6 +401,21 @@ def names_in(code: types.CodeType) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=8192)
-def _is_theirs(module: str) -> bool:
-    """Whether a Python module is a user's, or a library's of networks."""
-    return module.partition(".")[0] not in _NOT_THEIRS
+def _sets_attributes(code: types.CodeType) -> bool:
+    inner = any(_sets_attributes(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return inner or dis.opmap["STORE_ATTR"] in code.co_code[::2] or "setattr" in code.co_names
+
+
+@functools.lru_cache(maxsize=8192)
+def _is_theirs(module: Any) -> bool:
+    """Whether a Python module, by name, is a user's, or a library's of networks."""
+    return isinstance(module, str) and module.partition(".")[0] not in _NOT_THEIRS
+
+
+def _is_plain(value: Any) -> bool:
+    return issubclass(type(value), _PLAIN)  # ``isinstance`` would ask the value
+
+
+def _names_of_slots(kind: type) -> tuple[str, ...]:
+    slots = vars_of(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)

@@ -577,6 +577,43 @@ for _part, _runs in (
         )
 
 
+class _TakesAnyName(nn.Module):
+    """Its argument has a name that code around may use as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor, m: Any = None, forward: Any = None, path: Any = None, node: Any = None) -> Tensor:
+        y = torch.relu(self.large(x) + self.small(x))
+        return sum((v for v in (m, forward, path, node) if v is not None), y)
+
+
+for _word in ("m", "forward", "path", "node"):
+    row(KEYWORDS, layers=1, name=f"argument called {_word}")(
+        lambda word=_word: _Around(_TakesAnyName, lambda part, x: part(x, **{word: x}), read=True)
+    )
+
+
+class _Resizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor, size: Any) -> Tensor:
+        return F.interpolate(self.large(x) + self.small(x), list(size))
+
+
+SIZES: dict[str, Callable[[Tensor], Any]] = {
+    "shape": lambda x: x.shape[-2:], "size": lambda x: x.size()[2:], "tuple": lambda x: tuple(x.shape[-2:]),
+    "list": lambda x: [2 * x.shape[-2], x.shape[-1]], "numbers": lambda _x: (7, 5),
+}  # fmt: skip
+for _word, _size in SIZES.items():
+    row(KEYWORDS, layers=1, name=f"part that is given a size as {_word}")(
+        lambda size=_size: _Around(_Resizes, lambda part, x: part(x, size(x)), read=True)
+    )
+
+
 @row(KEYWORDS)
 class BlocksWithTwoArguments(nn.Module):
     """Blocks of one list that all take ``(x, skip)``."""
