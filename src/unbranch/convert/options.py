@@ -108,10 +108,11 @@ def _nodes(value: Any) -> list[fx.Node]:
 
 
 def _plain(call: Call) -> Any:
-    """The arguments of a call without its tensors."""
+    """The arguments of a call, with numbers for its tensors: the same one twice has one number."""
+    numbers: dict[fx.Node, str] = {}
 
     def without(value: Any) -> Any:
-        return ... if isinstance(value, fx.Node) else value
+        return numbers.setdefault(value, f"tensor {len(numbers)}") if isinstance(value, fx.Node) else value
 
     return fx.node.map_aggregate((call.args, call.kwargs), without)
 

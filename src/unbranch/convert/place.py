@@ -125,6 +125,10 @@ def _as_rebuild(region: Region, merges: tuple[Merge, ...]) -> Rebuild:
     moved = region.trace.moved
     emptied = tuple(dict.fromkeys(c for merge in merges for n in merge.inside for c in moved.get(n, ())))
     call = _smallest_call(merges, emptied)
+    # Its new forward is made for what it is given where options have their defaults.
+    reason = None if call is region.trace.root else otherwise(region.trace, [call])
+    if reason is not None:
+        raise Unplaceable(merges[0], reason, tuple((merge, reason) for merge in merges[1:]))
     for merge in merges:
         _check_rebuildable(region, call, merge)
         for norm in {c for n in merge.inside for c in moved.get(n, ())}:

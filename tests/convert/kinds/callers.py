@@ -677,6 +677,87 @@ class FailsWithoutImages(nn.Module):
         return {"last": y} if return_dict else (y,)
 
 
+class _Two2(nn.Module):
+    """A part with two arguments."""
+
+    def __init__(self, add: bool = True) -> None:
+        super().__init__()
+        self.conv, self.norm, self.add = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), add
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+
+    def forward(self, x: Tensor, skip: Any) -> Tensor:
+        y = self.norm(self.conv(x))
+        if self.add:
+            y = y + skip
+        return torch.relu(y)
+
+
+class _TestsIt(_Two2):
+    def forward(self, x: Tensor, skip: Any) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) + 1 if skip is None or isinstance(skip, int) else self.norm(y * 2) + skip
+
+
+class _TestsItBefore(_Two2):
+    def forward(self, x: Tensor, skip: Any) -> Tensor:
+        alone = skip is None
+        y = self.conv(x)
+        return self.norm(y if alone else y.abs())
+
+
+class _TakesByIt(_Two2):
+    def forward(self, x: Tensor, skip: Any) -> Tensor:
+        number = 0 if isinstance(skip, Tensor) else 1
+        return self.norms[number](self.conv(x))
+
+
+class _LetsAnotherTest(_Two2):
+    def normed(self, y: Tensor, skip: Any) -> Tensor:
+        return self.norm(y) if skip is None else self.norm(y.abs())
+
+    def forward(self, x: Tensor, skip: Any) -> Tensor:
+        return self.normed(self.conv(x), skip)
+
+
+class _PassesItselfOn(_Two2):
+    def forward(self, x: Tensor, skip: Any) -> Tensor:
+        return _normed(self.norm, self.conv(x), skip)
+
+
+def _normed(norm: nn.Module, y: Tensor, skip: Any) -> Tensor:
+    return norm(y) if skip is None else norm(y.abs())
+
+
+class _WithLabels(nn.Module):
+    """Its forward can't be read where there are labels, and gives its part something else then."""
+
+    def __init__(self, part: nn.Module, given: Callable[[Tensor, bool], Any]) -> None:
+        super().__init__()
+        self.part, self.given = part, given
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        y = self.part(x, self.given(x, labels is not None))
+        if labels is not None and labels.max() > 1:
+            return y, (y.mean((1, 2, 3)) - labels).abs().mean()
+        return y
+
+
+PASSED: dict[str, Callable[[Tensor, bool], Any]] = {
+    "the same": lambda x, _labelled: x,
+    "None": lambda x, labelled: None if labelled else x,
+    "a tensor": lambda x, labelled: x if labelled else None,
+    "a number": lambda x, labelled: 3 if labelled else x,
+}
+LABELLED = (call(A), call(B), call(A, labels=torch.tensor([1.0, 2.0])), call(B, torch.tensor([1.0, 2.0, 3.0])))
+for _kind in (_Two2, _TestsIt, _TestsItBefore, _TakesByIt, _LetsAnotherTest, _PassesItselfOn):
+    for _word, _give in PASSED.items():
+        if _kind is not _Two2 or _word in ("the same", "a number"):
+            _name = re.sub(r"(?=[A-Z])", " ", _kind.__name__.strip("_2")).lower().strip()
+            row(OPTIONAL, *LABELLED, name=f"part with two arguments, {_name}, given {_word} with labels")(
+                lambda kind=_kind, give=_give: _WithLabels(kind(), give)
+            )
+
+
 @row(OPTIONAL, call(A), call(B), call(A, scale=tensor(1, 4, 1, 1)), call(B, anything=3))
 class AnyKeywords(nn.Module):
     def __init__(self) -> None:
