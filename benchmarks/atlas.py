@@ -409,7 +409,8 @@ the network's, mostly fewer), and after Unbranch's; multiply-accumulates of a ca
 float64 at two sizes, – where the network doesn't take one; seconds of the conversion on one core of a busy machine, for
 comparison with each other; why something stays. Where an error is large, what another rounding of the layers, by 1e-14,
 does to the network itself stands beside it: a detector with random weights then selects other boxes, too.
-{len(rows)} networks are measured.
+
+{_summary(rows)}
 
 | network | before | own | unbranch | 10⁹ MACs | errors | seconds | what stays |
 | --- | --- | --- | --- | --- | --- | --- | --- |"""
@@ -426,6 +427,28 @@ does to the network itself stands beside it: a detector with random weights then
         macs = " → ".join("–" if n is None else f"{n:.2f}" for n in row.get("macs", ()))
         lines.append(f"| {row['row']} | {' | '.join(counts)} | {macs} | {errors} | {row['seconds']} | {why} |")
     return "\n".join(lines) + "\n"
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    """The whole table in a few sentences."""
+    done = [row for row in rows if "failed" not in row]
+    normed = [row for row in done if row["before"][1]]
+    own = [row for row in done if "own" in row]
+    errors = [e for row in done if "rounding" not in row for e in row["errors"] if e is not None]
+    worse = [
+        row
+        for row in own
+        if not row.get("own_differs") and any(a > o for a, o in zip(row["after"], row["own"], strict=True))
+    ]
+    kinds = {name: sum(row[name][1] for row in own) for name in ("own", "after")}
+    return (
+        f"{len(rows)} networks, of which {len(rows) - len(done)} couldn't be made or took too much time or memory. "
+        f"Of {len(normed)} with batch norms {sum(not row['after'][1] for row in normed)} have none left; "
+        f"{sum(row['before'][1] for row in done):,} norms become {sum(row['after'][1] for row in done):,}. "
+        f"Where the library has a conversion of its own, that leaves {kinds['own']:,} norms, Unbranch "
+        f"{kinds['after']:,}; more layers or norms than its own are left in {len(worse)} networks. "
+        f"The largest error is {max(errors):.0e}."
+    )
 
 
 def _version_of(library: str) -> str:
