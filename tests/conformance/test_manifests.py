@@ -95,7 +95,7 @@ def assert_counts(ours: nn.Module, network: Network, manifest: dict[str, Any], f
         assert macs(network.run(ours), [size[0], side, side] if side else size) == published
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(8)
 @needs_manifests
 @with_form("train")
 def test_training_form_has_the_published_parameters_and_cost(path: Any) -> None:
@@ -105,7 +105,7 @@ def test_training_form_has_the_published_parameters_and_cost(path: Any) -> None:
     assert_counts(ours, network, manifest, "train")
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(6)
 @needs_manifests
 @with_form("base")
 def test_plain_form_has_the_published_parameters_and_cost(path: Any) -> None:
@@ -115,7 +115,7 @@ def test_plain_form_has_the_published_parameters_and_cost(path: Any) -> None:
     assert_counts(ours, network, manifest, "base")
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(8)
 @needs_manifests
 @with_form("deploy")
 def test_collapsed_form_has_the_published_parameters_and_cost(path: Any) -> None:

@@ -66,7 +66,7 @@ def assert_close(ours: Tensor, theirs: Tensor, what: str) -> None:
     assert worst < TOLERANCE, f"{what}: differs by {worst:.1e} of the largest logit"
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(5)
 @needs_files
 @pytest.mark.slow
 @pytest.mark.parametrize("model", files())

@@ -184,6 +184,7 @@ COUNTED: dict[str, tuple[str, int, int, Callable[[list[int]], float]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", tables())
 def test_costs_are_the_published_ones(name: str) -> None:

@@ -60,7 +60,7 @@ def check_same(network: nn.Module, example: object, plain: nn.Module | None = No
     assert exact.max_rel <= 1e-10, str(exact)
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name):
     side, layers, norms = TIMM[name]
@@ -78,7 +78,7 @@ def test_timm(name):
     check_same(network, x, plain)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name):
     side, layers = TORCHVISION[name]

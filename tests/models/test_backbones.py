@@ -125,7 +125,7 @@ class Detector(nn.Module):
         return torch.cat([y.flatten(2) for y in maps], 2)
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(6)
 @every_family
 def test_a_backbone_collapses_alone_and_inside_of_a_detector(row: Row) -> None:
     x = row.images().double()

@@ -21,7 +21,7 @@ every_family = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 some_families = pytest.mark.parametrize("row", KINDS.values(), ids=KINDS.keys())
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @every_family
 @torch.no_grad()
 def test_collapsed_network_computes_the_same_with_the_same_methods(row: Row) -> None:
@@ -43,6 +43,7 @@ def test_collapsed_network_computes_the_same_with_the_same_methods(row: Row) -> 
     assert sum(p.numel() for p in plain.parameters()) < sum(p.numel() for p in network.parameters())
 
 
+@pytest.mark.sweep(3)
 @every_family
 def test_collapsed_network_refuses_the_same_images_and_takes_another_classifier(row: Row) -> None:
     plain = copy.deepcopy(collapsed(row.name))
@@ -52,6 +53,7 @@ def test_collapsed_network_refuses_the_same_images_and_takes_another_classifier(
     assert plain(row.images().double()).shape == (2, 2)
 
 
+@pytest.mark.sweep(3)
 @every_family
 def test_collapsed_network_learns_again(row: Row) -> None:
     plain = copy.deepcopy(collapsed(row.name)).train()
@@ -86,7 +88,7 @@ def assert_comes_back(network: Any, row: Row, path: Path) -> None:
     assert history_of(again) == history_of(network)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @some_families
 @pytest.mark.parametrize("collapse", [False, True], ids=["training", "collapsed"])
 def test_classifiers_and_backbones_come_back_from_their_files(row: Row, collapse: bool, tmp_path: Path) -> None:
@@ -119,7 +121,7 @@ def test_options_come_back_from_a_file(name: str, options: dict[str, Any], tmp_p
         assert history_of(again) == history_of(form)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", ["cifar_quick", "replknet_31b", "repvggplus_l2pse"])
 def test_a_network_with_another_classifier_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
     for network in (trained(name), collapsed(name)):
@@ -154,7 +156,7 @@ EVERYWHERE, ONCE = ("acb", "dbb", "repvgg", Pair), ("mobileone", "qarepvgg", "di
 PLACES = [*((name, block) for name in HOSTS for block in EVERYWHERE), *(("resnet50", block) for block in ONCE)]
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(("name", "block"), PLACES)
 def test_hosts_take_any_block_and_all_collapse_to_the_plain_network(name: str, block: Any) -> None:
     row = ROWS[name]

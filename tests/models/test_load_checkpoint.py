@@ -26,7 +26,7 @@ SAME_NAMES = {
 }  # fmt: skip
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "block", "layout"), published())
 def test_each_layout_in_either_form_goes_into_either_form(name: str, block: str | None, layout: str) -> None:

@@ -17,6 +17,7 @@ from unbranch.models import create
 from unbranch.models.official import to_official
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(("name", "block", "layout"), published())
 def test_names_of_the_training_form_come_back_exactly(name: str, block: str | None, layout: str) -> None:
     source, target = both_forms(name, block)[0], scrambled(both_forms(name, block)[0])

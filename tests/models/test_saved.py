@@ -44,6 +44,7 @@ def test_a_network_by_name_comes_back_from_its_file_alone(tmp_path: Path, block:
     assert_equal_files(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["timm:repghostnet_050", "timm:mobileone_s0", "timm:fastvit_t8", "timm:repvit_m1", "torchvision:resnet18"]

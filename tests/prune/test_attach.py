@@ -28,7 +28,7 @@ def test_bottlenecks_lose_channels_in_their_first_two_convolutions() -> None:
     assert list(places("torchvision:resnet50")) == expected
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize(
     ("name", "count"),
     [("resnet56_cifar", 27), ("resnet18", 8), ("vgg16_cifar", 13), ("mobilenet_v1", 14), ("repvgg_a0", 22)],
@@ -40,7 +40,7 @@ def test_internal_layers_are_those_of_the_paper(name: str, count: int) -> None:
         assert all(path.endswith(".conv1.conv") for path in found)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("name", ["resnet56_cifar", "vgg16_cifar", "mobilenet_v1", "resnet50"])
 def test_the_zoo_s_own_compactors_stand_where_the_rule_puts_them(name: str) -> None:
     own = ub.create_model(name, num_classes=10, block="compactor")

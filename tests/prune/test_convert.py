@@ -26,7 +26,7 @@ def gap(a: nn.Module, b: nn.Module, x: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_function_is_that_of_the_network_with_small_rows_zero(case: Case) -> None:
     x = case.images()[:1]
@@ -46,7 +46,7 @@ def test_function_is_that_of_the_network_with_small_rows_zero(case: Case) -> Non
     assert pruning.stayed or pruning.macs[1] < pruning.macs[0]
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", [
     "grouped", "joined", "squeezed", "flattened", "halves added", "depthwise, padded", "depthwise block, padded",
     "depthwise, squeezed", "depthwise, squeezed, padded", "mobilenetv3",
@@ -126,7 +126,7 @@ def test_multiples_minimum_masks_and_the_last_row() -> None:
     assert plain.pruning.widths[first] == (32, 1)
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", ["resnet8_cifar", "timm:regnety_002", "torchvision:mobilenet_v2", "repvgg_a0"])
 def test_pruned_networks_come_back_from_files_without_any_code(name: str, tmp_path: Path) -> None:
     x = torch.randn(1, 3, 32, 32)
