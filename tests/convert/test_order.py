@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-STEP = 32  # of the corpus's rows, every so many
+STEP = 48  # of the corpus's rows, every so many
 
 
 def converted(seed: int) -> Any:
