@@ -18,7 +18,7 @@ from .convert import (
     register_rule,
     verify,
 )
-from .errors import CollapseError, FaultError, FaultWarning, Inexact, InputError, UnbranchError
+from .errors import CollapseError, Inexact, InputError, InternalError, InternalErrorWarning, UnbranchError
 from .expansion import Expansion, expand
 from .models import create_model, list_models, load, load_checkpoint, save, to_official
 
@@ -29,11 +29,11 @@ __all__ = [
     "CollapseError",
     "ConvMap",
     "Expansion",
-    "FaultError",
-    "FaultWarning",
     "GridMap",
     "Inexact",
     "InputError",
+    "InternalError",
+    "InternalErrorWarning",
     "Report",
     "SafeChannelsLast",
     "UnbranchError",

@@ -6,7 +6,7 @@ UnbranchError
 ├── Inexact             a law whose condition isn't met: the merge would change the function
 │   └── NotAffine       what comes out is no affine map of this family at all
 ├── CollapseError       a network that strict conversion refuses
-└── FaultError          a fault of Unbranch's own
+└── InternalError          an internal error of Unbranch
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class CollapseError(UnbranchError):
     """Raised by ``collapse(..., strict=True)`` when something had to be refused."""
 
 
-class FaultError(UnbranchError):
-    """A fault of Unbranch's own; nothing of the caller's was changed."""
+class InternalError(UnbranchError):
+    """An internal error of Unbranch; nothing of the caller's was changed."""
 
 
-class FaultWarning(RuntimeWarning):
-    """A fault of Unbranch's own, because of which a part of a network is converted less than it could be."""
+class InternalErrorWarning(RuntimeWarning):
+    """An internal error of Unbranch, because of which a part of a network is converted less than it could be."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

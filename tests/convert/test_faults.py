@@ -1,4 +1,4 @@
-"""Faults of the converter itself: the part stays as it was, the user is told, and nothing unexpected comes out."""
+"""Internal errors of the converter leave the part unchanged, with a warning, or raise one clear error."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ def test_parts_around_a_fault_are_converted(monkeypatch, step):
     monkeypatch.setattr(STEPS[step], step, failing(getattr(STEPS[step], step), holds))
     source = network()
     before, x = copy.deepcopy(source.state_dict()), torch.randn(2, 4, 7, 9)
-    with pytest.warns(ub.FaultWarning, match="KeyError: 'getitem_7'.*report"):
+    with pytest.warns(ub.InternalErrorWarning, match="KeyError: 'getitem_7'.*report"):
         plain = ub.collapse(source)
     assert norms(plain) == 1
     assert isinstance(plain[1][0].norm, nn.BatchNorm2d)
     assert torch.allclose(plain(x), source(x), atol=1e-5)
     assert all(torch.equal(v, before[k]) for k, v in source.state_dict().items())
     reasons = [r.reason for r in (*plain.collapse_report.refusals, *plain.collapse_report.norms)]
-    assert any("a fault of Unbranch's own" in reason for reason in reasons)
+    assert any("an internal error of Unbranch" in reason for reason in reasons)
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_fault_everywhere_leaves_a_copy(monkeypatch, step):
     monkeypatch.setattr(STEPS[step], step, failing(getattr(STEPS[step], step), lambda _module: True))
     source = network()
-    with pytest.warns(ub.FaultWarning):
+    with pytest.warns(ub.InternalErrorWarning):
         plain = ub.collapse(source)
     assert norms(plain) == 4
     x = torch.randn(2, 4, 7, 9)
@@ -80,15 +80,15 @@ def test_a_fault_elsewhere_is_one_sentence(monkeypatch, step):
 
     home = account if step == "cost_of" else convert
     monkeypatch.setattr(home, step, lambda *_args, **_kwargs: [][0])
-    with pytest.raises(ub.FaultError, match="please report it: IndexError: list index out of range"):
+    with pytest.raises(ub.InternalError, match="please report it: IndexError: list index out of range"):
         ub.collapse(network(), torch.randn(2, 4, 7, 9))
 
 
 def test_other_entries_say_so_too(monkeypatch):
     monkeypatch.setattr(reading, "order_sums", lambda _trace: [][0])
-    with pytest.raises(ub.FaultError, match="IndexError"):
+    with pytest.raises(ub.InternalError, match="IndexError"):
         ub.equivalent_kernel(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).eval())
-    with pytest.raises(ub.FaultError, match="IndexError"):
+    with pytest.raises(ub.InternalError, match="IndexError"):
         ub.expand(network(), "acb")
     assert kernel.traces_of is reading.traces_of
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import sys
 import threading
 import types
-from collections import Counter, UserDict
+from collections import Counter, OrderedDict, UserDict, deque
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import unbranch as ub
+from unbranch.graph.outside import Contents
 
 from ..networks import randomised
 from . import outside_helper
@@ -406,3 +409,49 @@ def test_holders_of_all_kinds_hold_what_they_did(keep, what):
     SLOTTED.table.clear()
     SPACE.kept = Registered.Inner.kept = None
     dict.clear(LOCKED)
+
+
+def test_entries_that_stay_are_never_missing_for_other_threads():
+    table = {j: object() for j in range(50)}
+    contents, missing, done = Contents([table]), [], threading.Event()
+
+    def read():
+        while not done.is_set():
+            if 49 not in table:
+                missing.append(1)
+
+    interval = sys.getswitchinterval()
+    reader = threading.Thread(target=read)
+    sys.setswitchinterval(1e-6)
+    reader.start()
+    try:
+        for j in range(3000):
+            table[f"new {j}"] = table[0] = None
+            contents.restore()
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        reader.join()
+    assert not missing
+    assert [*table] == [*range(50)]
+    assert None not in table.values()
+
+
+@pytest.mark.parametrize(
+    "container",
+    [[1, 2, 3], {1, 2, 3}, deque([1, 2, 3], maxlen=3), {1: 2, 3: 4}, OrderedDict(a=1, b=2), Counter("aab")],
+    ids=lambda container: type(container).__name__,
+)
+def test_containers_of_all_kinds_hold_what_they_did(container):
+    before, contents = copy.copy(container), Contents([container])
+    if isinstance(container, dict):
+        container.pop(next(iter(container)))
+        container["new"] = 5
+    elif isinstance(container, set):
+        container ^= {1, 7}
+    else:
+        container.append(9)
+    assert container != before
+    contents.restore()
+    assert container == before
+    assert [*container] == [*before]

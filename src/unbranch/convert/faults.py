@@ -1,4 +1,4 @@
-"""Faults of Unbranch's own: the part in which one happens stays as it was, and the user is told."""
+"""Internal errors: the part of a network in which one occurs is left unchanged, and the user gets a warning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import FaultError, FaultWarning, UnbranchError
+from ..errors import InternalError, InternalErrorWarning, UnbranchError
 from .reasons import Reason
 
 REMEDY = "report it, with the code of the part"
@@ -25,7 +25,7 @@ class Fault(Exception):
 
     @property
     def reason(self) -> Reason:
-        return Reason(f"a fault of Unbranch's own: {_described(self.error)}", REMEDY)
+        return Reason(f"an internal error of Unbranch: {_described(self.error)}", REMEDY)
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def as_errors() -> Iterator[None]:
     """Let no exception out that isn't meant for a user.
 
     Raises:
-        FaultError: in place of an unexpected one.
+        InternalError: in place of an unexpected one.
     """
     try:
         yield
@@ -58,14 +58,14 @@ def as_errors() -> Iterator[None]:
         if _is_expected(error):
             raise
         cause = error.error if isinstance(error, Fault) else error
-        raise FaultError(f"a fault of Unbranch's own, please report it: {_described(cause)}") from error
+        raise InternalError(f"an internal error of Unbranch, please report it: {_described(cause)}") from error
 
 
 def warn_of(fault: Fault) -> None:
     """Tell the user that a part stays as it was."""
     name = fault.path or "the network"
     text = f"{name} is converted part by part, since there is {fault.reason}; please {REMEDY}"
-    warnings.warn(text, FaultWarning, stacklevel=5)
+    warnings.warn(text, InternalErrorWarning, stacklevel=5)
 
 
 def _is_expected(error: Exception) -> bool:

@@ -61,14 +61,24 @@ class Contents:
         for container, base, held in self._kept:
             if _holds(container, base, held):
                 continue
-            base.clear(container)  # not what a subclass makes of it: a Counter would count
+            # By Python's own methods, since those of a subclass may do more, as a Counter's. Entries that didn't change
+            # are never missing, since another thread may read them.
             if issubclass(base, dict):
+                kept = {id(key) for key in held[0]}
+                for key in [key for key in base.keys(container) if id(key) not in kept]:
+                    base.pop(container, key, None)
+                if list(base.keys(container)) != held[0]:  # something was taken out, and its place is lost
+                    base.clear(container)
                 for key, value in zip(*held, strict=True):
                     base.__setitem__(container, key, value)
+            elif base is list:
+                list.__setitem__(container, slice(None), held[0])
             elif base is set:
-                base.update(container, held[0])
+                set.intersection_update(container, held[0])
+                set.update(container, held[0])
             else:
-                base.extend(container, held[0])
+                deque.clear(container)
+                deque.extend(container, held[0])
 
 
 def _base_of(value: Any) -> Any:
@@ -245,7 +255,7 @@ def vars_of(owner: Any) -> Any:
 
 def _reached(network: nn.Module) -> _Walk:
     """What the code of a network reaches."""
-    walk = _Walk()
+    walk = _Walk({id(m) for m in network.modules()})  # which are copied, and never written to
     for kind in {type(m) for m in network.modules()}:
         walk.follow(kind)
     for module in network.modules():
@@ -279,11 +289,11 @@ class _Walk:
     ``found`` are owners of names, by id, with those of their names that code uses; None for all, and ones that are new.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: set[int]) -> None:
         self.found: dict[int, tuple[Any, set[str] | None]] = {}
         self.caches: list[Any] = []
         self.tensors: list[Tensor] = []
-        self._seen: set[int] = set()
+        self._seen = known
         self._modules: set[tuple[int, frozenset[str]]] = set()
         self._functions: list[types.FunctionType] = []
         self._setting: set[str] = set()  # names that are used where attributes are set
@@ -301,7 +311,7 @@ class _Walk:
             if issubclass(type(value), types.ModuleType):
                 if _is_theirs(value.__name__) and (id(value), names) not in self._modules:
                     self._modules.add((id(value), names))
-                    self._names(vars(value), names)
+                    self._names(vars(value), names, names)
             elif id(value) not in self._seen:
                 self._seen.add(id(value))
                 with contextlib.suppress(Exception):  # objects that don't let themselves be looked at
@@ -365,9 +375,9 @@ class _Walk:
         if not _is_theirs(function.__module__):
             return
         self._functions.append(function)
-        names = names_in(function.__code__)
-        if _sets_attributes(function.__code__):
-            self._setting |= names
+        code = function.__code__
+        if _sets_attributes(code):
+            self._setting |= names_in(code)
         if vars(function):
             self._all(*vars(function).values())  # __wrapped__ among them
         self._all(*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
@@ -378,19 +388,19 @@ class _Walk:
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             if isinstance(default, _CONTAINERS):
                 self.found[id(default)] = ({"": default}, {""})
-        self._names(function.__globals__, names)
+        self._names(function.__globals__, globals_in(code), names_in(code))
 
-    def _names(self, table: dict[str, Any], names: Iterable[str]) -> None:
-        used = frozenset(names)
+    def _names(self, table: dict[str, Any], names: Iterable[str], used: frozenset[str]) -> None:
         _, known = self.found.setdefault(id(table), (table, set()))
-        for name in used:
+        for name in names:
             if known is not None:
                 known.add(name)
             if name in table:
                 if not _is_plain(table[name]):
                     self.follow(table[name], used)
-            elif name in sys.modules:  # imported where it is used
-                self.follow(sys.modules[name], used)
+            else:
+                for module in _imported(name, str(table.get("__package__") or "")):  # where it is used
+                    self.follow(module, used)
 
 
 @functools.lru_cache(maxsize=8192)
@@ -398,6 +408,34 @@ def names_in(code: types.CodeType) -> frozenset[str]:
     """Names that code uses beside its own variables, with those of functions inside it."""
     inner = (names_in(c) for c in code.co_consts if isinstance(c, types.CodeType))
     return frozenset(code.co_names).union(*inner)
+
+
+def _imported(name: str, package: str) -> Iterator[types.ModuleType]:
+    """Modules that an import in a package may mean, of those that are loaded."""
+    places = package.split(".") if package else []
+    for n in range(len(places), -1, -1):
+        module = sys.modules.get(".".join([*places[:n], name]))
+        if module is not None:
+            yield module
+
+
+@functools.lru_cache(maxsize=8192)
+def globals_in(code: types.CodeType) -> frozenset[str]:
+    """Names in Python modules that code uses, and what it imports: attributes that it reads have other names."""
+    found, more = set(), 0
+    for operation, argument in zip(code.co_code[::2], code.co_code[1::2], strict=True):
+        argument += more
+        more = argument << 8 if operation == dis.EXTENDED_ARG else 0
+        if operation == _LOAD_GLOBAL:
+            found.add(code.co_names[argument >> (sys.version_info >= (3, 11))])
+        elif operation in _NAMING:
+            found.add(code.co_names[argument])
+    inner = (globals_in(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset(found).union(*inner)
+
+
+_LOAD_GLOBAL = dis.opmap["LOAD_GLOBAL"]
+_NAMING = {dis.opmap[name] for name in ("STORE_GLOBAL", "LOAD_NAME", "STORE_NAME", "IMPORT_NAME", "IMPORT_FROM")}
 
 
 @functools.lru_cache(maxsize=8192)

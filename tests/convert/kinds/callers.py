@@ -677,7 +677,7 @@ class FailsWithoutImages(nn.Module):
         return {"last": y} if return_dict else (y,)
 
 
-class _Two2(nn.Module):
+class _TwoArguments(nn.Module):
     """A part with two arguments."""
 
     def __init__(self, add: bool = True) -> None:
@@ -692,26 +692,26 @@ class _Two2(nn.Module):
         return torch.relu(y)
 
 
-class _TestsIt(_Two2):
+class _TestsIt(_TwoArguments):
     def forward(self, x: Tensor, skip: Any) -> Tensor:
         y = self.conv(x)
         return self.norm(y) + 1 if skip is None or isinstance(skip, int) else self.norm(y * 2) + skip
 
 
-class _TestsItBefore(_Two2):
+class _TestsItBefore(_TwoArguments):
     def forward(self, x: Tensor, skip: Any) -> Tensor:
         alone = skip is None
         y = self.conv(x)
         return self.norm(y if alone else y.abs())
 
 
-class _TakesByIt(_Two2):
+class _TakesByIt(_TwoArguments):
     def forward(self, x: Tensor, skip: Any) -> Tensor:
         number = 0 if isinstance(skip, Tensor) else 1
         return self.norms[number](self.conv(x))
 
 
-class _LetsAnotherTest(_Two2):
+class _LetsAnotherTest(_TwoArguments):
     def normed(self, y: Tensor, skip: Any) -> Tensor:
         return self.norm(y) if skip is None else self.norm(y.abs())
 
@@ -719,7 +719,7 @@ class _LetsAnotherTest(_Two2):
         return self.normed(self.conv(x), skip)
 
 
-class _PassesItselfOn(_Two2):
+class _PassesItselfOn(_TwoArguments):
     def forward(self, x: Tensor, skip: Any) -> Tensor:
         return _normed(self.norm, self.conv(x), skip)
 
@@ -749,10 +749,10 @@ PASSED: dict[str, Callable[[Tensor, bool], Any]] = {
     "a number": lambda x, labelled: 3 if labelled else x,
 }
 LABELLED = (call(A), call(B), call(A, labels=torch.tensor([1.0, 2.0])), call(B, torch.tensor([1.0, 2.0, 3.0])))
-for _kind in (_Two2, _TestsIt, _TestsItBefore, _TakesByIt, _LetsAnotherTest, _PassesItselfOn):
+for _kind in (_TwoArguments, _TestsIt, _TestsItBefore, _TakesByIt, _LetsAnotherTest, _PassesItselfOn):
     for _word, _give in PASSED.items():
-        if _kind is not _Two2 or _word in ("the same", "a number"):
-            _name = re.sub(r"(?=[A-Z])", " ", _kind.__name__.strip("_2")).lower().strip()
+        if _kind is not _TwoArguments or _word in ("the same", "a number"):
+            _name = re.sub(r"(?=[A-Z])", " ", _kind.__name__.strip("_")).lower().strip()
             row(OPTIONAL, *LABELLED, name=f"part with two arguments, {_name}, given {_word} with labels")(
                 lambda kind=_kind, give=_give: _WithLabels(kind(), give)
             )
