@@ -6,6 +6,7 @@ forward that asks is run once more with an ``isinstance`` of its own, which know
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .conversions import NeedsNumberError, UnreadableError
+from .conversions import NeedsNumberError, UnreadableError, is_one_of
 
 _LOOKUPS = {
     "CONTAINS_OP", "BINARY_SUBSCR", "BINARY_OP", "STORE_SUBSCR", "BUILD_SET", "SET_ADD", "SET_UPDATE", "BUILD_MAP",
@@ -28,7 +29,8 @@ _LOOKING = {"get", "setdefault", "pop", "set", "frozenset", "dict", "fromkeys", 
 class Asked:
     """A traced value that notices where code asks what it is, and that no set of numbers is asked for.
 
-    Its class is never said to be another one: PyTorch's compiled code takes what says to be a tensor for one.
+    Its class is never said to be another one but to ``isinstance`` itself: PyTorch's compiled code takes what says to
+    be a tensor for one.
     """
 
     node: fx.Node
@@ -36,6 +38,9 @@ class Asked:
 
     def _kind(self) -> type:
         frame = sys._getframe(1)
+        kinds = None if _is_torchs(frame) else _asked_for(frame)
+        if kinds is not None:
+            return kinds[0] if is_one_of(self, kinds) else type(self)
         while frame.f_back is not None and frame.f_code.co_name == "__instancecheck__":
             frame = frame.f_back  # of nn.Parameter
         names = frame.f_code.co_names
@@ -55,7 +60,7 @@ class Asked:
         if known is None:
             if self.tracer.is_open(self.node):
                 return None
-            if self.node.op not in ("placeholder", "get_attr"):
+            if self.node.op not in ("placeholder", "get_attr") and not self.tracer.is_layers(self.node):
                 raise UnreadableError("it asks what kind of value something is that nothing is known of")
             return torch.Tensor
         if not isinstance(known[0], torch.Tensor):
@@ -73,6 +78,49 @@ class Asked:
     def _is_number(self) -> bool:
         known = self.tracer.known(self.node)
         return known is not None and isinstance(known[0], int | float | tuple)
+
+
+def _asked_for(frame: types.FrameType) -> tuple[type, ...] | None:
+    """The classes that a frame's ``isinstance(value, classes)`` asks for, if that is surely what runs in it now.
+
+    It is where only names, attributes of Python modules and tuples stand between ``isinstance`` and its call.
+    """
+    operations, places = _instructions(frame.f_code)
+    at = places.get(frame.f_lasti)
+    if (
+        at is None
+        or operations[at].opname not in ("CALL", "PRECALL", "CALL_FUNCTION")
+        or "isinstance" in frame.f_globals
+    ):
+        return None
+    start = next((j for j in range(at - 1, max(-1, at - 12), -1) if operations[j].argval == "isinstance"), None)
+    if start is None or operations[start].opname != "LOAD_GLOBAL":
+        return None
+    stack: list[Any] = []
+    for operation in operations[start + 1 : at]:
+        name, argument = operation.opname, operation.argval
+        if name in ("LOAD_GLOBAL", "LOAD_NAME"):
+            stack.append(frame.f_globals.get(argument, getattr(builtins, str(argument), ...)))
+        elif name in ("LOAD_ATTR", "LOAD_METHOD"):
+            owner = stack.pop()
+            stack.append(getattr(owner, argument, ...) if isinstance(owner, types.ModuleType) else ...)
+        elif name == "BUILD_TUPLE":
+            stack[len(stack) - argument :] = [tuple(stack[len(stack) - argument :])]
+        elif name.startswith("LOAD_FAST") or name in ("LOAD_DEREF", "LOAD_CONST"):
+            given = argument if isinstance(argument, tuple) and name != "LOAD_CONST" else (argument,)
+            stack += [frame.f_locals.get(n, ...) if name != "LOAD_CONST" else ... for n in given]
+        elif name not in ("CACHE", "EXTENDED_ARG", "PRECALL", "NOP", "PUSH_NULL"):
+            return None
+    kinds = stack[1] if len(stack) == 2 else ...
+    found = kinds if isinstance(kinds, tuple) else (kinds,)
+    return found if all(isinstance(kind, type) for kind in found) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _instructions(code: types.CodeType) -> tuple[list[dis.Instruction], dict[int, int]]:
+    """Instructions of code, and their numbers by offset."""
+    found = list(dis.get_instructions(code))
+    return found, {instruction.offset: j for j, instruction in enumerate(found)}
 
 
 def _is_torchs(frame: types.FrameType) -> bool:

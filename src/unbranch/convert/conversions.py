@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from torch import fx, nn
@@ -73,10 +73,14 @@ def _len(value: Any) -> Any:
 
 
 def _isinstance(value: Any, kinds: Any) -> bool:
-    stands_for = getattr(type(value), "stands_for", None)
-    if stands_for is None or not isinstance(value, fx.Proxy):
+    if not hasattr(type(value), "stands_for") or not isinstance(value, fx.Proxy):
         return isinstance(value, kinds)
-    kind, classes = stands_for(value), list(_each(kinds))
+    return is_one_of(value, list(_each(kinds)))
+
+
+def is_one_of(value: Any, classes: Sequence[type]) -> bool:
+    """Whether a traced value will be of one of these classes; both ways are followed where it may be either."""
+    kind = value.stands_for()
     if kind is None:  # an optional argument, which may be either
         names = tuple(f"{k.__module__}.{k.__qualname__}" for k in classes)
         return bool(value.tracer.create_proxy("call_function", is_of_kind, (value, names), {}))

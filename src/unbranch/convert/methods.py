@@ -276,6 +276,7 @@ class _Reader(ast.NodeVisitor):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _THROUGH and node.args:
             return self._pattern(node.args[0])
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr" and node.args:
-            around = self._pattern(node.args[0])
-            return None if around is None else (*around, "*")
+            around, name = self._pattern(node.args[0]), node.args[1] if len(node.args) > 1 else None
+            step = str(name.value) if isinstance(name, ast.Constant) else "*"
+            return None if around is None else (*around, step)
         return None

@@ -219,26 +219,24 @@ class _Mover:
         return node.target is F.dropout or node.target in ("contiguous", "clone")
 
     def behind_mean(self, norm: _Norm) -> Move | None:
-        """Behind an average over the image, in front of a linear layer or a convolution of one point."""
+        """Behind an average over the image, in front of linear layers or convolutions of one point."""
         averaged, node = False, norm.node
         while node not in self.watched:
-            readers = self.trace.readers(node)
-            if len(readers) != 1:
-                return None
-            (reader,) = readers
-            if self._is_kernel(reader) and reader.all_input_nodes[0] is node:
+            readers = sorted(self.trace.readers(node))
+            if readers and all(self._is_kernel(r) and r.all_input_nodes[0] is node for r in readers):
                 break
-            if not self._keeps_channels(reader, node):
+            if len(readers) != 1 or not self._keeps_channels(readers[0], node):
                 return None
-            averaged = averaged or self._is_mean(reader)
-            node = reader
+            averaged = averaged or self._is_mean(readers[0])
+            node = readers[0]
         else:
             return None
         if not averaged or node is norm.node:
             return None
-        piece = self._piece(node, norm.scale, norm.shift, 0)
-        reader.replace_input_with(node, piece)
-        return Move((self._removed(norm.node, norm.node.all_input_nodes[0]),), (piece,))
+        pieces = tuple(self._piece(node, norm.scale, norm.shift, j) for j in range(len(readers)))
+        for reader, piece in zip(readers, pieces, strict=True):
+            reader.replace_input_with(node, piece)
+        return Move((self._removed(norm.node, norm.node.all_input_nodes[0]),), pieces)
 
     def is_averaged(self, node: fx.Node) -> bool:
         """Whether an average comes behind a norm, before any kernel."""

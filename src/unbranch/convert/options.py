@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import dis
 import inspect
 import itertools
@@ -58,11 +59,27 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
     part = row[0].parent
     if part is None or part is trace.root or any(call.parent is not part for call in row):
         return False
-    if not _takes_one_value(part.module):
+    if not _takes_one_value(part.module) and not _runs_alike(trace, part, row):
         return False
     around = [c for c in part.lineage() if c is not part]
     inside = [(c.module, call.path[len(c.path) :].lstrip(".")) for c in around for call in row]
     return not any(forward_runs(module, path) for module, path in inside)
+
+
+def _runs_alike(trace: Trace, part: Call, row: list[Call]) -> bool:
+    """Whether a part runs a row whatever its arguments are but for the first, on which no layer could run then."""
+    parameters = list(inspect.signature(part.module.forward).parameters.values())
+    any_number = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    code = getattr(forward_of(part.module), "__code__", None)
+    if code is None or not _ASKING.isdisjoint(code.co_names) or any(p.kind in any_number for p in parameters):
+        return False
+    if not parameters or parameters[0].default is not inspect.Parameter.empty:
+        return False
+    read = trace.alone(part.path, {p.name: ... for p in parameters[1:]})
+    if isinstance(read, str) or not read.root.args:
+        return False
+    inside = [dataclasses.replace(c, path=c.path[len(part.path) :].lstrip(".")) for c in row]
+    return any(c.path == inside[0].path for c in read.calls) and _runs(read, inside)
 
 
 def _takes_one_value(module: nn.Module) -> bool:
@@ -85,6 +102,8 @@ def _fails(trace: Trace) -> bool:
 def _runs(trace: Trace, row: list[Call]) -> bool:
     """Whether a trace runs calls of another one as a row, or none of them."""
     found = [[c for c in trace.calls if c.path == call.path and c.leaf == call.leaf] for call in row]
+    if any(call.path in trace.hidden for call in row):
+        return False
     if not any(found):
         return True
     if any(len(calls) != 1 for calls in found):

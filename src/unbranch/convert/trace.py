@@ -61,6 +61,7 @@ class Trace:
         failures: paths of modules that couldn't be entered, and why.
         known: stand-ins of a value for two inputs of different size, None if they aren't known.
         again: the same module read with other optional arguments, or why it can't be; ``...`` stands for a traced one.
+        alone: the module at a path from here read by itself, likewise.
         hidden: paths of modules that some ways through a forward run alone, where the graph doesn't show it.
         unshared: paths of parameters and buffers that some ways read alone.
         checks: assertions about shapes, and what is computed for them alone.
@@ -77,6 +78,7 @@ class Trace:
     failures: dict[str, str]
     known: Callable[[fx.Node], Any] = lambda _node: None
     again: Callable[[dict[str, Any]], Trace | str] = lambda _options: "it can't be read again"
+    alone: Callable[[str, dict[str, Any]], Trace | str] = lambda _path, _options: "it can't be read alone"
     hidden: set[str] = field(default_factory=set)
     unshared: set[str] = field(default_factory=set)
     checks: set[fx.Node] = field(init=False)

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from ..graph.guarded import unwritten
 from ..graph.numberless import Numberless, Stage
 from ..graph.outside import Contents, restore_outside
-from ..rules import rule_of_module, users_functions
+from ..rules import rule_of_function, rule_of_module, users_functions
 from .conversions import NeedsNumberError, UnreadableError, converting, is_converting, said_of
 from .lines import line_of_user
 from .proxies import Value
@@ -318,6 +318,21 @@ class _Tracer(fx.Tracer):
     def is_open(self, node: fx.Node) -> bool:
         """Whether a value is an optional argument that may be anything, or is computed from one."""
         return bool(self._open) and about_sizes(node, self._open)
+
+    def is_layers(self, node: fx.Node) -> bool:
+        """Whether a value is what a layer gives, or a sum or product with that: a tensor, whatever the input is."""
+        stack, seen = [node], 0
+        while stack and seen < 32:
+            one, seen = stack.pop(), seen + 1
+            if one.op == "call_module":
+                module = self.root.get_submodule(str(one.target))
+                if rule_of_module(module) is not None or type(module).__module__ in _OF_TENSORS:
+                    return not isinstance(module, nn.MultiheadAttention)
+            elif one.target in _ARITHMETIC:
+                stack += [n for n in one.args if isinstance(n, fx.Node)]
+            elif one.op == "call_function" and (rule := rule_of_function(one.target)) and rule.kind != "view":
+                return True
+        return False
 
     def is_parameter(self, path: str) -> bool:
         """Whether the tensor at a path is a parameter."""
@@ -660,6 +675,10 @@ def _run(node: fx.Node, given: Any, values: dict[fx.Node, Any], part: nn.Module 
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
+_OF_TENSORS = {"torch.nn.modules.activation", "torch.nn.modules.normalization", "torch.nn.modules.dropout"}
+_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.imul, torch.add}
+
+
 def _is_refusal(trace: types.TracebackType | None) -> bool:
     """Whether an exception comes from a ``raise`` or an ``assert`` of the code itself."""
     while trace is not None and trace.tb_next is not None:
@@ -731,6 +750,13 @@ def trace_module(
             read[tuple(options)] = trace_module(path, module, leaves, given, options, told)
         return read[tuple(options)]
 
+    def alone(inner: str, options: dict[str, Any]) -> Trace | str:
+        key = (inner, *options)
+        if key not in read:
+            part = module.get_submodule(inner)
+            read[key] = trace_module(f"{path}.{inner}".lstrip("."), part, leaves, options=options)
+        return read[key]
+
     return Trace(
-        path, module, graph, tracer.calls, tracer.failures, tracer.known, again, tracer.hidden, tracer.unshared
+        path, module, graph, tracer.calls, tracer.failures, tracer.known, again, alone, tracer.hidden, tracer.unshared
     )

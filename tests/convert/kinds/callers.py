@@ -728,6 +728,24 @@ def _normed(norm: nn.Module, y: Tensor, skip: Any) -> Tensor:
     return norm(y) if skip is None else norm(y.abs())
 
 
+class _Flagged(_TwoArguments):
+    """Returns something else by its other argument, and runs its layers alike."""
+
+    def forward(self, x: Tensor, skip: Any, last: bool = True) -> Any:
+        y = self.norm(self.conv(x))
+        if skip is None:
+            return y
+        return torch.relu(y) if last else (y, skip)
+
+
+class _FlaggedBefore(_TwoArguments):
+    def forward(self, x: Tensor, skip: Any, last: bool = True) -> Any:
+        y = self.conv(x)
+        if skip is not None and last:
+            y = y.abs()
+        return self.norm(y)
+
+
 class _WithLabels(nn.Module):
     """Its forward can't be read where there are labels, and gives its part something else then."""
 
@@ -749,7 +767,10 @@ PASSED: dict[str, Callable[[Tensor, bool], Any]] = {
     "a number": lambda x, labelled: 3 if labelled else x,
 }
 LABELLED = (call(A), call(B), call(A, labels=torch.tensor([1.0, 2.0])), call(B, torch.tensor([1.0, 2.0, 3.0])))
-for _kind in (_TwoArguments, _TestsIt, _TestsItBefore, _TakesByIt, _LetsAnotherTest, _PassesItselfOn):
+_KINDS = (
+    _TwoArguments, _TestsIt, _TestsItBefore, _TakesByIt, _LetsAnotherTest, _PassesItselfOn, _Flagged, _FlaggedBefore,
+)  # fmt: skip
+for _kind in _KINDS:
     for _word, _give in PASSED.items():
         if _kind is not _TwoArguments or _word in ("the same", "a number"):
             _name = re.sub(r"(?=[A-Z])", " ", _kind.__name__.strip("_")).lower().strip()

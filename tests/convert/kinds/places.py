@@ -478,6 +478,68 @@ class NormMeanConvolution(Pooled):
         return F.dropout(x.mean([-2, -1], keepdim=True), 0.5, self.training)
 
 
+class _OwnMean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).mean(-1)
+
+
+class _Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return torch.cat([torch.relu(self.one(y)), self.two(y)], 1)
+
+
+class _TwoHeads(Pooled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.pool = nn.Linear(4, 5), _OwnMean()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm(F.relu(self.conv(x))).mean((2, 3))
+        return self.fc(y), self.other(y)
+
+
+@row(MEAN, layers=3, norms=0)
+def norm_mean_two_heads() -> nn.Module:
+    return _TwoHeads()
+
+
+@row(MEAN, layers=3, norms=0)
+class NormPoolOfItsOwnTwoHeads(_TwoHeads):
+    def forward(self, x: Tensor) -> Any:
+        y = self.pool(self.norm(F.relu(self.conv(x))))
+        return self.fc(y), self.other(y)
+
+
+@row(MEAN, layers=3, norms=0)
+class NormMeanTwoHeadsInAPart(Pooled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = _Heads()
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+@row(MEAN)
+class NormMeanHeadAndItself(_TwoHeads):
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm(F.relu(self.conv(x))).mean((2, 3))
+        return self.fc(y), self.other(y), y
+
+
+@row(MEAN)
+class NormMeanHeadOfBoth(_TwoHeads):
+    """One layer is given the means twice, once as what it multiplies with."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm(F.relu(self.conv(x))).mean((2, 3))
+        return self.fc(y), F.linear(y, y)
+
+
 @row(MEAN)
 class NormPoolPaddedConvolution(Pooled):
     """Zeros that the last convolution pads with aren't shifted by the norm."""
