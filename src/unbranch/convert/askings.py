@@ -38,13 +38,21 @@ class Asked:
 
     def _kind(self) -> type:
         frame = sys._getframe(1)
-        kinds = None if _is_torchs(frame) else _asked_for(frame)
+        if _is_torchs(frame) and _asked_for(frame) is not None:
+            return type(self)
+        while frame.f_back is not None and frame.f_code.co_name == "__instancecheck__":
+            frame = frame.f_back  # of nn.Parameter, which asks twice
+        if _is_torchs(frame):
+            return type(self)
+        operation = _running(frame)
+        if operation is not None and (operation.opname == "MATCH_CLASS" or operation.argval == "__class__"):
+            return self.known_kind()
+        if operation is not None and not _may_be_isinstance(frame, operation):
+            return type(self)
+        kinds = _asked_for(frame)
         if kinds is not None:
             return kinds[0] if is_one_of(self, kinds) else type(self)
-        while frame.f_back is not None and frame.f_code.co_name == "__instancecheck__":
-            frame = frame.f_back  # of nn.Parameter
-        names = frame.f_code.co_names
-        if "isinstance" in names and "isinstance" not in frame.f_globals and not _is_torchs(frame):
+        if "isinstance" in frame.f_code.co_names and "isinstance" not in frame.f_globals:
             self.tracer.asked += 1
         return type(self)
 
@@ -68,6 +76,17 @@ class Asked:
         parameter = self.node.op == "get_attr" and self.tracer.is_parameter(str(self.node.target))
         return nn.Parameter if parameter else torch.Tensor
 
+    def known_kind(self) -> type:
+        """The class of what this will be.
+
+        Raises:
+            UnreadableError: if that isn't known.
+        """
+        kind = self.stands_for()
+        if kind is None:
+            raise UnreadableError("it goes by the class of an optional argument")
+        return kind
+
     def __hash__(self) -> int:
         frame = sys._getframe(1)
         if not _is_torchs(frame) and _looks_up(frame) and self._is_number():
@@ -87,11 +106,7 @@ def _asked_for(frame: types.FrameType) -> tuple[type, ...] | None:
     """
     operations, places = _instructions(frame.f_code)
     at = places.get(frame.f_lasti)
-    if (
-        at is None
-        or operations[at].opname not in ("CALL", "PRECALL", "CALL_FUNCTION")
-        or "isinstance" in frame.f_globals
-    ):
+    if at is None or "isinstance" in frame.f_globals:
         return None
     start = next((j for j in range(at - 1, max(-1, at - 12), -1) if operations[j].argval == "isinstance"), None)
     if start is None or operations[start].opname != "LOAD_GLOBAL":
@@ -116,6 +131,28 @@ def _asked_for(frame: types.FrameType) -> tuple[type, ...] | None:
     return found if all(isinstance(kind, type) for kind in found) else None
 
 
+def _running(frame: types.FrameType) -> dis.Instruction | None:
+    """What a frame is doing."""
+    operations, places = _instructions(frame.f_code)
+    at = places.get(frame.f_lasti)
+    return None if at is None else operations[at]
+
+
+_PLAIN_CALLS = {"CALL", "PRECALL", "CALL_FUNCTION"}
+
+
+def _may_be_isinstance(frame: types.FrameType, operation: dis.Instruction) -> bool:
+    """Whether an instruction may call ``isinstance``, which takes two values without names."""
+    if operation.opname == "CALL_FUNCTION_EX":
+        return not (operation.arg or 0) & 1
+    if operation.opname not in _PLAIN_CALLS:
+        return False
+    operations, places = _instructions(frame.f_code)
+    at = places[operation.offset]
+    named = any(o.opname == "KW_NAMES" for o in operations[max(0, at - 2) : at])
+    return operation.arg == 2 and not named
+
+
 @functools.lru_cache(maxsize=1024)
 def _instructions(code: types.CodeType) -> tuple[list[dis.Instruction], dict[int, int]]:
     """Instructions of code, and their numbers by offset."""
@@ -130,10 +167,6 @@ def _is_torchs(frame: types.FrameType) -> bool:
 
 def _looks_up(frame: types.FrameType) -> bool:
     """Whether what runs in a frame looks for something: a function with a cache is called with values, too."""
-    name = _operations(frame.f_code).get(frame.f_lasti, "")
+    operation = _running(frame)
+    name = "" if operation is None else operation.opname
     return name in _LOOKUPS or ("CALL" in name and not _LOOKING.isdisjoint(frame.f_code.co_names))
-
-
-@functools.lru_cache(maxsize=1024)
-def _operations(code: types.CodeType) -> dict[int, str]:
-    return {i.offset: i.opname for i in dis.get_instructions(code)}

@@ -7,11 +7,13 @@ are the functions and methods that it calls. Nothing that other code sees is rep
 from __future__ import annotations
 
 import builtins
+import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+import torch
 from torch import fx, nn
 
 
@@ -65,6 +67,24 @@ class _Float(metaclass=_Converting):
     plain = builtins.float
 
 
+class _Asking(_Converting):
+    """``type``, which says of a traced value what it will be."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs:
+            return builtins.type(*args, **kwargs)
+        value = args[0]
+        if isinstance(value, fx.Proxy):
+            kind: Any = value.known_kind()
+        else:
+            kind = torch.Size if isinstance(value, torch.Size) else builtins.type(value)
+        return {builtins.int: _Int, builtins.float: _Float}.get(kind, kind)
+
+
+class _Type(metaclass=_Asking):
+    plain = builtins.type
+
+
 def _len(value: Any) -> Any:
     try:
         return len(value)
@@ -98,10 +118,10 @@ def _each(kinds: Any) -> Iterator[type]:
         for kind in kinds if isinstance(kinds, tuple) else kinds.__args__:
             yield from _each(kind)
     else:
-        yield kinds.plain if type(kinds) is _Converting else kinds
+        yield kinds.plain if isinstance(kinds, _Converting) else kinds
 
 
-_OWN = {"int": _Int, "float": _Float, "len": _len, "isinstance": _isinstance}
+_OWN = {"int": _Int, "float": _Float, "len": _len, "isinstance": _isinstance, "type": _Type}
 
 
 _MARK = "_converts_traced_values"
@@ -128,6 +148,37 @@ def converting(forward: Callable[..., Any]) -> Callable[..., Any]:
         else:
             vars(module)[name] = types.MethodType(_copied(method, known), module)
     return types.MethodType(_copied(function, known), module)
+
+
+def asks_for_types(forward: Callable[..., Any]) -> bool:
+    """Whether a forward, or one of its module's methods that it calls, asks for the ``type`` of something.
+
+    Nobody sees that question when it is asked.
+    """
+    module, function = getattr(forward, "__self__", None), getattr(forward, "__func__", None)
+    if not isinstance(module, nn.Module) or not isinstance(function, types.FunctionType) or _is_torchs(function):
+        return False
+    owner: Any = type(module)
+    return _of_types(owner, function)
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_types(owner: Any, function: types.FunctionType) -> bool:
+    seen: set[Any] = set()
+    stack = [function]
+    while stack:
+        one = stack.pop()
+        if one in seen or _is_torchs(one):
+            continue
+        seen.add(one)
+        names = set(_names(one.__code__))
+        if "type" in names and "type" not in one.__globals__:
+            return True
+        methods = (inspect.getattr_static(owner, name, None) for name in names if not hasattr(nn.Module, name))
+        near = (one.__globals__.get(name) for name in names)
+        stack += [f for f in methods if isinstance(f, types.FunctionType)]
+        stack += [f for f in near if isinstance(f, types.FunctionType) and f.__module__ == function.__module__]
+    return False
 
 
 def _methods(module: nn.Module, function: types.FunctionType) -> set[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import dis
 import inspect
 import itertools
+import types
 from typing import Any
 
 from torch import fx, nn
@@ -71,8 +72,11 @@ def _runs_alike(trace: Trace, part: Call, row: list[Call]) -> bool:
     parameters = list(inspect.signature(part.module.forward).parameters.values())
     any_number = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     code = getattr(forward_of(part.module), "__code__", None)
-    if code is None or not _ASKING.isdisjoint(code.co_names) or any(p.kind in any_number for p in parameters):
+    if code is None or not _ASKING.isdisjoint(code.co_names):
         return False
+    if any(p.kind in any_number and _loads(code, p.name) for p in parameters):
+        return False
+    parameters = [p for p in parameters if p.kind not in any_number]
     if not parameters or parameters[0].default is not inspect.Parameter.empty:
         return False
     read = trace.alone(part.path, {p.name: ... for p in parameters[1:]})
@@ -172,6 +176,11 @@ def _reads_more(trace: Trace) -> str | None:
         any_number = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         if not any_number or (name in read and parameter.kind is not inspect.Parameter.VAR_POSITIONAL):
             continue
-        if code is None or any(i.argval == name and i.opname.startswith("LOAD") for i in dis.get_instructions(code)):
+        if code is None or _loads(code, name):
             return name
     return None
+
+
+def _loads(code: types.CodeType, name: str) -> bool:
+    """Whether code reads a variable."""
+    return any(i.argval == name and i.opname.startswith("LOAD") for i in dis.get_instructions(code))

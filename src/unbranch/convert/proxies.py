@@ -17,6 +17,12 @@ from .conversions import NeedsNumberError
 class _Shape(tuple[Any, ...]):
     """A traced shape: plain numbers where they are the same for all inputs, traced ones elsewhere."""
 
+    __class__ = property(lambda _self: torch.Size)  # to isinstance
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        return _Shape(part) if isinstance(index, slice) else part
+
     def numel(self) -> Any:
         """The product of the sizes."""
         return reduce(operator.mul, self, 1)

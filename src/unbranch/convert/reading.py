@@ -18,7 +18,7 @@ from .writes import read_writes
 
 
 def read_module(
-    path: str, module: nn.Module, leaves: set[int], given: Callable[[], Given | None] = lambda: None
+    path: str, module: nn.Module, leaves: set[int], given: Callable[[str], Given | None] = lambda _path: None
 ) -> Trace | str:  # fmt: skip
     """The trace of a module, or why there is none."""
     trace = trace_module(path, module, leaves, given)
@@ -56,7 +56,7 @@ def _read_shapes(trace: Trace) -> None:
     trace.refresh()
 
 
-def _again(path: str, module: nn.Module, leaves: set[int], given: Callable[[], Given | None]) -> Trace:
+def _again(path: str, module: nn.Module, leaves: set[int], given: Callable[[str], Given | None]) -> Trace:
     trace = read_module(path, module, leaves, given)
     assert isinstance(trace, Trace)  # as it was the first time
     return trace
@@ -94,11 +94,11 @@ def traces_of(
         if type(module).forward is nn.Module.forward:  # a list or dictionary of modules
             queue += children
             continue
-        trace = known.get(path) or read_module(path, module, leaves - {id(module)}, functools.partial(given, path))
+        trace = known.get(path) or read_module(path, module, leaves - {id(module)}, given)
         reused = _reused(trace) if isinstance(trace, Trace) else []
         while isinstance(trace, Trace) and reused:
             leaves |= {id(call.module) for call in reused}
-            trace = read_module(path, module, leaves - {id(module)}, functools.partial(given, path))
+            trace = read_module(path, module, leaves - {id(module)}, given)
             reused = _reused(trace) if isinstance(trace, Trace) else []
         if isinstance(trace, str):
             unread[path] = trace

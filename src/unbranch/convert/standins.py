@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,23 +42,23 @@ class StandIns:
     _mode: Stage = field(default_factory=Numberless)
     _copy: nn.Module | None = None
     _unlike: bool = False
-    _found: list[dict[str, tuple[Any, ...]]] | None = None
+    _found: list[dict[str, dict[str, Any]]] | None = None
 
     def of(self, path: str) -> Given | None:
-        """The arguments of the part at a path, if the network comes to it with positional arguments."""
+        """The arguments of the part at a path, if the network comes to it."""
         if self.pair is None:
             return None
         if self._found is None:
             self._found = self._search()
         a, b = (found.get(path) for found in self._found)
-        if self._copy is None or a is None or b is None or len(a) != len(b):
+        if self._copy is None or a is None or b is None or a.keys() != b.keys():
             return None
         return Given(self._mode, self._copy.get_submodule(path), (a, b), self._unlike)
 
-    def _search(self) -> list[dict[str, tuple[Any, ...]]]:
+    def _search(self) -> list[dict[str, dict[str, Any]]]:
         """What parts are given; at sizes that are all unlike, and divided by nothing, if the network takes them."""
         assert self.pair is not None
-        best: list[dict[str, tuple[Any, ...]]] = [{}, {}]
+        best: list[dict[str, dict[str, Any]]] = [{}, {}]
         for make in (Numberless, lambda: FakeTensorMode(allow_non_fake_inputs=True)):
             self._mode = make()
             try:
@@ -74,7 +75,7 @@ class StandIns:
                     return best  # as far as the network comes without them
         return best
 
-    def _with_other_channels(self, first: Arguments, second: Arguments) -> dict[str, tuple[Any, ...]] | None:
+    def _with_other_channels(self, first: Arguments, second: Arguments) -> dict[str, dict[str, Any]] | None:
         """What parts are given for twice as many channels, if the network takes them: then no number is theirs."""
         tensors = [v for v in (*first.args, *second.args) if isinstance(v, Tensor) and v.dim() > 1]
         if len(tensors) < len(first.args) + len(second.args):
@@ -86,16 +87,17 @@ class StandIns:
                     return found
         return None
 
-    def _observed(self, given: Arguments) -> tuple[dict[str, tuple[Any, ...]], Exception | None]:
+    def _observed(self, given: Arguments) -> tuple[dict[str, dict[str, Any]], Exception | None]:
         """What parts are given for an input, and what kept the network from running to its end."""
         assert self._copy is not None
         own = shadow_of(self._copy)
-        found: dict[str, tuple[Any, ...]] = {}
+        found: dict[str, dict[str, Any]] = {}
 
         def watch(path: str) -> Any:
-            def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
-                if path not in found and not kwargs:
-                    found[path] = args
+            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+                if path not in found:
+                    with contextlib.suppress(TypeError, ValueError):  # of a module without a signature
+                        found[path] = _by_name(module, args, kwargs)
 
             return hook
 
@@ -118,6 +120,18 @@ class StandIns:
             return value
         device = self._device if value.is_meta else value.device
         return torch.empty(value.shape, dtype=value.dtype, device=device)
+
+
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a forward by their names; the first of any number."""
+    signature = inspect.signature(module.forward)
+    found = dict(signature.bind(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL and found.get(name):
+            found[name] = found[name][0]
+        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            found.pop(name, None)
+    return found
 
 
 def _needs_numbers(error: Exception) -> bool:

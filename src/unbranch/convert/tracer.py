@@ -25,7 +25,7 @@ from ..graph.guarded import unwritten
 from ..graph.numberless import Numberless, Stage
 from ..graph.outside import Contents, restore_outside
 from ..rules import rule_of_function, rule_of_module, users_functions
-from .conversions import NeedsNumberError, UnreadableError, converting, is_converting, said_of
+from .conversions import NeedsNumberError, UnreadableError, asks_for_types, converting, is_converting, said_of
 from .lines import line_of_user
 from .proxies import Value
 from .trace import MADE, Call, Trace, follows_a_size, forward_of
@@ -158,7 +158,7 @@ class _Tracer(fx.Tracer):
                 value = self._options[name]
                 kwargs[name] = self.create_proxy("placeholder", name, (), {}) if value is ... else value
                 continue
-            if parameter.default is not parameter.empty and not (len(args) == j + 1 and self._is_given_tensors(j)):
+            if parameter.default is not parameter.empty and not (len(args) == j + 1 and self._is_given_tensors(name)):
                 continue
             if parameter.kind == parameter.KEYWORD_ONLY:
                 raise TypeError(f"forward needs the keyword {name}")
@@ -166,9 +166,9 @@ class _Tracer(fx.Tracer):
         self.calls[0].args, self.calls[0].kwargs = nodes_of(tuple(args[1:])), nodes_of(kwargs)
         return functools.partial(root_fn, **kwargs), args
 
-    def _is_given_tensors(self, j: int) -> bool:
+    def _is_given_tensors(self, name: str) -> bool:
         given = self._given()
-        return given is not None and len(given.inputs[0]) > j and _has_tensors(given.inputs[0][j])
+        return given is not None and _has_tensors(given.inputs[0].get(name))
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """Run the root's forward on proxies.
@@ -197,13 +197,14 @@ class _Tracer(fx.Tracer):
         return self.graph
 
     def _root_forward(self, root: nn.Module, forward: Any, args: list[Any]) -> Any:
-        if "" not in self._converts:
-            return forward(*args)
         bound = types.MethodType(forward.func, root)
+        if "" not in self._converts and not asks_for_types(bound):
+            return forward(*args)
         return functools.partial(converting(bound), **forward.keywords)(*args[1:])
 
     def _forward(self, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return (converting(forward) if path in self._converts else forward)(*args, **kwargs)
+        converts = path in self._converts or asks_for_types(forward)
+        return (converting(forward) if converts else forward)(*args, **kwargs)
 
     def _collect_tensors(self, root: nn.Module) -> None:
         for path, module in root.named_modules():
@@ -264,8 +265,8 @@ class _Tracer(fx.Tracer):
             value = self._mode.from_tensor(self._raw(str(node.target)).detach())
             return value, value
         if node.op == "placeholder":
-            names = [n.name for n in self.graph.nodes if n.op == "placeholder"]
-            return None if given is None else tuple(g[names.index(node.name)] for g in given.inputs)
+            is_open = str(node.target) in self._open
+            return None if given is None or is_open else tuple(g[str(node.target)] for g in given.inputs)
         return self._run_twice(node, (node.args, node.kwargs), self.known, given)
 
     def _run_twice(self, node: fx.Node, args: Any, known: Callable[[fx.Node], Any], given: Given | None) -> Any:
@@ -712,28 +713,29 @@ class Given:
     Args:
         mode: that the stand-ins belong to.
         module: the part with stand-ins for its tensors.
-        inputs: the arguments in order, once for each size.
+        inputs: the arguments by name, once for each size; the first of any number.
         apart: whether all sizes that aren't fixed are unlike and odd, so that equal ones are the same.
     """
 
     mode: Stage
     module: nn.Module
-    inputs: tuple[tuple[Any, ...], tuple[Any, ...]]
+    inputs: tuple[dict[str, Any], dict[str, Any]]
     apart: bool
 
 
 def trace_module(
-    path: str, module: nn.Module, leaves: set[int], given: Callable[[], Given | None] = lambda: None,
+    path: str, module: nn.Module, leaves: set[int], given: Callable[[str], Given | None] = lambda _path: None,
     options: dict[str, Any] | None = None, told: dict[Any, Any] | None = None,
 ) -> Trace | str:  # fmt: skip
     """The trace of a module, or why there is none.
 
     Args:
+        given: finds stand-ins of the arguments of the part at a path.
         options: optional arguments that aren't given their defaults; ``...`` is a traced one.
         told: which ways through forwards tell the story of the others, as far as that is known.
     """
     told = {} if told is None else told
-    tracer = _Tracer(leaves, given, options or {}, told)
+    tracer = _Tracer(leaves, functools.partial(given, path), options or {}, told)
     try:
         graph = tracer.trace(module)
     except Exception as error:
@@ -754,7 +756,7 @@ def trace_module(
         key = (inner, *options)
         if key not in read:
             part = module.get_submodule(inner)
-            read[key] = trace_module(f"{path}.{inner}".lstrip("."), part, leaves, options=options)
+            read[key] = trace_module(f"{path}.{inner}".lstrip("."), part, leaves, given, options)
         return read[key]
 
     return Trace(

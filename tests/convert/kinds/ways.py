@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -617,6 +617,111 @@ class AsksForAParameter(_Normed):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         return self.norm(y).relu() if isinstance(self.conv.weight, nn.Parameter) else y
+
+
+@row(ASKED, *BATCHES, norms=0)
+class TypeOfTheImages(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y).relu() if type(x) is Tensor else self.norm(y * 2)
+
+
+@row(ASKED, *BATCHES, norms=0)
+class TypeOfASize(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y).relu() if type(x.shape[-1]) is int else self.norm(y * 2)
+
+
+@row(ASKED, *BATCHES, norms=0)
+class TypeOfAShape(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        known = type(x.shape) is torch.Size and isinstance(x.shape[2:], torch.Size)
+        return self.norm(y).relu() if known else self.norm(y * 2)
+
+
+def _doubled_tensor(y: Any) -> Any:
+    return y * 2 if type(y) == Tensor else y  # noqa: E721
+
+
+@row(ASKED, *BATCHES, norms=0)
+class TypeInAFunction(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(_doubled_tensor(self.conv(x))).relu()
+
+
+@row(ASKED, *BATCHES, norms=0)
+class TypeAsAKey(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x) * {Tensor: 2.0, int: 3.0}[type(x)]).relu()
+
+
+@row(ASKED, *BATCHES, norms=0)
+class SubclassOfItsType(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y).relu() if issubclass(type(y), Tensor) else self.norm(y * 2)
+
+
+@row(ASKED, *BATCHES, norms=0)
+class MatchesAClass(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        match x:
+            case Tensor():
+                return self.norm(y).relu()
+            case _:
+                return self.norm(y * 2)
+
+
+@row(ASKED, *BATCHES, norms=0)
+class NamesItsClass(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y).relu() if x.__class__ is Tensor else self.norm(y * 2)
+
+
+@functools.singledispatch
+def _by_class(y: Any) -> Any:
+    return y
+
+
+@_by_class.register(Tensor)
+def _of_tensors(y: Tensor) -> Tensor:
+    return y * 2
+
+
+@row(ASKED, *BATCHES, norms=0)
+class DispatchesOnTheClass(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(_by_class(self.conv(x))).relu()
+
+
+@row(ASKED, *BATCHES, norms=0)
+class AsksForASequence(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y * 2 if isinstance(x, Sequence) else y).relu()
+
+
+@row(ASKED, *BATCHES, call(tensor(2, 4, 6, 6), 2.0), call(tensor(2, 4, 6, 6), tensor(2, 4, 6, 6)))
+class MatchesAnOption(_Normed):
+    def forward(self, x: Tensor, scale: Any = None) -> Tensor:
+        y = self.conv(x)
+        match scale:
+            case float():
+                y = y * scale
+            case Tensor():
+                y = y + scale
+        return self.norm(y).relu()
+
+
+@row(ASKED, *BATCHES, norms=0)
+class IsinstanceOfStars(_Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y * 2 if isinstance(*(x, Tensor)) else y).relu()
 
 
 @functools.lru_cache(maxsize=8)
