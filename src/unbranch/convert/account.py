@@ -116,7 +116,7 @@ def name_of(trace: Trace, node: fx.Node) -> str:
 
 
 def _is_norm(trace: Trace, node: fx.Node) -> bool:
-    module = trace.module.get_submodule(str(node.target))
+    module = trace.layer_of(node)
     return _has_statistics(module) and rule_of_module(module) is not None
 
 
@@ -134,7 +134,7 @@ def _words_for(trace: Trace, value: Any) -> str:
         return "a value that differs by the size of what the forward is given"
     others = len(trace.readers(value)) > 1
     if value.op == "call_module":
-        path, module = str(value.target), trace.module.get_submodule(str(value.target))
+        path, module = str(value.target), trace.layer_of(value)
         if path in trace.failures:
             return f"what {trace.full_path(path)} gives, whose forward can't be read ({trace.failures[path]})"
         name = f"{type(module).__name__} {trace.full_path(path)}"

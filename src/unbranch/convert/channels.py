@@ -84,7 +84,7 @@ class Channels:
         if rule is None:
             return None
         if rule.channels is not None:
-            found = rule.channels(self._trace.module.get_submodule(str(user.target)))
+            found = rule.channels(self._trace.layer_of(user))
         elif user.op == "call_function" and rule.kind == "kernel":
             found = self._channels_of_function(user)
         elif depth and rule.kind in ("view", "elementwise") and self._inputs(user) < 3:
@@ -107,7 +107,7 @@ class Channels:
 
     def _changes_channels(self, node: fx.Node) -> bool:
         if node.op == "call_module":
-            return isinstance(self._trace.module.get_submodule(str(node.target)), nn.Flatten | nn.Unflatten)
+            return isinstance(self._trace.layer_of(node), nn.Flatten | nn.Unflatten)
         return node.target in _CHANGES_CHANNELS
 
     def _channels_of_function(self, node: fx.Node) -> tuple[int, int, bool] | None:

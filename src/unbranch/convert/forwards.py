@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..graph.float64 import Float64, Shaken
 from ..graph.guarded import (
@@ -24,8 +25,6 @@ from ..graph.guarded import (
     fresh,
     observation,
     observe,
-    private_copy,
-    sharing_copy,
 )
 from ..graph.probe import Arguments, larger, probe, runs, small
 from ..rules import rule_of_base
@@ -105,7 +104,6 @@ class Forwards:
     example: tuple[Any, ...] | None = None
     given: list[Arguments] = field(default_factory=list)
     _native: list[Observation] = field(default_factory=list)
-    _exact: dict[int, Observation] = field(default_factory=dict)
     _noise: float = 0.0
     _reason: str | None = None
     _selects: bool = False
@@ -149,7 +147,7 @@ class Forwards:
 
     def _learn(self, given: Arguments) -> None:
         try:
-            self._native = self._original.observe(given.args, given.kwargs, contextlib.nullcontext, times=2)
+            self._native = _twice(self._original, given)
         except RandomDrawError:
             raise
         except Exception as error:
@@ -167,7 +165,7 @@ class Forwards:
         self._plain = Runner(plain)
         if self._reason is None:
             for j, given in enumerate([*self.given, *self.small]):
-                watch = _Watch(plain, paths - {""}, crossed, tolerance, verdict, seen) if not j else None
+                watch = _Watch(self._plain, paths - {""}, crossed, tolerance, verdict, seen) if not j else None
                 self._compare_whole(watch, j, given, tolerance, verdict)
         else:
             verdict.unprovable[""] = self._reason
@@ -210,16 +208,15 @@ class Forwards:
         self, watch: _Watch | None, j: int, given: Arguments, tolerance: float, verdict: Verdict
     ) -> None:
         try:
-            if j not in self._exact or watch is not None:
-                prepare = None if watch is None else watch.install
-                (self._exact[j],) = self._original.observe(given.args, given.kwargs, Float64, prepare=prepare)
+            if not given.exact or watch is not None:
+                given.exact[:] = self._original.observe(given.args, given.kwargs, Float64, watch=watch)
         except RandomDrawError:
             verdict.unprovable[""] = "it draws random numbers in evaluation"
             return
         except Exception as error:
             verdict.unprovable[""] = f"it doesn't run in float64 ({type(error).__name__}: {_first_line(error)})"
             return
-        theirs = self._exact[j]
+        theirs = given.exact[0]
         if not j and len(theirs.outputs) == len(self._native[0].outputs):
             pairs = zip(self._native[0].outputs, theirs.outputs, strict=True)
             self._noise = max((_distance(a, b) for a, b in pairs if a.shape == b.shape), default=0.0)
@@ -252,14 +249,17 @@ class Forwards:
         if part is None:
             return
         try:
+            runner = Runner(original)
             if path not in self._parts:
-                self._parts[path] = probe(original, expected_input)
+                self._parts[path] = probe(original, expected_input, runner)
             for given in self._parts[path]:
-                first, second = observe(original, given.args, given.kwargs, contextlib.nullcontext, times=2)
+                first, second = _twice(runner, given)
                 if _unlike(second, first, 0.0, changes=False) is not None:
                     verdict.unprovable[path] = "its output differs between two runs on one input"
                     return
-                (theirs,) = observe(original, given.args, given.kwargs, Float64)
+                if not given.exact:
+                    given.exact.extend(runner.observe(given.args, given.kwargs, Float64))
+                theirs = given.exact[0]
                 try:
                     (ours,) = observe(part, given.args, given.kwargs, Float64)
                 except Exception as error:
@@ -271,6 +271,13 @@ class Forwards:
             verdict.unprovable[path] = "it draws random numbers in evaluation"
         except Exception as error:
             verdict.unprovable[path] = f"it doesn't run in float64 ({type(error).__name__}: {_first_line(error)})"
+
+
+def _twice(runner: Runner, given: Arguments) -> list[Observation]:
+    """Two runs of one copy, which has kept of the first what it keeps."""
+    if given.native and not given.native[0].changes:
+        return [given.native[0], *runner.observe(given.args, given.kwargs, contextlib.nullcontext)]
+    return runner.observe(given.args, given.kwargs, contextlib.nullcontext, times=2)
 
 
 class _Method(nn.Module):
@@ -290,29 +297,29 @@ class _Watch:
     _MOST = 2  # calls of one part that are compared
 
     def __init__(
-        self, plain: nn.Module, paths: set[str], crossed: set[str], tolerance: float, verdict: Verdict, seen: set[str]
+        self, beside: Runner, paths: set[str], crossed: set[str], tolerance: float, verdict: Verdict, seen: set[str]
     ) -> None:  # fmt: skip
-        self._plain, self._paths, self._crossed, self._tolerance = plain, paths, crossed, tolerance
+        self.beside, self._paths, self._crossed, self._tolerance = beside, paths, crossed, tolerance
         self._verdict, self._seen = verdict, seen
 
-    def install(self, original: nn.Module, private: bool) -> nn.Module:
-        """Put hooks on the parts of a copy of the original; the result is the copy that they run."""
-        own = private_copy(self._plain) if private else sharing_copy(self._plain)
+    def install(self, running: nn.Module, beside: nn.Module) -> list[RemovableHandle]:
+        """Put hooks on the parts of a copy of the original, which run those of a copy of the rewritten network."""
+        handles = []
         for path in self._paths | self._crossed:
             mark = functools.partial(self._mark, path)
-            for inner in original.get_submodule(path).modules():
+            for inner in running.get_submodule(path).modules():
                 if inner._parameters or inner._buffers:
-                    inner.register_forward_pre_hook(mark)
+                    handles.append(inner.register_forward_pre_hook(mark))
         for path in self._paths:
-            part = _part_of(own, path)
+            part = _part_of(beside, path)
             if part is not None:
-                self._install(path, original.get_submodule(path), part)
-        return own
+                handles += self._install(path, running.get_submodule(path), part)
+        return handles
 
     def _mark(self, path: str, _module: nn.Module, _args: Any) -> None:
         self._verdict.run.add(path)
 
-    def _install(self, path: str, original: nn.Module, part: nn.Module) -> None:
+    def _install(self, path: str, original: nn.Module, part: nn.Module) -> list[RemovableHandle]:
         calls: list[Any] = []
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -333,8 +340,10 @@ class _Watch:
                 self._verdict.note(path, _unlike(ours, observation(output, args, kwargs), self._tolerance))
 
         done: list[None] = []
-        original.register_forward_pre_hook(before, with_kwargs=True)
-        original.register_forward_hook(after, with_kwargs=True)
+        return [
+            original.register_forward_pre_hook(before, with_kwargs=True),
+            original.register_forward_hook(after, with_kwargs=True),
+        ]
 
 
 def lies_in(path: str, around: str) -> bool:

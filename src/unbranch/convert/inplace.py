@@ -68,7 +68,7 @@ def _unite(
 def is_view(trace: Trace, node: fx.Node) -> bool:
     """Whether a value may share memory with its first input."""
     if node.op == "call_module":
-        rule = rule_of_module(trace.module.get_submodule(str(node.target)))
+        rule = rule_of_module(trace.layer_of(node))
         return bool(node.meta.get("passes")) or (rule is not None and rule.kind == "view")
     return is_view_operation(node)
 
@@ -83,7 +83,7 @@ def changed_in_place(trace: Trace, node: fx.Node) -> fx.Node | None:
     """The value that an operation writes to, if it does."""
     if node.op != "call_module":
         return written_to(node)
-    writes = bool(getattr(trace.module.get_submodule(str(node.target)), "inplace", False)) and not is_view(trace, node)
+    writes = bool(getattr(trace.layer_of(node), "inplace", False)) and not is_view(trace, node)
     first = node.args[0] if node.args else None
     return first if writes and isinstance(first, fx.Node) else None
 

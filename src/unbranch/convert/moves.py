@@ -77,7 +77,7 @@ def move_norms(trace: Trace, unmoved: set[str], hooked: Collection[str] = ()) ->
 def _is_norm(trace: Trace, node: fx.Node) -> bool:
     if node.op != "call_module" or node.meta.get("passes") or len(node.args) != 1 or node.kwargs:
         return False
-    module = trace.module.get_submodule(str(node.target))
+    module = trace.layer_of(node)
     rule = rule_of_module(module)
     norms = isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(module).__name__
     return norms and rule is not None and rule.kind == "elementwise"
@@ -93,7 +93,7 @@ class _Norm:
 
     @classmethod
     def at(cls, trace: Trace, node: fx.Node) -> _Norm | None:
-        module = trace.module.get_submodule(str(node.target))
+        module = trace.layer_of(node)
         rule = rule_of_module(module)
         if rule is None or trace.times_called()[id(module)] > 1:
             return None
@@ -214,7 +214,7 @@ class _Mover:
 
     def _passes(self, node: fx.Node) -> bool:
         if node.op == "call_module":
-            module = self.trace.module.get_submodule(str(node.target))
+            module = self.trace.layer_of(node)
             return isinstance(module, nn.Identity | nn.Dropout) or bool(node.meta.get("passes"))
         return node.target is F.dropout or node.target in ("contiguous", "clone")
 
@@ -268,7 +268,7 @@ class _Mover:
         return rule is not None and rule.kind == "kernel"
 
     def _is_mean(self, node: fx.Node) -> bool:
-        module = self.trace.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = self.trace.layer_of(node) if node.op == "call_module" else None
         return node.target in _MEANS | _ADAPTIVE or isinstance(module, _AdaptiveAvgPoolNd | _AvgPoolNd)
 
     def _keeps_channels(self, node: fx.Node, source: fx.Node) -> bool:
@@ -277,7 +277,7 @@ class _Mover:
         if before is None or after is None or len(after) < 2 or after[1] != before[1] or len(node.all_input_nodes) != 1:
             return False
         if node.op == "call_module":
-            module = self.trace.module.get_submodule(str(node.target))
+            module = self.trace.layer_of(node)
             if isinstance(module, _AdaptiveAvgPoolNd):
                 return True
             if isinstance(module, _AvgPoolNd):

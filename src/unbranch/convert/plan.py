@@ -175,7 +175,7 @@ class _Planner:
         rule = None if around is None else rule_of_module(around.module)
         if rule is not None and rule.rest:  # it goes with the activation
             return False
-        return type(self.region.trace.module.get_submodule(str(node.target))) is torch.nn.Identity
+        return type(self.region.trace.layer_of(node)) is torch.nn.Identity
 
     def _demanded(self) -> set[fx.Node]:
         """Values of affine operations that something else reads, or nothing: what is computed is converted."""
@@ -250,7 +250,7 @@ class _Planner:
             )
         )
         if node.op == "call_module":
-            numbers += parameter_numbers(self.region.trace.module.get_submodule(str(node.target)))
+            numbers += parameter_numbers(self.region.trace.layer_of(node))
         if not isinstance(value, Affine):
             return Cost(numbers=numbers, launches=1 + computed)
         ndim = value.ndim

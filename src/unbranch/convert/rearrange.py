@@ -24,7 +24,7 @@ _PRIMES = (2, 3, 5, 7, 11, 13, 17)
 def _name(trace: Trace, node: fx.Node) -> str:
     """What an operation is called as a tensor's method, or nothing."""
     if node.op == "call_module" and not node.meta.get("passes"):
-        layer = trace.module.get_submodule(str(node.target))
+        layer = trace.layer_of(node)
         return {nn.Flatten: "flatten", nn.Unflatten: "unflatten"}.get(type(layer), "")
     if node.op == "call_method":
         return str(node.target)
@@ -100,6 +100,6 @@ def _squeezed_axes(node: fx.Node, rank: int) -> list[int]:
 
 def _divided_axis(trace: Trace, node: fx.Node) -> Any:
     if node.op == "call_module":
-        return trace.module.get_submodule(str(node.target)).dim
+        return trace.layer_of(node).dim
     given: Any = dict(zip(("input", "dim"), node.args, strict=False)) | node.kwargs
     return given.get("dim")

@@ -230,7 +230,7 @@ class _SizesLater:
         """Whether a value is passed on: an identity, or dropout, which is one in evaluation."""
         if node.op != "call_module":
             return False
-        module = self._region.trace.module.get_submodule(str(node.target))
+        module = self._region.trace.layer_of(node)
         return isinstance(module, nn.Identity | _DropoutNd)
 
     def _axes_read(self, node: fx.Node, rank: int) -> set[int]:

@@ -163,7 +163,7 @@ class Region:
         args, kwargs = _by_position(*fx.node.map_arg((node.args, node.kwargs), value))
         self._check_arrangement(rule, node, (args, kwargs))
         if node.op == "call_module":
-            args = (self.trace.module.get_submodule(str(node.target)), *args)
+            args = (self.trace.layer_of(node), *args)
         with torch.set_grad_enabled(self.differentiable and bool(real)):
             result = rule.apply(*args, **kwargs)
             return result if real else _on_meta(result)
@@ -176,7 +176,7 @@ class Region:
         if rule is not _REARRANGES:
             args, kwargs = _by_position(*fx.node.map_arg((node.args, node.kwargs), value))
             if node.op == "call_module":
-                args = (self.trace.module.get_submodule(str(node.target)), *args)
+                args = (self.trace.layer_of(node), *args)
             with contextlib.suppress(NotAffine):
                 return rule.apply(*args, **kwargs)  # type: ignore[no-any-return]
         shapes = shapes_of(self.trace, source_of(node))
@@ -191,7 +191,7 @@ class Region:
         if not rule.arranged and any(v.arrangement is not None for v in values):
             raise NotAffine("a layer in another arrangement than its root's")
         if rule.channels is not None and rule.kind == "elementwise":
-            _, _, last = rule.channels(self.trace.module.get_submodule(str(node.target)))
+            _, _, last = rule.channels(self.trace.layer_of(node))
             for v in values:
                 v.expect_channels(last=last)
 
@@ -250,7 +250,7 @@ class Region:
         """Floating parameters and buffers of the operations from ``root`` to ``target``."""
         for node in self.between(root, target):
             if node.op == "call_module":
-                module = self.trace.module.get_submodule(str(node.target))
+                module = self.trace.layer_of(node)
                 yield from (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
             for source in node.all_input_nodes:
                 if source in self.constant:

@@ -42,7 +42,7 @@ def _is_sum(trace: Trace, node: fx.Node) -> bool:
 def _is_new(trace: Trace, node: fx.Node) -> bool:
     """Whether a value is a tensor of its own, which may be added to in place without anything else seeing it."""
     if node.op == "call_module":
-        module = trace.module.get_submodule(str(node.target))
+        module = trace.layer_of(node)
         rule = trace.rule(node)
         return rule is not None and rule.kind != "view" and not getattr(module, "inplace", False)
     return node.target in _ADDS
@@ -95,7 +95,7 @@ def _likeness(trace: Trace, node: fx.Node) -> tuple[Any, ...]:
     for _ in range(64):  # operations back to a kernel
         rule = trace.rule(node)
         if rule is not None and rule.kind == "kernel" and node.op == "call_module":
-            sizes = getattr(trace.module.get_submodule(str(node.target)), "dilation", 1)
+            sizes = getattr(trace.layer_of(node), "dilation", 1)
             spread = max((spread, *sizes) if isinstance(sizes, tuple) else (spread, sizes))
         sources = [n for n in node.all_input_nodes if n.op != "get_attr" and n not in trace.sizes]
         if rule is None or not sources:

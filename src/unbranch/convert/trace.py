@@ -86,6 +86,7 @@ class Trace:
     made: set[str] = field(init=False)
     moved: dict[fx.Node, tuple[Call, ...]] = field(default_factory=dict)
     reread: Callable[[], Trace] = field(init=False)
+    _layers: dict[str, nn.Module] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.refresh()
@@ -151,10 +152,17 @@ class Trace:
                 fx.node.map_arg((call.args, call.kwargs, call.output), found.add)
         return found
 
+    def layer_of(self, node: fx.Node) -> nn.Module:
+        """The module that an operation calls."""
+        path = str(node.target)
+        if path not in self._layers:
+            self._layers[path] = self.module.get_submodule(path)
+        return self._layers[path]
+
     def rule(self, node: fx.Node) -> Rule | None:
         """The rule of an operation or a layer, if it has one."""
         if node.op == "call_module" and not node.meta.get("passes"):
-            return rule_of_module(self.module.get_submodule(str(node.target)))
+            return rule_of_module(self.layer_of(node))
         if node.op == "call_function":
             return rule_of_function(node.target)
         return rule_of_method(str(node.target)) if node.op == "call_method" else None

@@ -68,7 +68,7 @@ def _may_have_effects(trace: Trace, node: fx.Node) -> bool:
     """Whether a module whose inside isn't read may keep or count something."""
     if node.op != "call_module":
         return False
-    module = trace.module.get_submodule(str(node.target))
+    module = trace.layer_of(node)
     return rule_of_module(module) is None and not type(module).__module__.startswith("torch.nn.modules.")
 
 

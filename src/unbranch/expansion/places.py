@@ -121,7 +121,7 @@ def _norm_behind(trace: Trace, node: Any) -> str | None:
         if len(users) != 1 or users[0].op != "call_module":
             return None
         (node,) = users
-        module = trace.module.get_submodule(str(node.target))
+        module = trace.layer_of(node)
         if is_norm(module) and trace.times_called()[id(module)] <= 1 and node.target not in trace.hidden:
             return str(node.target)
         if type(module) is not nn.Identity:

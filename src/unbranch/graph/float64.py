@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -15,7 +14,7 @@ from ..algebra.evaluate import convolve
 from .isolated import Isolated, mapped
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
-_IN_PIECES = _CONVOLUTIONS | {F.linear}
+_READING = _CONVOLUTIONS | {F.linear}
 _LAYERS = {  # by name: what sums up many products, and so rounds
     "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "addmm", "addbmm", "baddbmm", "addmv",
@@ -73,24 +72,28 @@ class Float64(Isolated):
             result = self._widened(func, args, kwargs, result)
         return result
 
-    def in_pieces(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: Any) -> Any:
-        """Convolutions and linear layers with large weights, of which one piece at a time is cast."""
-        named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-        weight = named.get("weight")
-        if func not in _IN_PIECES or not isinstance(weight, Tensor) or weight.numel() < 2 * _PIECE:
+    def directly(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: Any) -> Any:
+        """Layers, which write nothing: weights from outside are cast for the call, large ones piece by piece."""
+        if func not in _READING and (func is not F.batch_norm or (args[5:6] or [kwargs.get("training")])[0]):
             return None
-        grouped = (args[6] if len(args) > 6 else kwargs.get("groups", 1)) != 1
-        if grouped or weight.device.type != "cpu" or not self._narrow(weight) or not call.is_untouched(weight):
-            return None
-        rest = {k: v for k, v in named.items() if k not in ("input", "weight", "bias")}
-        x, bias = call.given(named["input"]), call.given(named.get("bias"))
-        rows = max(1, _PIECE // weight[0].numel())
-        biases = itertools.repeat(None) if bias is None else torch.split(bias, rows)
-        more = args[3:]
-        pieces = [
-            func(x, w.double(), b, *more, **rest) for w, b in zip(torch.split(weight, rows), biases, strict=False)
-        ]
-        return torch.cat(pieces, -1 if func is F.linear else 1 - weight.dim())
+
+        def given(value: Any) -> Any:
+            if isinstance(value, Tensor) and call.is_untouched(value):
+                return value.to(self.stored(value.dtype))
+            return call.given(value)
+
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        if func in _READING and self._is_large(weight) and call.is_untouched(weight):
+            named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+            if (args[6] if len(args) > 6 else kwargs.get("groups", 1)) == 1:
+                x, bias = given(named.pop("input")), given(named.pop("bias", None))
+                return _in_pieces(func, x, named.pop("weight"), bias, args[3:], named)
+        return self.call(func, mapped(given, tuple(args)), mapped(given, kwargs), args)
+
+    def _is_large(self, weight: Any) -> bool:
+        if not isinstance(weight, Tensor) or weight.numel() < 2 * _PIECE:
+            return False
+        return weight.device.type == "cpu" and self._narrow(weight)
 
     def _narrow(self, value: Tensor) -> bool:
         return value.dtype != self.stored(value.dtype)
@@ -154,10 +157,8 @@ class Shaken(Float64):
         result = super().call(func, args, kwargs, originals)
         return self._shaken(result) if getattr(func, "__name__", "") in _LAYERS else result
 
-    def in_pieces(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: Any) -> Any:
-        """As ``Float64`` does, shaken."""
-        result = super().in_pieces(func, args, kwargs, call)
-        return None if result is None else self._shaken(result)
+    def _is_large(self, weight: Any) -> bool:  # noqa: ARG002
+        return False  # so that all goes through ``call``
 
     def _shaken(self, result: Any) -> Any:
         if not isinstance(result, Tensor) or not result.is_floating_point() or not result.numel():
@@ -165,6 +166,18 @@ class Shaken(Float64):
         # No random numbers, which would move the generators.
         pattern = torch.arange(result.numel(), dtype=torch.float64, device=result.device).mul_(12.9898).sin_()
         return result + (self._amount * result.abs().max()) * pattern.view(result.shape)
+
+
+def _in_pieces(
+    func: Callable[..., Any], x: Tensor, weight: Tensor, bias: Tensor | None, more: Any, named: dict[str, Any]
+) -> Tensor:
+    """A convolution or linear layer with some of the output channels at a time, so that no weight is cast as a whole."""
+    rows = max(1, _PIECE // weight[0].numel())
+    weights = torch.split(weight, rows)
+    biases = [None] * len(weights) if bias is None else torch.split(bias, rows)
+    pieces = zip(weights, biases, strict=True)
+    results = [func(x, w.double(), b, *more, **named) for w, b in pieces]
+    return torch.cat(results, -1 if func is F.linear else 1 - weight.dim())
 
 
 def _convolution(

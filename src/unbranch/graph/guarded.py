@@ -8,21 +8,20 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.hooks import RemovableHandle
 
 from .numberless import Stage
 from .outside import restore_outside
 from .shadow import computed_names, shadow_of
 from .untouched import untouched
 
-_PLUMBING = {
-    "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", "forward", "unbranch_history",
-}  # fmt: skip
+_PLUMBING = {*vars(nn.Module()), "forward", "unbranch_history"}
 
 
 class StateWriteError(Exception):
@@ -97,15 +96,35 @@ class Observation:
 
 
 def observe(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1,
-    prepare: Prepare | None = None,
-) -> list[Observation]:  # fmt: skip
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1
+) -> list[Observation]:
     """Run a copy of ``module`` in evaluation ``times`` times over: see ``Runner.observe``."""
-    return Runner(module).observe(args, kwargs, mode, times, prepare)
+    return Runner(module).observe(args, kwargs, mode, times)
 
 
-Prepare = Callable[[nn.Module, bool], nn.Module | None]
-"""Puts hooks on a copy that is about to run; the flag says whether it has tensors of its own."""
+class Watch(Protocol):
+    """Runs parts of another network while a network runs."""
+
+    beside: Runner
+
+    def install(self, running: nn.Module, beside: nn.Module) -> list[RemovableHandle]:
+        """Put hooks on a copy that is about to run, which run parts of a copy of the network beside it."""
+
+
+class _Copy:
+    """A copy of a module, with what a run must not write to and what it may change."""
+
+    def __init__(self, module: nn.Module, *, private: bool) -> None:
+        self.module, self.private, self.state = module, private, _state(module)
+        self.protected: set[int] = set()
+        if not private:
+            self.protected = {_storage(t) for m in module.modules() for t in _tensors_of(m)} - {0}
+
+    def changes(self) -> dict[tuple[str, str], Any]:
+        """What has changed since this was last asked."""
+        before, self.state = self.state, _state(self.module)
+        new = ((key, mark, value, before.get(key)) for key, (mark, value) in self.state.items())
+        return {key: v for key, mark, v, old in new if old is None or (old[0] is not mark and old[0] != mark)}
 
 
 @dataclass(eq=False)
@@ -113,17 +132,17 @@ class Runner:
     """A module, of which copies are run, one in each mode; a copy is run again as long as that leaves it as it was."""
 
     module: nn.Module
-    _kept: dict[Any, nn.Module] = field(default_factory=dict)
+    _kept: dict[Any, _Copy] = field(default_factory=dict)
     _writes: bool = False
 
     def observe(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1,
-        prepare: Prepare | None = None,
+        watch: Watch | None = None,
     ) -> list[Observation]:  # fmt: skip
         """Run a copy in evaluation ``times`` times over, under the context manager that ``mode`` makes.
 
-        The copy, on which ``prepare`` may put hooks, shares the module's tensors, and so does a network that this
-        returns, whose parts the hooks run. Where a forward writes to them all is run again on tensors of their own.
+        The copy shares the module's tensors. Where a forward writes to them all is run again on tensors of their own.
+        A ``watch`` runs parts of another network along with it, of which the same holds.
 
         Raises:
             RandomDrawError: if it draws random numbers; the generators are as they were.
@@ -134,40 +153,47 @@ class Runner:
             try:
                 if not self._writes:
                     try:
-                        return self._run(args, kwargs, mode, times, prepare)
+                        return self._run(args, kwargs, mode, times, watch)
                     except StateWriteError:
                         self._writes = True
                         restore_outside()
-                return self._run(args, kwargs, mode, times, prepare)
+                return self._run(args, kwargs, mode, times, watch)
             finally:
                 restore_outside()  # where tables may now be in another dtype
 
     def _run(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int,
-        prepare: Prepare | None,
-    ) -> list[Observation]:  # fmt: skip
-        own = self._kept.pop(mode, None)
-        if own is None or self._writes or prepare is not None:
-            own = private_copy(self.module) if self._writes else sharing_copy(self.module)
-        beside = None if prepare is None else prepare(own, self._writes)
-        run = [m for network in (own, beside) if network is not None for m in network.modules()]
-        protected = set() if self._writes else {_storage(t) for m in run for t in _tensors_of(m)} - {0}
-        seen = [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
-        if prepare is None and not any(one.changes for one in seen):
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int, watch: Watch | None
+    ) -> list[Observation]:
+        own = self._taken(mode, private=self._writes)
+        beside = None if watch is None else watch.beside._taken(mode, private=self._writes)
+        handles = [] if watch is None or beside is None else watch.install(own.module, beside.module)
+        protected = own.protected if beside is None else own.protected | beside.protected
+        try:
+            seen = [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not any(one.changes for one in seen):
             self._kept[mode] = own
+        if watch is not None and beside is not None and not beside.changes():
+            watch.beside._kept[mode] = beside
         return seen
+
+    def _taken(self, mode: Any, *, private: bool) -> _Copy:
+        kept = self._kept.pop(mode, None)
+        if kept is not None and kept.private >= private:
+            return kept
+        return _Copy(private_copy(self.module) if private else sharing_copy(self.module), private=private)
 
 
 def _observed(
-    own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], protected: set[int]
+    own: _Copy, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], protected: set[int]
 ) -> Observation:
     given, named = fresh((args, kwargs))
-    before = _state(own)
     with Guard(protected), mode():
-        output = own(*given, **named)
-    changed = {key: value for key, value in _state(own).items() if key not in before or before[key][0] != value[0]}
+        output = own.module(*given, **named)
     seen = observation(output, given, named)
-    seen.changes.update({key: value for key, (_, value) in changed.items()})
+    seen.changes.update(own.changes())
     return seen
 
 
@@ -285,8 +311,10 @@ _TABLES = {"_parameters", "_buffers", "_modules"}
 
 def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers, and tensors among the attributes of a module, alone and in containers."""
-    attributes = (value for name, value in vars(module).items() if name not in _TABLES)
+    attributes = (value for name, value in vars(module).items() if name not in _PLUMBING)
     for value in (*module._parameters.values(), *module._buffers.values(), *attributes):
+        if value is None or type(value) in _ATOMS:
+            continue
         found = tree_flatten(value)[0] if isinstance(value, tuple | list | dict) and value else (value,)
         yield from (t for t in found if isinstance(t, Tensor) and not nn.parameter.is_lazy(t))
 
@@ -299,24 +327,33 @@ def _state(module: nn.Module) -> dict[tuple[str, str], tuple[Any, Any]]:
             for name, tensor in table.items():
                 if tensor is not None and not nn.parameter.is_lazy(tensor):
                     found[path, name] = ((id(tensor), _version(tensor)), tensor)
-        computed = computed_names(part)
+        computed = computed_names(part) if part._forward_pre_hooks else ()
         for name, value in vars(part).items():
-            if name not in computed and name not in _PLUMBING and not name.endswith("_hooks") and "hooks_" not in name:
-                found[path, name] = (_mark(value), copy.copy(value) if isinstance(value, list | dict | set) else value)
+            if name not in _PLUMBING and name not in computed:
+                known = isinstance(value, list | dict | set)
+                found[path, name] = (_mark(value), copy.copy(value) if known else value)
     return found
 
 
 def _mark(value: Any) -> Any:
     """Something that differs after the value was replaced or changed."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
     if isinstance(value, Tensor):
         return id(value), _version(value)
     if isinstance(value, tuple | list):
-        return type(value).__name__, *map(_mark, value)
+        if kind is tuple and all(type(v) in _ATOMS for v in value):
+            return value
+        return kind.__name__, *map(_mark, value)
     if isinstance(value, dict):
         return tuple((str(k), _mark(v)) for k, v in value.items())
-    if isinstance(value, bool | int | float | str | None):
-        return value
+    if isinstance(value, set):
+        return "set", *map(id, value)
     return id(value)
+
+
+_ATOMS = {bool, int, float, str, type(None)}
 
 
 def _version(tensor: Tensor) -> int:

@@ -67,8 +67,8 @@ class Isolated(TorchFunctionMode):
         del originals
         return func(*args, **kwargs)
 
-    def in_pieces(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: _Call) -> Any:
-        """The result of a function that reads a large tensor from outside piece by piece, or nothing."""
+    def directly(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: _Call) -> Any:
+        """The result of a function that writes nothing, and needs no private copies therefore, or nothing."""
 
     def values(self, result: Any) -> Any:
         """A result of the run with tensors from outside, such as a parameter, replaced by what the run made of them."""
@@ -111,7 +111,7 @@ class _Call:
         self.watched: list[tuple[Tensor, int, _Copy | None]] = []  # and the number of writes before
 
     def run(self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        result = self.mode.in_pieces(func, args, kwargs, self)
+        result = self.mode.directly(func, args, kwargs, self)
         if result is not None:
             return mapped(self._taken, result)
         given, named = mapped(self.given, tuple(args)), mapped(self.given, kwargs)

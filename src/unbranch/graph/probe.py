@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .guarded import RandomDrawError, Runner
+from .float64 import Float64
+from .guarded import Observation, RandomDrawError, Runner
 from .numberless import Numberless
 
 Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid dimensions, channels on the last axis
@@ -27,10 +28,17 @@ _TRIED_LAYERS = 3
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """What one call of a forward is given."""
+    """What one call of a forward is given.
+
+    Args:
+        native: what it gave for them so far, in the module's own dtype.
+        exact: the same in float64.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
+    native: list[Observation] = field(default_factory=list)
+    exact: list[Observation] = field(default_factory=list)
 
 
 def probe(module: nn.Module, expected: Expected, runner: Runner | None = None) -> list[Arguments]:
@@ -54,7 +62,7 @@ def probe(module: nn.Module, expected: Expected, runner: Runner | None = None) -
             if not runs(runner, first):
                 continue
             more = (_noise(_shape(3, channels, axes, last, o), count, dtype, device) for o in _others(sides))
-            second = next((m for m in more if runs(runner, m)), None)
+            second = next((m for m in more if runs(runner, m, exactly=True)), None)
             return [first] if second is None else [first, second]
     return []
 
@@ -135,21 +143,29 @@ def small(given: Arguments, runner: Runner) -> Arguments | None:
             one = Arguments(
                 tuple(noise.to(v.device, v.dtype) if isinstance(v, Tensor) else v for v in given.args), given.kwargs
             )
-            if runs(runner, one):
+            if runs(runner, one, exactly=True):
                 return one
     return None
 
 
-def runs(runner: Runner, given: Arguments) -> bool:
-    """Whether a module's forward takes an input."""
+def runs(runner: Runner, given: Arguments, *, exactly: bool = False) -> bool:
+    """Whether a module's forward takes an input; what it gives is kept with that.
+
+    With ``exactly`` it is run in float64, and only where that fails as it is.
+    """
     meta = any(isinstance(v, Tensor) and v.is_meta for v in given.args)
-    try:
-        runner.observe(given.args, given.kwargs, Numberless if meta else contextlib.nullcontext)
-    except RandomDrawError:
-        raise
-    except Exception:
-        return False
-    return True
+    kinds: list[tuple[Callable[[], Any], list[Observation]]] = [
+        (Numberless if meta else contextlib.nullcontext, given.native)
+    ]
+    for mode, found in [(Float64, given.exact), *kinds] if exactly and not meta else kinds:
+        try:
+            found += runner.observe(given.args, given.kwargs, mode)
+        except RandomDrawError:
+            raise
+        except Exception:
+            continue
+        return True
+    return False
 
 
 def _like(module: nn.Module) -> tuple[torch.dtype, torch.device]:

@@ -62,15 +62,31 @@ def _copied_module(module: nn.Module, memo: dict[int, Any]) -> None:
         copy.deepcopy(module, memo)
         return
     memo[id(module)] = copied = kind.__new__(kind)
-    vars(copied).update({name: _copied_value(value, memo) for name, value in vars(module).items()})
+    new = vars(copied)
+    for name, value in vars(module).items():
+        of = type(value)
+        if of in _ATOMS:
+            new[name] = value
+        elif not value and name in _PLUMBING and of in _CONTAINERS:
+            new[name] = of()
+        else:
+            new[name] = _copied_value(value, memo)
 
 
 @functools.lru_cache(maxsize=4096)
 def _copies_itself(kind: Any) -> bool:
     names = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__", "__slots__")
-    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in names)
+    return any(
+        (method := getattr(kind, name, None)) is not getattr(nn.Module, name, None)
+        and not (getattr(method, "__module__", "") or "").startswith(
+            "torch.nn.modules."
+        )  # which only fill in what is missing
+        for name in names
+    )
 
 
+_PLUMBING = set(vars(nn.Module()))
+_CONTAINERS = {dict, OrderedDict, set}
 _ATOMS = {int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size}
 
 
@@ -85,6 +101,9 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
         memo[id(value)] = copied
         copied.update((_copied_value(k, memo), _copied_value(v, memo)) for k, v in value.items())
         return copied
+    if kind is set and all(type(v) in _ATOMS for v in value):
+        memo[id(value)] = taken = set(value)
+        return taken
     if kind is list:
         items: list[Any] = []
         memo[id(value)] = items
