@@ -94,3 +94,15 @@ def test_a_report_is_plain_data() -> None:
 
 def test_strict_does_not_mind_norms_that_nothing_takes_in() -> None:
     ub.collapse(_PreActivation().eval(), strict=True)
+
+
+def test_what_a_norm_reads_is_named_by_what_computes_it() -> None:
+    """Identities and dropout in between say nothing to a reader."""
+    network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Identity(), nn.Dropout(), nn.BatchNorm2d(4))
+    (norm,) = report_of(network).norms
+    assert "ReLU 1" in norm.reason
+
+
+def test_the_line_that_starts_a_conversion_is_no_place_in_the_network() -> None:
+    (norm,) = report_of(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU())).norms
+    assert norm.where == ""

@@ -126,6 +126,11 @@ def _has_statistics(module: nn.Module | None) -> bool:
 
 def _words_for(trace: Trace, value: Any) -> str:
     """What a norm reads, and why nothing there takes it in."""
+    while isinstance(value, fx.Node) and value.op == "call_module" and len(trace.readers(value)) == 1:
+        passes = value.meta.get("passes") or isinstance(trace.layer_of(value), nn.Identity | nn.Dropout)
+        if not passes or not isinstance(value.args[0] if value.args else None, fx.Node):
+            break
+        value = value.args[0]
     if not isinstance(value, fx.Node) or value.op == "placeholder":
         return "what the part is given, and no layer behind takes it in"
     if value.op == "get_attr":

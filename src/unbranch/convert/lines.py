@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+import types
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import fx
 
 _OURS = (os.path.dirname(__file__), os.path.dirname(fx.__file__).rpartition(os.sep)[0], "<")
 
+_BEGINNINGS: set[types.CodeType] = set()
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def begins(function: Method) -> Method:
+    """Mark a function as the one that a trace begins in: what called it isn't part of the network."""
+    _BEGINNINGS.add(function.__code__)
+    return function
+
 
 def line_of_user() -> tuple[str, int]:
-    """File and line of the user's code that is running."""
+    """File and line of the user's code that a trace runs; nothing where only PyTorch's and ours runs."""
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_OURS):
-        frame = frame.f_back
+        frame = None if frame.f_code in _BEGINNINGS else frame.f_back
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 

@@ -26,7 +26,7 @@ from ..graph.numberless import Numberless, Stage
 from ..graph.outside import Contents, restore_outside
 from ..rules import rule_of_function, rule_of_module, users_functions
 from .conversions import NeedsNumberError, UnreadableError, asks_for_types, converting, is_converting, said_of
-from .lines import line_of_user
+from .lines import begins, line_of_user
 from .proxies import Value
 from .trace import MADE, Call, Trace, follows_a_size, forward_of
 from .ways import (
@@ -170,6 +170,7 @@ class _Tracer(fx.Tracer):
         given = self._given()
         return given is not None and _has_tensors(given.inputs[0].get(name))
 
+    @begins
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """Run the root's forward on proxies.
 

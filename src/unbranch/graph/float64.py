@@ -171,7 +171,7 @@ class Shaken(Float64):
 def _in_pieces(
     func: Callable[..., Any], x: Tensor, weight: Tensor, bias: Tensor | None, more: Any, named: dict[str, Any]
 ) -> Tensor:
-    """A convolution or linear layer with some of the output channels at a time, so that no weight is cast as a whole."""
+    """A convolution or linear layer, some output channels at a time, so that no weight is cast as a whole."""
     rows = max(1, _PIECE // weight[0].numel())
     weights = torch.split(weight, rows)
     biases = [None] * len(weights) if bias is None else torch.split(bias, rows)

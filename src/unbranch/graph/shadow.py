@@ -67,7 +67,7 @@ def _copied_module(module: nn.Module, memo: dict[int, Any]) -> None:
         of = type(value)
         if of in _ATOMS:
             new[name] = value
-        elif not value and name in _PLUMBING and of in _CONTAINERS:
+        elif name in _PLUMBING and of in _CONTAINERS and not value:
             new[name] = of()
         else:
             new[name] = _copied_value(value, memo)
@@ -138,8 +138,8 @@ def shadow_of(model: nn.Module) -> nn.Module:
     for module in shadow.modules():
         kept = [(k, h) for k, h in module._forward_pre_hooks.items() if type(h).__name__ in _WEIGHT_HOOKS]
         for name in _HOOKS:
-            setattr(module, name, OrderedDict())
-        module._forward_pre_hooks = OrderedDict(kept)
+            vars(module)[name] = OrderedDict()
+        vars(module)["_forward_pre_hooks"] = OrderedDict(kept)
     return shadow
 
 

@@ -34,6 +34,33 @@ class ComplexBuffer(nn.Module):
         return self.block(x) * self.phase
 
 
+class _Locked(nn.Module):
+    """Attributes can't be set once it is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = conv_bn(4, 4, 3)
+        self.ready = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if vars(self).get("ready") and name != "training":
+            raise AttributeError(f"{name} can't be set")
+        super().__setattr__(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x).relu()
+
+
+@row(NAMES, norms=0)
+def locked_attributes() -> nn.Module:
+    return _Locked()
+
+
+@row(NAMES, norms=0)
+def locked_attributes_inside() -> nn.Module:
+    return nn.Sequential(_Locked(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+
 @row(DTYPES)
 class ComplexKernel(nn.Module):
     def __init__(self) -> None:
