@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import unbranch as ub
 from unbranch.convert.statistics import randomise_statistics
 
-from .corpus import KNOWN, ROWS, Call, Row
+from .corpus import ROWS, Call, Row
 
 BY_NAME = {row.name: row for row in ROWS}
 ROUNDING = 1e-5  # of weights that were merged and stored in float32, relative to the largest output
@@ -43,21 +43,20 @@ class Outcome:
     tables: list[str]
 
 
-def cases(check: str, rows: list[Row]) -> Any:
-    """A test's rows, twice each: without and with example; what is known to fail is marked."""
-    marked = []
-    for row in rows:
-        for example in (False, True):
-            word = check + "+x" * example
-            known = KNOWN.get(row.name, "").split()
-            marks = [pytest.mark.xfail(reason=row.kind, strict=f"{word}?" not in known, run="slow" not in known)]
-            marks = marks if {word, f"{word}?", "slow"} & set(known) else []
-            marks.append(pytest.mark.xdist_group(f"{row.name}, {example}"))  # one process converts it once
-            marked.append(pytest.param(row.name, example, id=f"{row.name}{', example' * example}", marks=marks))
+def cases(rows: list[Row]) -> Any:
+    """A test's rows, twice each: without and with example; one process converts each once."""
+    marked = [
+        pytest.param(
+            row.name, example, id=f"{row.name}{', example' * example}",
+            marks=pytest.mark.xdist_group(f"{row.name}, {example}"),
+        )
+        for row in rows
+        for example in (False, True)
+    ]  # fmt: skip
     return pytest.mark.parametrize(("name", "example"), marked)
 
 
-@cases("source", ROWS)
+@cases(ROWS)
 def test_source_untouched(name: str, example: bool) -> None:
     outcome = converted(name, example)
     assert differences(outcome.before, outcome.after) == []
@@ -66,7 +65,7 @@ def test_source_untouched(name: str, example: bool) -> None:
     assert outcome.tables == []
 
 
-@cases("function", ROWS)
+@cases(ROWS)
 def test_same_function(name: str, example: bool) -> None:
     row, outcome = BY_NAME[name], converted(name, example)
     if outcome.error is not None:
@@ -84,10 +83,14 @@ def test_same_function(name: str, example: bool) -> None:
     assert_equal(results(row, plain, torch.float64), expected, ROUNDING)
 
 
-@cases("merges", [row for row in ROWS if (row.layers, row.norms, row.operations) != (None, None, None)])
+@cases([row for row in ROWS if (row.layers, row.norms, row.operations) != (None, None, None)])
 def test_merges(name: str, example: bool) -> None:
     row, outcome = BY_NAME[name], converted(name, example)
     assert outcome.plain is not None, outcome.error
+    if row.needs_example and not example:
+        report = outcome.plain.collapse_report
+        assert "give an example input" in {refusal.remedy for refusal in (*report.refusals, *report.norms)}
+        return
     layers, norms, operations = launched(duplicate(outcome.plain), row)
     expected = row.layers, row.norms, row.operations
     assert expected[0] in (None, layers)
@@ -96,11 +99,8 @@ def test_merges(name: str, example: bool) -> None:
 
 
 def test_corpus_is_sound() -> None:
-    """Names are unique, known failures exist, and each row takes all its calls."""
+    """Names are unique, and each row takes all its calls."""
     assert len(BY_NAME) == len(ROWS) >= 100
-    assert set(KNOWN) <= set(BY_NAME)
-    words = {check + x for check in ("source", "function", "merges") for x in ("", "+x", "?", "+x?")} | {"slow"}
-    assert {word for known in KNOWN.values() for word in known.split()} <= words
     for row in ROWS:
         results(row, network_of(row))
 

@@ -12,7 +12,7 @@ from ..rules import rule_of_module
 from .costs import cost_of
 from .lines import place_of
 from .plan import Merge
-from .reasons import remedy_of
+from .reasons import NO_INPUT, remedy_of
 from .region import Region
 from .report import MergeRecord, Refusal, Report
 from .trace import Trace, operation_name
@@ -29,6 +29,7 @@ class Account:
         norms: batch norms that nothing takes in.
         unread: modules whose forward couldn't be read, with the paths of the layers that nothing else reads.
         dropped: parts that went, since nothing reads what they compute.
+        blind: whether no input was found to run the network on, so that sizes in it are unknown.
     """
 
     merged: list[tuple[MergeRecord, nn.Module]] = field(default_factory=list)
@@ -37,6 +38,7 @@ class Account:
     norms: list[Refusal] = field(default_factory=list)
     unread: list[tuple[Refusal, set[str]]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    blind: bool = False
 
     def refuse(self, sources: tuple[str, ...], reason: str, node: fx.Node | None = None) -> None:
         """Enter something that can't be merged."""
@@ -55,7 +57,8 @@ class Account:
             if node.op == "call_module" and node not in gone and node not in trace.moved and _is_norm(trace, node):
                 reason = f"it reads {_words_for(trace, node.args[0] if node.args else None)}"
                 path = trace.full_path(str(node.target))
-                self.norms.append(Refusal(path, reason, where=place_of(node), cost="one batch norm"))
+                remedy = remedy_of(NO_INPUT) if self.blind else ""
+                self.norms.append(Refusal(path, reason, where=place_of(node), cost="one batch norm", remedy=remedy))
 
     def report(self, network: nn.Module, plain: nn.Module, inputs: tuple[Any, ...] | None) -> Report:
         """The finished account."""
@@ -92,7 +95,8 @@ class Account:
             norms = [path for path in left if _has_statistics(modules.get(path))]
             if norms or len(left) > 1:
                 stays = "one batch norm stays" if len(norms) == 1 else f"{len(norms)} batch norms stay"
-                yield replace(refusal, cost=stays if norms else f"{len(left)} layers are merged with nothing")
+                cost = stays if norms else f"{len(left)} layers are merged with nothing"
+                yield replace(refusal, cost=cost, remedy=remedy_of(NO_INPUT) if self.blind else refusal.remedy)
 
 
 def sources_of(region: Region, merge: Merge) -> tuple[str, ...]:

@@ -180,6 +180,7 @@ class _Conversion:
 
     def __post_init__(self) -> None:
         self.stand_ins = StandIns(self.network, self.pair)
+        self.account.blind = self.pair is None
 
     def run(self) -> None:
         shadow = shadow_of(self.network)

@@ -29,7 +29,7 @@ from ..graph.guarded import (
 from ..graph.probe import Arguments, larger, probe, runs, small
 from ..rules import rule_of_base
 from .prove import relative_error
-from .reasons import DEPENDS_ON_ROUNDING, Reason
+from .reasons import DEPENDS_ON_ROUNDING, NO_INPUT
 from .verify import misfit
 
 EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
@@ -121,7 +121,7 @@ class Forwards:
         except RandomDrawError:
             self._reason = "it draws random numbers in evaluation"
         if not self.given and self._reason is None:
-            self._reason = Reason("no input was found to prove it on", "give an example input")
+            self._reason = NO_INPUT
 
     @functools.cached_property
     def pair(self) -> tuple[Arguments, Arguments] | None:

@@ -20,6 +20,7 @@ def remedy_of(reason: str) -> str:
     return reason.remedy if isinstance(reason, Reason) else ""
 
 
+NO_INPUT = Reason("no input was found to prove it on", "give an example input")
 HOOKED = Reason("it has a hook, which would be lost", "remove the hook before the conversion, and put it on afterwards")
 SEVERAL_WAYS = Reason("its forward takes another way past it for other inputs")
 REACHED = Reason("a forward that can't be read takes it out of what it lies in")

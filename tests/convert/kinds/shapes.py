@@ -149,7 +149,7 @@ class PartitionedPerceptron(nn.Module):
         return y.reshape(n, c, h, w)
 
 
-@row(GRID, call(tensor(2, 4, 3, 5)), call(tensor(3, 4, 3, 5)), **MERGED)
+@row(GRID, call(tensor(2, 4, 3, 5)), call(tensor(3, 4, 3, 5)), **MERGED, needs_example=True)
 class WholePerceptron(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,8 @@ class Row:
     ``calls`` are made one after the other, on the same network; the first is the example. ``also`` is what else other
     code reads of the network after each call. ``layers`` (convolutions and linear layers), ``norms`` (batch norms) and
     ``operations`` (everything that is launched, at most) are what the first call of the result runs. ``tables`` are
-    calls of cached functions that the forward makes, outside the modules.
+    calls of cached functions that the forward makes, outside the modules. A row that ``needs_example`` takes inputs of
+    a size that nobody can guess; without one the report has to say so.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Row:
     norms: int | None = None
     operations: int | None = None
     tables: tuple[tuple[Any, tuple[Any, ...]], ...] = ()
+    needs_example: bool = False
 
 
 ROWS: list[Row] = []

@@ -169,7 +169,7 @@ class NormBeforeLinear(nn.Module):
         return F.relu(self.fc(self.norm(x.transpose(1, 2)).transpose(1, 2)))
 
 
-@row(AXES, call(tensor(2, 7, 4)), call(tensor(3, 7, 4)), **ONE)
+@row(AXES, call(tensor(2, 7, 4)), call(tensor(3, 7, 4)), **ONE, needs_example=True)
 class NormOfFixedTokens(nn.Module):
     """The number of tokens is a number of the network's."""
 
@@ -368,7 +368,7 @@ def norm_of_whole_images() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.Flatten(1), nn.BatchNorm1d(42), nn.ReLU())
 
 
-@row(TRAPS, call(tensor(2, 7, 4)), call(tensor(3, 7, 4)), layers=2, norms=0)
+@row(TRAPS, call(tensor(2, 7, 4)), call(tensor(3, 7, 4)), layers=2, norms=0, needs_example=True)
 class TokenMixer(nn.Module):
     """A linear layer along the tokens, and a norm of them."""
 
