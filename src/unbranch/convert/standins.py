@@ -42,23 +42,34 @@ class StandIns:
     _mode: Stage = field(default_factory=Numberless)
     _copy: nn.Module | None = None
     _unlike: bool = False
-    _found: list[dict[str, dict[str, Any]]] | None = None
+    _found: list[dict[str, Arguments]] | None = None
+    _given: dict[str, Given | None] = field(default_factory=dict)
 
     def of(self, path: str) -> Given | None:
         """The arguments of the part at a path, if the network comes to it."""
+        if path not in self._given:
+            self._given[path] = self._made(path)
+        return self._given[path]
+
+    def _made(self, path: str) -> Given | None:
         if self.pair is None:
             return None
         if self._found is None:
             self._found = self._search()
         a, b = (found.get(path) for found in self._found)
-        if self._copy is None or a is None or b is None or a.keys() != b.keys():
+        if self._copy is None or a is None or b is None:
             return None
-        return Given(self._mode, self._copy.get_submodule(path), (a, b), self._unlike)
+        part = self._copy.get_submodule(path)
+        try:
+            first, second = (_by_name(part, given) for given in (a, b))
+        except (TypeError, ValueError):  # a module without a signature
+            return None
+        return Given(self._mode, part, (first, second), self._unlike) if first.keys() == second.keys() else None
 
-    def _search(self) -> list[dict[str, dict[str, Any]]]:
+    def _search(self) -> list[dict[str, Arguments]]:
         """What parts are given; at sizes that are all unlike, and divided by nothing, if the network takes them."""
         assert self.pair is not None
-        best: list[dict[str, dict[str, Any]]] = [{}, {}]
+        best: list[dict[str, Arguments]] = [{}, {}]
         for make in (Numberless, lambda: FakeTensorMode(allow_non_fake_inputs=True)):
             self._mode = make()
             try:
@@ -75,7 +86,7 @@ class StandIns:
                     return best  # as far as the network comes without them
         return best
 
-    def _with_other_channels(self, first: Arguments, second: Arguments) -> dict[str, dict[str, Any]] | None:
+    def _with_other_channels(self, first: Arguments, second: Arguments) -> dict[str, Arguments] | None:
         """What parts are given for twice as many channels, if the network takes them: then no number is theirs."""
         tensors = [v for v in (*first.args, *second.args) if isinstance(v, Tensor) and v.dim() > 1]
         if len(tensors) < len(first.args) + len(second.args):
@@ -87,17 +98,16 @@ class StandIns:
                     return found
         return None
 
-    def _observed(self, given: Arguments) -> tuple[dict[str, dict[str, Any]], Exception | None]:
+    def _observed(self, given: Arguments) -> tuple[dict[str, Arguments], Exception | None]:
         """What parts are given for an input, and what kept the network from running to its end."""
         assert self._copy is not None
         own = shadow_of(self._copy)
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Arguments] = {}
 
         def watch(path: str) -> Any:
-            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
                 if path not in found:
-                    with contextlib.suppress(TypeError, ValueError):  # of a module without a signature
-                        found[path] = _by_name(module, args, kwargs)
+                    found[path] = Arguments(args, kwargs)
 
             return hook
 
@@ -122,10 +132,10 @@ class StandIns:
         return torch.empty(value.shape, dtype=value.dtype, device=device)
 
 
-def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _by_name(module: nn.Module, given: Arguments) -> dict[str, Any]:
     """Arguments of a forward by their names; the first of any number."""
     signature = inspect.signature(module.forward)
-    found = dict(signature.bind(*args, **kwargs).arguments)
+    found = dict(signature.bind(*given.args, **given.kwargs).arguments)
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL and found.get(name):
             found[name] = found[name][0]
