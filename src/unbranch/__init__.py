@@ -9,6 +9,7 @@ from .blocks import train_cheaper
 from .channels_last import SafeChannelsLast
 from .convert import (
     Affine,
+    Conversion,
     Report,
     Verification,
     collapse,
@@ -28,6 +29,7 @@ __all__ = [
     "Affine",
     "CollapseError",
     "ConvMap",
+    "Conversion",
     "Expansion",
     "GridMap",
     "Inexact",

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 import unbranch as ub
-from unbranch.convert import convert, kernel, reading
+from unbranch.convert import account, attempt, conversion, kernel, reading
 
 from ..networks import randomised
 
 STEPS = {
     "read_writes": reading, "share_grids": reading, "order_sums": reading, "_read_shapes": reading,
-    "drop_unread": convert, "move_norms": convert, "plan_of": convert, "rewrites_of": convert,
-    "replaced_modules": convert, "Region": convert,
+    "drop_unread": attempt, "move_norms": attempt, "plan_of": attempt, "rewrites_of": attempt,
+    "replaced_modules": attempt, "Region": attempt,
 }  # fmt: skip
 
 
@@ -76,10 +76,8 @@ def test_a_fault_everywhere_leaves_a_copy(monkeypatch, step):
 
 @pytest.mark.parametrize("step", ["copied", "cost_of", "record_step"])
 def test_a_fault_elsewhere_is_one_sentence(monkeypatch, step):
-    from unbranch.convert import account
-
-    home = account if step == "cost_of" else convert
-    monkeypatch.setattr(home, step, lambda *_args, **_kwargs: [][0])
+    homes = {"copied": attempt, "cost_of": account, "record_step": conversion}
+    monkeypatch.setattr(homes[step], step, lambda *_args, **_kwargs: [][0])
     with pytest.raises(ub.InternalError, match="please report it: IndexError: list index out of range"):
         ub.collapse(network(), torch.randn(2, 4, 7, 9))
 
@@ -97,6 +95,6 @@ def test_full_memory_is_no_fault(monkeypatch):
     def full(*_args, **_kwargs):
         raise MemoryError("not enough memory")
 
-    monkeypatch.setattr(convert, "plan_of", full)
+    monkeypatch.setattr(attempt, "plan_of", full)
     with pytest.raises(MemoryError):
         ub.collapse(network())

@@ -102,7 +102,7 @@ def explain_command(
 ) -> None:
     """Tell what would be merged into what, what would be refused and why, and what it saves; write nothing."""
     found = named(network, weights, input_size, option)
-    report = explain(found.network, found.example)
+    report = explain(found.network, found.example).report
     _print(report.to_dict(), as_json, show_report(report))
 
 

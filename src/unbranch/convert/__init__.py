@@ -2,7 +2,7 @@
 
 from ..rules import register_method, register_rule
 from ..rules.value import Affine, Bundle
-from .convert import collapse, explain
+from .conversion import Conversion, collapse, explain
 from .kernel import EquivalentKernel, equivalent_kernel
 from .replay import collapsed_again
 from .report import MergeRecord, NetworkCost, Refusal, Report
@@ -11,6 +11,7 @@ from .verify import Verification, verify
 __all__ = [
     "Affine",
     "Bundle",
+    "Conversion",
     "EquivalentKernel",
     "MergeRecord",
     "NetworkCost",

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..history import replays
-from .convert import collapse
+from .conversion import collapse
 from .statistics import randomise_values
 from .step import KIND, layers_of
 

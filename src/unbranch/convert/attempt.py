@@ -1,4 +1,4 @@
-"""The converter: read, interpret, plan, prove, rewrite."""
+"""One attempt at converting a network: read, interpret, plan, prove each merge, place, rewrite."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CollapseError, Inexact, InputError
-from ..graph.outside import restore_outside
+from ..errors import Inexact
 from ..graph.probe import Arguments
-from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts, unwrapped
-from ..graph.untouched import leaves_no_trace
+from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts
 from ..rules import rule_of_module
 from ..rules.value import Affine, Gridded
 from .account import Account, name_of, sources_of
 from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
-from .faults import Fault, as_errors, in_part, warn_of
-from .forwards import EXACT, ROUNDED, Forwards, lies_in, sizes_of
+from .faults import in_part
+from .forwards import EXACT, ROUNDED, Forwards, lies_in
 from .lines import place_of
 from .methods import reached_by_forward
 from .moves import move_norms
@@ -34,119 +32,16 @@ from .region import Region, operations_between
 from .report import Refusal, Report
 from .rewrite import copied, rebuild, replaced_modules, trained_like
 from .standins import StandIns
-from .step import record_step
 from .trace import Trace
 from .unread import drop_unread
-from .verify import as_inputs
 
 IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may take in float64 until they are proved
 _DROPPED = "dropped"
 TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output
 
 
-def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = False) -> nn.Module:
-    """A new, plain network that computes the same function as ``model`` in evaluation, with fewer layers.
-
-    Parallel and sequential linear operations are merged wherever that is exact and saves work; ``model`` isn't
-    changed. Classes and paths outside the rewritten modules stay, as do mode, device, dtype, memory format and
-    ``requires_grad``. ``DistributedDataParallel``, averaging and compiling wrappers are taken off, and so is what a
-    class declares as ``training_only``.
-
-    Args:
-        model: any module, in training or evaluation mode.
-        example_input: a tensor, or a tuple of the forward's arguments. With it the whole network is checked
-            too, and the report counts multiply-accumulates and launches.
-        strict: raise if anything had to be refused.
-
-    Returns:
-        The network, with its ``Report`` as ``collapse_report``.
-
-    Raises:
-        InputError: if ``model`` isn't a module that can be read, or the network doesn't run on the example.
-        CollapseError: if strict and something was refused, or if the result as a whole differs.
-
-    Example:
-        >>> import torch, unbranch as ub
-        >>> from unbranch.blocks import RepVGG
-        >>> block = RepVGG(8, 8, 3, padding=1).eval()
-        >>> ub.collapse(block)
-        Conv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
-    """
-    network = _readable(model)
-    inputs = None if example_input is None else as_inputs(example_input)
-    with as_errors(), leaves_no_trace(network):
-        return _collapsed(network, inputs, strict)
-
-
-def _readable(model: nn.Module) -> nn.Module:
-    network = unwrapped(model)
-    if isinstance(network, torch.jit.ScriptModule):
-        raise InputError(f"{type(network).__name__} is a ScriptModule: collapse the network before it is scripted")
-    return network
-
-
-def _collapsed(network: nn.Module, inputs: tuple[Any, ...] | None, strict: bool) -> nn.Module:
-    conversion, plain = _proved(network, inputs)
-    report = conversion.report(plain, inputs)
-    if strict and report.refusals:
-        listed = "\n".join(f"  {r.path or '(the network)'}: {r.reason}" for r in report.refusals)
-        raise CollapseError(f"{len(report.refusals)} things can't be merged exactly:\n{listed}")
-    vars(plain)["collapse_report"] = report  # whatever its class does with attributes
-    record_step(network, plain, report, inputs)
-    return plain
-
-
-def explain(model: nn.Module, example_input: Any = None) -> Report:
-    """What ``collapse`` would do to a network: the same analysis and proofs, and no network.
-
-    Args and errors as for ``collapse``; never strict.
-    """
-    network = _readable(model)
-    inputs = None if example_input is None else as_inputs(example_input)
-    with as_errors(), leaves_no_trace(network):
-        conversion, plain = _proved(network, inputs)
-        return conversion.report(plain, inputs)
-
-
-def _proved(network: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[_Conversion, nn.Module]:
-    """A conversion whose rewritten parts agree with the original's own forwards, and the network that it gives.
-
-    Where a part doesn't agree, what was rewritten in it is excluded and the network converted again.
-    """
-    excluded: dict[tuple[str, str, str], str] = {}
-    built: dict[Any, _Built] = {}
-    forwards = None if _is_meta(network) else Forwards(network, inputs)
-    pair = forwards.pair if forwards is not None else sizes_of(network)
-    faulty: dict[str, str] = {}
-    while True:
-        conversion = _Conversion(network, pair, excluded=excluded, built=built, faulty=faulty)
-        try:
-            conversion.run()
-        except Fault as fault:
-            if fault.path in faulty:
-                raise
-            warn_of(fault)
-            faulty[fault.path] = fault.reason
-            continue
-        finally:
-            restore_outside()  # of stand-ins, which real runs can't use
-        plain = conversion.result()
-        if forwards is None or not conversion.units:
-            conversion.round()
-            return conversion, plain
-        wrong = conversion.disproved(plain, forwards)
-        if not wrong:
-            conversion.round()
-            reason = forwards.agrees(plain)
-            if reason is None:
-                return conversion, plain
-            wrong = {merge: reason for merges in conversion.units.values() for merge in merges}
-            built.clear()
-        excluded |= wrong
-
-
 @dataclass(eq=False)
-class _Built:
+class Built:
     """A merged layer, its error against the operations that it replaces, and the dtype that it gets in the end."""
 
     layer: nn.Module
@@ -161,20 +56,27 @@ class _Built:
 
 
 @dataclass(eq=False)
-class _Conversion:
-    """One network on its way; each trace is planned until all its merges hold and have a place."""
+class Attempt:
+    """One network on its way; each trace is planned until all its merges hold and have a place.
+
+    Args:
+        pair: inputs of two sizes, if some were found.
+        excluded: merges that a proof ruled out before, with the reasons.
+        built: merged layers of attempts before.
+        faulty: paths of parts that aren't to be read as a whole, with the reasons.
+    """
 
     network: nn.Module
     pair: tuple[Arguments, Arguments] | None = None
     memo: dict[int, Any] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
     excluded: dict[tuple[str, str, str], str] = field(default_factory=dict)
-    built: dict[Any, _Built] = field(default_factory=dict)
+    built: dict[Any, Built] = field(default_factory=dict)
     faulty: dict[str, str] = field(default_factory=dict)
     units: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
     blueprints: list[Blueprint] = field(default_factory=list)
     places: list[tuple[str, str]] = field(default_factory=list)
-    used: list[_Built] = field(default_factory=list)
+    used: list[Built] = field(default_factory=list)
     unmoved: set[str] = field(default_factory=set)
     walked: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
 
@@ -225,7 +127,7 @@ class _Conversion:
         moves = move_norms(trace, unmoved, inner)
         barred = self._barred(trace)
         reasons: dict[tuple[str, ...], tuple[str, fx.Node]] = {}
-        done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], _Built] = {}
+        done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], Built] = {}
         while True:
             region = Region(trace, barred, inner, shared)
             plan = plan_of(region)
@@ -281,7 +183,7 @@ class _Conversion:
         pairs = {(root, target) for path, root, target in self.excluded if path == trace.path}
         return {(nodes[root], nodes[target]) for root, target in pairs if root in nodes and target in nodes}
 
-    def _proved(self, region: Region, merge: Merge, exact: bool) -> _Built:
+    def _proved(self, region: Region, merge: Merge, exact: bool) -> Built:
         """The merged layer, in float64 if ``exact``, and its error against the operations it replaces."""
         like = region.weight_like(merge.root, merge.target)
         planned = region.values[merge.target][merge.root]
@@ -298,7 +200,7 @@ class _Conversion:
             raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
         fill(layer, value, merge.layer)
         trained_like(layer, list(region.parameters(merge.root, merge.target)), self._mode(region, merge))
-        return _Built(layer, error, like.dtype)
+        return Built(layer, error, like.dtype)
 
     def round(self) -> None:
         """Cast the merged layers to the dtype of what they replace."""
@@ -440,7 +342,3 @@ def _shared(trace: Trace, owners: dict[int, set[int]], elsewhere: set[int]) -> d
         elif any(id(p) in elsewhere for p in own):
             found[call.path] = READ
     return found
-
-
-def _is_meta(network: nn.Module) -> bool:
-    return any(t.is_meta for t in (*network.parameters(), *network.buffers()))

@@ -1,0 +1,56 @@
+"""The value that ``explain`` makes, and the network that it gives."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import torch
+from torch import nn
+
+import unbranch as ub
+from unbranch.blocks import RepVGG
+
+from ..networks import randomised
+from .kinds.table import Block, conv_bn
+
+
+def network() -> nn.Module:
+    return randomised(nn.Sequential(Block(), nn.ReLU(), RepVGG(4, 4, 3, padding=1), conv_bn(4, 4))).eval()
+
+
+def test_it_gives_the_network_that_collapse_does() -> None:
+    model, x = network(), torch.randn(2, 4, 6, 6)
+    conversion, plain = ub.explain(model, x), ub.collapse(model, x)
+    given = conversion.apply()
+    assert repr(given) == repr(plain)
+    assert all(torch.equal(a, b) for a, b in zip(given.parameters(), plain.parameters(), strict=True))
+    assert conversion.report == given.collapse_report == plain.collapse_report
+
+
+def test_each_network_is_a_new_one() -> None:
+    conversion, x = ub.explain(network()), torch.randn(1, 4, 6, 6)
+    first = conversion.apply()
+    expected = first(x)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.zero_()
+    assert torch.equal(conversion.apply()(x), expected)
+
+
+def test_it_keeps_the_weights_of_its_time() -> None:
+    model, x = network(), torch.randn(1, 4, 6, 6)
+    expected, conversion = model(x), ub.explain(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(conversion.apply()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_report_offers_is_read_from_it() -> None:
+    conversion = ub.explain(network())
+    assert conversion.merges == conversion.report.merges
+    assert str(conversion) == str(conversion.report)
+    assert "merges" in repr(conversion)
+    for same in (copy.copy(conversion), pickle.loads(pickle.dumps(conversion))):
+        assert same.report == conversion.report
