@@ -79,7 +79,7 @@ def row(name: str) -> list[str]:
 def main(names: list[str]) -> None:
     from rich.table import Table
 
-    from unbranch.report import console
+    from unbranch.display import console
 
     header = ("network", "timm s", "unbranch s", "ratio", "timm MiB", "unbranch MiB", "limit MiB")
     table = Table(*header, box=None, pad_edge=False)

@@ -18,7 +18,7 @@ import torch
 from rich.table import Table
 
 import unbranch as ub
-from unbranch.report import console
+from unbranch.display import console
 
 SHARED = ("repvgg_a0", "repvgg_b1g4", "repghostnet_100", "mobileone_s1", "mobileone_s0")
 ROUNDS, SLOWEST = 9, 5

@@ -27,7 +27,7 @@ from rich.table import Table
 
 import unbranch as ub
 from benchmarks import training_cost
-from unbranch.report import console
+from unbranch.display import console
 
 RESULTS = Path(__file__).parent / "results" / "fashion.json"
 BLOCKS = ("plain", "acb", "dbb", "repvgg")

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import unbranch as ub
 from unbranch.deploy.onnx import write_onnx
+from unbranch.display import console
 from unbranch.models import example_input
-from unbranch.report import console
 
 from .peers import network_named
 

@@ -14,8 +14,8 @@ import time
 from rich.table import Table
 
 import unbranch as ub
+from unbranch.display import console
 from unbranch.models import example_input
-from unbranch.report import console
 
 from .peers import by_onnxruntime, by_timm, layers, network_named
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import unbranch as ub
 from unbranch.convert.costs import cost_of
 from unbranch.deploy import compare_latency
-from unbranch.report import console
+from unbranch.display import console
 from unbranch.train.data import open_data
 
 RESULTS = Path(__file__).parent / "results" / "pruning.json"

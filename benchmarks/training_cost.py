@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import unbranch as ub
 from unbranch.blocks.layers import BorderBatchNorm, IdentityConv
-from unbranch.report import console
+from unbranch.display import console
 
 TURNS, WARMUP, THREADS = 7, 2, 1
 BLOCKS: dict[str, dict[str, Any]] = {

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import unbranch
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
@@ -28,3 +30,25 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_listed() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     assert all(f"({page.name})" in index for page in (ROOT / "docs").glob("*.md") if page.name != "README.md")
+
+
+def _named_in(page: Path) -> set[str]:
+    text = re.sub(r"https?://\S+", "", page.read_text())
+    found = re.findall(r"(?<![\w./@-])(?:unbranch|ub)\.([A-Za-z_][\w.]*\w)", text)
+    return {name for name in found if name.rpartition(".")[2] not in FILE_TYPES}
+
+
+FILE_TYPES = {"safetensors", "pth", "onnx", "yaml", "json", "md"}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if _named_in(p)], ids=lambda page: page.name)
+def test_names_exist(page: Path) -> None:
+    """``import unbranch`` is enough for every name that a page gives."""
+    missing = []
+    for name in sorted(_named_in(page)):
+        value: object = unbranch
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is None:
+            missing.append(name)
+    assert not missing

@@ -25,7 +25,7 @@ FLOORS = (
     ("prune",),
     ("train",),
     ("deploy",),
-    ("report",),
+    ("display",),
     ("demo",),
     ("cli",),
 )

@@ -3,6 +3,9 @@
 Exact structural re-parameterization for any PyTorch network.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import blocks, prune
 from .algebra import ConvMap, GridMap
 from .blocks import train_cheaper
@@ -19,31 +22,53 @@ from .convert import (
     register_rule,
     verify,
 )
-from .errors import CollapseError, Inexact, InputError, InternalError, InternalErrorWarning, UnbranchError
+from .convert.report import report
+from .errors import (
+    CheckpointError,
+    CollapseError,
+    DifferenceError,
+    Inexact,
+    InputError,
+    InternalError,
+    InternalErrorWarning,
+    MissingPackageError,
+    Stopped,
+    UnbranchError,
+    UnsupportedError,
+)
 from .expansion import Expansion, expand
 from .models import create_model, list_models, load, load_checkpoint, save, to_official
+
+if TYPE_CHECKING:
+    from . import deploy, train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Affine",
+    "CheckpointError",
     "CollapseError",
     "ConvMap",
     "Conversion",
+    "DifferenceError",
     "Expansion",
     "GridMap",
     "Inexact",
     "InputError",
     "InternalError",
     "InternalErrorWarning",
+    "MissingPackageError",
     "Report",
     "SafeChannelsLast",
+    "Stopped",
     "UnbranchError",
+    "UnsupportedError",
     "Verification",
     "__version__",
     "blocks",
     "collapse",
     "create_model",
+    "deploy",
     "equivalent_kernel",
     "expand",
     "explain",
@@ -53,8 +78,22 @@ __all__ = [
     "prune",
     "register_method",
     "register_rule",
+    "report",
     "save",
     "to_official",
+    "train",
     "train_cheaper",
     "verify",
 ]
+
+_LATER = ("cli", "deploy", "train")  # what only some users need, and takes time to import
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from unbranch.convert import collapse
 from unbranch.deploy import compare_latency, require_onnx, write_onnx
+from unbranch.display import Account
 from unbranch.errors import InputError
 from unbranch.files import all_or_nothing
 from unbranch.models import load, save
-from unbranch.report import Account
 from unbranch.train import Data, Recipe, Watch, load_recipe, open_data, train
 from unbranch.train.folder import LAST
 from unbranch.train.job import validation_loader

@@ -1,11 +1,16 @@
 """What can go wrong, as one tree.
 
 UnbranchError
-├── InputError          an argument, a file or a name that can't be used
-│   └── CorruptImage    one image of a data set that can't be decoded
-├── Inexact             a law whose condition isn't met: the merge would change the function
-│   └── NotAffine       what comes out is no affine map of this family at all
-├── CollapseError       a network that strict conversion refuses
+├── InputError             an argument, a file or a name that can't be used (a ValueError)
+│   ├── CheckpointError    weights that can't be read, or that don't fit the network
+│   ├── UnsupportedError   a network of a kind that can't be converted
+│   └── CorruptImage       one image of a data set that can't be decoded
+├── MissingPackageError    an optional package that isn't installed (an ImportError)
+├── Inexact                a law whose condition isn't met: the merge would change the function
+│   └── NotAffine          what comes out is no affine map of this family at all
+├── CollapseError          a network that strict conversion refuses
+│   └── DifferenceError    a result that isn't the same function; it isn't returned
+├── Stopped                a run that was interrupted and can be resumed
 └── InternalError          an internal error of Unbranch
 """
 
@@ -21,6 +26,18 @@ class UnbranchError(Exception):
 
 class InputError(UnbranchError, ValueError):
     """The caller's argument, file or name can't be used; the message says what would work."""
+
+
+class CheckpointError(InputError):
+    """Weights that can't be read, or that don't fit the network; the network is as it was."""
+
+
+class UnsupportedError(InputError):
+    """A network of a kind that can't be converted, such as a ScriptModule or one with layers that have no shape yet."""
+
+
+class MissingPackageError(UnbranchError, ImportError):
+    """An optional package that isn't installed; the message says what to install."""
 
 
 class CorruptImage(InputError):
@@ -46,6 +63,14 @@ class NotAffine(Inexact):
 
 class CollapseError(UnbranchError):
     """Raised by ``collapse(..., strict=True)`` when something had to be refused."""
+
+
+class DifferenceError(CollapseError):
+    """A converted network that doesn't compute the same function; it isn't returned."""
+
+
+class Stopped(UnbranchError):
+    """A run that was interrupted; its checkpoint is written, and it can be resumed."""
 
 
 class InternalError(UnbranchError):

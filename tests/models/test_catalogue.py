@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 import unbranch as ub
 from unbranch.cli import app
+from unbranch.display import models_page
 from unbranch.models.catalogue import catalogue
 from unbranch.models.published import PUBLISHED
 from unbranch.models.registry import ENTRIES
-from unbranch.report import models_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import unbranch as ub
 from tests.models.damage import File, damaged_files, manifests
 from tests.networks import randomised
-from unbranch.errors import InputError
+from unbranch.errors import CheckpointError
 from unbranch.models import create
 
 MEMORY = 1 << 20  # KiB that all of them together may add to the most that the process ever had
@@ -62,7 +62,7 @@ class Feeder:
             assert frozenset((key, value.shape) for key, value in state.items()) in self.shapes, what
             self.loaded += 1
         else:
-            assert type(error) is InputError, what
+            assert type(error) is CheckpointError, what
             assert str(path) in str(error), what
             assert str(error).isprintable(), what
             assert len(str(error)) < 1200, what
@@ -102,7 +102,7 @@ def test_hostile_manifests_give_one_clear_error_each(tmp_path: Path, good: list[
 def test_folders_and_what_is_not_there_are_told(tmp_path: Path) -> None:
     for name in ("a.safetensors", "a.pth"):
         (tmp_path / name).mkdir()
-        with pytest.raises(InputError, match="is a folder, not a file"):
+        with pytest.raises(CheckpointError, match="is a folder, not a file"):
             ub.load(tmp_path / name)
-        with pytest.raises(InputError, match="there is no file"):
+        with pytest.raises(CheckpointError, match="there is no file"):
             ub.load(tmp_path / f"b{name}")

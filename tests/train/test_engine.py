@@ -17,9 +17,9 @@ from torch import nn
 import unbranch as ub
 from tests.train.runs import assert_same_end, lines, losses, run
 from unbranch.channels_last import SafeChannelsLast
-from unbranch.errors import InputError, UnbranchError
+from unbranch.errors import InputError, Stopped, UnbranchError
 from unbranch.train import load_recipe, open_data, train
-from unbranch.train.engine import Moment, Stopped
+from unbranch.train.engine import Moment
 from unbranch.train.folder import CHECKPOINTS, Folder
 
 STEPS = 28

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from unbranch import __version__
-from unbranch.report import console
+from unbranch.display import console
 
 app = typer.Typer(
     name="unbranch",

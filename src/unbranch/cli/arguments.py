@@ -13,10 +13,10 @@ import typer
 from rich.text import Text
 from torch import Tensor, nn
 
+from unbranch.display import console
 from unbranch.errors import InputError, UnbranchError
 from unbranch.history import history_of, set_history
 from unbranch.models import create, example_input, input_size, load
-from unbranch.report import console
 
 P = ParamSpec("P")
 

@@ -28,6 +28,15 @@ from unbranch.cli.arguments import (
 )
 from unbranch.convert import Report, collapse, explain, verify
 from unbranch.deploy import OnnxFile, require_onnx, write_onnx
+from unbranch.display import (
+    console,
+    show_account,
+    show_expansion,
+    show_files,
+    show_report,
+    show_verification,
+    training_bar,
+)
 from unbranch.errors import InputError
 from unbranch.expansion import BLOCKS, Expansion, expand
 from unbranch.files import all_or_nothing
@@ -37,15 +46,6 @@ from unbranch.models import (
     randomise_statistics,
     save,
     tells_its_network,
-)
-from unbranch.report import (
-    console,
-    show_account,
-    show_expansion,
-    show_files,
-    show_report,
-    show_verification,
-    training_bar,
 )
 
 

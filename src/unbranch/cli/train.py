@@ -12,8 +12,8 @@ import typer
 
 from unbranch.cli.app import app
 from unbranch.cli.arguments import AsJson, readable
+from unbranch.display import console, show_plan, show_result, training_bar
 from unbranch.errors import InputError
-from unbranch.report import console, show_plan, show_result, training_bar
 from unbranch.train.data import open_data
 from unbranch.train.engine import train
 from unbranch.train.folder import Folder

@@ -11,8 +11,8 @@ import typer
 
 from unbranch.cli.app import app
 from unbranch.cli.arguments import AsJson, readable
+from unbranch.display import console, show_recipes
 from unbranch.errors import InputError
-from unbranch.report import console, show_recipes
 from unbranch.train.recipe import list_recipes, load_recipe, to_yaml
 
 

@@ -10,11 +10,11 @@ import typer
 
 from unbranch.cli.app import app
 from unbranch.cli.arguments import AsJson, readable
+from unbranch.display import console, models_page, show_names, show_rows
 from unbranch.errors import InputError
 from unbranch.models import list_models
 from unbranch.models.catalogue import catalogue
 from unbranch.models.registry import ENTRIES
-from unbranch.report import console, models_page, show_names, show_rows
 
 
 @app.command(

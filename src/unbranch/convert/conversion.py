@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import CollapseError, InputError
+from ..errors import CollapseError, UnsupportedError
 from ..graph.outside import restore_outside
 from ..graph.shadow import deep_copied, unwrapped
 from ..graph.untouched import leaves_no_trace
@@ -116,7 +116,9 @@ def _converted(model: nn.Module, example_input: Any, strict: bool = False) -> Co
 def _readable(model: nn.Module) -> nn.Module:
     network = unwrapped(model)
     if isinstance(network, torch.jit.ScriptModule):
-        raise InputError(f"{type(network).__name__} is a ScriptModule: collapse the network before it is scripted")
+        raise UnsupportedError(
+            f"{type(network).__name__} is a ScriptModule: collapse the network before it is scripted"
+        )
     return network
 
 

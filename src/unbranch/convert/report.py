@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
+from ..errors import InputError
+
 
 @dataclass(frozen=True)
 class NetworkCost:
@@ -157,3 +161,20 @@ def _shortened(sources: tuple[str, ...], most: int = 4) -> str:
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(r[j]) for r in [header, *rows]) for j in range(len(header))]
     return ["  " + "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in [header, *rows]]
+
+
+def report(model: nn.Module) -> Report:
+    """The report of the conversion that a network comes from.
+
+    Raises:
+        InputError: if it comes from none.
+
+    Example:
+        >>> import unbranch as ub
+        >>> ub.report(ub.collapse(ub.blocks.RepVGG(8, 8, 3, padding=1))).worst_error < 1e-10
+        True
+    """
+    found = vars(model).get("collapse_report")
+    if not isinstance(found, Report):
+        raise InputError(f"{type(model).__name__} has no report: it isn't a network that unbranch.collapse returned")
+    return found

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from ..errors import InputError
+from ..errors import UnsupportedError
 from ..graph.shadow import copy_hooks, deep_copied, has_hooks
 from ..rules import rule_of_module
 from .methods import set_by_class
@@ -117,8 +117,8 @@ def copied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return deep_copied(network, memo)
     except (RuntimeError, ValueError, TypeError) as error:
         if lazy:
-            raise InputError(f"{lazy[0]} is a lazy layer without a shape: run the network once before") from error
-        raise InputError(f"{type(network).__name__} can't be copied: {error}") from error
+            raise UnsupportedError(f"{lazy[0]} is a lazy layer without a shape: run the network once before") from error
+        raise UnsupportedError(f"{type(network).__name__} can't be copied: {error}") from error
 
 
 def trained_like(layer: nn.Module, sources: list[Tensor], training: bool) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, UnsupportedError
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _WEIGHT_HOOKS = ("WeightNorm", "SpectralNorm")  # they only compute the weight, and rules read through them
@@ -133,7 +133,7 @@ def shadow_of(model: nn.Module) -> nn.Module:
     try:
         shadow = deep_copied(model, memo)
     except Exception as error:
-        raise InputError(f"{type(model).__name__} can't be copied: {error}") from error
+        raise UnsupportedError(f"{type(model).__name__} can't be copied: {error}") from error
     shadow.eval()
     for module in shadow.modules():
         kept = [(k, h) for k, h in module._forward_pre_hooks.items() if type(h).__name__ in _WEIGHT_HOOKS]

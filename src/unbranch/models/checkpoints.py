@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from unbranch.errors import InputError
+from unbranch.errors import CheckpointError, InputError, MissingPackageError
 from unbranch.models.manifest import require_file, shown
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -33,7 +33,7 @@ SHOWN = 4
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.hdf5`` file by name, wrappers taken off.
 
-    Pickled files are read with ``weights_only=True``. Raises InputError if the file is missing, damaged or holds
+    Pickled files are read with ``weights_only=True``. Raises CheckpointError if the file is missing, damaged or holds
     anything else.
     """
     require_file(path)
@@ -42,14 +42,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix in HDF5:
         return _read_hdf5(path)
     if path.suffix not in PICKLED:
-        raise InputError(f"{path} is none of .safetensors, {', '.join((*PICKLED, *HDF5))}")
+        raise CheckpointError(f"{path} is none of .safetensors, {', '.join((*PICKLED, *HDF5))}")
     return unwrapped_state(_read_pickle(path), path)
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
     """Fill the network from a file of any origin; what wrappers put before the names is taken off where it has to be.
 
-    Raises InputError, listing every disagreement, and then changes nothing.
+    Raises CheckpointError, listing every disagreement, and then changes nothing.
     """
     weights = read_weights(path)
     own = network.state_dict().keys()
@@ -63,18 +63,20 @@ def fill(network: nn.Module, weights: dict[str, Tensor], path: Path, *, keep_dty
         keep_dtype: floating tensors get the dtype of the file instead of the network's.
 
     Raises:
-        InputError: listing what is missing, unexpected or of another shape.
+        CheckpointError: listing what is missing, unexpected or of another shape.
     """
     tensors = _tensors_of(network)
     if any(is_lazy(tensor) or tensor.is_meta for tensor in tensors.values()):
-        raise InputError(f"{path} can't be loaded into a network whose layers have no values yet (lazy, or on meta)")
+        raise CheckpointError(
+            f"{path} can't be loaded into a network whose layers have no values yet (lazy, or on meta)"
+        )
     _check_fit(network, weights, path)
     if keep_dtype:
         _adopt_dtypes(network, weights)
     try:
         network.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise InputError(f"{path} doesn't fit the network: {error}") from error
+        raise CheckpointError(f"{path} doesn't fit the network: {error}") from error
 
 
 def _check_fit(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -105,7 +107,7 @@ def _check_fit(network: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     }
     if any(problems.values()):
         listed = "; ".join(_listed(kind, names) for kind, names in problems.items() if names)
-        raise InputError(f"{path} doesn't fit the network: {listed}")
+        raise CheckpointError(f"{path} doesn't fit the network: {listed}")
 
 
 def _kind(tensor: Tensor) -> str:
@@ -153,9 +155,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
     except Exception as error:  # a type of tensor that PyTorch hasn't
-        raise InputError(f"{path} holds what can't be read here ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{path} holds what can't be read here ({type(error).__name__}: {error})") from error
 
 
 def _read_hdf5(path: Path) -> dict[str, Tensor]:
@@ -163,12 +165,12 @@ def _read_hdf5(path: Path) -> dict[str, Tensor]:
     try:
         import h5py
     except ImportError as error:
-        raise InputError(f"reading {path} needs h5py: pip install 'unbranch[hdf5]'") from error
+        raise MissingPackageError(f"reading {path} needs h5py: pip install 'unbranch[hdf5]'") from error
     try:
         with h5py.File(path, "r") as file:
             return {key.replace("+", "/"): torch.as_tensor(file[key][()]) for key in file}
     except Exception as error:  # what h5py raises for a damaged file, a folder in it or a type that PyTorch hasn't
-        raise InputError(f"{path} is damaged or no HDF5 file of arrays ({type(error).__name__})") from error
+        raise CheckpointError(f"{path} is damaged or no HDF5 file of arrays ({type(error).__name__})") from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -182,13 +184,13 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
-            raise InputError(f"{path} is damaged or no PyTorch file") from error
-        raise InputError(
+            raise CheckpointError(f"{path} is damaged or no PyTorch file") from error
+        raise CheckpointError(
             f"{path} holds not only tensors but {shown(found[1])}, and Python objects can run code: "
             "save its state_dict() alone, or as .safetensors, and try again"
         ) from error
     except Exception as error:  # torch.load raises whatever its reader stumbles over
-        raise InputError(f"{path} is damaged or no PyTorch file ({type(error).__name__})") from error
+        raise CheckpointError(f"{path} is damaged or no PyTorch file ({type(error).__name__})") from error
 
 
 def _harmless() -> list[Any]:
@@ -215,19 +217,19 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise InputError(f"{path} is a TorchScript program, not weights: save its state_dict() instead")
+        raise CheckpointError(f"{path} is a TorchScript program, not weights: save its state_dict() instead")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise InputError(f"{path} is damaged or no PyTorch file (it is compressed)")
+        raise CheckpointError(f"{path} is damaged or no PyTorch file (it is compressed)")
 
 
 def unwrapped_state(found: Any, path: Path) -> dict[str, Tensor]:
-    """The table of tensors in what a training script wrote. Raises InputError if there is none."""
+    """The table of tensors in what a training script wrote. Raises CheckpointError if there is none."""
     for _ in WRAPPERS:  # they can lie in each other
         inner = (found.get(wrapper) for wrapper in WRAPPERS) if isinstance(found, Mapping) else ()
         found = next((value for value in inner if isinstance(value, Mapping) and value), found)
     tensors = _tensors_in(found) if isinstance(found, Mapping) else {}
     if not tensors or not all(is_plain(value) for value in tensors.values()):
-        raise InputError(f"{path} holds no table of tensors, neither at its top nor under {', '.join(WRAPPERS)}")
+        raise CheckpointError(f"{path} holds no table of tensors, neither at its top nor under {', '.join(WRAPPERS)}")
     return tensors
 
 

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from unbranch.blocks import BranchedConv, Compactor, WindowPerceptron
 from unbranch.convert import equivalent_kernel
-from unbranch.errors import InputError
+from unbranch.errors import CheckpointError
 from unbranch.graph.shadow import training_parts
 
 State = dict[str, Tensor]
@@ -55,7 +55,7 @@ def split(training: nn.Module, named: Mapping[str, Tensor]) -> State:
     merged layer of another shape than the block's takes the main branch's place as it is, to be refused there.
 
     Raises:
-        InputError: if a merged layer is none that the branches can make.
+        CheckpointError: if a merged layer is none that the branches can make.
     """
     state = dict(named)
     for path, module in training.named_modules():
@@ -79,7 +79,7 @@ def merged(plain: nn.Module, training: nn.Module) -> State:
         training: the structure that the network was collapsed from, on any device; its values aren't read.
 
     Raises:
-        InputError: if the collapsed network has other layers than its training form would give.
+        CheckpointError: if the collapsed network has other layers than its training form would give.
     """
     state: State = {}
     taken: Tensor | None = None  # by a convolution, from a norm further on
@@ -91,7 +91,7 @@ def merged(plain: nn.Module, training: nn.Module) -> State:
         if kernel is not None:
             layer = _counterpart(plain, path)
             if layer.weight.numel() != kernel.numel():
-                raise InputError(f"{path} has a kernel {tuple(layer.weight.shape)} where its training form has "
+                raise CheckpointError(f"{path} has a kernel {tuple(layer.weight.shape)} where its training form has "
                                  f"{tuple(kernel.shape)}")  # fmt: skip
             bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
             _add(state, key_of(path, name), {"weight": layer.weight.detach().reshape(kernel.shape), "bias": bias})
@@ -100,7 +100,9 @@ def merged(plain: nn.Module, training: nn.Module) -> State:
             leaf, taken = _leaf(plain, path, module, taken)
             _add(state, path, leaf)
     if taken is not None:
-        raise InputError("a convolution of the network has taken in a bias, for which its training form has no place")
+        raise CheckpointError(
+            "a convolution of the network has taken in a bias, for which its training form has no place"
+        )
     return state
 
 
@@ -127,7 +129,7 @@ def _replace(state: State, path: str, name: str, tensors: State) -> None:
 def _silent(norm: Any, bias: Tensor | None = None) -> State:
     """The state of a norm that only adds a bias."""
     if not norm.affine and bias is not None and bool(bias.any()):
-        raise InputError("a norm with affine=False can't hold the bias of a merged layer")
+        raise CheckpointError("a norm with affine=False can't hold the bias of a merged layer")
     ones = torch.ones(norm.num_features, dtype=torch.float64)
     shift = 0 * ones if bias is None else bias.double()
     return {
@@ -172,7 +174,7 @@ def _window(path: str, module: WindowPerceptron, state: State) -> State:
         return {**module.state_dict(), "fc.weight": state[key_of(path, "fc.weight")]}
     bias = state[key_of(path, "fc.bias")].reshape(sets, -1)  # (S, h*w)
     if not torch.allclose(bias, bias[:, :1].expand_as(bias), rtol=1e-6, atol=1e-7):
-        raise InputError(
+        raise CheckpointError(
             f"the bias of {path}.fc differs within a window, which the branches can't make: it was trained after it "
             "was merged"
         )
@@ -205,7 +207,9 @@ def _counterpart(plain: nn.Module, path: str) -> Any:
     own = getattr(found, "conv", None)
     layer = own if isinstance(own, _ConvNd) else layers[0] if len(layers) == 1 else None
     if layer is None:
-        raise InputError(f"the network has no layer that stands for {path}: was it changed after it was collapsed?")
+        raise CheckpointError(
+            f"the network has no layer that stands for {path}: was it changed after it was collapsed?"
+        )
     return layer
 
 
@@ -234,9 +238,11 @@ def _leaf(
         return _silent(module, taken if fits else None), None if fits else taken
     theirs = {} if found is None else found.state_dict()
     if own.keys() - theirs.keys():
-        raise InputError(f"the network has no layer that stands for {path}: was it changed after it was collapsed?")
+        raise CheckpointError(
+            f"the network has no layer that stands for {path}: was it changed after it was collapsed?"
+        )
     if own and "bias" in theirs.keys() - own.keys() and bool(theirs["bias"].any()):
         if taken is not None:
-            raise InputError(f"{path} has taken in a bias, for which its training form has no place")
+            raise CheckpointError(f"{path} has taken in a bias, for which its training form has no place")
         taken = theirs["bias"]
     return {name: theirs[name] for name in own}, taken

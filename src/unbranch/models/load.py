@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.convert import collapse
-from unbranch.errors import InputError
+from unbranch.errors import CheckpointError, InputError
 from unbranch.graph.shadow import unwrapped
 from unbranch.history import History, history_of
 from unbranch.models.checkpoints import fill, read_weights, unwrapped_state
@@ -68,7 +68,7 @@ def load_checkpoint(model: nn.Module, source: Source) -> Loaded:
         source: a ``.safetensors``, ``.pth`` or ``.pt`` file, ``.hdf5`` with h5py, or a state dict.
 
     Raises:
-        InputError: if the file is damaged, or doesn't fit, listing what is missing, unexpected and of another shape.
+        CheckpointError: if the file is damaged, or doesn't fit, listing what is missing, left over or of another shape.
             Then nothing is changed.
 
     >>> import unbranch as ub
@@ -81,14 +81,14 @@ def load_checkpoint(model: nn.Module, source: Source) -> Loaded:
     try:
         reading, fit = _loaded(network, state, path)
     except InputError as error:
-        raise InputError(f"{error}{_hint(network, state)}") from error
+        raise CheckpointError(f"{error}{_hint(network, state)}") from error
     return _told(reading, fit, path)
 
 
 def widths_in(network: nn.Module, source: Source) -> list[int] | None:
     """The ``widths`` with which a network has to be made for the weights of a pruned one; None if they aren't.
 
-    Raises InputError if the file is damaged.
+    Raises CheckpointError if the file is damaged.
     """
     return _pruned(network, _read(source, network))
 
@@ -169,7 +169,7 @@ def _recognised(network: nn.Module, state: State, shapes: Mapping[str, torch.Siz
     if reading.hits and reading.hits >= FEWEST * len(names):
         return reading
     block = history.arguments.get("block")
-    raise InputError(
+    raise CheckpointError(
         f"{path} doesn't fit the network: of its {len(state)} names, such as {', '.join(list(state)[:3])}, "
         f"{reading.hits} are known; known are those of {', '.join(['ours', *(x.name for x in layouts[1:])])} for "
         f"{history.network or type(network).__name__}" + (f" with block={block!r}" if block else "")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-from unbranch.errors import InputError
+from unbranch.errors import CheckpointError
 from unbranch.history import History
 
 FORMAT = "unbranch-1"  # changes when an older version couldn't read it
@@ -36,17 +36,17 @@ class Manifest:
         """As safetensors keeps it.
 
         Raises:
-            InputError: if something in the history isn't plain JSON.
+            CheckpointError: if something in the history isn't plain JSON.
         """
         values = {"format": FORMAT, "version": self.version, **vars(self.history)}
         try:
             return {"unbranch": json.dumps(values, allow_nan=False)}  # one entry: the order of several is random
         except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"the network's history can't be written as JSON: {error}") from error
+            raise CheckpointError(f"the network's history can't be written as JSON: {error}") from error
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest of one of our files, ``None`` for a file of others. Raises InputError if it can't be read."""
+    """The manifest of one of our files, ``None`` for a file of others. Raises CheckpointError if it can't be read."""
     if path.suffix != ".safetensors":
         return None
     require_file(path)
@@ -54,21 +54,21 @@ def read_manifest(path: Path) -> Manifest | None:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("unbranch")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
     if text is None:
         return None
     try:
         return _parsed(text)
-    except (ValueError, RecursionError) as error:  # an InputError is a ValueError
-        raise InputError(f"{path} has a manifest that this version can't read: {error}") from error
+    except (ValueError, RecursionError) as error:  # a CheckpointError is a ValueError
+        raise CheckpointError(f"{path} has a manifest that this version can't read: {error}") from error
 
 
 def require_file(path: Path) -> None:
-    """Raises InputError if there is no such file."""
+    """Raises CheckpointError if there is no such file."""
     if path.is_dir():
-        raise InputError(f"{path} is a folder, not a file")
+        raise CheckpointError(f"{path} is a folder, not a file")
     if not path.is_file():
-        raise InputError(f"there is no file {path}")
+        raise CheckpointError(f"there is no file {path}")
 
 
 def shown(name: str) -> str:
@@ -78,19 +78,19 @@ def shown(name: str) -> str:
 
 def _parsed(text: str) -> Manifest:
     if len(text) > LONGEST:
-        raise InputError(f"it has {len(text)} characters, more than {LONGEST}")
+        raise CheckpointError(f"it has {len(text)} characters, more than {LONGEST}")
     values = json.loads(text, parse_constant=_refused)
     _check_depth(values)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         told = values.get("format") if isinstance(values, dict) else values
-        raise InputError(f"its format is {shown(str(told))} instead of {FORMAT}")
+        raise CheckpointError(f"its format is {shown(str(told))} instead of {FORMAT}")
     known = _Fields(values)
     steps = known.get("steps", list)
     if len(steps) > STEPS or not all(isinstance(step, dict) for step in steps):
-        raise InputError(f"its steps aren't a list of at most {STEPS} objects")
+        raise CheckpointError(f"its steps aren't a list of at most {STEPS} objects")
     size = known.get("input_size", list, type(None))
     if size is not None and not (size and len(size) < 6 and all(type(n) is int and 0 < n <= SIDE for n in size)):
-        raise InputError(f"its input_size isn't a list of 1 to 5 numbers up to {SIDE}")
+        raise CheckpointError(f"its input_size isn't a list of 1 to 5 numbers up to {SIDE}")
     history = History(
         network=known.get("network", str, type(None)),
         arguments=known.get("arguments", dict),
@@ -106,7 +106,7 @@ def _check_depth(value: Any) -> None:
     for _ in range(DEEPEST):
         level = [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]
     if level:
-        raise InputError(f"it is nested more than {DEEPEST} deep")
+        raise CheckpointError(f"it is nested more than {DEEPEST} deep")
 
 
 def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
@@ -120,9 +120,9 @@ class _Fields:
     def get(self, name: str, *kinds: type) -> Any:
         """A field, which must be there and of one of these types."""
         if name not in self.values or not isinstance(self.values[name], kinds):
-            raise InputError(f"its {name} is missing or of another type")
+            raise CheckpointError(f"its {name} is missing or of another type")
         return self.values[name]
 
 
 def _refused(constant: str) -> NoReturn:
-    raise InputError(f"it holds {constant}, which is no JSON")
+    raise CheckpointError(f"it holds {constant}, which is no JSON")

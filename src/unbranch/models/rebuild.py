@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from unbranch.errors import InputError
+from unbranch.errors import CheckpointError
 from unbranch.history import History
 from unbranch.models.manifest import shown
 from unbranch.models.names import ASIDE, create
@@ -43,14 +43,14 @@ def built(history: History, sizes: Sequence[int]) -> nn.Module:
         sizes: how many numbers each tensor of the file has; a network far larger than they are isn't built.
 
     Raises:
-        InputError: if the name isn't one of those that a file may ask for, or its arguments, or the network's size.
+        CheckpointError: if the name isn't one of those that a file may ask for, or its arguments or size aren't.
     """
     network = history.network
     if network is None:
-        raise InputError(f"it holds a network of your own code ({shown(history.made_by)}); pass one as into=")
+        raise CheckpointError(f"it holds a network of your own code ({shown(history.made_by)}); pass one as into=")
     if not is_buildable(network):
         made = shown(network)
-        raise InputError(
+        raise CheckpointError(
             f"it was made by your own code {made}, which no file runs; pass into={made.replace(':', '.')}(…)"
         )
     _check_arguments(history.arguments)
@@ -58,7 +58,7 @@ def built(history: History, sizes: Sequence[int]) -> nn.Module:
         hollow = create(network, **history.arguments)
     numbers, limit = sum(p.numel() for p in hollow.parameters()), NUMBERS[0] * sum(sizes) + NUMBERS[1]
     if numbers > limit:
-        raise InputError(f"it asks for a network of {numbers} numbers and holds only {sum(sizes)}")
+        raise CheckpointError(f"it asks for a network of {numbers} numbers and holds only {sum(sizes)}")
     return create(network, **history.arguments)
 
 
@@ -66,10 +66,12 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
     refused = [key for key in arguments if ASIDE.fullmatch(key)]
     refused += [word for word in _leaves(arguments) if isinstance(word, str) and not WORD.fullmatch(word)]
     if refused:
-        raise InputError(f"it asks for {shown(', '.join(refused))}, which no file may; build it and pass it as into=")
+        raise CheckpointError(
+            f"it asks for {shown(', '.join(refused))}, which no file may; build it and pass it as into="
+        )
     numbers = (value for value in _leaves(arguments) if isinstance(value, int | float))
     if sum(min(abs(number), LARGEST + 1) for number in numbers) > LARGEST:
-        raise InputError(f"its arguments add up to more than {LARGEST}; build the network and pass it as into=")
+        raise CheckpointError(f"its arguments add up to more than {LARGEST}; build the network and pass it as into=")
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -92,7 +94,9 @@ def _hollow(modules: int) -> Iterator[None]:
         nonlocal count
         count += 1
         if count > modules:
-            raise InputError(f"it asks for a network of more than {modules} modules, far more than it holds tensors")
+            raise CheckpointError(
+                f"it asks for a network of more than {modules} modules, far more than it holds tensors"
+            )
 
     handle = register_module_module_registration_hook(counted)
     try:

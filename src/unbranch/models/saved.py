@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unbranch.errors import InputError
+from unbranch.errors import CheckpointError, InputError
 from unbranch.files import all_or_nothing
 from unbranch.graph.shadow import unwrapped
 from unbranch.history import History, history_of, replayed, set_history
@@ -69,14 +69,14 @@ def load(path: str | Path, into: nn.Module | None = None, device: str | torch.de
     Unbranch, timm and torchvision.
 
     Raises:
-        InputError: if the file is missing, damaged, hostile or of another kind, or doesn't fit the network.
+        CheckpointError: if the file is missing, damaged, hostile or of another kind, or doesn't fit the network.
     """
     path = Path(path)
     try:
         network = _loaded(path, None if into is None else unwrapped(into))
     except InputError as error:
         line = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:MESSAGE]
-        raise InputError(line if str(path) in line else f"{path} can't be loaded: {line}") from error
+        raise CheckpointError(line if str(path) in line else f"{path} can't be loaded: {line}") from error
     return network.eval().to(device)
 
 
@@ -91,7 +91,7 @@ def _loaded(path: Path, into: nn.Module | None) -> nn.Module:
     if manifest is None:
         if into is None:
             require_file(path)
-            raise InputError("it doesn't say which network it holds; pass the network as into=")
+            raise CheckpointError("it doesn't say which network it holds; pass the network as into=")
         network = _copied(into)
         load_weights(network, path)
         return network
@@ -105,7 +105,7 @@ def _loaded(path: Path, into: nn.Module | None) -> nn.Module:
         fill(network, weights, path, keep_dtype=True)
     except InputError as error:
         hint = "; if the network was changed by hand after it was made, pass it as into=" if into is None else ""
-        raise InputError(f"{error}{hint}") from error
+        raise CheckpointError(f"{error}{hint}") from error
     set_history(network, history)
     return network
 

@@ -14,7 +14,7 @@ from unbranch.convert import Report, verify
 from unbranch.convert.costs import cost_of
 from unbranch.convert.report import NetworkCost
 from unbranch.convert.verify import as_inputs
-from unbranch.errors import CollapseError
+from unbranch.errors import DifferenceError
 from unbranch.graph.shadow import unwrapped
 from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.narrow import record_narrowing, shapes_of
@@ -127,7 +127,7 @@ def convert(
 
     Raises:
         InputError: if there are no compactors, or the network can't be read.
-        CollapseError: if the result computes something else.
+        DifferenceError: if the result computes something else.
 
     Example:
         >>> import unbranch as ub
@@ -154,7 +154,7 @@ def converted(network: nn.Module, structure: Structure, keep: list[Tensor]) -> n
     for given in (inputs, random_like(inputs, seed=2)):
         check = verify(expected, plain, given)
         if not check.within_noise:
-            raise CollapseError(f"the pruned network differs; nothing is returned\n{check}")
+            raise DifferenceError(f"the pruned network differs; nothing is returned\n{check}")
     record_narrowing(plain, before)
     after = cost_of(plain, inputs)
     plain.collapse_report = replace(cast(Report, plain.collapse_report), after=after)  # type: ignore[assignment]

@@ -1,7 +1,8 @@
 """Training: data, recipes, the run."""
 
+from unbranch.errors import Stopped
 from unbranch.train.data import Data, open_data
-from unbranch.train.engine import Moment, Stopped, Watch, train
+from unbranch.train.engine import Moment, Watch, train
 from unbranch.train.finish import Result
 from unbranch.train.plan import Plan, make_plan
 from unbranch.train.recipe import Recipe, list_recipes, load_recipe, to_yaml

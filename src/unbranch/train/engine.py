@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from unbranch.errors import InputError
+from unbranch.errors import InputError, Stopped
 from unbranch.extras import library
 from unbranch.models import save
 from unbranch.train.data import Data
@@ -49,10 +49,6 @@ class Moment:
 
 Watch: TypeAlias = Callable[[Moment], None]
 Say: TypeAlias = Callable[[str], None]
-
-
-class Stopped(InputError):
-    """A run that was interrupted; it can be resumed."""
 
 
 def _quiet(_: Any) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from unbranch.convert import Report
 from unbranch.deploy import Latency, OnnxFile
-from unbranch.report.console import count, show_files
+from unbranch.display.console import count, show_files
 from unbranch.train.evaluate import Proof
 
 

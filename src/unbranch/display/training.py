@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from unbranch.report.console import console, cost_table, count, show_files
+from unbranch.display.console import console, cost_table, count, show_files
 from unbranch.train.engine import Moment
 from unbranch.train.finish import Pruned, Result
 from unbranch.train.plan import Plan

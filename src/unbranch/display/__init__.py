@@ -1,7 +1,7 @@
 """Rendering: plain values in, tables on the terminal out."""
 
-from unbranch.report.account import Account, show_account
-from unbranch.report.console import (
+from unbranch.display.account import Account, show_account
+from unbranch.display.console import (
     console,
     cost_table,
     count,
@@ -10,9 +10,9 @@ from unbranch.report.console import (
     show_report,
     show_verification,
 )
-from unbranch.report.recipes import show_recipes
-from unbranch.report.training import show_plan, show_result, training_bar
-from unbranch.report.zoo import models_page, show_names, show_rows
+from unbranch.display.recipes import show_recipes
+from unbranch.display.training import show_plan, show_result, training_bar
+from unbranch.display.zoo import models_page, show_names, show_rows
 
 __all__ = [
     "Account",

@@ -7,9 +7,9 @@ from itertools import groupby
 
 from rich.table import Table
 
+from unbranch.display.console import count
 from unbranch.models.catalogue import Row
 from unbranch.models.registry import ENTRIES
-from unbranch.report.console import count
 
 PAGE = """# Models
 
