@@ -125,3 +125,9 @@ def test_a_long_name_can_be_written(tmp_path: Path) -> None:
     with all_or_nothing(target) as (temporary,):
         temporary.write_text("a")
     assert target.exists()
+
+
+def test_an_error_of_another_file_is_not_blamed_on_the_one_that_is_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing"), all_or_nothing(tmp_path / "a.txt"):
+        (tmp_path / "missing.txt").read_text()
+    assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,8 @@ def all_or_nothing(*paths: Path) -> Iterator[list[Path]]:
     """Temporary paths beside ``paths``, renamed to them when the block ends well and removed when it doesn't.
 
     Each keeps its suffix, and no other writer has the same. Raises InputError, before the block is entered, for a
-    folder that doesn't exist or can't be written to and a path that is a folder.
+    folder that doesn't exist or can't be written to and a path that is a folder. An OSError of the block's about another
+    file stays as it is.
     """
     for path in paths:
         if path.is_dir():
@@ -32,6 +33,9 @@ def all_or_nothing(*paths: Path) -> Iterator[list[Path]]:
             source.chmod(mode)  # safetensors keeps its files to their owner
             os.replace(source, target)
     except OSError as error:
+        ours = {str(path) for path in (*temporary, *paths)}
+        if error.filename is not None and str(error.filename) not in ours:
+            raise  # of another file, which the block reads
         raise InputError(f"can't write {', '.join(map(str, paths))}: {error.strerror or error}") from error
     finally:
         for source in temporary:

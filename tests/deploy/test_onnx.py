@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.deploy import export_onnx, onnx, write_onnx
-from unbranch.errors import InputError
+from unbranch.errors import DifferenceError, InputError, MissingPackageError
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -29,7 +29,7 @@ def network() -> nn.Module:
 
 def test_file_takes_any_batch_and_agrees(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     net, path = network(), tmp_path / "net.onnx"
-    written = export_onnx(net, torch.randn(1, 3, 8, 9), path)
+    written = export_onnx(net, torch.randn(1, 3, 8, 9), str(path))
     assert net.training
     assert written.path == path
     assert written.max_rel is not None
@@ -57,7 +57,7 @@ def test_file_that_computes_another_function_is_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr(onnx, "_export", wrong)
     scaled = nn.Conv2d(3, 4, 1)
     nn.init.constant_(scaled.bias, 9.0)
-    with pytest.raises(InputError, match="ONNX Runtime computes another function"):
+    with pytest.raises(DifferenceError, match="ONNX Runtime computes another function"):
         export_onnx(scaled, torch.randn(1, 3, 4, 4), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -65,7 +65,7 @@ def test_file_that_computes_another_function_is_refused(tmp_path: Path, monkeypa
 def test_missing_library_tells_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
-    with pytest.raises(InputError, match=r"onnxscript isn't installed: pip install 'unbranch\[onnx\]'"):
+    with pytest.raises(MissingPackageError, match=r"onnxscript isn't installed: pip install 'unbranch\[onnx\]'"):
         write_onnx(network(), torch.randn(1, 3, 4, 4), tmp_path / "net.onnx")
 
 

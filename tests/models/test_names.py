@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from unbranch.errors import InputError
+from unbranch.errors import InputError, MissingPackageError
 from unbranch.history import history_of, set_history
 from unbranch.models import create, example_input, input_size, names
 
@@ -114,7 +114,7 @@ def test_option_that_does_not_fit_is_told(folder: Path) -> None:
 
 def test_missing_library_tells_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match=r"timm isn't installed: pip install 'unbranch\[vision\]'"):
+    with pytest.raises(MissingPackageError, match=r"timm isn't installed: pip install 'unbranch\[vision\]'"):
         create("timm:resnet18")
 
 

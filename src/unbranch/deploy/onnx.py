@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from unbranch.errors import InputError
+from unbranch.errors import DifferenceError, InputError, MissingPackageError
 from unbranch.files import all_or_nothing
 
 LARGEST = 2**31 - 2**20  # bytes that one protobuf message can hold, less some room for the graph
@@ -39,12 +39,15 @@ class OnnxFile:
         return {**asdict(self), "path": str(self.path)}
 
 
-def export_onnx(network: nn.Module, example_input: Any, path: Path) -> OnnxFile:
+def export_onnx(network: nn.Module, example_input: Any, path: str | Path) -> OnnxFile:
     """Write the network, in eval mode, as ONNX with a batch of any size.
 
-    Raises InputError if a library is missing, the network can't be exported, or ONNX Runtime computes another
-    function.
+    Raises:
+        MissingPackageError: if ``onnx`` or ``onnxscript`` isn't installed.
+        InputError: if the network can't be exported, or the file can't be written.
+        DifferenceError: if ONNX Runtime computes another function.
     """
+    path = Path(path)
     with all_or_nothing(path) as (temporary,):
         written = write_onnx(network, example_input, temporary)
     return OnnxFile(path, written.opset, written.nodes, written.max_rel)
@@ -69,10 +72,10 @@ def write_onnx(network: nn.Module, example_input: Any, path: Path) -> OnnxFile:
 
 
 def require_onnx() -> None:
-    """Raise InputError, which says what to install, unless ONNX files can be written."""
+    """Raise MissingPackageError, which says what to install, unless ONNX files can be written."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"{' and '.join(missing)} isn't installed: pip install 'unbranch[onnx]'")
+        raise MissingPackageError(f"{' and '.join(missing)} isn't installed: pip install 'unbranch[onnx]'")
 
 
 def _export(network: nn.Module, example_input: Tensor, path: Path) -> None:
@@ -122,7 +125,7 @@ def _compared(network: nn.Module, example_input: Tensor, path: Path) -> float | 
         for ours, theirs in zip(found, expected, strict=True)
     )
     if not worst <= TOLERANCE:
-        raise InputError(f"ONNX Runtime computes another function: {worst:.1e} of the largest output away")
+        raise DifferenceError(f"ONNX Runtime computes another function: {worst:.1e} of the largest output away")
     return worst
 
 

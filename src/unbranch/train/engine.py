@@ -56,7 +56,7 @@ def _quiet(_: Any) -> None:
 
 
 def train(
-    recipe: Recipe, data: Data, out: Path, *, resume: bool = False, watch: Watch = _quiet, say: Say = _quiet
+    recipe: Recipe, data: Data, out: str | Path, *, resume: bool = False, watch: Watch = _quiet, say: Say = _quiet
 ) -> Result | None:
     """Train a network, collapse it, and prove both equal on the validation set; everything is written to ``out``.
 
@@ -74,7 +74,7 @@ def train(
     """
     job = prepare(recipe, data)
     main = job.accelerator.is_main_process
-    run = _Run(job, Folder(out), watch if main else _quiet, say if main else _quiet)
+    run = _Run(job, Folder(Path(out)), watch if main else _quiet, say if main else _quiet)
     run.begin(resume)
     with _interruptible() as stopping:
         run.stopping = stopping
