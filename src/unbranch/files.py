@@ -17,8 +17,8 @@ def all_or_nothing(*paths: Path) -> Iterator[list[Path]]:
     """Temporary paths beside ``paths``, renamed to them when the block ends well and removed when it doesn't.
 
     Each keeps its suffix, and no other writer has the same. Raises InputError, before the block is entered, for a
-    folder that does not exist or cannot be written to and a path that is a folder. An OSError of the block about another
-    file stays as it is.
+    folder that does not exist or cannot be written to and a path that is a folder. An OSError of the block about
+    another file stays as it is.
     """
     for path in paths:
         if path.is_dir():

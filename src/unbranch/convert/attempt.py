@@ -17,7 +17,7 @@ from .account import Account, name_of, sources_of
 from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
 from .faults import in_part
-from .forwards import EXACT, ROUNDED, Forwards, lies_in
+from .forwards import EXACT, ROUNDED, Forwards, Rows, lies_in
 from .lines import place_of
 from .methods import reached_by_forward
 from .moves import move_norms
@@ -79,6 +79,7 @@ class Attempt:
     used: list[Built] = field(default_factory=list)
     unmoved: set[str] = field(default_factory=set)
     walked: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    rows: Rows = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.stand_ins = StandIns(self.network, self.pair)
@@ -172,6 +173,9 @@ class Attempt:
             merges = rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,)
             unit = trace.full_path(unit_of(rewrite))
             self.units.setdefault(unit, []).extend(_identity(trace, m) for m in merges)
+            row = tuple(trace.full_path(p) for p in rewrite.paths) if isinstance(rewrite, Swap) else ()
+            part = unit if isinstance(rewrite, Rebuild) or len(row) == 1 else ""
+            self.rows |= {_identity(trace, m): (row, part) for m in merges}
             self.units.setdefault(trace.path, [])
             for method in rewrite.walked if isinstance(rewrite, Swap) else ():
                 self.walked.setdefault(method, []).append(_identity(trace, rewrite.merge))  # type: ignore[union-attr]
@@ -251,7 +255,7 @@ class Attempt:
             if not verdict.holds(path):
                 reason = verdict.unprovable.get(path) or verdict.unprovable.get("") or UNPROVED
                 wrong |= dict.fromkeys(merges, reason)
-        return wrong
+        return wrong or forwards.differing_options(self.rows, tolerance)
 
     def _crossed(self, path: str) -> bool:
         """Whether something moves into a part from outside, as the norm behind a stem does: its output changes."""

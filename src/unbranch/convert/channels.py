@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from ..algebra import identity
-from ..errors import NotAffine
+from ..errors import Inexact, NotAffine
 from ..rules import Rule, shape_after
 from ..rules.arrangement import Arrangement
 from ..rules.value import Affine
@@ -115,7 +115,12 @@ class Channels:
         source = args.get("weight")
         if not isinstance(source, fx.Node) or source not in self._constants:
             return None
-        weight = self._constants.value(source)
+        try:
+            weight = self._constants.value(source)
+        except Inexact:  # it is written to between two uses
+            return None
+        if weight.dim() < 2:  # a linear layer with one output
+            return None
         if weight.dim() == 2:
             return weight.shape[1], 0, True
         groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)

@@ -7,8 +7,10 @@ are the functions and methods that it calls. Nothing that other code sees is rep
 from __future__ import annotations
 
 import builtins
+import dis
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -55,6 +57,12 @@ class _Converting(type):
     def __hash__(cls) -> int:
         return hash(cls.plain)
 
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return issubclass(kind, cls.plain)
+
+    def __repr__(cls) -> str:
+        return repr(cls.plain)
+
     def __getattr__(cls, name: str) -> Any:
         return getattr(cls.plain, name)
 
@@ -67,8 +75,15 @@ class _Float(metaclass=_Converting):
     plain = builtins.float
 
 
+for _stand_in in (_Int, _Float):
+    _stand_in.__name__ = _stand_in.__qualname__ = _stand_in.plain.__name__
+
+
 class _Asking(_Converting):
-    """``type``, which says of a traced value what it will be."""
+    """``type``, which says of a traced value what it will be.
+
+    Where what it gives is compared with the name ``int`` or ``float`` right away, that name stands for another class.
+    """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if len(args) != 1 or kwargs:
@@ -78,7 +93,42 @@ class _Asking(_Converting):
             kind: Any = value.known_kind()
         else:
             kind = torch.Size if isinstance(value, torch.Size) else builtins.type(value)
-        return {builtins.int: _Int, builtins.float: _Float}.get(kind, kind)
+        return _as_compared(sys._getframe(1), kind)
+
+
+def _as_compared(frame: types.FrameType, kind: Any) -> Any:
+    """A class as the code that runs in a frame compares it, if it does so next.
+
+    Raises:
+        UnreadableError: if that isn't seen.
+    """
+    following = following_operations(frame, 2)
+    stand_in = {builtins.int: _Int, builtins.float: _Float}.get(kind)
+    if stand_in is None or not following or frame.f_globals.get(kind.__name__) is not stand_in:
+        return kind
+    compares = following[-1].opname in _COMPARISONS
+    if compares and following[0].opname == "LOAD_GLOBAL":
+        return stand_in if following[0].argval == kind.__name__ else kind
+    if following[0].opname in _COMPARISONS:
+        raise UnreadableError(f"it compares a type with {kind.__name__}")
+    return kind
+
+
+_COMPARISONS = {"IS_OP", "COMPARE_OP"}
+
+
+def following_operations(frame: types.FrameType, count: int) -> list[dis.Instruction]:
+    """What a frame does next, behind the call that it is in."""
+    found = [i for i in _instructions_of(frame.f_code) if i.offset > frame.f_lasti and i.opname not in _NOTHING]
+    return found[:count]
+
+
+_NOTHING = {"CACHE", "NOP", "EXTENDED_ARG", "PRECALL", "CALL"}
+
+
+@functools.lru_cache(maxsize=1024)
+def _instructions_of(code: types.CodeType) -> list[dis.Instruction]:
+    return list(dis.get_instructions(code))
 
 
 class _Type(metaclass=_Asking):
@@ -206,17 +256,47 @@ def _copied(function: Any, known: dict[int, Any]) -> Any:
         return known[id(function)]
     if not isinstance(function, types.FunctionType) or _is_torchs(function):
         return function
-    scope = dict(function.__globals__)
+    if any(name in _SETS for name in _operation_names(function.__code__)):
+        raise UnreadableError("it sets global names")
+    scope = _Scope(function.__globals__)
     copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     vars(copy)[_MARK] = True
     known[id(function)] = copy
     for name in _names(function.__code__):
         if name in _OWN and name not in scope:
-            scope[name] = _OWN[name]
+            scope.own[name] = _OWN[name]
         elif isinstance(scope.get(name), types.FunctionType):
-            scope[name] = _copied(scope[name], known)
+            scope.own[name] = _copied(scope[name], known)
     return copy
+
+
+_SETS = {"STORE_GLOBAL", "DELETE_GLOBAL"}
+
+
+@functools.lru_cache(maxsize=1024)
+def _operation_names(code: types.CodeType) -> frozenset[str]:
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset({i.opname for i in dis.get_instructions(code)}).union(*map(_operation_names, inner))
+
+
+class _Scope(dict[str, Any]):
+    """The global names of a function, as they are at any time, with some of its own."""
+
+    def __init__(self, outer: dict[str, Any]) -> None:
+        super().__init__(outer)
+        self.outer = outer
+        self.own: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.own[name] if name in self.own else self.outer[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.own or name in self.outer
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dictionary."""
+        return self.own.get(name, self.outer.get(name, default))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ from ..graph.probe import Arguments, larger, probe, runs, small
 from ..rules import rule_of_base
 from .prove import relative_error
 from .reasons import DEPENDS_ON_ROUNDING, NO_INPUT
+from .variants import variants_of
 from .verify import misfit
 
 EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
@@ -174,6 +176,38 @@ class Forwards:
                 self._compare_part(path, plain, tolerance, verdict)
         return verdict
 
+    def differing_options(self, rows: Rows, tolerance: float) -> dict[Any, str]:
+        """Rewrites of the network compared last that are wrong where it is called with other options, and the reason.
+
+        Those are at fault of which a call runs something otherwise, or all of them where none is seen to be.
+        """
+        if self._reason is not None or not self.given:
+            return {}
+        for words, given in self.variants:
+            if not given.exact:
+                continue
+            try:
+                (ours,) = self._plain.observe(given.args, given.kwargs, Float64)
+                reason = _unlike(ours, given.exact[0], max(tolerance, EXACT * self._noise))
+            except Exception as error:
+                reason = _crash(error)
+            if reason is not None and not self._selects:
+                watch = _Rows(rows)
+                with contextlib.suppress(Exception):  # it ran before
+                    self._original.observe(given.args, given.kwargs, Float64, watch=watch)
+                return dict.fromkeys(watch.otherwise() or rows, f"{reason}, with {words}")
+        return {}
+
+    @functools.cached_property
+    def variants(self) -> list[tuple[str, Arguments]]:
+        """Calls with other options that the network takes, with what they give in float64."""
+        smallest = [*self.small, *self.given][:1]
+        found = [variant for given in smallest for variant in variants_of(self.network, given)]
+        for _, given in found:
+            with contextlib.suppress(Exception):  # a value that it doesn't take
+                given.exact.extend(self._original.observe(given.args, given.kwargs, Float64))
+        return found
+
     def method_differs(self, plain: nn.Module, name: str, tolerance: float) -> str | None:
         """How what a method of the network returns for its input would change, or why that isn't known."""
         title = f"{type(self.network).__name__}.{name}"
@@ -195,14 +229,33 @@ class Forwards:
         """How the finished network differs in its own dtype: in dtypes, structure, or what it keeps."""
         if self._reason is not None or not self.given:
             return None
-        given = self.given[0]
+        runner = Runner(plain)
         try:
-            (ours,) = observe(plain, given.args, given.kwargs, contextlib.nullcontext)
+            (ours,) = runner.observe(self.given[0].args, self.given[0].kwargs, contextlib.nullcontext)
         except Exception as error:
             return _crash(error)
         if self._selects:
             return _unlike_in_kind(ours, self._native[0])
-        return _unlike(ours, self._native[0], max(_UNLIKE, 8 * self._noise))
+        limit = max(_UNLIKE, 8 * self._noise)
+        return _unlike(ours, self._native[0], limit) or self._options_agree(runner, limit)
+
+    def _options_agree(self, runner: Runner, limit: float) -> str | None:
+        for words, given in self.variants:
+            if not given.exact:
+                continue
+            try:
+                if not given.native:
+                    given.native.extend(self._original.observe(given.args, given.kwargs, contextlib.nullcontext))
+            except Exception:  # it runs in float64 alone
+                continue
+            try:
+                (ours,) = runner.observe(given.args, given.kwargs, contextlib.nullcontext)
+                reason = _unlike(ours, given.native[0], limit)
+            except Exception as error:
+                reason = _crash(error)
+            if reason is not None:
+                return f"{reason}, with {words}"
+        return None
 
     def _compare_whole(
         self, watch: _Watch | None, j: int, given: Arguments, tolerance: float, verdict: Verdict
@@ -274,9 +327,7 @@ class Forwards:
 
 
 def _twice(runner: Runner, given: Arguments) -> list[Observation]:
-    """Two runs of one copy, which has kept of the first what it keeps."""
-    if given.native and not given.native[0].changes:
-        return [given.native[0], *runner.observe(given.args, given.kwargs, contextlib.nullcontext)]
+    """Two runs of one copy, one right after the other: what the first leaves anywhere is there in the second."""
     return runner.observe(given.args, given.kwargs, contextlib.nullcontext, times=2)
 
 
@@ -299,11 +350,13 @@ class _Watch:
     def __init__(
         self, beside: Runner, paths: set[str], crossed: set[str], tolerance: float, verdict: Verdict, seen: set[str]
     ) -> None:  # fmt: skip
-        self.beside, self._paths, self._crossed, self._tolerance = beside, paths, crossed, tolerance
+        self.beside: Runner | None = beside
+        self._paths, self._crossed, self._tolerance = paths, crossed, tolerance
         self._verdict, self._seen = verdict, seen
 
-    def install(self, running: nn.Module, beside: nn.Module) -> list[RemovableHandle]:
+    def install(self, running: nn.Module, beside: nn.Module | None) -> list[RemovableHandle]:
         """Put hooks on the parts of a copy of the original, which run those of a copy of the rewritten network."""
+        assert beside is not None
         handles = []
         for path in self._paths | self._crossed:
             mark = functools.partial(self._mark, path)
@@ -349,6 +402,56 @@ class _Watch:
 def lies_in(path: str, around: str) -> bool:
     """Whether a path is, or is inside, another one."""
     return not around or path == around or path.startswith(f"{around}.")
+
+
+Rows = dict[Any, tuple[tuple[str, ...], str]]
+"""Rewrites, with the paths of modules that one layer stands for, or none, and of the part that is rewritten."""
+
+
+class _Rows:
+    """Notices which rows of modules aren't run one after the other, and which parts are run in pieces."""
+
+    beside: Runner | None = None
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._running: list[str] = []
+        self._seen: list[tuple[str, Any, Any]] = []
+        self._alone: set[str] = set()
+
+    def install(self, running: nn.Module, _beside: nn.Module | None) -> list[RemovableHandle]:
+        """Put hooks on the modules of a copy of the original."""
+        handles = []
+        for path, module in running.named_modules():
+            enter, leave = functools.partial(self._enter, path), functools.partial(self._leave, path)
+            handles += [
+                module.register_forward_pre_hook(enter),
+                module.register_forward_hook(leave, always_call=True),
+            ]
+        return handles
+
+    def _enter(self, path: str, _module: nn.Module, _args: Any) -> None:
+        inside = {around for _, around in self._rows.values() if around and path.startswith(f"{around}.")}
+        self._alone |= inside - set(self._running)
+        self._running.append(path)
+
+    def _leave(self, path: str, _module: nn.Module, args: Any, output: Any) -> None:
+        self._running.pop()
+        self._seen.append((path, args[0] if args else None, output))
+
+    def otherwise(self) -> list[Any]:
+        """Rewrites whose modules were run in another way than as one row."""
+        return [key for key, (row, part) in self._rows.items() if part in self._alone or not self._in_a_row(row)]
+
+    def _in_a_row(self, row: tuple[str, ...]) -> bool:
+        calls = [[(given, output) for path, given, output in self._seen if path == one] for one in row]
+        if len({len(c) for c in calls}) > 1:
+            return False
+        return all(
+            first[1] is second[0]
+            for one, after in itertools.pairwise(calls)
+            for first, second in zip(one, after, strict=True)
+        )
 
 
 def _part_of(plain: nn.Module, path: str) -> nn.Module | None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..rules import rule_of_module
+from .judging import judges, sets_attributes_of_others
 from .methods import forward_runs
 from .trace import Call, Trace, forward_of
 from .tracer import Refused
@@ -56,6 +57,7 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
         only = row[0]
         outer = [(c.module, only.path[len(c.path) :].lstrip(".")) for c in only.lineage() if c is not only]
         reached = any(forward_runs(module, path, inside=True) for module, path in outer)
+        reached = reached or any(sets_attributes_of_others(module) for module, _ in outer)
         return only.leaf or (_takes_one_value(only.module) and not reached)
     part = row[0].parent
     if part is None or part is trace.root or any(call.parent is not part for call in row):
@@ -63,6 +65,8 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
     if not _takes_one_value(part.module) and not _runs_alike(trace, part, row):
         return False
     around = [c for c in part.lineage() if c is not part]
+    if any(sets_attributes_of_others(c.module) for c in part.lineage()):
+        return False
     inside = [(c.module, call.path[len(c.path) :].lstrip(".")) for c in around for call in row]
     return not any(forward_runs(module, path) for module, path in inside)
 
@@ -75,6 +79,8 @@ def _runs_alike(trace: Trace, part: Call, row: list[Call]) -> bool:
     if code is None or not _ASKING.isdisjoint(code.co_names):
         return False
     if any(p.kind in any_number and _loads(code, p.name) for p in parameters):
+        return False
+    if any(judges(inner.module) for inner in trace.calls if part in inner.lineage()):
         return False
     parameters = [p for p in parameters if p.kind not in any_number]
     if not parameters or parameters[0].default is not inspect.Parameter.empty:
@@ -109,7 +115,7 @@ def _runs(trace: Trace, row: list[Call]) -> bool:
     if any(call.path in trace.hidden for call in row):
         return False
     if not any(found):
-        return True
+        return not any(_reaches_into(trace, call) for call in row)
     if any(len(calls) != 1 for calls in found):
         return False
     same = [calls[0] for calls in found]
@@ -122,6 +128,13 @@ def _runs(trace: Trace, row: list[Call]) -> bool:
         if entering != {before.output} or not readers <= set(after.nodes):
             return False
     return True
+
+
+def _reaches_into(trace: Trace, call: Call) -> bool:
+    """Whether a trace runs something of a part, or reads it, without calling the part."""
+    inside = f"{call.path}."
+    reads = (str(n.target) for n in trace.graph.nodes if n.op in ("get_attr", "call_module"))
+    return any(path.startswith(inside) for path in (*reads, *trace.hidden, *trace.unshared))
 
 
 def _nodes(value: Any) -> list[fx.Node]:

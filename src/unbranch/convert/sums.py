@@ -83,7 +83,7 @@ def _reordered(trace: Trace, top: fx.Node) -> bool:
     for one in ordered[1:-1]:
         total = trace.insert_before(top, operator.add, (total, one))
     top.target, top.args, top.op = operator.add, (total, ordered[-1]), "call_function"
-    for node in inner:
+    for node in dict.fromkeys(inner):  # one that is added to itself is there twice
         if not node.users:
             trace.erase(node)
     return True

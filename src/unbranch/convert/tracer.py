@@ -754,7 +754,7 @@ def trace_module(
         return read[tuple(options)]
 
     def alone(inner: str, options: dict[str, Any]) -> Trace | str:
-        key = (inner, *options)
+        key = ("", inner, *options)  # no option has an empty name
         if key not in read:
             part = module.get_submodule(inner)
             read[key] = trace_module(f"{path}.{inner}".lstrip("."), part, leaves, given, options)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import enum
 import functools
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.hooks import RemovableHandle
@@ -60,13 +63,38 @@ class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+class _Lent(TorchFunctionMode):
+    """Raises before the memory of a protected tensor is lent to others, whose writes PyTorch doesn't see."""
+
+    def __init__(self, protected: set[int]) -> None:
+        super().__init__()
+        self._protected = protected
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _LENDING and args and _storage(args[0]) in self._protected:
+            raise StateWriteError(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+_LENDING = {"numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage"}
+
+
 @functools.lru_cache(maxsize=4096)
 def _kind_of(func: Any) -> tuple[bool, bool]:
     """Whether an operation writes to an argument, and whether it may draw random numbers."""
-    return func._schema.is_mutable, torch.Tag.nondeterministic_seeded in func.tags
+    return func._schema.is_mutable or func._schema.name in _TRAINED, torch.Tag.nondeterministic_seeded in func.tags
+
+
+_TRAINED = {f"aten::{kind}" for kind in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")}
+"""Norms that write to running statistics in training and don't say so: arguments 3 and 4, with the flag behind them."""
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    if func._schema.name in _TRAINED:
+        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+        found = [given.get("running_mean"), given.get("running_var")] if given.get("training") else []
+        yield from (v for v in found if isinstance(v, Tensor))
+        return
     for j, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[j] if j < len(args) else kwargs.get(argument.name)
@@ -105,10 +133,10 @@ def observe(
 class Watch(Protocol):
     """Runs parts of another network while a network runs."""
 
-    beside: Runner
+    beside: Runner | None
 
-    def install(self, running: nn.Module, beside: nn.Module) -> list[RemovableHandle]:
-        """Put hooks on a copy that is about to run, which run parts of a copy of the network beside it."""
+    def install(self, running: nn.Module, beside: nn.Module | None) -> list[RemovableHandle]:
+        """Put hooks on a copy that is about to run, which may run parts of a copy of the network beside it."""
 
 
 class _Copy:
@@ -165,8 +193,9 @@ class Runner:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int, watch: Watch | None
     ) -> list[Observation]:
         own = self._taken(mode, private=self._writes)
-        beside = None if watch is None else watch.beside._taken(mode, private=self._writes)
-        handles = [] if watch is None or beside is None else watch.install(own.module, beside.module)
+        other = None if watch is None else watch.beside
+        beside = None if other is None else other._taken(mode, private=self._writes)
+        handles = [] if watch is None else watch.install(own.module, None if beside is None else beside.module)
         protected = own.protected if beside is None else own.protected | beside.protected
         try:
             seen = [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
@@ -175,8 +204,8 @@ class Runner:
                 handle.remove()
         if not any(one.changes for one in seen):
             self._kept[mode] = own
-        if watch is not None and beside is not None and not beside.changes():
-            watch.beside._kept[mode] = beside
+        if other is not None and beside is not None and not beside.changes():
+            other._kept[mode] = beside
         return seen
 
     def _taken(self, mode: Any, *, private: bool) -> _Copy:
@@ -190,7 +219,7 @@ def _observed(
     own: _Copy, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], protected: set[int]
 ) -> Observation:
     given, named = fresh((args, kwargs))
-    with Guard(protected), mode():
+    with Guard(protected), _Lent(protected), mode():
         output = own.module(*given, **named)
     seen = observation(output, given, named)
     seen.changes.update(own.changes())
@@ -225,7 +254,8 @@ def plain_output(output: Any) -> Any:
         return {str(k): plain_output(v) for k, v in output.items()}
     if hasattr(output, "to_tuple"):
         return plain_output(output.to_tuple())
-    if not isinstance(output, Tensor | str | int | float | bool | None) and hasattr(output, "__dict__"):
+    plain = Tensor | str | int | float | bool | type | enum.Enum | types.FunctionType | types.ModuleType | None
+    if not isinstance(output, plain) and hasattr(output, "__dict__"):
         return {str(k): plain_output(v) for k, v in vars(output).items()}
     return output
 

@@ -1,0 +1,109 @@
+"""What code of a forward does that no trace sees: it judges values by identity, or sets attributes of other modules."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+_JUDGING = {
+    "IS_OP", "POP_JUMP_IF_NONE", "POP_JUMP_IF_NOT_NONE", "POP_JUMP_FORWARD_IF_NONE", "POP_JUMP_FORWARD_IF_NOT_NONE",
+    "POP_JUMP_BACKWARD_IF_NONE", "POP_JUMP_BACKWARD_IF_NOT_NONE", "JUMP_IF_NOT_EXC_MATCH", "CHECK_EXC_MATCH",
+    "SETUP_FINALLY", "PUSH_EXC_INFO", "MATCH_CLASS", "MATCH_MAPPING", "MATCH_SEQUENCE", "MATCH_KEYS", "CONTAINS_OP",
+}  # fmt: skip
+_ASKING = {
+    "isinstance", "issubclass", "type", "hasattr", "getattr", "callable", "id", "is_", "is_not", "is_tensor", "locals",
+    "vars", "eval", "exec",
+}  # fmt: skip
+_SETTING = {"setattr", "__setattr__", "__dict__", "vars", "delattr", "apply", "exec"}
+
+
+def judges(module: nn.Module) -> bool:
+    """Whether a module's forward, or what it calls, goes by what an argument is: None, another one, or of a class."""
+    return any(_judges(function.__code__) for function in functions_of(module))
+
+
+def sets_attributes_of_others(module: nn.Module) -> bool:
+    """Whether a module's forward, or what it calls, sets attributes of anything but the module itself."""
+    return any(_sets(function.__code__) for function in functions_of(module))
+
+
+@functools.lru_cache(maxsize=4096)
+def _judges(code: types.CodeType) -> bool:
+    operations = {i.opname for i in dis.get_instructions(code)}
+    return (
+        not _JUDGING.isdisjoint(operations) or not _ASKING.isdisjoint(code.co_names) or any(map(_judges, _inner(code)))
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _sets(code: types.CodeType) -> bool:
+    own = code.co_varnames[0] if code.co_argcount else ""
+    before = None
+    for operation in dis.get_instructions(code):
+        if operation.opname in ("STORE_ATTR", "DELETE_ATTR"):
+            direct = before is not None and before.opname.startswith("LOAD_FAST") and _last(before.argval) == own
+            if not direct:
+                return True
+        if operation.opname not in ("CACHE", "EXTENDED_ARG"):
+            before = operation
+    return not _SETTING.isdisjoint(code.co_names) or any(map(_sets, _inner(code)))
+
+
+def _last(value: Any) -> Any:
+    return value[-1] if isinstance(value, tuple) else value
+
+
+def _inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    return (c for c in code.co_consts if isinstance(c, types.CodeType))
+
+
+def functions_of(module: nn.Module) -> list[types.FunctionType]:
+    """A module's forward, and the functions and methods that it names, and so on; not PyTorch's."""
+    own = vars(module).get("forward")
+    forward = (
+        getattr(own, "__func__", own) if own is not None else inspect.getattr_static(type(module), "forward", None)
+    )
+    owner: Any = type(module)
+    return _functions(owner, forward) if isinstance(forward, types.FunctionType) else []
+
+
+@functools.lru_cache(maxsize=4096)
+def _functions(owner: Any, forward: types.FunctionType) -> list[types.FunctionType]:
+    found: list[types.FunctionType] = []
+    stack: list[Any] = [forward]
+    while stack:
+        function = stack.pop()
+        if not isinstance(function, types.FunctionType) or function in found or _is_librarys(function):
+            continue
+        found.append(function)
+        stack.append(getattr(function, "__wrapped__", None))
+        stack += [c.cell_contents for c in function.__closure__ or () if _is_filled(c)]
+        for name in _names(function.__code__):
+            stack.append(function.__globals__.get(name))
+            if not hasattr(nn.Module, name):
+                method = inspect.getattr_static(owner, name, None)
+                stack.append(getattr(method, "__func__", method))
+    return found
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _is_librarys(function: types.FunctionType) -> bool:
+    return (function.__module__ or "").split(".")[0] == "torch"
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in _inner(code):
+        yield from _names(inner)
