@@ -33,6 +33,24 @@ def sets_attributes_of_others(module: nn.Module) -> bool:
     return any(_sets(function.__code__) for function in functions_of(module))
 
 
+def identified(module: nn.Module, options: list[str]) -> str | None:
+    """An option of a forward that it compares by identity with something else than a constant."""
+    code = next((function.__code__ for function in functions_of(module)), None)
+    before: list[dis.Instruction] = []
+    for operation in () if code is None else dis.get_instructions(code):
+        if operation.opname == "IS_OP" and before[-1].opname not in _CONSTANTS:
+            loaded = {_last(o.argval) for o in before[-3:] if o.opname.startswith("LOAD_FAST")}
+            found = next((name for name in options if name in loaded), None)
+            if found is not None:
+                return found
+        if operation.opname not in ("CACHE", "EXTENDED_ARG"):
+            before.append(operation)
+    return None
+
+
+_CONSTANTS = {"LOAD_CONST", "LOAD_SMALL_INT"}
+
+
 @functools.lru_cache(maxsize=4096)
 def _judges(code: types.CodeType) -> bool:
     operations = {i.opname for i in dis.get_instructions(code)}

@@ -240,7 +240,8 @@ class _Reader(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         pattern = self._pattern(node.func)
         if pattern:
-            self.runs.add(pattern)
+            sliced = isinstance(node.func, ast.Subscript) and isinstance(node.func.slice, ast.Slice)
+            self.runs.add((*pattern, "*") if sliced else pattern)
         self.generic_visit(node)
 
     def _bind(self, target: ast.expr, source: ast.expr) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..rules import rule_of_module
-from .judging import judges, sets_attributes_of_others
+from .judging import identified, judges, sets_attributes_of_others
 from .methods import forward_runs
 from .trace import Call, Trace, forward_of
 from .tracer import Refused
@@ -38,6 +38,8 @@ def otherwise(trace: Trace, row: list[Call]) -> str | None:
     name, alone = type(trace.module).__name__, _is_apart(trace, row)
     if not alone and (more := _reads_more(trace)) is not None:
         return f"{name}.forward reads any number of arguments, {more}"
+    if not alone and (option := identified(trace.module, optional_arguments(trace.module))) is not None:
+        return f"{name}.forward goes by which object {option} is"
     for options in _variants(trace, at_most=1 if alone and len(row) > 1 else _MOST):
         other = trace.again(options)
         if isinstance(other, str):
