@@ -174,3 +174,22 @@ def test_rows_in_another_order_are_a_difference(rows, dtype):
     other.load_state_dict(network.state_dict())
     found = ub.verify(network, other, torch.randn(2, rows, 4, dtype=dtype))
     assert found.verdict == "NOT the same function"
+
+
+@pytest.mark.parametrize("example", [None, torch.ones(2, 4, 6, 6)])
+def test_what_a_first_run_leaves_on_a_class_is_there_in_the_second(example):
+    class Counting(nn.Module):
+        count = 0
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            type(self).count += 1
+            y = self.conv(x)
+            return self.norm(y) if type(self).count == 1 else y.abs()
+
+    plain = ub.collapse(Counting().eval(), example)
+    assert isinstance(plain.norm, nn.BatchNorm2d)
+    assert "two runs" in plain.collapse_report.refusals[0].reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import inspect
@@ -101,7 +102,7 @@ def _functions(owner: Any, forward: types.FunctionType) -> list[types.FunctionTy
             continue
         found.append(function)
         stack.append(getattr(function, "__wrapped__", None))
-        stack += [c.cell_contents for c in function.__closure__ or () if _is_filled(c)]
+        stack += cells_of(function)
         for name in _names(function.__code__):
             stack.append(function.__globals__.get(name))
             if not hasattr(nn.Module, name):
@@ -110,11 +111,13 @@ def _functions(owner: Any, forward: types.FunctionType) -> list[types.FunctionTy
     return found
 
 
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
+def cells_of(function: types.FunctionType) -> list[Any]:
+    """What a function takes from the functions around it."""
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # not filled yet
+            found.append(cell.cell_contents)
+    return found
 
 
 def _is_librarys(function: types.FunctionType) -> bool:

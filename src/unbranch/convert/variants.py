@@ -6,13 +6,13 @@ import enum
 import inspect
 import itertools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..graph.probe import Arguments
-from .judging import functions_of
+from .judging import cells_of, functions_of
 
 _MOST = 8  # calls, each of which is a run of the original and one of the rewritten network
 _WORDS = 4  # constants of the code that are tried for one option
@@ -93,16 +93,25 @@ def _others(default: Any, given: Arguments, constants: list[Any]) -> list[Any]:
 
 
 def _constants(module: nn.Module) -> Iterator[Any]:
-    """Words and numbers in the code of a forward and of what it calls."""
+    """Words and numbers in the code of a forward and of what it calls, and those that it reads by name."""
     for function in functions_of(module):
-        yield from _constants_in(function.__code__, function.__doc__)
+        yield from _plain(_constants_in(function.__code__, function.__doc__))
+        yield from _plain(function.__globals__.get(name) for name in function.__code__.co_names)
+        yield from _plain(cells_of(function))
 
 
 def _constants_in(code: types.CodeType, doc: str | None) -> Iterator[Any]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _constants_in(constant, None)
-        elif isinstance(constant, tuple | frozenset):
-            yield from (c for c in constant if isinstance(c, str | int))
-        elif isinstance(constant, str | int) and constant != doc:
+        elif constant != doc:
             yield constant
+
+
+def _plain(values: Iterable[Any]) -> Iterator[Any]:
+    """Words and numbers, alone and in tuples."""
+    for value in values:
+        if isinstance(value, tuple | frozenset | list):
+            yield from _plain(value)
+        elif isinstance(value, str | int):
+            yield value
