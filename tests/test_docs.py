@@ -52,3 +52,20 @@ def test_names_exist(page: Path) -> None:
         if value is None:
             missing.append(name)
     assert not missing
+
+
+FENCE = re.compile(r"^```python\n(.*?)^```\n(\s*<!-- not run: [^\n]+ -->)?", re.MULTILINE | re.DOTALL)
+GUIDES = sorted([ROOT / "docs" / "start.md", *(ROOT / "docs" / "howto").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def test_code_of_a_guide_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block by block, in one namespace; a block that isn't run says why."""
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    scope: dict[str, object] = {"__name__": page.stem}
+    for code, excuse in FENCE.findall(page.read_text()):
+        if not excuse:
+            exec(compile(code, str(page), "exec"), scope)
+            ran += 1
+    assert ran
