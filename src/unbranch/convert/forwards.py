@@ -189,11 +189,11 @@ class Forwards:
             try:
                 (ours,) = self._plain.observe(given.args, given.kwargs, Float64)
                 reason = _unlike(ours, given.exact[0], max(tolerance, EXACT * self._noise))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 reason = _crash(error)
             if reason is not None and not self._selects:
                 watch = _Rows(rows)
-                with contextlib.suppress(Exception):  # it ran before
+                with contextlib.suppress(Exception, SystemExit):  # it ran before
                     self._original.observe(given.args, given.kwargs, Float64, watch=watch)
                 return dict.fromkeys(watch.otherwise() or rows, f"{reason}, with {words}")
         return {}
@@ -204,7 +204,7 @@ class Forwards:
         smallest = [*self.small, *self.given][:1]
         found = [variant for given in smallest for variant in variants_of(self.network, given)]
         for _, given in found:
-            with contextlib.suppress(Exception):  # a value that it doesn't take
+            with contextlib.suppress(Exception, SystemExit):  # a value that it doesn't take
                 given.exact.extend(self._original.observe(given.args, given.kwargs, Float64))
         return found
 
@@ -251,7 +251,7 @@ class Forwards:
             try:
                 (ours,) = runner.observe(given.args, given.kwargs, contextlib.nullcontext)
                 reason = _unlike(ours, given.native[0], limit)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 reason = _crash(error)
             if reason is not None:
                 return f"{reason}, with {words}"
@@ -522,9 +522,9 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return relative_error(a, b)
 
 
-def _crash(error: Exception) -> str:
+def _crash(error: BaseException) -> str:
     return f"the rewritten part can't be run ({type(error).__name__}: {_first_line(error)})"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:120] if str(error).strip() else ""

@@ -15,6 +15,7 @@ from ..graph.probe import Arguments
 from .judging import cells_of, functions_of
 
 _MOST = 8  # calls, each of which is a run of the original and one of the rewritten network
+_LARGEST = 8  # number that is tried: it may say how often something is done
 _WORDS = 4  # constants of the code that are tried for one option
 
 
@@ -77,7 +78,7 @@ def _options_of(layer: Any, given: Arguments, constants: list[Any]) -> dict[str,
 def _others(default: Any, given: Arguments, constants: list[Any]) -> list[Any]:
     """Values unlike a default."""
     words = [c for c in constants if isinstance(c, str) and c.isidentifier()]
-    numbers = [c for c in constants if isinstance(c, int) and not isinstance(c, bool)]
+    numbers = [c for c in constants if isinstance(c, int) and not isinstance(c, bool) and abs(c) <= _LARGEST]
     if isinstance(default, bool):
         return [not default, None, *words[:2]]
     if isinstance(default, enum.Enum):
