@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import unbranch as ub
-from unbranch.convert.forwards import EXACT, Forwards, Verdict
+from unbranch.convert.differences import Verdict
+from unbranch.convert.forwards import EXACT, Forwards
 
 from ..networks import randomised
 

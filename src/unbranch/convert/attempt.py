@@ -14,10 +14,11 @@ from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts
 from ..rules import rule_of_module
 from ..rules.value import Affine, Gridded
 from .account import Account, name_of, sources_of
+from .differences import lies_in
 from .emit import Layer, allocate, fill
 from .emit_grid import GridLayer
 from .faults import in_part
-from .forwards import EXACT, ROUNDED, Forwards, Rows, lies_in
+from .forwards import EXACT, ROUNDED, Forwards
 from .lines import place_of
 from .methods import reached_by_forward
 from .moves import move_norms
@@ -34,6 +35,7 @@ from .rewrite import copied, rebuild, replaced_modules, trained_like
 from .standins import StandIns
 from .trace import Trace
 from .unread import drop_unread
+from .watch import Rows
 
 IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may take in float64 until they are proved
 _DROPPED = "dropped"
