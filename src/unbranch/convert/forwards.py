@@ -32,6 +32,7 @@ from .watch import Beside, ByMethod, Rows, RowsRun, part_of
 
 EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
 ROUNDED = 1e-3  # the same where they have been, to the network's own dtype
+_FEW = 2  # other options that are tried on an input that may be large
 _UNLIKE = 0.1  # of the largest value: outputs in the network's own dtype that differ by more aren't the same function
 
 
@@ -166,8 +167,16 @@ class Forwards:
     @functools.cached_property
     def variants(self) -> list[tuple[str, Arguments]]:
         """Calls with other options that the network takes, with what they give in float64."""
-        smallest = [*self.small, *self.given][:1]
-        found = [variant for given in smallest for variant in variants_of(self.network, given)]
+        found = variants_of(self.network, self.given[0])
+        if found and self.example is not None and not self.small:  # which may be large
+            with contextlib.suppress(RandomDrawError):
+                found = [
+                    v
+                    for one in probe(self.network, expected_input, self._original)[:1]
+                    for v in variants_of(self.network, one)
+                ] or found[:_FEW]
+        elif self.small:
+            found = variants_of(self.network, self.small[0])
         for _, given in found:
             with contextlib.suppress(Exception, SystemExit):  # a value that it doesn't take
                 given.exact.extend(self._original.observe(given.args, given.kwargs, Float64))
