@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from ..errors import Inexact
 from ..graph.probe import Arguments
 from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts
 from ..rules import rule_of_module
-from ..rules.value import Affine, Gridded
 from .account import Account, name_of, sources_of
+from .building import IN_FLOAT64, Built, build
 from .differences import lies_in
-from .emit import Layer, allocate, fill
+from .emit import Layer
 from .emit_grid import GridLayer
 from .faults import in_part
 from .forwards import EXACT, ROUNDED, Forwards
@@ -24,37 +23,18 @@ from .methods import reached_by_forward
 from .moves import move_norms
 from .place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
 from .plan import Merge, Plan, plan_of
-from .prove import random_inputs, relative_error, run_nodes
 from .reading import traces_of
-from .rearrange import rearranges, shapes_of
 from .reasons import HOOKED, REACHED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
 from .rebuild import Blueprint, check_rebuilds
-from .region import Region, operations_between
+from .region import Region
 from .report import Refusal, Report
-from .rewrite import copied, rebuild, replaced_modules, trained_like
+from .rewrite import copied, rebuild, replaced_modules
 from .standins import StandIns
 from .trace import Trace
 from .unread import drop_unread
 from .watch import Rows
 
-IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may take in float64 until they are proved
 _DROPPED = "dropped"
-TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output
-
-
-@dataclass(eq=False)
-class Built:
-    """A merged layer, its error against the operations that it replaces, and the dtype that it gets in the end."""
-
-    layer: nn.Module
-    error: float | None
-    dtype: torch.dtype
-
-    @property
-    def exact(self) -> bool:
-        """Whether the layer hasn't been rounded to its dtype yet."""
-        tensors = list(self.layer.parameters())
-        return all(t.dtype == torch.float64 for t in tensors)
 
 
 @dataclass(eq=False)
@@ -152,7 +132,7 @@ class Attempt:
                     if merge.key not in done:
                         name = (*_identity(trace, merge), merge.layer)
                         if name not in self.built:
-                            self.built[name] = self._proved(region, merge, exact)
+                            self.built[name] = build(region, merge, exact=exact, training=self._mode(region, merge))
                         done[merge.key] = self.built[name]
             except Unplaceable as refused:
                 for merge, reason in refused.merges:
@@ -189,51 +169,10 @@ class Attempt:
         pairs = {(root, target) for path, root, target in self.excluded if path == trace.path}
         return {(nodes[root], nodes[target]) for root, target in pairs if root in nodes and target in nodes}
 
-    def _proved(self, region: Region, merge: Merge, exact: bool) -> Built:
-        """The merged layer, in float64 if ``exact``, and its error against the operations it replaces."""
-        like = region.weight_like(merge.root, merge.target)
-        planned = region.values[merge.target][merge.root]
-        assert isinstance(planned, Affine)
-        dtype = torch.float64 if exact and not like.is_meta else like.dtype
-        layer = allocate(planned, merge.layer, like, dtype)  # before anything temporary, so that memory isn't torn
-        example = None if like.is_meta or _needs_sizes(region, merge) else self._example(region, merge)
-        try:
-            value = region.realised(merge.root, merge.target)
-        except Inexact as refused:
-            raise Unplaceable(merge, str(refused)) from refused
-        error = None if example is None else _error(value, *example)
-        if error is not None and not error <= TOLERANCE:
-            raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
-        fill(layer, value, merge.layer)
-        trained_like(layer, list(region.parameters(merge.root, merge.target)), self._mode(region, merge))
-        return Built(layer, error, like.dtype)
-
     def round(self) -> None:
         """Cast the merged layers to the dtype of what they replace."""
         for built in self.used:
             built.layer.to(built.dtype)
-
-    @torch.no_grad()
-    def _example(self, region: Region, merge: Merge) -> tuple[Tensor, Tensor] | None:
-        """Random input of the operations that a merge replaces, and what they make of it in float64.
-
-        None where they reshape it to other sizes than it has.
-        """
-        path = operations_between(merge.root, merge.target, region.order)
-        known = {n: region.constants.value(n) for node in path for n in node.all_input_nodes if n in region.constant}
-        value = region.values[merge.target][merge.root]
-        assert isinstance(value, Affine)
-        device = region.weight_like(merge.root, merge.target).device
-        problem: Exception | None = None
-        reshapes = any(rearranges(region.trace, node) for node in path)
-        for x in random_inputs(value, device, shapes_of(region.trace, merge.root) if reshapes else None):
-            try:
-                return x, run_nodes(path, known | {merge.root: x}, region.trace.module)
-            except Exception as error:  # channels on the last axis: the operations may want rank 2, or rank 3
-                problem = error
-        if reshapes:
-            return None
-        raise Unplaceable(merge, f"its operations can't be run on random input: {problem}")
 
     def disproved(self, plain: nn.Module, forwards: Forwards) -> dict[tuple[str, str, str], str]:
         """Merges that the original's own forwards don't bear out, with the reason.
@@ -303,23 +242,6 @@ class Attempt:
 def _identity(trace: Trace, merge: Merge) -> tuple[str, str, str]:
     """What a merge is called in every conversion of one network."""
     return trace.path, merge.root.name, merge.target.name
-
-
-def _needs_sizes(region: Region, merge: Merge) -> bool:
-    """Whether the operations of a merge read sizes of something else than they are given."""
-    path = operations_between(merge.root, merge.target, region.order)
-    known = {merge.root, *path, *region.constant}
-    return any(n not in known for node in path for n in node.all_input_nodes)
-
-
-def _error(value: Affine, x: Tensor, theirs: Tensor) -> float:
-    """How far a merged map is from the operations it replaces, before any rounding to their dtype."""
-    with torch.no_grad():
-        if isinstance(value, Gridded):
-            ours = value.map(x).reshape(len(x), *value.shape)
-        else:
-            ours = value.map(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if value.last else value.map(x)
-    return relative_error(ours, theirs)
 
 
 def _is_inside(trace: Trace, path: str) -> bool:

@@ -11,7 +11,8 @@ from ..errors import CollapseError, UnsupportedError
 from ..graph.outside import restore_outside
 from ..graph.shadow import deep_copied, unwrapped
 from ..graph.untouched import leaves_no_trace
-from .attempt import Attempt, Built
+from .attempt import Attempt
+from .building import Built
 from .faults import Fault, as_errors, warn_of
 from .forwards import Forwards, sizes_of
 from .report import Report
