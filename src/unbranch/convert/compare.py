@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from ..errors import InputError
-from ..graph.guarded import plain_output
+from ..graph.running import plain_output
 
 _MOST_ROWS = 4096
 _MANY_ROWS = 32  # that fall in order by no accident

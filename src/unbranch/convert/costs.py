@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..graph.guarded import with_own_tensors
+from ..graph.copies import with_own_tensors
 from ..graph.shadow import shadow_of
 from .report import NetworkCost
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..graph.guarded import Observation
+from ..graph.running import Observation
 from .prove import relative_error
 
 

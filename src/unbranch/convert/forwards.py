@@ -16,13 +16,9 @@ from typing import Any
 from torch import nn
 
 from ..graph.float64 import Float64, Shaken
-from ..graph.guarded import (
-    Observation,
-    RandomDrawError,
-    Runner,
-    observe,
-)
+from ..graph.guard import RandomDrawError
 from ..graph.probe import Arguments, larger, probe, runs, small
+from ..graph.running import Observation, Runner, observe
 from ..rules import rule_of_base
 from .differences import Verdict, crash, distance, first_line, unlike, unlike_in_kind
 from .reasons import DEPENDS_ON_ROUNDING, NO_INPUT

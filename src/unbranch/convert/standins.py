@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_map
 
-from ..graph.guarded import with_stand_ins
+from ..graph.copies import with_stand_ins
 from ..graph.numberless import Numberless, Stage
 from ..graph.probe import Arguments
 from ..graph.shadow import shadow_of

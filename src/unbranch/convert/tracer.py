@@ -21,7 +21,7 @@ from torch import fx, nn
 from torch.fx._symbolic_trace import _autowrap_check, _new_patcher, _patch_wrapped_functions
 from torch.utils._pytree import tree_leaves
 
-from ..graph.guarded import unwritten
+from ..graph.guard import unwritten
 from ..graph.numberless import Numberless, Stage
 from ..graph.outside import Contents, restore_outside
 from ..rules import rule_of_function, rule_of_module, users_functions

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..graph.guarded import Runner, fresh, observation
+from ..graph.running import Runner, fresh, observation
 from .differences import Verdict, crash, unlike
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .float64 import Float64
-from .guarded import Observation, RandomDrawError, Runner
+from .guard import RandomDrawError
 from .numberless import Numberless
+from .running import Observation, Runner
 
 Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid dimensions, channels on the last axis
 

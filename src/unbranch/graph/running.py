@@ -1,0 +1,173 @@
+"""Running a module without a trace: nothing that existed before is written to, and no random number is drawn."""
+
+from __future__ import annotations
+
+import enum
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.hooks import RemovableHandle
+
+from .copies import private_copy, sharing_copy
+from .guard import Guard, Lent, StateWriteError, storage_of
+from .outside import restore_outside
+from .state import state_of, tensors_of
+from .untouched import untouched
+
+
+@dataclass(eq=False)
+class Observation:
+    """What one run of a module gave.
+
+    Args:
+        outputs: its tensors, those of the arguments as they are afterwards included.
+        structure: the outputs' structure, and what in it isn't a tensor.
+        changes: attributes and tensors of modules, by path and name, that the run changed, with their new values.
+    """
+
+    outputs: list[Tensor]
+    structure: Any
+    changes: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+
+def observe(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1
+) -> list[Observation]:
+    """Run a copy of ``module`` in evaluation ``times`` times over: see ``Runner.observe``."""
+    return Runner(module).observe(args, kwargs, mode, times)
+
+
+class Watch(Protocol):
+    """Runs parts of another network while a network runs."""
+
+    beside: Runner | None
+
+    def install(self, running: nn.Module, beside: nn.Module | None) -> list[RemovableHandle]:
+        """Put hooks on a copy that is about to run, which may run parts of a copy of the network beside it."""
+
+
+class _Copy:
+    """A copy of a module, with what a run must not write to and what it may change."""
+
+    def __init__(self, module: nn.Module, *, private: bool) -> None:
+        self.module, self.private, self.state = module, private, state_of(module)
+        self.protected: set[int] = set()
+        if not private:
+            self.protected = {storage_of(t) for m in module.modules() for t in tensors_of(m)} - {0}
+
+    def changes(self) -> dict[tuple[str, str], Any]:
+        """What has changed since this was last asked."""
+        before, self.state = self.state, state_of(self.module)
+        new = ((key, mark, value, before.get(key)) for key, (mark, value) in self.state.items())
+        return {key: v for key, mark, v, old in new if old is None or (old[0] is not mark and old[0] != mark)}
+
+
+@dataclass(eq=False)
+class Runner:
+    """A module, of which copies are run, one in each mode; a copy is run again as long as that leaves it as it was."""
+
+    module: nn.Module
+    _kept: dict[Any, _Copy] = field(default_factory=dict)
+    _writes: bool = False
+
+    def observe(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1,
+        watch: Watch | None = None,
+    ) -> list[Observation]:  # fmt: skip
+        """Run a copy in evaluation ``times`` times over, under the context manager that ``mode`` makes.
+
+        The copy shares the module's tensors. Where a forward writes to them all is run again on tensors of their own.
+        A ``watch`` runs parts of another network along with it, of which the same holds.
+
+        Raises:
+            RandomDrawError: if it draws random numbers; the generators are as they were.
+        """
+        # A module that is used in inference mode has tensors without version counters.
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), untouched():
+            warnings.simplefilter("ignore")
+            try:
+                if not self._writes:
+                    try:
+                        return self._run(args, kwargs, mode, times, watch)
+                    except StateWriteError:
+                        self._writes = True
+                        restore_outside()
+                return self._run(args, kwargs, mode, times, watch)
+            finally:
+                restore_outside()  # where tables may now be in another dtype
+
+    def _run(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int, watch: Watch | None
+    ) -> list[Observation]:
+        own = self._taken(mode, private=self._writes)
+        other = None if watch is None else watch.beside
+        beside = None if other is None else other._taken(mode, private=self._writes)
+        handles = [] if watch is None else watch.install(own.module, None if beside is None else beside.module)
+        protected = own.protected if beside is None else own.protected | beside.protected
+        try:
+            seen = [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not any(one.changes for one in seen):
+            self._kept[mode] = own
+        if other is not None and beside is not None and not beside.changes():
+            other._kept[mode] = beside
+        return seen
+
+    def _taken(self, mode: Any, *, private: bool) -> _Copy:
+        kept = self._kept.pop(mode, None)
+        if kept is not None and kept.private >= private:
+            return kept
+        return _Copy(private_copy(self.module) if private else sharing_copy(self.module), private=private)
+
+
+def _observed(
+    own: _Copy, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], protected: set[int]
+) -> Observation:
+    given, named = fresh((args, kwargs))
+    with Guard(protected), Lent(protected), mode():
+        output = own.module(*given, **named)
+    seen = observation(output, given, named)
+    seen.changes.update(own.changes())
+    return seen
+
+
+def fresh(arguments: Any) -> Any:
+    """Arguments with tensors of their own, since a forward may write to them."""
+    return tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, arguments)
+
+
+def observation(output: Any, args: Any, kwargs: Any) -> Observation:
+    """An output, and the arguments as they are after the run."""
+    return Observation(*_leaves((plain_output(output), plain_output(args), plain_output(kwargs))))
+
+
+def plain_output(output: Any) -> Any:
+    """Model outputs of Hugging Face, data classes and the like as containers that PyTorch can flatten."""
+    if isinstance(output, tuple | list):
+        return [plain_output(v) for v in output]
+    if isinstance(output, dict):
+        return {str(k): plain_output(v) for k, v in output.items()}
+    if hasattr(output, "to_tuple"):
+        return plain_output(output.to_tuple())
+    plain = Tensor | str | int | float | bool | type | enum.Enum | types.FunctionType | types.ModuleType | None
+    if not isinstance(output, plain) and hasattr(output, "__dict__"):
+        return {str(k): plain_output(v) for k, v in vars(output).items()}
+    return output
+
+
+def _leaves(value: Any) -> tuple[list[Tensor], Any]:
+    leaves, spec = tree_flatten(value)
+    others = tuple(type(v).__name__ if isinstance(v, Tensor) else _comparable(v) for v in leaves)
+    return [v for v in leaves if isinstance(v, Tensor)], (str(spec), others)
+
+
+def _comparable(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None | torch.dtype) else type(value).__name__
