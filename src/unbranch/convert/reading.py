@@ -11,9 +11,10 @@ from torch import fx, nn
 from ..rules import rule_of_module
 from .faults import in_part
 from .grids import share_grids
+from .knowing import Given
 from .sums import order_sums
 from .trace import Call, Trace, has_rules_inside
-from .tracer import Given, trace_module
+from .tracer import trace_module
 from .writes import read_writes
 
 

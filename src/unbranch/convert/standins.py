@@ -21,7 +21,7 @@ from ..graph.copies import with_stand_ins
 from ..graph.numberless import Numberless, Stage
 from ..graph.probe import Arguments
 from ..graph.shadow import shadow_of
-from .tracer import Given
+from .knowing import Given
 
 _UNLIKE = (1, 1, 2, 3, 5)
 _ODD = (21, 26)  # added to the two sizes: halves, and halves of halves, are odd in one of them

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import functools
 import inspect
 import opcode
-import operator
 import os
 import threading
 import types
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,25 +17,15 @@ from torch.fx._symbolic_trace import _autowrap_check, _new_patcher, _patch_wrapp
 from torch.utils._pytree import tree_leaves
 
 from ..graph.guard import unwritten
-from ..graph.numberless import Numberless, Stage
-from ..graph.outside import Contents, restore_outside
-from ..rules import rule_of_function, rule_of_module, users_functions
-from .conversions import NeedsNumberError, UnreadableError, asks_for_types, converting, is_converting, said_of
+from ..rules import rule_of_module
+from .conversions import asks_for_types, converting, said_of
+from .following import Following, OtherStructureError, nodes_of
+from .knowing import Given
 from .lines import begins, line_of_user
 from .proxies import Value
-from .trace import MADE, Call, Trace, follows_a_size, forward_of
-from .ways import (
-    MOST_OPERATIONS,
-    Decisions,
-    Shared,
-    TooManyWays,
-    Way,
-    about_sizes,
-    all_ways,
-    either,
-    is_harmless,
-    telling,
-)
+from .recording import recording
+from .trace import Call, Trace, forward_of
+from .ways import MOST_OPERATIONS, TooManyWays
 
 # Functions marked by ``torch.fx.wrap`` are replaced in their modules while a network is traced; for arguments that
 # aren't traced values the replacement is the function itself, so that other threads see no difference.
@@ -57,68 +42,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
 
 
-class _Tensors(dict[str, Any]):
-    """A module's parameters or buffers, read as proxies."""
-
-    def __init__(self, tensors: dict[str, Any], tracer: _Tracer, prefix: str) -> None:
-        super().__init__(tensors)
-        self._tracer, self._prefix = tracer, prefix
-
-    def __getitem__(self, name: str) -> Any:
-        value = super().__getitem__(name)
-        return value if value is None else self._tracer.tensor(self._prefix + name)
-
-
-@contextlib.contextmanager
-def _recording(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
-    """Let the modules of a private copy record their calls and give proxies for their tensors."""
-    kept = _States(root)
-    for path, module in root.named_modules():
-        state, prefix = vars(module), f"{path}." if path else ""
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        if module is not root:
-            state["forward"] = functools.partial(tracer.enter_module, module, module.forward)
-        if tracer.is_leaf_module(module, path):
-            state["_forward_pre_hooks"] = OrderedDict()  # of weight norm, which the layer's rule reads through
-        state["_parameters"] = _Tensors(state["_parameters"], tracer, prefix)
-        state["_buffers"] = _Tensors(state["_buffers"], tracer, prefix)
-    try:
-        yield
-    finally:
-        kept.restore()  # what a forward keeps would hold proxies
-
-
-class _States:
-    """Attributes of a module and its parts, with what lists and dictionaries among them hold."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self._states = [(vars(m), dict(vars(m))) for m in root.modules()]
-        self._contents = Contents(
-            value
-            for state, _ in self._states
-            for name, value in state.items()
-            if name not in _PLUMBING and isinstance(value, list | dict | set | tuple)
-        )
-
-    def restore(self) -> None:
-        """Put back what has changed since, but for tensors that a forward makes anew."""
-        for state, before in self._states:
-            made = {name: value for name, value in state.items() if name.startswith(MADE)}
-            state.clear()
-            state.update(before | made)
-        self._contents.restore()
-        restore_outside()
-
-
-_PLUMBING = set(vars(nn.Module()))
-
-
-def _globals_of(module: nn.Module) -> dict[str, Any] | None:
-    return getattr(forward_of(module), "__globals__", None)
-
-
-class _Tracer(fx.Tracer):
+class _Tracer(Following):
     """Traces for all inputs at once; a module that can't be entered becomes an opaque leaf."""
 
     proxy_buffer_attributes = True
@@ -126,23 +50,8 @@ class _Tracer(fx.Tracer):
     def __init__(
         self, leaves: set[int], given: Callable[[], Given | None], options: dict[str, Any], told: dict[Any, Any]
     ) -> None:
-        super().__init__(autowrap_functions=users_functions())
-        self._options = options
-        self._told = told
+        super().__init__(given, options, told)
         self._leaves = leaves
-        self._given = given
-        self._knowledge: dict[fx.Node, Any] = {}
-        self._later: dict[fx.Node, Callable[[], Any]] = {}
-        self._mode: Stage | None = None
-        self._stack: list[Call] = []
-        self._parameter_proxies: dict[str, fx.Proxy] = {}
-        self._decisions = Decisions()
-        self._following = self._followed = 0
-        self.asked = 0  # how often a size was converted to a number
-        self._converts: set[str] = set()
-        self.hidden: set[str] = set()
-        self.unshared: set[str] = set()
-        self.calls: list[Call] = []
         self.failures: dict[str, str] = {}
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
@@ -186,7 +95,7 @@ class _Tracer(fx.Tracer):
         self.submodule_paths = {module: path for path, module in root.named_modules()}
         self._collect_tensors(root)
         forward, args = self.create_args_for_root(type(root).forward, True, concrete_args)
-        with _ONE_AT_A_TIME, torch.enable_grad(), _new_patcher() as patcher, unwritten(root), _recording(self, root):
+        with _ONE_AT_A_TIME, torch.enable_grad(), _new_patcher() as patcher, unwritten(root), recording(self, root):
             _patch_wrapped_functions(patcher)
             _autowrap_check(patcher, type(root).forward.__globals__, self._autowrap_function_ids)
             for module in self._autowrap_search:
@@ -236,119 +145,6 @@ class _Tracer(fx.Tracer):
             raise TooManyWays("its forward runs too many operations, or goes too many ways")
         return node
 
-    def known(self, node: fx.Node) -> Any:
-        """Stand-ins of a value for two inputs of different size; None if they aren't known."""
-        if node not in self._knowledge:
-            self._knowledge[node] = None  # a failure isn't tried again
-            later, given = self._later.pop(node, None), self._given()
-            try:
-                self._knowledge[node] = later() if later is not None else self._computed(node, given)
-            except Exception:
-                return None
-        return self._knowledge[node]
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """Whether two sizes are the same, where they are for all inputs; others on sizes have both outcomes."""
-        node = obj.node
-        known = self.known(node) if node.target in (operator.eq, operator.ne) else None
-        holds = known == ((True, True) if node.target is operator.eq else (False, False))
-        given = self._given()
-        if holds and given is not None and given.apart and all(map(follows_a_size, node.args)):
-            return node.target is operator.eq
-        if not about_sizes(node, self._open):
-            return super().to_bool(obj)
-        return self._decisions.of(node, self.known(node))
-
-    def _computed(self, node: fx.Node, given: Given | None) -> Any:
-        if self._mode is None:
-            self._mode = Numberless() if given is None else given.mode
-        if node.op == "get_attr":
-            value = self._mode.from_tensor(self._raw(str(node.target)).detach())
-            return value, value
-        if node.op == "placeholder":
-            is_open = str(node.target) in self._open
-            return None if given is None or is_open else tuple(g[str(node.target)] for g in given.inputs)
-        return self._run_twice(node, (node.args, node.kwargs), self.known, given)
-
-    def _run_twice(self, node: fx.Node, args: Any, known: Callable[[fx.Node], Any], given: Given | None) -> Any:
-        inputs: dict[fx.Node, Any] = {}
-        fx.node.map_arg(args, lambda n: inputs.setdefault(n, known(n)))
-        if any(v is None for v in inputs.values()):
-            return None
-        part = None if given is None else given.module
-        assert self._mode is not None
-        with torch.no_grad(), self._mode:
-            first = _run(node, args, {n: v[0] for n, v in inputs.items()}, part)
-            if all(v[0] is v[1] for v in inputs.values()):  # computed from parameters alone
-                return first, first
-            return first, _run(node, args, {n: v[1] for n, v in inputs.items()}, part)
-
-    def _known_of_either(self, shared: Shared, values: tuple[Any, ...]) -> Any:
-        """Stand-ins of a value that differs from way to way: of that which each of the two sizes takes."""
-        found = []
-        for size in (0, 1):
-            way = next((k for k, w in enumerate(shared.ways) if w.holds[size]), None)
-            known = None if way is None else self._known_on(shared.ways[way], values[way])
-            if known is None:
-                return None
-            found.append(known[size])
-        return tuple(found)
-
-    def _known_on(self, way: Way, value: Any) -> Any:
-        """Stand-ins of a value of one way, whose operations may have been taken back."""
-        if not isinstance(value, fx.Node):
-            return value, value
-        if self._knowledge.get(value) is None and value in way.nodes:
-            args, given = way.args[way.nodes.index(value)], self._given()
-            known = self._run_twice(value, args, functools.partial(self._known_on, way), given)
-            self._knowledge[value] = known
-        return self._knowledge[value] if value in way.nodes else self.known(value)
-
-    def _raw(self, path: str) -> Any:
-        """The tensor at a path, where reading it gives a proxy."""
-        holder, _, name = path.rpartition(".")
-        module = self.root.get_submodule(holder)
-        for table in (module._parameters, module._buffers):
-            if name in table:
-                return dict(table)[name]
-        return getattr(module, name)
-
-    @property
-    def _open(self) -> list[str]:
-        return [name for name, value in self._options.items() if value is ...]
-
-    def is_open(self, node: fx.Node) -> bool:
-        """Whether a value is an optional argument that may be anything, or is computed from one."""
-        return bool(self._open) and about_sizes(node, self._open)
-
-    def is_layers(self, node: fx.Node) -> bool:
-        """Whether a value is what a layer gives, or a sum or product with that: a tensor, whatever the input is."""
-        stack, seen = [node], 0
-        while stack and seen < 32:
-            one, seen = stack.pop(), seen + 1
-            if one.op == "call_module":
-                module = self.root.get_submodule(str(one.target))
-                if rule_of_module(module) is not None or type(module).__module__ in _OF_TENSORS:
-                    return not isinstance(module, nn.MultiheadAttention)
-            elif one.target in _ARITHMETIC:
-                stack += [n for n in one.args if isinstance(n, fx.Node)]
-            elif one.op == "call_function" and (rule := rule_of_function(one.target)) and rule.kind != "view":
-                return True
-        return False
-
-    def is_parameter(self, path: str) -> bool:
-        """Whether the tensor at a path is a parameter."""
-        return isinstance(self._raw(path), nn.Parameter)
-
-    def device_of(self, node: fx.Node) -> torch.device | None:
-        """The device of something that is computed from parameters alone."""
-        while node.op != "get_attr":
-            if not node.all_input_nodes:
-                return None
-            node = node.all_input_nodes[0]
-        device: torch.device = self._raw(str(node.target)).device
-        return device
-
     def tensor(self, path: str) -> fx.Proxy:
         """The proxy of a parameter or buffer."""
         if path not in self._parameter_proxies:
@@ -387,176 +183,6 @@ class _Tracer(fx.Tracer):
         call.output = nodes_of(output)
         return output
 
-    # --- forwards with several ways
-
-    def _through(self, call: Call, run: Callable[[], Any]) -> Any:
-        """Run the forward of a call, on all its ways where it goes by what it is given."""
-        outer, calls = self._decisions, len(self.calls)
-        begin = _Beginning(call, list(call.nodes), len(self.calls), _States(call.module))
-        self._decisions = Decisions()
-        try:
-            return self._once(call, run)
-        except _Again:
-            self._take_back(begin)
-            ways = self._ways(begin, run)
-            self._decisions = Decisions(ways[0].taken)
-            output = run()
-            live = self._way(begin, nodes_of(output))
-            return self._joined(call, calls, [live, *ways[1:]], output)
-        except Exception:
-            begin.states.restore()
-            raise
-        finally:
-            self._decisions = outer
-
-    def _ways(self, begin: _Beginning, run: Callable[[], Any]) -> list[Way]:
-        """The ways through a forward; those that tell the others' story, if they were found before."""
-        key = begin.call.path, repr(fx.node.map_arg((begin.call.args, begin.call.kwargs), lambda _n: None))
-        self._following += 1
-        try:
-            if key in self._told:
-                found = [self._follow(begin, run, Decisions(taken)) for taken in self._told[key]]
-                if [way.taken for way in found] == self._told[key]:
-                    return found
-            ways = all_ways(functools.partial(self._follow, begin, run))
-        finally:
-            self._following -= 1
-        ways = telling(ways)
-        self._told[key] = [way.taken for way in ways]
-        return ways
-
-    def _once(self, call: Call, run: Callable[[], Any]) -> Any:
-        """The output of a forward with one way."""
-        try:
-            output = self._run(call, run)
-        except Exception as error:
-            if self._decisions.taken:
-                raise _Again from error
-            raise
-        if output is _AGAIN or self._decisions.taken:
-            raise _Again
-        return output
-
-    def _follow(self, begin: _Beginning, run: Callable[[], Any], decisions: Decisions) -> Way:
-        """One way through the forward of a call, taken back afterwards."""
-        self._decisions = decisions
-        before = _states(begin.call.module)
-        output = self._run(begin.call, run)
-        if output is _AGAIN:
-            self._take_back(begin)
-            decisions.clear()
-            return self._follow(begin, run, decisions)
-        if _states(begin.call.module) != before:
-            raise UnreadableError("it keeps something that depends on the size of what it is given")
-        way = self._way(begin, nodes_of(output))
-        self._take_back(begin)
-        return way
-
-    def _run(self, call: Call, run: Callable[[], Any]) -> Any:
-        """What a forward returns, or ``_AGAIN`` where it converts a size to a number for the first time."""
-        asked = self.asked
-        try:
-            output = run()
-        except NeedsNumberError:
-            if call.path in self._converts:
-                raise
-            return self._converted(call, asked)
-        except SystemExit as error:
-            raise UnreadableError("its forward ends the process") from error
-        except Exception:
-            if self.asked == asked or call.path in self._converts:
-                raise
-            return self._converted(call, asked)  # what it was told may have led to the error
-        if self.asked == asked:
-            return output
-        if call.path in self._converts:  # and has caught the error
-            raise NeedsNumberError("a number that depends on the input is needed there and then")
-        return self._converted(call, asked)
-
-    def _converted(self, call: Call, asked: int) -> Any:
-        """Let a forward convert sizes from now on; those around it don't see that it asked."""
-        self._converts.add(call.path)
-        self.asked = asked
-        return _AGAIN
-
-    def _take_back(self, begin: _Beginning) -> None:
-        self._forget(begin.new_nodes(), begin.calls)
-        begin.states.restore()
-
-    def _way(self, begin: _Beginning, output: Any) -> Way:
-        """What a call has recorded."""
-        new = begin.new_nodes()
-        own = [n for n in new if n.op != "get_attr"]
-        tensors = {str(n.target) for n in new if n.op == "get_attr"}
-        args = [(n.args, dict(n.kwargs)) for n in own]
-        parts = [_part_of(begin.call, n) for n in own]
-        taken, harmless = tuple(self._decisions.taken), [is_harmless(n) for n in own]
-        return Way(taken, self._decisions.holds(), own, args, parts, output, tensors, harmless)
-
-    def _joined(self, call: Call, calls: int, ways: list[Way], output: Any) -> Any:
-        """Keep of the first way, which is in the graph, what all ways share; the output with values of either way."""
-        shared, (live, *_) = Shared(ways), ways
-        outputs = shared.outputs()
-        if outputs is None and call is not self.calls[0]:
-            raise OtherStructureError("what its forward returns depends on what it is given")
-        if not shared.harmless() or any(name.startswith(MADE) for way in ways for name in way.tensors):
-            raise UnreadableError("what its forward does depends on the size of what it is given")
-        made: dict[tuple[Any, ...], fx.Node] = {}
-
-        def value(values: tuple[Any, ...], before: fx.Node | None) -> Any:
-            if shared.same(values):
-                return values[0]
-            key = tuple(v if isinstance(v, fx.Node) else repr(v) for v in values)
-            if key not in made:
-                made[key] = self._insert(call, either, tuple(shared.sources(values)), before)
-                self._later[made[key]] = functools.partial(self._known_of_either, shared, values)
-            return made[key]
-
-        for j in sorted(shared.kept):
-            node, operands = live.nodes[j], [value(values, live.nodes[j]) for values in shared.operands(j)]
-            node.args, node.kwargs = _filled(live.args[j], operands)
-        found = [value(values, None) for values in (shared.any_output() if outputs is None else outputs)]
-        alone = {n for j, n in enumerate(live.nodes) if j not in shared.kept}
-        instead = {key[0]: node for key, node in made.items() if key[0] in alone}
-        if alone or made:
-            call.branches = True
-        self.hidden |= shared.parts()
-        self.unshared |= shared.tensors()
-        for inner in self.calls[calls:]:
-            inner.args, inner.kwargs, inner.output = fx.node.map_arg(
-                (inner.args, inner.kwargs, inner.output), lambda n: instead.get(n, n)
-            )
-        gone = [c for c in self.calls[calls:] if c.nodes and alone.issuperset(c.nodes)]
-        self._erase(call, alone)
-        self.calls[calls:] = [c for c in self.calls[calls:] if c not in gone]
-        if outputs is None:
-            return [self.proxy(node) for node in found]
-        return _filled(output, [self.proxy(v) if isinstance(v, fx.Node) else v for v in found])
-
-    def _insert(
-        self, call: Call, function: Callable[..., Any], args: tuple[fx.Node, ...], before: fx.Node | None
-    ) -> fx.Node:
-        """What stands for operations that differ from way to way, in front of another one or at the end."""
-        with contextlib.nullcontext() if before is None else self.graph.inserting_before(before):
-            node = self.graph.create_node("call_function", function, args)
-        node.meta["call"] = call
-        for outer in call.lineage():
-            outer.nodes.insert(len(outer.nodes) if before is None else outer.nodes.index(before), node)
-        return node
-
-    def _erase(self, call: Call, alone: set[fx.Node]) -> None:
-        """Take out operations that one way runs alone, and readings of parameters that nothing needs then."""
-        erased = set()
-        for node in reversed(list(call.nodes)):
-            if node in alone or (node.op == "get_attr" and not node.users):
-                self.graph.erase_node(node)
-                erased.add(node)
-        for outer in (*call.lineage(), *self.calls):
-            outer.nodes = [n for n in outer.nodes if n not in erased]
-        for name, proxy in list(self._parameter_proxies.items()):
-            if proxy.node in erased:
-                del self._parameter_proxies[name]
-
     def _leaf(
         self, path: str, m: nn.Module, args: Any, kwargs: Any, *, passes: bool = False, part: bool = False
     ) -> fx.Proxy:
@@ -570,115 +196,6 @@ class _Tracer(fx.Tracer):
         proxy.node.meta["passes"] = passes
         call.output = proxy.node
         return proxy
-
-    def _forget(self, nodes: list[fx.Node], calls: int) -> None:
-        """Take back what was recorded last."""
-        erased = set(nodes)
-        for node in reversed(nodes):
-            self.graph.erase_node(node)
-        for outer in self._stack if erased else ():
-            outer.nodes = [n for n in outer.nodes if n not in erased]
-        del self.calls[calls:]
-        for name, proxy in list(self._parameter_proxies.items()):
-            if proxy.node in erased:
-                del self._parameter_proxies[name]
-
-
-@dataclass(frozen=True, eq=False)
-class _Beginning:
-    """What there was when a forward began.
-
-    Args:
-        before: operations of the call: the arguments, if it is the root's.
-        calls: how many calls there were.
-        states: attributes of the modules, and what they were.
-    """
-
-    call: Call
-    before: list[fx.Node]
-    calls: int
-    states: _States
-
-    def new_nodes(self) -> list[fx.Node]:
-        """What the call has recorded since."""
-        return self.call.nodes[len(self.before) :]
-
-
-class OtherStructureError(UnreadableError):
-    """A child that returns a tensor on one way and something else on another."""
-
-
-_AGAIN: Any = object()
-
-
-def _states(module: nn.Module) -> list[Any]:
-    """Attributes of a module and its parts, to be compared: what lists and dictionaries hold counts."""
-    return [
-        (name, _content(value))
-        for part in module.modules()
-        for name, value in vars(part).items()
-        if not name.startswith(MADE) and not is_converting(value)
-    ]
-
-
-def _content(value: Any) -> Any:
-    """Something that is equal as long as a value is the same, or holds the same."""
-    if isinstance(value, list | tuple):
-        return tuple(map(_content, value))
-    if isinstance(value, dict):
-        return tuple((key, _content(part)) for key, part in value.items())
-    return id(value)
-
-
-class _Again(Exception):
-    """A forward with several ways, or one that converts sizes: it is run once more."""
-
-
-def _filled(structure: Any, values: list[Any]) -> Any:
-    """A structure, of the same classes, with other values in place of its own, in order."""
-    rest = iter(values)
-
-    def put(value: Any) -> Any:
-        if isinstance(value, tuple):
-            items = [put(v) for v in value]
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        if isinstance(value, list):
-            return [put(v) for v in value]
-        if isinstance(value, dict):
-            new: Any = {} if isinstance(value, fx.immutable_collections.immutable_dict) else copy.copy(value)
-            for key, one in value.items():
-                new[key] = put(one)
-            return new
-        if isinstance(value, slice):
-            return slice(put(value.start), put(value.stop), put(value.step))
-        return next(rest)
-
-    return put(structure)
-
-
-def _part_of(call: Call, node: fx.Node) -> str | None:
-    """The path of the module, called by a call's own forward, that runs an operation."""
-    inner = None
-    for at in node.meta["call"].lineage():
-        if at is call:
-            break
-        inner = at
-    return None if inner is None else inner.path
-
-
-def _run(node: fx.Node, given: Any, values: dict[fx.Node, Any], part: nn.Module | None) -> Any:
-    args, kwargs = fx.node.map_arg(given, lambda n: values[n])
-    if node.op == "call_module":
-        if part is None:
-            raise RuntimeError("the part isn't known")
-        return part.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-_OF_TENSORS = {"torch.nn.modules.activation", "torch.nn.modules.normalization", "torch.nn.modules.dropout"}
-_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.imul, torch.add}
 
 
 def _is_refusal(trace: types.TracebackType | None) -> bool:
@@ -702,26 +219,8 @@ def _has_tensors(value: Any) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
 
 
-def nodes_of(value: Any) -> Any:
-    """A structure of proxies as a structure of nodes."""
-    return fx.node.map_aggregate(value, lambda v: v.node if isinstance(v, fx.Proxy) else v)
-
-
-@dataclass(frozen=True, eq=False)
-class Given:
-    """Stand-ins, without numbers, of a forward's arguments for inputs of two sizes.
-
-    Args:
-        mode: that the stand-ins belong to.
-        module: the part with stand-ins for its tensors.
-        inputs: the arguments by name, once for each size; the first of any number.
-        apart: whether all sizes that aren't fixed are unlike and odd, so that equal ones are the same.
-    """
-
-    mode: Stage
-    module: nn.Module
-    inputs: tuple[dict[str, Any], dict[str, Any]]
-    apart: bool
+def _globals_of(module: nn.Module) -> dict[str, Any] | None:
+    return getattr(forward_of(module), "__globals__", None)
 
 
 def trace_module(
