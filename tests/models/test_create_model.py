@@ -162,3 +162,15 @@ def test_networks_of_torchvision_and_of_ones_own_take_the_same_words(
     assert ub.create_model("my_own_nets:make", num_classes=6, in_channels=1)(torch.zeros(1, 1, 4, 4)).shape == (1, 6)
     with pytest.raises(InputError, match="my_own_nets:make has no weights of its own: name a file"):
         ub.create_model("my_own_nets:make", pretrained=True)
+
+
+def test_words_of_timm_are_taken() -> None:
+    assert ub.create_model("cifar_quick", False, in_chans=1, num_classes=3)(torch.zeros(1, 1, 32, 32)).shape == (1, 3)
+    assert ub.create_model("cifar_quick", 7)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_arguments_in_their_old_order_are_taken() -> None:
+    with pytest.warns(DeprecationWarning, match="name the arguments"):
+        network = ub.create_model("cifar_quick", 7, 1, "acb")
+    assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 7)
+    assert history_of(network).arguments == {"num_classes": 7, "in_channels": 1, "block": "acb"}

@@ -50,7 +50,7 @@ def test_branches_keep_more() -> None:
 
 def test_a_plan_counts_steps_parameters_and_memory() -> None:
     plan = make_plan(small("training.accumulate=2", "optimizer.name=adamw"), open_data("digits"))
-    network = ub.create_model("resnet8_cifar", 10, 1, "acb", width=4, drop_path_rate=0.1)
+    network = ub.create_model("resnet8_cifar", num_classes=10, in_channels=1, block="acb", width=4, drop_path_rate=0.1)
     numbers = sum(p.numel() for p in network.parameters())
     assert (plan.steps_per_epoch, plan.epochs, plan.steps) == (14, 2, 28)
     assert plan.image == (1, 8, 8)

@@ -37,7 +37,9 @@ def prune_command(
         Literal["internal", "all"] | None, typer.Option(help="internal ones as in the paper, or all that can be.")
     ] = None,
     recipe: Annotated[str, typer.Option(help="A recipe with a section prune.")] = "resrep",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; runs/prune-MODEL unless given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--output", "--out", "-o", help="Folder; runs/prune-MODEL unless given.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, run nothing, write nothing.")] = False,
     as_json: AsJson = False,

@@ -44,7 +44,9 @@ def train_command(
             help="digits, fashion-mnist[:FOLDER], cifar10:FOLDER, cifar100:FOLDER, hf:NAME, wds:PATTERN, or a folder."
         ),
     ] = "digits",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; runs/RECIPE unless given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--output", "--out", "-o", help="The run's folder; runs/RECIPE unless given.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, run nothing, write nothing.")] = False,
     as_json: AsJson = False,

@@ -26,10 +26,11 @@ HUB_FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bi
 
 def create_model(
     name: str,
+    *given: Any,
+    pretrained: str | Path | bool | None = None,
     num_classes: int | None = None,
     in_channels: int = 3,
     block: Block = None,
-    pretrained: str | Path | bool | None = None,
     **options: Any,
 ) -> nn.Module:
     """The network called ``name``, in training mode.
@@ -37,13 +38,14 @@ def create_model(
     Args:
         name: one of ``list_models()``, in any spelling (``repvgg_a0``, ``RepVGG-A0``); or ``timm:NAME``,
             ``torchvision:NAME``, ``package.module:factory``.
-        num_classes: logits, 0 for features alone; 1000, or 10 for CIFAR's networks, unless given.
-        in_channels: of the images.
-        block: what stands for the convolutions of a plain network: ``"acb"``, ``"dbb"``, ``"repvgg"``, … or anything
-            with nn.Conv2d's signature; ``"compactor"`` puts compactors behind the layers that ResRep prunes.
+        given: ``pretrained`` or ``num_classes``, told apart by what they are.
         pretrained: ``"timm"`` for timm's weights of the same network, an id on the Hugging Face hub (``owner/name``),
             or a file; ``True`` for what the network's own library has, which for ours is ``"timm"``. For weights of a
             pruned network it is made as narrow as they are.
+        num_classes: logits, 0 for features alone; 1000, or 10 for CIFAR's networks, unless given.
+        in_channels: of the images; ``in_chans``, timm's word, is taken, too.
+        block: what stands for the convolutions of a plain network: ``"acb"``, ``"dbb"``, ``"repvgg"``, … or anything
+            with nn.Conv2d's signature; ``"compactor"`` puts compactors behind the layers that ResRep prunes.
         options: ``features_only=True`` for a backbone with ``out_indices``, ``drop_rate``, ``drop_path_rate``,
             ``block_options`` for the block, ``widths`` of a pruned network, and what else the family takes.
 
@@ -56,17 +58,26 @@ def create_model(
     >>> [tuple(y.shape[1:]) for y in ub.create_model("resnet56_cifar", features_only=True)(torch.zeros(1, 3, 32, 32))]
     [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
     """
+    if given and not (isinstance(given[0], int) and not isinstance(given[0], bool)) and given[0] is not None:
+        pretrained, *given = given  # type: ignore[assignment]
+    elif given:
+        num_classes, *given = given  # type: ignore[assignment]
+    if given:
+        warnings.warn("name the arguments: num_classes=, in_channels=, block=, pretrained=", DeprecationWarning, 2)
+        in_channels, block, pretrained = (*given, *(in_channels, block, pretrained)[len(given) :])[:3]
+    if "in_chans" in options:
+        in_channels = options.pop("in_chans")
     known = resolve(name) if isinstance(name, str) else None
     if known is None:
         return _foreign(str(name), num_classes, in_channels, block, pretrained, options)
-    given: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    given |= {"in_channels": in_channels} if in_channels != 3 else {}
-    given |= {} if block is None else {"block": block}
-    network = create(known, **given, **options)
+    told: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    told |= {"in_channels": in_channels} if in_channels != 3 else {}
+    told |= {} if block is None else {"block": block}
+    network = create(known, **told, **options)
     if pretrained not in (None, False):
         weights = _weights(known, ENTRIES[known].timm, pretrained)
         if options.get("widths") is None and (widths := widths_in(network, weights)):
-            network = create(known, **given, **{**options, "widths": widths})
+            network = create(known, **told, **{**options, "widths": widths})
         load_checkpoint(network, weights)
     return network
 

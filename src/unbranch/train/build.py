@@ -43,7 +43,9 @@ def make_network(recipe: Recipe, data: Labelled) -> nn.Module:
     classes = model.num_classes or len(data.classes)
     if classes < len(data.classes):
         raise InputError(f"model.num_classes={classes} is less than the {len(data.classes)} classes of the data")
-    network = create_model(model.name, classes, data.channels, model.block, model.pretrained, **options)
+    network = create_model(
+        model.name, model.pretrained, num_classes=classes, in_channels=data.channels, block=model.block, **options
+    )
     if recipe.block.init is not None and not model.pretrained:  # else the scales are loaded, too
         _initialise(network, recipe)
     if model.expand is not None:
