@@ -29,7 +29,10 @@ class NeedsNumberError(UnreadableError):
 
 def said_of(error: Exception) -> str:
     """Why a forward can't be read, from the error that reading it raised."""
-    text = str(error).splitlines()[0] if str(error) else ""
+    try:
+        text = (str(error).splitlines() or [""])[0]
+    except Exception:  # it is about a traced value
+        text = "of a value that depends on the input"
     if isinstance(error, UnreadableError):
         return text
     if isinstance(error, fx.proxy.TraceError):

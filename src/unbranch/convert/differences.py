@@ -111,4 +111,7 @@ def crash(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else ""
+    try:
+        return (str(error).strip().splitlines() or [""])[0][:120]
+    except Exception:  # its text can't be made
+        return ""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..errors import Inexact, InternalError, InternalErrorWarning, UnbranchError
+from .differences import first_line
 from .reasons import Reason
 
 REMEDY = "report it, with the code of the part"
@@ -70,12 +71,21 @@ def warn_of(fault: Fault) -> None:
 
 def _is_expected(error: Exception) -> bool:
     """Whether an exception is meant for the user as it is: ours, warnings as errors, and memory that is full."""
-    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
-    return full or isinstance(error, UnbranchError | Warning)
+    return is_full(error) or isinstance(error, UnbranchError | Warning)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether memory ran out."""
+    words = first_line(error)
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or ("memory" in words and "allocate" in words)
+        or "not enough memory" in words
+    )
 
 
 def _described(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    lines = [first_line(error)] if first_line(error) else []
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{f': {lines[0][:120]}' if lines else ''}{where}"

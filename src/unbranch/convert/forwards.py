@@ -21,6 +21,7 @@ from ..graph.probe import Arguments, larger, probe, runs, small
 from ..graph.running import Observation, Runner, observe
 from ..rules import rule_of_base
 from .differences import Verdict, crash, distance, first_line, unlike, unlike_in_kind
+from .faults import is_full
 from .reasons import DEPENDS_ON_ROUNDING, NO_INPUT
 from .variants import variants_of
 from .verify import misfit
@@ -28,6 +29,7 @@ from .watch import Beside, ByMethod, Rows, RowsRun, part_of
 
 EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
 ROUNDED = 1e-3  # the same where they have been, to the network's own dtype
+_OPERATIONS = 50_000  # that a call with other options may launch: it may wait for something
 _FEW = 2  # other options that are tried on an input that may be large
 _UNLIKE = 0.1  # of the largest value: outputs in the network's own dtype that differ by more aren't the same function
 
@@ -152,7 +154,7 @@ class Forwards:
                 (ours,) = self._plain.observe(given.args, given.kwargs, Float64)
                 reason = unlike(ours, given.exact[0], max(tolerance, EXACT * self._noise))
             except (Exception, SystemExit) as error:
-                reason = crash(error)
+                reason = None if is_full(error) else crash(error)
             if reason is not None and not self._selects:
                 watch = RowsRun(rows)
                 with contextlib.suppress(Exception, SystemExit):  # it ran before
@@ -175,7 +177,9 @@ class Forwards:
             found = variants_of(self.network, self.small[0])
         for _, given in found:
             with contextlib.suppress(Exception, SystemExit):  # a value that it doesn't take
-                given.exact.extend(self._original.observe(given.args, given.kwargs, Float64))
+                first, second = self._original.observe(given.args, given.kwargs, Float64, times=2, most=_OPERATIONS)
+                if unlike(second, first, EXACT, changes=False) is None:  # else it tells the time, say
+                    given.exact.append(first)
         return found
 
     def method_differs(self, plain: nn.Module, name: str, tolerance: float) -> str | None:
@@ -216,13 +220,13 @@ class Forwards:
             try:
                 if not given.native:
                     given.native.extend(self._original.observe(given.args, given.kwargs, contextlib.nullcontext))
-            except Exception:  # it runs in float64 alone
+            except (Exception, SystemExit):  # it runs in float64 alone
                 continue
             try:
                 (ours,) = runner.observe(given.args, given.kwargs, contextlib.nullcontext)
                 reason = unlike(ours, given.native[0], limit)
             except (Exception, SystemExit) as error:
-                reason = crash(error)
+                reason = None if is_full(error) else crash(error)
             if reason is not None:
                 return f"{reason}, with {words}"
         return None

@@ -21,12 +21,38 @@ _ASKING = {
     "isinstance", "issubclass", "type", "hasattr", "getattr", "callable", "id", "is_", "is_not", "is_tensor", "locals",
     "vars", "eval", "exec",
 }  # fmt: skip
+_ACTING = {
+    "open", "exit", "_exit", "quit", "abort", "kill", "save", "savefig", "dump", "breakpoint", "set_trace", "input",
+    "system", "popen", "Popen", "remove", "unlink", "rmtree", "mkdir", "makedirs", "write", "write_text", "write_bytes",
+    "urlopen", "connect", "fork",
+}  # fmt: skip
+_REACHING = {
+    "named_modules", "modules", "children", "named_children", "get_submodule", "attrgetter", "register_forward_hook",
+    "register_forward_pre_hook", "_modules", "parameters", "named_parameters", "state_dict", "functional_call",
+    "train", "eval",
+}  # fmt: skip
 _SETTING = {"setattr", "__setattr__", "__dict__", "vars", "delattr", "apply", "exec"}
 
 
 def judges(module: nn.Module) -> bool:
     """Whether a module's forward, or what it calls, goes by what an argument is: None, another one, or of a class."""
     return any(_judges(function.__code__) for function in functions_of(module))
+
+
+def acts(module: nn.Module) -> bool:
+    """Whether a module's forward, or what it calls, names what does something outside the process, or ends it."""
+    return any(not _ACTING.isdisjoint(_all_names(function.__code__)) for function in functions_of(module))
+
+
+def reaches_anywhere(module: nn.Module) -> bool:
+    """Whether a module's forward, or what it calls in its own file, walks through modules or changes their mode."""
+    own = [function for function in functions_of(module) if function.__module__ == type(module).__module__]
+    return any(not _REACHING.isdisjoint(_all_names(function.__code__)) for function in own)
+
+
+@functools.lru_cache(maxsize=4096)
+def _all_names(code: types.CodeType) -> frozenset[str]:
+    return frozenset(_names(code))
 
 
 def sets_attributes_of_others(module: nn.Module) -> bool:
@@ -63,14 +89,22 @@ def _judges(code: types.CodeType) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _sets(code: types.CodeType) -> bool:
     own = code.co_varnames[0] if code.co_argcount else ""
-    before = None
+    before = earlier = None
     for operation in dis.get_instructions(code):
+        if operation.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+            return True
+        if (
+            operation.opname == "STORE_SUBSCR"
+            and earlier is not None
+            and earlier.opname in ("LOAD_ATTR", "LOAD_GLOBAL")
+        ):
+            return True  # self.state[key] = …
         if operation.opname in ("STORE_ATTR", "DELETE_ATTR"):
             direct = before is not None and before.opname.startswith("LOAD_FAST") and _last(before.argval) == own
             if not direct:
                 return True
         if operation.opname not in ("CACHE", "EXTENDED_ARG"):
-            before = operation
+            before, earlier = operation, before
     return not _SETTING.isdisjoint(code.co_names) or any(map(_sets, _inner(code)))
 
 

@@ -12,12 +12,13 @@ from typing import Any
 from torch import fx, nn
 
 from ..rules import rule_of_module
-from .judging import identified, judges, sets_attributes_of_others
+from .judging import identified, judges, reaches_anywhere, sets_attributes_of_others
 from .methods import forward_runs
 from .trace import Call, Trace, forward_of
 from .tracer import Refused
 
 _ASKING = {"isinstance", "type", "len", "hasattr", "callable", "issubclass"}
+_MANY = 8  # options of which pairs are tried
 _MOST = 4  # options that are tried in all combinations; of more, one at a time and all at once
 
 
@@ -59,7 +60,7 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
         only = row[0]
         outer = [(c.module, only.path[len(c.path) :].lstrip(".")) for c in only.lineage() if c is not only]
         reached = any(forward_runs(module, path, inside=True) for module, path in outer)
-        reached = reached or any(sets_attributes_of_others(module) for module, _ in outer)
+        reached = reached or any(sets_attributes_of_others(m) or reaches_anywhere(m) for m, _ in outer)
         return only.leaf or (_takes_one_value(only.module) and not reached)
     part = row[0].parent
     if part is None or part is trace.root or any(call.parent is not part for call in row):
@@ -67,7 +68,9 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
     if not _takes_one_value(part.module) and not _runs_alike(trace, part, row):
         return False
     around = [c for c in part.lineage() if c is not part]
-    if any(sets_attributes_of_others(c.module) for c in part.lineage()):
+    if any(sets_attributes_of_others(c.module) for c in part.lineage()) or any(
+        reaches_anywhere(c.module) for c in around
+    ):
         return False
     inside = [(c.module, call.path[len(c.path) :].lstrip(".")) for c in around for call in row]
     return not any(forward_runs(module, path) for module, path in inside)
@@ -171,7 +174,8 @@ def _variants(trace: Trace, at_most: int) -> list[dict[str, Any]]:
         sizes = range(1, min(at_most, len(names)) + 1)
         chosen = [c for n in sizes for c in itertools.combinations(names, n)]
     else:
-        chosen = [*((name,) for name in names), tuple(names)]
+        pairs = itertools.combinations(names, 2) if at_most > 1 and len(names) <= _MANY else ()
+        chosen = [*((name,) for name in names), tuple(names), *pairs]
     return [{name: options[name] for name in some} for some in chosen]
 
 

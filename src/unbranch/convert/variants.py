@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..graph.probe import Arguments
-from .judging import cells_of, functions_of
+from .judging import acts, cells_of, functions_of
 
-_MOST = 8  # calls, each of which is a run of the original and one of the rewritten network
-_LARGEST = 8  # number that is tried: it may say how often something is done
+_MOST = 6  # calls, each of which is a run of the original and one of the rewritten network
+_LARGEST = 4  # number that is tried: it may say how often something is done
 _WORDS = 4  # constants of the code that are tried for one option
 
 
@@ -25,6 +25,8 @@ def variants_of(module: nn.Module, given: Arguments) -> list[tuple[str, Argument
     Flags are turned over, alone and together. Words, numbers and members of enumerations that the code compares with
     are tried in place of others, and a few values in place of ``None``.
     """
+    if any(acts(part) for part in module.modules()):
+        return []
     options = _options(module, given)
     alone = [[{name: value} for value in values] for name, values in options.items()]
     flags = {name: values[0] for name, values in options.items() if isinstance(values[0], bool)}

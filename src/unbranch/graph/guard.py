@@ -24,6 +24,10 @@ class RandomDrawError(Exception):
     """A forward draws random numbers."""
 
 
+class TooLongError(Exception):
+    """A forward launches more operations than it may."""
+
+
 class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises before a protected storage is written to, and where the random state has moved, which it restores."""
 
@@ -31,12 +35,16 @@ class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # to skip it, torch._dynamo would be imported, which takes seconds
 
-    def __init__(self, protected: set[int]) -> None:
+    def __init__(self, protected: set[int], most: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._protected = protected
+        self._protected, self._left = protected, most
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                raise TooLongError(str(func))
         mutable, seeded = _kind_of(func)
         if self._protected and mutable:
             for tensor in _written(func, args, kwargs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 import types
 import warnings
 from collections.abc import Callable
@@ -78,12 +79,13 @@ class Runner:
 
     def observe(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1,
-        watch: Watch | None = None,
+        watch: Watch | None = None, most: int | None = None,
     ) -> list[Observation]:  # fmt: skip
         """Run a copy in evaluation ``times`` times over, under the context manager that ``mode`` makes.
 
         The copy shares the module's tensors. Where a forward writes to them all is run again on tensors of their own.
-        A ``watch`` runs parts of another network along with it, of which the same holds.
+        A ``watch`` runs parts of another network along with it, of which the same holds. ``most`` says how many
+        operations a run may launch.
 
         Raises:
             RandomDrawError: if it draws random numbers; the generators are as they were.
@@ -94,24 +96,25 @@ class Runner:
             try:
                 if not self._writes:
                     try:
-                        return self._run(args, kwargs, mode, times, watch)
+                        return self._run(args, kwargs, mode, times, watch, most)
                     except StateWriteError:
                         self._writes = True
                         restore_outside()
-                return self._run(args, kwargs, mode, times, watch)
+                return self._run(args, kwargs, mode, times, watch, most)
             finally:
                 restore_outside()  # where tables may now be in another dtype
 
     def _run(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int, watch: Watch | None
-    ) -> list[Observation]:
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int, watch: Watch | None,
+        most: int | None,
+    ) -> list[Observation]:  # fmt: skip
         own = self._taken(mode, private=self._writes)
         other = None if watch is None else watch.beside
         beside = None if other is None else other._taken(mode, private=self._writes)
         handles = [] if watch is None else watch.install(own.module, None if beside is None else beside.module)
         protected = own.protected if beside is None else own.protected | beside.protected
         try:
-            seen = [_observed(own, args, kwargs, mode, protected) for _ in range(times)]
+            seen = [_observed(own, args, kwargs, mode, protected, most) for _ in range(times)]
         finally:
             for handle in handles:
                 handle.remove()
@@ -129,10 +132,11 @@ class Runner:
 
 
 def _observed(
-    own: _Copy, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], protected: set[int]
-) -> Observation:
+    own: _Copy, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], protected: set[int],
+    most: int | None,
+) -> Observation:  # fmt: skip
     given, named = fresh((args, kwargs))
-    with Guard(protected), Lent(protected), mode():
+    with Guard(protected, most), Lent(protected), mode():
         output = own.module(*given, **named)
     seen = observation(output, given, named)
     seen.changes.update(own.changes())
@@ -165,9 +169,15 @@ def plain_output(output: Any) -> Any:
 
 def _leaves(value: Any) -> tuple[list[Tensor], Any]:
     leaves, spec = tree_flatten(value)
+    leaves = [torch.tensor(v, dtype=torch.float64) if isinstance(v, float) else v for v in leaves]
     others = tuple(type(v).__name__ if isinstance(v, Tensor) else _comparable(v) for v in leaves)
     return [v for v in leaves if isinstance(v, Tensor)], (str(spec), others)
 
 
+_NUMBER = re.compile(r"[-+]?\d[\d.]*(e[-+]?\d+)?")
+
+
 def _comparable(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NUMBER.sub("#", value)  # which may be computed, and rounds
     return value if isinstance(value, str | int | float | bool | None | torch.dtype) else type(value).__name__

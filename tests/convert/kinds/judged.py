@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import enum
 import functools
+import sys
+import time
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -388,3 +390,190 @@ class SumAddedToItself(Normed):
         y = y + y
         y += torch.relu(x)
         return y + y
+
+
+ACTS = "options that do something"
+
+
+@row(ACTS, call(X), call(X, False), norms=0)
+class TellsTheTime(Normed):
+    def forward(self, x: Tensor, timed: bool = False) -> Any:
+        start = time.perf_counter()
+        y = torch.relu(self.norm(self.conv(x)))
+        return (y, time.perf_counter() - start) if timed else y
+
+
+@row(ACTS, call(X), norms=0)
+class GivesANumber(Normed):
+    def forward(self, x: Tensor, number: bool = False) -> Any:
+        y = torch.relu(self.norm(self.conv(x)))
+        return {"mean": y.mean().item()} if number else y
+
+
+@row(ACTS, call(X), call(X, True))
+class GivesAText(Normed):
+    def forward(self, x: Tensor, text: bool = False) -> Any:
+        y = torch.relu(self.norm(self.conv(x)))
+        return f"{y.mean().item():.3f}" if text else y
+
+
+class _Acting(Normed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = conv_bn(4, 4)
+
+    def act(self, y: Tensor) -> None:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, act: Any = None) -> Tensor:
+        y = torch.relu(self.norm(self.conv(x)))
+        if act is not None:
+            self.act(y)
+        return torch.relu(self.last(y))
+
+
+@row(ACTS, call(X))
+class WritesAFile(_Acting):
+    def act(self, y: Tensor) -> None:
+        with open("w.txt", "w") as file:
+            file.write(str(tuple(y.shape)))
+
+
+@row(ACTS, call(X))
+class EndsTheProcessIfAsked(Normed):
+    def forward(self, x: Tensor, dry_run: bool = False) -> Tensor:
+        y = torch.relu(self.norm(self.conv(x)))
+        if dry_run:
+            sys.exit(3)
+        return y
+
+
+@row(ACTS, call(X))
+class NeverEnds(Normed):
+    def forward(self, x: Tensor, wait: bool = False) -> Tensor:
+        y = torch.relu(self.norm(self.conv(x)))
+        while wait:
+            y = y * 1
+        return y
+
+
+@row(ACTS, call(X), call(X, 2))
+class ManyTimes(Normed):
+    def forward(self, x: Tensor, times: int = 1) -> Tensor:
+        assert times <= 1_000_000
+        y = torch.relu(self.norm(self.conv(x)))
+        for _ in range(times):
+            y = y.tanh()
+        return y
+
+
+ERRORS = "errors about traced values"
+
+
+@row(ERRORS, call(X))
+class RaisesASize(Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] < 3:
+            raise ValueError(x.shape[-1])
+        return torch.relu(self.norm(self.conv(x)))
+
+
+@row(ERRORS, call(X))
+class AssertsASize(Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-1] > 2, x.shape[-1]
+        return torch.relu(self.norm(self.conv(x)))
+
+
+@row(ERRORS, call(X), call(X, "raw"))
+class RaisesAnOption(Normed):
+    def forward(self, x: Tensor, mode: str = "normed") -> Tensor:
+        y = self.conv(x)
+        if mode == "normed":
+            return torch.relu(self.norm(y))
+        if mode == "raw":
+            return y
+        raise NotImplementedError(mode)
+
+
+AROUND = "forwards that reach into a part"
+
+
+@row(AROUND, call(X), call(X, return_feats=True, raw=True), call(X, pool=True, raw=True), call(X, True, True, True))
+class FiveFlags(Normed):
+    def forward(
+        self, x: Tensor, pool: bool = False, return_feats: bool = False, raw: bool = False, last: bool = False,
+        as_dict: bool = False,
+    ) -> Any:  # fmt: skip
+        y = self.conv(x)
+        z = self.norm(y)
+        o: Any = z.relu()
+        if pool:
+            o = o.mean((2, 3))
+        if last:
+            return o
+        if return_feats:
+            o = (o, y if raw else z)
+        return {"out": o} if as_dict else o
+
+
+@row(AROUND, call(X), call(X, ("part.conv",)))
+class HooksOnNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = _Block()
+
+    def forward(self, x: Tensor, names: Any = ()) -> Any:
+        found: dict[str, Tensor] = {}
+        parts = dict(self.named_modules())
+        hooks = [
+            parts[name].register_forward_hook(lambda m, i, o, name=name: found.__setitem__(name, o)) for name in names
+        ]
+        y = torch.relu(self.part(x))
+        for hook in hooks:
+            hook.remove()
+        return (y, found) if found else y
+
+
+def _collected(module: nn.Module, x: Tensor, names: Any) -> dict[str, Tensor]:
+    found = {}
+    for name, child in module.named_children():
+        x = child(x)
+        if name in names:
+            found[name] = x
+    return found
+
+
+@row(AROUND, call(X), call(X, ("0",)))
+class WalksInAFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*conv_bn(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor, names: Any = None) -> Any:
+        return self.body(x) if names is None else _collected(self.body, x, names)
+
+
+class _Told(Normed):
+    def __init__(self, told: dict[str, Any]) -> None:
+        super().__init__()
+        self.told = told
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.told["level"] > 7:
+            self.told["middle"] = y
+        return self.norm(y)
+
+
+@row(AROUND, call(X), call(X, 9))
+class PartThatIsTold(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: dict[str, Any] = {"level": 0}
+        self.part = _Told(self.told)
+
+    def forward(self, x: Tensor, level: int = 0) -> Any:
+        self.told["level"] = level
+        y = torch.relu(self.part(x))
+        return (y, self.told["middle"]) if self.told["level"] > 7 else y
