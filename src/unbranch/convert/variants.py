@@ -80,7 +80,8 @@ def _options_of(layer: Any, given: Arguments, constants: list[Any]) -> dict[str,
 def _others(default: Any, given: Arguments, constants: list[Any]) -> list[Any]:
     """Values unlike a default."""
     words = [c for c in constants if isinstance(c, str) and c.isidentifier()]
-    numbers = [c for c in constants if isinstance(c, int) and not isinstance(c, bool) and abs(c) <= _LARGEST]
+    known = [c for c in constants if isinstance(c, int) and not isinstance(c, bool) and abs(c) <= _LARGEST]
+    numbers = list(dict.fromkeys(n for c in known for n in (c, c + 1)))  # what is compared, and what is beyond it
     if isinstance(default, bool):
         return [not default, None, *words[:2]]
     if isinstance(default, enum.Enum):
