@@ -170,6 +170,28 @@ def forward_runs(module: nn.Module, path: str, *, inside: bool = False) -> bool:
     return any(len(p) >= len(steps) + inside and _fits(steps, p[: len(steps)]) for p in runs)
 
 
+def forward_gives_away(module: nn.Module, path: str) -> bool:
+    """Whether the forward of a module's class gives what the part at a path lies in to a function that it is given."""
+    steps = tuple(path.split("."))
+    forward = inspect.unwrap(type(module).forward)
+    given = _given_away(forward) if inspect.isfunction(forward) else frozenset()
+    return any(_fits(steps[: len(p)], p) for p in given)
+
+
+@functools.lru_cache(maxsize=4096)
+def _given_away(method: Any) -> frozenset[Pattern]:
+    try:
+        own, *others = inspect.signature(method).parameters
+    except ValueError:
+        return frozenset()
+    reader = _Reader(own)
+    tree = _tree(method)
+    reader.visit(tree)
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", None) in others]
+    patterns = (reader.pattern_of(argument) for call in calls for argument in call.args)
+    return frozenset(pattern for pattern in patterns if pattern is not None)
+
+
 def _exists(module: nn.Module, pattern: Pattern) -> bool:
     """Whether a pattern leads to a part."""
     return bool(_parts(module, pattern))
@@ -243,6 +265,10 @@ class _Reader(ast.NodeVisitor):
             sliced = isinstance(node.func, ast.Subscript) and isinstance(node.func.slice, ast.Slice)
             self.runs.add((*pattern, "*") if sliced else pattern)
         self.generic_visit(node)
+
+    def pattern_of(self, node: ast.expr) -> Pattern | None:
+        """The path from ``self`` that an expression reads, once the code was visited."""
+        return self._pattern(node)
 
     def _bind(self, target: ast.expr, source: ast.expr) -> None:
         """Names of a loop stand for the elements of what it goes through."""

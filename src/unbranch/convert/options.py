@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from ..rules import rule_of_module
 from .judging import identified, judges, reaches_anywhere, sets_attributes_of_others
-from .methods import forward_runs
+from .methods import forward_gives_away, forward_runs
 from .trace import Call, Trace, forward_of
 from .tracer import Refused
 
@@ -59,7 +59,7 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
     if len(row) == 1:
         only = row[0]
         outer = [(c.module, only.path[len(c.path) :].lstrip(".")) for c in only.lineage() if c is not only]
-        reached = any(forward_runs(module, path, inside=True) for module, path in outer)
+        reached = any(forward_runs(m, path, inside=True) or forward_gives_away(m, path) for m, path in outer)
         reached = reached or any(sets_attributes_of_others(m) or reaches_anywhere(m) for m, _ in outer)
         return only.leaf or (_takes_one_value(only.module) and not reached)
     part = row[0].parent
@@ -73,7 +73,7 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
     ):
         return False
     inside = [(c.module, call.path[len(c.path) :].lstrip(".")) for c in around for call in row]
-    return not any(forward_runs(module, path) for module, path in inside)
+    return not any(forward_runs(module, path) or forward_gives_away(module, path) for module, path in inside)
 
 
 def _runs_alike(trace: Trace, part: Call, row: list[Call]) -> bool:
@@ -136,10 +136,12 @@ def _runs(trace: Trace, row: list[Call]) -> bool:
 
 
 def _reaches_into(trace: Trace, call: Call) -> bool:
-    """Whether a trace runs something of a part, or reads it, without calling the part."""
+    """Whether a trace runs something of a part, or reads it, without calling the part; or gives it to somebody."""
     inside = f"{call.path}."
-    reads = (str(n.target) for n in trace.graph.nodes if n.op in ("get_attr", "call_module"))
-    return any(path.startswith(inside) for path in (*reads, *trace.hidden, *trace.unshared))
+    nodes = [n for n in trace.graph.nodes if n.op in ("get_attr", "call_module")]
+    reads = (str(n.target) for n in nodes)
+    given = any(n.op == "get_attr" and inside.startswith(f"{n.target}.") for n in nodes)
+    return given or any(path.startswith(inside) for path in (*reads, *trace.hidden, *trace.unshared))
 
 
 def _nodes(value: Any) -> list[fx.Node]:

@@ -577,3 +577,27 @@ class PartThatIsTold(nn.Module):
         self.told["level"] = level
         y = torch.relu(self.part(x))
         return (y, self.told["middle"]) if self.told["level"] > 7 else y
+
+
+def _raw(part: Any, x: Tensor) -> Tensor:
+    return part.conv(x)  # type: ignore[no-any-return]
+
+
+@row(AROUND, call(X), call(X, _raw), call(X, runner=nn.Module.__call__))
+class PartGivenToAFunctionOfTheCaller(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = _Block()
+
+    def forward(self, x: Tensor, runner: Any = nn.Module.__call__) -> Tensor:
+        return torch.relu(runner(self.part, x))
+
+
+@row(AROUND, call(X), call(X, _raw))
+class PartGivenToAnOptionalFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = _Block()
+
+    def forward(self, x: Tensor, runner: Any = None) -> Tensor:
+        return torch.relu(self.part(x) if runner is None else runner(self.part, x))
