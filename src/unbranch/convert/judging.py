@@ -28,8 +28,7 @@ _ACTING = {
 }  # fmt: skip
 _REACHING = {
     "named_modules", "modules", "children", "named_children", "get_submodule", "attrgetter", "register_forward_hook",
-    "register_forward_pre_hook", "_modules", "parameters", "named_parameters", "state_dict", "functional_call",
-    "train", "eval",
+    "register_forward_pre_hook", "_modules", "functional_call", "train", "eval",
 }  # fmt: skip
 _SETTING = {"setattr", "__setattr__", "__dict__", "vars", "delattr", "apply", "exec"}
 
@@ -55,9 +54,21 @@ def _all_names(code: types.CodeType) -> frozenset[str]:
     return frozenset(_names(code))
 
 
-def sets_attributes_of_others(module: nn.Module) -> bool:
-    """Whether a module's forward, or what it calls, sets attributes of anything but the module itself."""
-    return any(_sets(function.__code__) for function in functions_of(module))
+def tells(outer: nn.Module, part: nn.Module) -> bool:
+    """Whether the forward of a module around a part, or what it calls, may leave something that the part reads.
+
+    That is an attribute of another module, a global name that the part's code names, or an entry of a table that the
+    part has as well.
+    """
+    functions = functions_of(outer)
+    if any(_sets(function.__code__) for function in functions):
+        return True
+    written = frozenset().union(*(_tables(function.__code__) for function in functions))
+    if not written:
+        return False
+    held = {id(value) for module in part.modules() for value in vars(module).values()}
+    named = frozenset().union(*(_all_names(f.__code__) for module in part.modules() for f in functions_of(module)))
+    return any(name in named if kind == "LOAD_GLOBAL" else id(vars(outer).get(name)) in held for kind, name in written)
 
 
 def identified(module: nn.Module, options: list[str]) -> str | None:
@@ -89,23 +100,31 @@ def _judges(code: types.CodeType) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _sets(code: types.CodeType) -> bool:
     own = code.co_varnames[0] if code.co_argcount else ""
-    before = earlier = None
+    before = None
     for operation in dis.get_instructions(code):
-        if operation.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-            return True
-        if (
-            operation.opname == "STORE_SUBSCR"
-            and earlier is not None
-            and earlier.opname in ("LOAD_ATTR", "LOAD_GLOBAL")
-        ):
-            return True  # self.state[key] = …
         if operation.opname in ("STORE_ATTR", "DELETE_ATTR"):
             direct = before is not None and before.opname.startswith("LOAD_FAST") and _last(before.argval) == own
             if not direct:
                 return True
         if operation.opname not in ("CACHE", "EXTENDED_ARG"):
-            before, earlier = operation, before
+            before = operation
     return not _SETTING.isdisjoint(code.co_names) or any(map(_sets, _inner(code)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _tables(code: types.CodeType) -> frozenset[tuple[str, str]]:
+    """Global names that code writes, and names of tables to which it adds, with how they are loaded."""
+    found: set[tuple[str, str]] = set()
+    recent: list[dis.Instruction] = []
+    for operation in dis.get_instructions(code):
+        if operation.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+            found.add(("LOAD_GLOBAL", str(operation.argval)))
+        if operation.opname == "STORE_SUBSCR":
+            loads = [o for o in recent[-3:] if o.opname in ("LOAD_ATTR", "LOAD_GLOBAL")]
+            found |= {(o.opname, str(o.argval)) for o in loads}
+        if operation.opname not in ("CACHE", "EXTENDED_ARG"):
+            recent.append(operation)
+    return frozenset(found).union(*map(_tables, _inner(code)))
 
 
 def _last(value: Any) -> Any:

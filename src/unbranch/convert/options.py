@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..rules import rule_of_module
-from .judging import identified, judges, reaches_anywhere, sets_attributes_of_others
+from .judging import identified, judges, reaches_anywhere, tells
 from .methods import forward_gives_away, forward_runs
 from .trace import Call, Trace, forward_of
 from .tracer import Refused
@@ -60,7 +60,7 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
         only = row[0]
         outer = [(c.module, only.path[len(c.path) :].lstrip(".")) for c in only.lineage() if c is not only]
         reached = any(forward_runs(m, path, inside=True) or forward_gives_away(m, path) for m, path in outer)
-        reached = reached or any(sets_attributes_of_others(m) or reaches_anywhere(m) for m, _ in outer)
+        reached = reached or any(tells(m, only.module) or reaches_anywhere(m) for m, _ in outer)
         return only.leaf or (_takes_one_value(only.module) and not reached)
     part = row[0].parent
     if part is None or part is trace.root or any(call.parent is not part for call in row):
@@ -68,9 +68,7 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
     if not _takes_one_value(part.module) and not _runs_alike(trace, part, row):
         return False
     around = [c for c in part.lineage() if c is not part]
-    if any(sets_attributes_of_others(c.module) for c in part.lineage()) or any(
-        reaches_anywhere(c.module) for c in around
-    ):
+    if any(tells(c.module, part.module) or reaches_anywhere(c.module) for c in around):
         return False
     inside = [(c.module, call.path[len(c.path) :].lstrip(".")) for c in around for call in row]
     return not any(forward_runs(module, path) or forward_gives_away(module, path) for module, path in inside)
