@@ -23,7 +23,7 @@ _ASKING = {
 }  # fmt: skip
 _ACTING = {
     "open", "exit", "_exit", "quit", "abort", "kill", "save", "savefig", "dump", "breakpoint", "set_trace", "input",
-    "system", "popen", "Popen", "remove", "unlink", "rmtree", "mkdir", "makedirs", "write", "write_text", "write_bytes",
+    "system", "popen", "Popen", "unlink", "rmtree", "mkdir", "makedirs", "write", "write_text", "write_bytes",
     "urlopen", "connect", "fork",
 }  # fmt: skip
 _REACHING = {

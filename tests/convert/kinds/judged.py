@@ -601,3 +601,19 @@ class PartGivenToAnOptionalFunction(nn.Module):
 
     def forward(self, x: Tensor, runner: Any = None) -> Tensor:
         return torch.relu(self.part(x) if runner is None else runner(self.part, x))
+
+
+@row(AROUND, call(X), call(X, True))
+class HookOnALayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = _Block()
+
+    def forward(self, x: Tensor, raw: bool = False) -> Tensor:
+        if raw:
+            found: list[Tensor] = []
+            hook = self.part.conv.register_forward_hook(lambda m, i, o: found.append(o))
+            self.part(x)
+            hook.remove()
+            return found[0]
+        return torch.relu(self.part(x))
