@@ -166,7 +166,8 @@ def test_networks_of_torchvision_and_of_ones_own_take_the_same_words(
 
 def test_words_of_timm_are_taken() -> None:
     assert ub.create_model("cifar_quick", False, in_chans=1, num_classes=3)(torch.zeros(1, 1, 32, 32)).shape == (1, 3)
-    assert ub.create_model("cifar_quick", 7)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    for network in (ub.create_model("cifar_quick", 7), ub.create_model("cifar_quick", None, num_classes=7)):
+        assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
 
 
 def test_arguments_in_their_old_order_are_taken() -> None:

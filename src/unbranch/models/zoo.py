@@ -58,13 +58,14 @@ def create_model(
     >>> [tuple(y.shape[1:]) for y in ub.create_model("resnet56_cifar", features_only=True)(torch.zeros(1, 3, 32, 32))]
     [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
     """
-    if given and not (isinstance(given[0], int) and not isinstance(given[0], bool)) and given[0] is not None:
-        pretrained, *given = given  # type: ignore[assignment]
-    elif given:
-        num_classes, *given = given  # type: ignore[assignment]
-    if given:
+    first, *more = given or (None,)
+    if isinstance(first, int) and not isinstance(first, bool):
+        num_classes = first
+    elif first is not None:
+        pretrained = first
+    if more:
         warnings.warn("name the arguments: num_classes=, in_channels=, block=, pretrained=", DeprecationWarning, 2)
-        in_channels, block, pretrained = (*given, *(in_channels, block, pretrained)[len(given) :])[:3]
+        in_channels, block, pretrained = (*more, *(in_channels, block, pretrained)[len(more) :])[:3]
     if "in_chans" in options:
         in_channels = options.pop("in_chans")
     known = resolve(name) if isinstance(name, str) else None

@@ -44,8 +44,9 @@ def make_network(recipe: Recipe, data: Labelled) -> nn.Module:
     if classes < len(data.classes):
         raise InputError(f"model.num_classes={classes} is less than the {len(data.classes)} classes of the data")
     network = create_model(
-        model.name, model.pretrained, num_classes=classes, in_channels=data.channels, block=model.block, **options
-    )
+        model.name, pretrained=model.pretrained, num_classes=classes, in_channels=data.channels, block=model.block,
+        **options,
+    )  # fmt: skip
     if recipe.block.init is not None and not model.pretrained:  # else the scales are loaded, too
         _initialise(network, recipe)
     if model.expand is not None:
