@@ -194,3 +194,24 @@ def test_what_a_first_run_leaves_on_a_class_is_there_in_the_second(example):
     plain = ub.collapse(Counting().eval(), example)
     assert isinstance(plain.norm, nn.BatchNorm2d)
     assert "two runs" in plain.collapse_report.refusals[0].reason
+
+
+@pytest.mark.parametrize("example", [None, torch.ones(2, 4, 6, 6)])
+def test_what_is_written_through_data_is_there_in_the_second_run_alone(example):
+    """PyTorch doesn't count it, so that a copy which has been run looks like new."""
+
+    class Masking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+            self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
+            self.register_buffer("mask", (torch.rand(4, 4, 3, 3) > 0.5).float())
+
+        def forward(self, x):
+            y = nn.functional.conv2d(x, self.kernel, padding=1)
+            self.kernel.data.mul_(self.mask)
+            return self.norm(self.first(x)) + y
+
+    plain = ub.collapse(Masking().eval(), example)
+    assert isinstance(plain.norm, nn.BatchNorm2d)
+    assert any("two runs" in refusal.reason for refusal in plain.collapse_report.refusals)

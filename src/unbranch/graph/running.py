@@ -118,15 +118,16 @@ class Runner:
         finally:
             for handle in handles:
                 handle.remove()
-        if not any(one.changes for one in seen):
+        # What is written through ``.data`` isn't counted, so a copy that may be written to isn't run again.
+        if not own.private and not any(one.changes for one in seen):
             self._kept[mode] = own
-        if other is not None and beside is not None and not beside.changes():
+        if other is not None and beside is not None and not beside.private and not beside.changes():
             other._kept[mode] = beside
         return seen
 
     def _taken(self, mode: Any, *, private: bool) -> _Copy:
         kept = self._kept.pop(mode, None)
-        if kept is not None and kept.private >= private:
+        if kept is not None and not private:
             return kept
         return _Copy(private_copy(self.module) if private else sharing_copy(self.module), private=private)
 
