@@ -215,3 +215,48 @@ def test_what_is_written_through_data_is_there_in_the_second_run_alone(example):
     plain = ub.collapse(Masking().eval(), example)
     assert isinstance(plain.norm, nn.BatchNorm2d)
     assert any("two runs" in refusal.reason for refusal in plain.collapse_report.refusals)
+
+
+@pytest.mark.parametrize("default", [None, False, "", 0])
+def test_nothing_is_written_with_options_that_nobody_asked_for(default, tmp_path, monkeypatch, capsys):
+    """Neither when the forward is read with other options nor when it is run with them."""
+
+    class Logging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x, log=default):
+            y = torch.relu(self.norm(self.conv(x)))
+            if log:
+                with open("log.txt", "w") as file:
+                    file.write(str(tuple(y.shape)))
+                torch.save(y, "y.pt")
+            return y
+
+    monkeypatch.chdir(tmp_path)
+    for example in (None, torch.ones(2, 4, 6, 6)):
+        plain = ub.collapse(Logging().eval(), example)
+        assert isinstance(plain.norm, nn.BatchNorm2d)
+        assert "act on files" in plain.collapse_report.refusals[0].reason
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("texts", "merges"), [(("best of 3", "best of 3"), True), (("best of 3", "best of 4"), False)])
+def test_words_and_whole_numbers_in_texts_have_to_be_the_same(texts, merges):
+    """Only broken numbers in them may round otherwise."""
+    from unbranch.convert.differences import unlike
+    from unbranch.graph.running import observation
+
+    one, other = (observation({"text": text}, (), {}) for text in texts)
+    assert (unlike(one, other, 1e-6) is None) == merges
+
+
+def test_numbers_in_texts_are_compared_as_numbers():
+    from unbranch.convert.differences import unlike
+    from unbranch.graph.running import observation
+
+    exact, near, far = (observation(text, (), {}) for text in ("mean 0.5000001", "mean 0.5000002", "mean 0.6"))
+    assert unlike(near, exact, 1e-6) is None
+    assert unlike(far, exact, 1e-6) is not None
+    assert unlike(observation(1.0, (), {}), observation(torch.tensor(1.0, dtype=torch.float64), (), {}), 1e-6)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import dis
-import functools
 import sys
 import types
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .code import instructions, running
 from .conversions import NeedsNumberError, UnreadableError, is_one_of
 
 _LOOKUPS = {
@@ -104,8 +104,7 @@ def _asked_for(frame: types.FrameType) -> tuple[type, ...] | None:
 
     It is where only names, attributes of Python modules and tuples stand between ``isinstance`` and its call.
     """
-    operations, places = _instructions(frame.f_code)
-    at = places.get(frame.f_lasti)
+    operations, at = instructions(frame.f_code), running(frame)
     if at is None or "isinstance" in frame.f_globals:
         return None
     start = next((j for j in range(at - 1, max(-1, at - 12), -1) if operations[j].argval == "isinstance"), None)
@@ -124,7 +123,7 @@ def _asked_for(frame: types.FrameType) -> tuple[type, ...] | None:
         elif name.startswith("LOAD_FAST") or name in ("LOAD_DEREF", "LOAD_CONST"):
             given = argument if isinstance(argument, tuple) and name != "LOAD_CONST" else (argument,)
             stack += [frame.f_locals.get(n, ...) if name != "LOAD_CONST" else ... for n in given]
-        elif name not in ("CACHE", "EXTENDED_ARG", "PRECALL", "NOP", "PUSH_NULL"):
+        elif name not in ("PRECALL", "PUSH_NULL"):
             return None
     kinds = stack[1] if len(stack) == 2 else ...
     found = kinds if isinstance(kinds, tuple) else (kinds,)
@@ -132,10 +131,8 @@ def _asked_for(frame: types.FrameType) -> tuple[type, ...] | None:
 
 
 def _running(frame: types.FrameType) -> dis.Instruction | None:
-    """What a frame is doing."""
-    operations, places = _instructions(frame.f_code)
-    at = places.get(frame.f_lasti)
-    return None if at is None else operations[at]
+    at = running(frame)
+    return None if at is None else instructions(frame.f_code)[at]
 
 
 _PLAIN_CALLS = {"CALL", "PRECALL", "CALL_FUNCTION"}
@@ -147,17 +144,9 @@ def _may_be_isinstance(frame: types.FrameType, operation: dis.Instruction) -> bo
         return not (operation.arg or 0) & 1
     if operation.opname not in _PLAIN_CALLS:
         return False
-    operations, places = _instructions(frame.f_code)
-    at = places[operation.offset]
-    named = any(o.opname == "KW_NAMES" for o in operations[max(0, at - 2) : at])
+    at = running(frame) or 0
+    named = any(o.opname == "KW_NAMES" for o in instructions(frame.f_code)[max(0, at - 2) : at])
     return operation.arg == 2 and not named
-
-
-@functools.lru_cache(maxsize=1024)
-def _instructions(code: types.CodeType) -> tuple[list[dis.Instruction], dict[int, int]]:
-    """Instructions of code, and their numbers by offset."""
-    found = list(dis.get_instructions(code))
-    return found, {instruction.offset: j for j, instruction in enumerate(found)}
 
 
 def _is_torchs(frame: types.FrameType) -> bool:

@@ -7,7 +7,6 @@ are the functions and methods that it calls. Nothing that other code sees is rep
 from __future__ import annotations
 
 import builtins
-import dis
 import functools
 import inspect
 import sys
@@ -17,6 +16,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import fx, nn
+
+from .code import functions_from, inner, instructions, is_torchs, names, operations, running
 
 
 class UnreadableError(Exception):
@@ -105,7 +106,9 @@ def _as_compared(frame: types.FrameType, kind: Any) -> Any:
     Raises:
         UnreadableError: if that isn't seen.
     """
-    following = following_operations(frame, 2)
+    at = running(frame)
+    behind = () if at is None else instructions(frame.f_code)[at + 1 :]
+    following = [i for i in behind if i.opname != "CALL"][:2]  # PRECALL is what runs, in Python 3.11
     stand_in = {builtins.int: _Int, builtins.float: _Float}.get(kind)
     if stand_in is None or not following or frame.f_globals.get(kind.__name__) is not stand_in:
         return kind
@@ -118,20 +121,6 @@ def _as_compared(frame: types.FrameType, kind: Any) -> Any:
 
 
 _COMPARISONS = {"IS_OP", "COMPARE_OP"}
-
-
-def following_operations(frame: types.FrameType, count: int) -> list[dis.Instruction]:
-    """What a frame does next, behind the call that it is in."""
-    found = [i for i in _instructions_of(frame.f_code) if i.offset > frame.f_lasti and i.opname not in _NOTHING]
-    return found[:count]
-
-
-_NOTHING = {"CACHE", "NOP", "EXTENDED_ARG", "PRECALL", "CALL"}
-
-
-@functools.lru_cache(maxsize=1024)
-def _instructions_of(code: types.CodeType) -> list[dis.Instruction]:
-    return list(dis.get_instructions(code))
 
 
 class _Type(metaclass=_Asking):
@@ -209,29 +198,17 @@ def asks_for_types(forward: Callable[..., Any]) -> bool:
     Nobody sees that question when it is asked.
     """
     module, function = getattr(forward, "__self__", None), getattr(forward, "__func__", None)
-    if not isinstance(module, nn.Module) or not isinstance(function, types.FunctionType) or _is_torchs(function):
+    if not isinstance(module, nn.Module) or not isinstance(function, types.FunctionType) or is_torchs(function):
         return False
     owner: Any = type(module)
-    return _of_types(owner, function)
+    near = [f for f in functions_from(owner, function) if f.__module__ == function.__module__]
+    return any("type" not in f.__globals__ and _loads_type(f.__code__) for f in near)
 
 
-@functools.lru_cache(maxsize=1024)
-def _of_types(owner: Any, function: types.FunctionType) -> bool:
-    seen: set[Any] = set()
-    stack = [function]
-    while stack:
-        one = stack.pop()
-        if one in seen or _is_torchs(one):
-            continue
-        seen.add(one)
-        names = set(_names(one.__code__))
-        if "type" in names and "type" not in one.__globals__:
-            return True
-        methods = (inspect.getattr_static(owner, name, None) for name in names if not hasattr(nn.Module, name))
-        near = (one.__globals__.get(name) for name in names)
-        stack += [f for f in methods if isinstance(f, types.FunctionType)]
-        stack += [f for f in near if isinstance(f, types.FunctionType) and f.__module__ == function.__module__]
-    return False
+@functools.lru_cache(maxsize=4096)
+def _loads_type(code: types.CodeType) -> bool:
+    loads = any(i.opname == "LOAD_GLOBAL" and i.argval == "type" for i in instructions(code))
+    return loads or any(map(_loads_type, inner(code)))
 
 
 def _methods(module: nn.Module, function: types.FunctionType) -> set[str]:
@@ -239,34 +216,30 @@ def _methods(module: nn.Module, function: types.FunctionType) -> set[str]:
     found: set[str] = set()
     stack = [function]
     while stack:
-        for name in _names(stack.pop().__code__):
+        for name in names(stack.pop().__code__):
             method = inspect.getattr_static(type(module), name, None)
             inner = method.__func__ if isinstance(method, staticmethod) else method
             own = isinstance(inner, types.FunctionType) and not hasattr(nn.Module, name) and name not in vars(module)
-            if own and name not in found and isinstance(inner, types.FunctionType) and not _is_torchs(inner):
+            if own and name not in found and isinstance(inner, types.FunctionType) and not is_torchs(inner):
                 found.add(name)
                 stack.append(inner)
     return found
-
-
-def _is_torchs(function: types.FunctionType) -> bool:
-    return function.__module__.split(".")[0] == "torch"
 
 
 def _copied(function: Any, known: dict[int, Any]) -> Any:
     """A function that finds other names for conversions, and for the functions that it calls."""
     if id(function) in known:
         return known[id(function)]
-    if not isinstance(function, types.FunctionType) or _is_torchs(function):
+    if not isinstance(function, types.FunctionType) or is_torchs(function):
         return function
-    if any(name in _SETS for name in _operation_names(function.__code__)):
+    if _SETS & operations(function.__code__):
         raise UnreadableError("it sets global names")
     scope = _Scope(function.__globals__)
     copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     vars(copy)[_MARK] = True
     known[id(function)] = copy
-    for name in _names(function.__code__):
+    for name in names(function.__code__):
         if name in _OWN and name not in scope:
             scope.own[name] = _OWN[name]
         elif isinstance(scope.get(name), types.FunctionType):
@@ -275,12 +248,6 @@ def _copied(function: Any, known: dict[int, Any]) -> Any:
 
 
 _SETS = {"STORE_GLOBAL", "DELETE_GLOBAL"}
-
-
-@functools.lru_cache(maxsize=1024)
-def _operation_names(code: types.CodeType) -> frozenset[str]:
-    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return frozenset({i.opname for i in dis.get_instructions(code)}).union(*map(_operation_names, inner))
 
 
 class _Scope(dict[str, Any]):
@@ -300,10 +267,3 @@ class _Scope(dict[str, Any]):
     def get(self, name: str, default: Any = None) -> Any:
         """As of a dictionary."""
         return self.own.get(name, self.outer.get(name, default))
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)

@@ -153,7 +153,7 @@ class Forwards:
             if not given.exact:
                 continue
             try:
-                (ours,) = self._plain.observe(given.args, given.kwargs, Float64)
+                (ours,) = self._plain.observe(given.args, given.kwargs, Float64, most=_OPERATIONS)
                 reason = unlike(ours, given.exact[0], max(tolerance, EXACT * self._noise))
             except (Exception, SystemExit) as error:
                 reason = None if is_full(error) else crash(error)
@@ -167,16 +167,11 @@ class Forwards:
     @functools.cached_property
     def variants(self) -> list[tuple[str, Arguments]]:
         """Calls with other options that the network takes, with what they give in float64."""
-        found = variants_of(self.network, self.given[0])
+        found = variants_of(self.network, (self.small or self.given)[0])
         if found and self.example is not None and not self.small:  # which may be large
             with contextlib.suppress(RandomDrawError):
-                found = [
-                    v
-                    for one in probe(self.network, expected_input, self._original)[:1]
-                    for v in variants_of(self.network, one)
-                ] or found[:_FEW]
-        elif self.small:
-            found = variants_of(self.network, self.small[0])
+                other = probe(self.network, expected_input, self._original)
+                found = variants_of(self.network, other[0]) if other else found[:_FEW]
         for _, given in found:
             with contextlib.suppress(Exception, SystemExit):  # a value that it doesn't take
                 given.exact.extend(self._original.observe(given.args, given.kwargs, Float64, most=_OPERATIONS))
@@ -217,11 +212,12 @@ class Forwards:
         for words, given in [v for v in self.variants if v[1].exact][:_NATIVE]:
             try:
                 if not given.native:
-                    given.native.extend(self._original.observe(given.args, given.kwargs, contextlib.nullcontext))
+                    mode = contextlib.nullcontext
+                    given.native.extend(self._original.observe(given.args, given.kwargs, mode, most=_OPERATIONS))
             except (Exception, SystemExit):  # it runs in float64 alone
                 continue
             try:
-                (ours,) = runner.observe(given.args, given.kwargs, contextlib.nullcontext)
+                (ours,) = runner.observe(given.args, given.kwargs, contextlib.nullcontext, most=_OPERATIONS)
                 reason = unlike(ours, given.native[0], limit)
             except (Exception, SystemExit) as error:
                 reason = None if is_full(error) else crash(error)

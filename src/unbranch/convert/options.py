@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..rules import rule_of_module
-from .judging import identified, judges, reaches_anywhere, tells
+from .judging import acts, identified, judges, reaches_anywhere, tells
 from .methods import forward_gives_away, forward_runs
 from .trace import Call, Trace, forward_of
 from .tracer import Refused
@@ -41,7 +41,10 @@ def otherwise(trace: Trace, row: list[Call]) -> str | None:
         return f"{name}.forward reads any number of arguments, {more}"
     if not alone and (option := identified(trace.module, optional_arguments(trace.module))) is not None:
         return f"{name}.forward goes by which object {option} is"
-    for options in _variants(trace, at_most=1 if alone and len(row) > 1 else _MOST):
+    variants = _variants(trace, at_most=1 if alone and len(row) > 1 else _MOST)
+    if variants and any(map(acts, trace.module.modules())):  # reading runs the code
+        return None if alone else f"{name}.forward may act on files or the process with other options"
+    for options in variants:
         other = trace.again(options)
         if isinstance(other, str):
             if not alone and not _is_refused(trace, other, options):
@@ -83,7 +86,7 @@ def _runs_alike(trace: Trace, part: Call, row: list[Call]) -> bool:
         return False
     if any(p.kind in any_number and _loads(code, p.name) for p in parameters):
         return False
-    if any(judges(inner.module) for inner in trace.calls if part in inner.lineage()):
+    if any(judges(m) or acts(m) for m in part.module.modules()):
         return False
     parameters = [p for p in parameters if p.kind not in any_number]
     if not parameters or parameters[0].default is not inspect.Parameter.empty:

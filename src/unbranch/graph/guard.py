@@ -68,7 +68,8 @@ class Lent(TorchFunctionMode):
         self._protected = protected
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _LENDING and args and storage_of(args[0]) in self._protected:
+        lent = args[0] if args and getattr(func, "__name__", "") in _LENDING else None
+        if isinstance(lent, Tensor) and storage_of(lent) in self._protected:
             raise StateWriteError(str(func))
         return func(*args, **(kwargs or {}))
 
@@ -83,7 +84,7 @@ def _kind_of(func: Any) -> tuple[bool, bool]:
 
 
 _TRAINED = {f"aten::{kind}" for kind in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")}
-"""Norms that write to running statistics in training and don't say so: arguments 3 and 4, with the flag behind them."""
+"""Norms that write to running statistics in training, and don't say so in their schema."""
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:

@@ -150,21 +150,21 @@ def small(given: Arguments, runner: Runner) -> Arguments | None:
 
 
 def runs(runner: Runner, given: Arguments, *, exactly: bool = False) -> bool:
-    """Whether a module's forward takes an input; what it gives is kept with that.
+    """Whether a module's forward takes an input.
 
-    With ``exactly`` it is run in float64, and only where that fails as it is.
+    With ``exactly`` it is run in float64, which is kept with the input, and only where that fails as it is.
     """
     meta = any(isinstance(v, Tensor) and v.is_meta for v in given.args)
-    kinds: list[tuple[Callable[[], Any], list[Observation]]] = [
-        (Numberless if meta else contextlib.nullcontext, given.native)
-    ]
-    for mode, found in [(Float64, given.exact), *kinds] if exactly and not meta else kinds:
+    modes: list[Callable[[], Any]] = [Float64] if exactly and not meta else []
+    for mode in (*modes, Numberless if meta else contextlib.nullcontext):
         try:
-            found += runner.observe(given.args, given.kwargs, mode)
+            seen = runner.observe(given.args, given.kwargs, mode)
         except RandomDrawError:
             raise
         except Exception:
             continue
+        if mode is Float64:
+            given.exact.extend(seen)
         return True
     return False
 

@@ -168,17 +168,24 @@ def plain_output(output: Any) -> Any:
     return output
 
 
+_NUMBER = re.compile(r"[-+]?\d+\.\d+(?:e[-+]?\d+)?")
+
+
 def _leaves(value: Any) -> tuple[list[Tensor], Any]:
+    """Tensors, numbers and the numbers in texts as tensors; and what all of it is, without those."""
     leaves, spec = tree_flatten(value)
-    leaves = [torch.tensor(v, dtype=torch.float64) if isinstance(v, float) else v for v in leaves]
-    others = tuple(type(v).__name__ if isinstance(v, Tensor) else _comparable(v) for v in leaves)
-    return [v for v in leaves if isinstance(v, Tensor)], (str(spec), others)
-
-
-_NUMBER = re.compile(r"[-+]?\d[\d.]*(e[-+]?\d+)?")
+    found: list[Tensor] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, float):
+            found.append(torch.tensor(leaf, dtype=torch.float64))
+        elif isinstance(leaf, str):
+            found += [torch.tensor(float(n), dtype=torch.float64) for n in _NUMBER.findall(leaf)]
+    return found, (str(spec), tuple(map(_comparable, leaves)))
 
 
 def _comparable(value: Any) -> Any:
     if isinstance(value, str):
-        return _NUMBER.sub("#", value)  # which may be computed, and rounds
-    return value if isinstance(value, str | int | float | bool | None | torch.dtype) else type(value).__name__
+        return _NUMBER.sub("#", value)
+    return value if isinstance(value, int | None | torch.dtype) else type(value).__name__

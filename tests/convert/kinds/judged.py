@@ -1,4 +1,4 @@
-"""Forwards whose options, or other arguments, are judged in ways that no trace sees: they have to be run for real."""
+"""Forwards that decide by their options or other arguments in ways that no trace sees, so that they have to be run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .table import call, conv_bn, row, tensor
 FLAGS = "flags with a condition behind them"
 KINDS = "options of other kinds than flags"
 PIECES = "options that run a part in pieces"
-PARTS = "arguments of parts that are judged"
+PARTS = "parts that decide by their other arguments"
 SEEN = "state that is seen outside"
 WRITTEN = "writes that PyTorch doesn't count"
 
