@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import re
 import types
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .copies import private_copy, sharing_copy
 from .guard import Guard, Lent, StateWriteError, storage_of
+from .isolated import Isolated
 from .outside import restore_outside
 from .state import state_of, tensors_of
 from .untouched import untouched
@@ -137,7 +139,10 @@ def _observed(
     most: int | None,
 ) -> Observation:  # fmt: skip
     given, named = fresh((args, kwargs))
-    with Guard(protected, most), Lent(protected), mode():
+    inner = mode()
+    # What is isolated lends private copies.
+    lent = contextlib.nullcontext() if isinstance(inner, Isolated) else Lent(protected)
+    with Guard(protected, most), lent, inner:
         output = own.module(*given, **named)
     seen = observation(output, given, named)
     seen.changes.update(own.changes())
