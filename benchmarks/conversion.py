@@ -28,8 +28,7 @@ def measure(converter: str, name: str) -> dict[str, float]:
     from torch import nn
 
     import unbranch as ub
-
-    from .peers import network_named
+    from benchmarks.peers import network_named
 
     torch.set_num_threads(2)
     network = network_named(name)

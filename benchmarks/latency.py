@@ -21,11 +21,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import unbranch as ub
+from benchmarks.peers import network_named
 from unbranch.deploy.onnx import write_onnx
 from unbranch.display import console
 from unbranch.models import example_input
-
-from .peers import network_named
 
 NETWORKS = ("repvgg_a0", "mobileone_s1", "fastvit_t8", "repvit_m1_0", "repghostnet_100")
 TURNS, WARMUP, THREADS = 30, 5, 2

@@ -14,10 +14,9 @@ import time
 from rich.table import Table
 
 import unbranch as ub
+from benchmarks.peers import by_onnxruntime, by_timm, layers, network_named
 from unbranch.display import console
 from unbranch.models import example_input
-
-from .peers import by_onnxruntime, by_timm, layers, network_named
 
 NETWORKS = ("repvgg_a0", "mobileone_s1", "fastvit_t8", "repvit_m1_0", "repghostnet_100", "mobilenetv2_100", "resnet18")
 

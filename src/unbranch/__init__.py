@@ -6,11 +6,11 @@ Exact structural re-parameterization for any PyTorch network.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import blocks, prune
-from .algebra import ConvMap, GridMap
-from .blocks import train_cheaper
-from .channels_last import SafeChannelsLast
-from .convert import (
+from unbranch import blocks, prune
+from unbranch.algebra import ConvMap, GridMap
+from unbranch.blocks import train_cheaper
+from unbranch.channels_last import SafeChannelsLast
+from unbranch.convert import (
     Affine,
     Conversion,
     Report,
@@ -22,8 +22,8 @@ from .convert import (
     register_rule,
     verify,
 )
-from .convert.report import report
-from .errors import (
+from unbranch.convert.report import report
+from unbranch.errors import (
     CheckpointError,
     CollapseError,
     DifferenceError,
@@ -36,11 +36,11 @@ from .errors import (
     UnbranchError,
     UnsupportedError,
 )
-from .expansion import Expansion, expand
-from .models import create_model, list_models, load, load_checkpoint, save, to_official
+from unbranch.expansion import Expansion, expand
+from unbranch.models import create_model, list_models, load, load_checkpoint, save, to_official
 
 if TYPE_CHECKING:
-    from . import deploy, train
+    from unbranch import deploy, train
 
 __version__ = "0.1.0"
 

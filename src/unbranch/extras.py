@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from .errors import MissingPackageError
+from unbranch.errors import MissingPackageError
 
 
 def library(name: str, extra: str = "vision") -> ModuleType:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import fx, nn
 
-from .errors import InputError
+from unbranch.errors import InputError
 
 _ATTRIBUTE = "unbranch_history"
 Replay = Callable[[nn.Module, dict[str, Any]], nn.Module]

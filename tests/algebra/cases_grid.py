@@ -6,11 +6,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.algebra.cases_one import choices, with_zeros
+from tests.algebra.checks import Case
+from tests.algebra.strategies import NDIMS, SEEDS, Draw, conv_maps, grid_maps, grids, numbers, small_grids
 from unbranch.algebra import GridMap
-
-from .cases_one import choices, with_zeros
-from .checks import Case
-from .strategies import NDIMS, SEEDS, Draw, conv_maps, grid_maps, grids, numbers, small_grids
 
 WIDTHS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 GROUPS = st.integers(1, 3)

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.algebra.checks import Case, on_map, two
+from tests.algebra.strategies import CHANNELS, GRIDS, NDIMS, SEEDS, Draw, conv_maps, grids, numbers, per_dim
+from tests.algebra.truths import AVG_POOL, CONV, CONV_TRANSPOSE, along_channels, by_formula, padded
 from unbranch.algebra import ConvMap
-
-from .checks import Case, on_map, two
-from .strategies import CHANNELS, GRIDS, NDIMS, SEEDS, Draw, conv_maps, grids, numbers, per_dim
-from .truths import AVG_POOL, CONV, CONV_TRANSPOSE, along_channels, by_formula, padded
 
 
 @st.composite

@@ -11,10 +11,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.algebra.checks import Case, on_map, two
+from tests.algebra.strategies import NDIMS, Draw, conv_maps, grids, per_dim, pointwise_maps, siblings, zero_beyond_maps
 from unbranch.algebra import BORDERS, ConvMap, select
-
-from .checks import Case, on_map, two
-from .strategies import NDIMS, Draw, conv_maps, grids, per_dim, pointwise_maps, siblings, zero_beyond_maps
 
 
 @st.composite

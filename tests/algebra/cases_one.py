@@ -8,10 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unbranch.algebra import BORDERS, ConvMap
-
-from .checks import Case, on_map, two
-from .strategies import (
+from tests.algebra.checks import Case, on_map, two
+from tests.algebra.strategies import (
     GRIDS,
     NDIMS,
     SEEDS,
@@ -24,7 +22,8 @@ from .strategies import (
     pointwise_maps,
     zero_beyond_maps,
 )
-from .truths import along_channels, padded, stuffed
+from tests.algebra.truths import along_channels, padded, stuffed
+from unbranch.algebra import BORDERS, ConvMap
 
 
 @st.composite

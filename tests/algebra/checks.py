@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.algebra.strategies import numbers
 from unbranch.algebra import ConvMap, GridMap
 from unbranch.errors import Inexact
-
-from .strategies import numbers
 
 TOLERANCE = 1e-11  # relative to the largest number of the truth
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tests.algebra.checks import Law
 from unbranch.algebra import ConvMap
-
-from .checks import Law
 
 MUTANTS: dict[tuple[str, str], Law] = {}
 

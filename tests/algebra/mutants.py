@@ -3,7 +3,7 @@
 ``MUTANTS`` maps the property that a mutant breaks (see ``properties.py``) and what is wrong with it to the broken law.
 """
 
-from . import mutants_grid, mutants_layers, mutants_many, mutants_one  # noqa: F401  each registers its own
-from .mutant_tools import MUTANTS
+from tests.algebra import mutants_grid, mutants_layers, mutants_many, mutants_one  # noqa: F401  each registers its own
+from tests.algebra.mutant_tools import MUTANTS
 
 __all__ = ["MUTANTS"]

@@ -7,6 +7,7 @@ from math import prod
 
 from torch import Tensor
 
+from tests.algebra.mutant_tools import MUTANTS, breaks, flipped, unbiased
 from unbranch.algebra import (
     ConvMap,
     GridMap,
@@ -18,8 +19,6 @@ from unbranch.algebra import (
     regridded,
     to_grid,
 )
-
-from .mutant_tools import MUTANTS, breaks, flipped, unbiased
 
 GRID = "a grid map computes its formula"
 MUTANTS[GRID, "bias forgotten"] = unbiased

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.algebra.mutant_tools import MUTANTS, breaks, flipped, moved, unbiased, undilated
 from unbranch.algebra import (
     ConvMap,
     average_pool,
@@ -16,8 +17,6 @@ from unbranch.algebra import (
     convolution,
     transposed_convolution,
 )
-
-from .mutant_tools import MUTANTS, breaks, flipped, moved, unbiased, undilated
 
 FORMULA = "a map computes its formula"
 MUTANTS[FORMULA, "gain forgotten"] = lambda m: replace(m, gain=None)

@@ -6,6 +6,18 @@ from dataclasses import replace
 
 import torch
 
+from tests.algebra.checks import Law
+from tests.algebra.mutant_tools import (
+    MUTANTS,
+    breaks,
+    flipped,
+    interleaved,
+    moved,
+    unbiased,
+    undilated,
+    unpadded,
+    widened,
+)
 from unbranch.algebra import (
     ConvMap,
     add,
@@ -18,9 +30,6 @@ from unbranch.algebra import (
     split,
 )
 from unbranch.errors import Inexact
-
-from .checks import Law
-from .mutant_tools import MUTANTS, breaks, flipped, interleaved, moved, unbiased, undilated, unpadded, widened
 
 ADD = "add sums outputs"
 ANY_ADD = "add is exact or refuses"

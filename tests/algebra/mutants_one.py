@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from tests.algebra.mutant_tools import MUTANTS, breaks, interleaved, moved, unbiased, undilated, widened
 from unbranch.algebra import ConvMap, densified, lifted, pad, scale_shift, select, upsampled
 from unbranch.errors import Inexact
-
-from .mutant_tools import MUTANTS, breaks, interleaved, moved, unbiased, undilated, widened
 
 SCALE = "scale_shift scales and shifts"
 MUTANTS[SCALE, "bias not scaled"] = lambda m, scale, shift: replace(

@@ -1,9 +1,8 @@
 """Every public law of the algebra, by the property that proves it."""
 
+from tests.algebra import cases_grid, cases_layers, cases_many, cases_one
+from tests.algebra.checks import Property
 from unbranch import algebra as A
-
-from . import cases_grid, cases_layers, cases_many, cases_one
-from .checks import Property
 
 
 def itself(m: object) -> object:

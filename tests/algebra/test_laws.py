@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.algebra.checks import Property, check_meta
+from tests.algebra.properties import PROPERTIES
 from unbranch import algebra
-
-from .checks import Property, check_meta
-from .properties import PROPERTIES
 
 VALUES = {"BORDERS", "ConvMap", "GridMap"}
 LAYERS = {"identity", "convolution", "transposed_convolution", "average_pool", "batch_norm_scale_shift"}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import Phase
 
+from tests.algebra.mutants import MUTANTS
+from tests.algebra.properties import PROPERTIES
 from unbranch.errors import UnbranchError
-
-from .mutants import MUTANTS
-from .properties import PROPERTIES
 
 
 @pytest.mark.parametrize(("prop", "bug"), MUTANTS, ids=[": ".join(key) for key in MUTANTS])

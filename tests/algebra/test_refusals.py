@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.algebra.checks import assert_close
+from tests.algebra.strategies import numbers
+from tests.algebra.truths import padded, stuffed
 from unbranch.algebra import (
     ConvMap,
     add,
@@ -30,10 +33,6 @@ from unbranch.algebra import (
     upsampled,
 )
 from unbranch.errors import Inexact
-
-from .checks import assert_close
-from .strategies import numbers
-from .truths import padded, stuffed
 
 GRID = (9, 7)
 X = numbers(1, 2, 4, *GRID)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.algebra.checks import geometry
+from tests.algebra.strategies import numbers
 from unbranch.algebra import (
     ConvMap,
     GridMap,
@@ -31,9 +33,6 @@ from unbranch.algebra import (
     transposed_convolution,
 )
 from unbranch.errors import InputError
-
-from .checks import geometry
-from .strategies import numbers
 
 PLAIN = {"stride": (1, 1), "dilation": (1, 1), "lo": (0, 0), "hi": (0, 0)}
 WEIGHT = numbers(0, 4, 2, 3, 3)

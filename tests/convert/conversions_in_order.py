@@ -7,9 +7,8 @@ import sys
 import warnings
 
 import unbranch as ub
-
-from .corpus import ROWS
-from .test_corpus import network_of
+from tests.convert.corpus import ROWS
+from tests.convert.test_corpus import network_of
 
 
 def main(first: int, step: int) -> None:

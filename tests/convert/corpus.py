@@ -5,7 +5,7 @@ Its rows are made in ``kinds``; each sentence of the contract in ``docs/converte
 
 from __future__ import annotations
 
-from .kinds import callers, judged, kernels, odd, places, shapes, state, tokens, ways, writes  # noqa: F401
-from .kinds.table import ROWS, Call, Row
+from tests.convert.kinds import callers, judged, kernels, odd, places, shapes, state, tokens, ways, writes  # noqa: F401
+from tests.convert.kinds.table import ROWS, Call, Row
 
 __all__ = ["ROWS", "Call", "Row"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..networks import randomised
+from tests.networks import randomised
 
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "rows": lambda t: t[:, :, 1:3],

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import unbranch as ub
+from tests.networks import randomised
 from unbranch.convert.reading import read_module
 from unbranch.convert.rearrange import rearranged, rearranges, shapes_of
 from unbranch.convert.standins import StandIns
 from unbranch.errors import NotAffine
 from unbranch.graph.probe import Arguments
 from unbranch.rules.arrangement import Arrangement
-
-from ..networks import randomised
 
 Step = Callable[[Tensor, Tensor], Tensor]  # a tensor, and one whose sizes may be read
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import unbranch as ub
+from tests.networks import randomised
 from unbranch.blocks import RepVGG
-
-from ..networks import randomised
 
 FEW = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(3))
 

@@ -23,9 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unbranch as ub
+from tests.convert.corpus import ROWS, Call, Row
 from unbranch.convert.statistics import randomise_statistics
-
-from .corpus import ROWS, Call, Row
 
 BY_NAME = {row.name: row for row in ROWS}
 ROUNDING = 1e-5  # of weights that were merged and stored in float32, relative to the largest output

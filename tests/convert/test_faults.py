@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 import unbranch as ub
+from tests.networks import randomised
 from unbranch.convert import account, attempt, conversion, kernel, reading
-
-from ..networks import randomised
 
 STEPS = {
     "read_writes": reading, "share_grids": reading, "order_sums": reading, "_read_shapes": reading,

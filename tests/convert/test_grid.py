@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import unbranch as ub
-
-from ..networks import assert_same_function, linear_layers, randomised
+from tests.networks import assert_same_function, linear_layers, randomised
 
 
 class Perceptron(nn.Module):

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import unbranch as ub
+from tests.convert.test_grid import Perceptron
+from tests.networks import randomised
 from unbranch.blocks import ACB, DBB, RepVGG
-
-from ..networks import randomised
-from .test_grid import Perceptron
 
 BLOCKS = [ACB, DBB, RepVGG]
 

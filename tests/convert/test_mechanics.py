@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import unbranch as ub
-
-from ..networks import assert_same_function, linear_layers, randomised
+from tests.networks import assert_same_function, linear_layers, randomised
 
 
 class Branches(nn.Module):

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import unbranch as ub
-
-from ..networks import randomised
+from tests.networks import randomised
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unbranch as ub
-
-from ..networks import randomised
-from .programs import random_program
+from tests.convert.programs import random_program
+from tests.networks import randomised
 
 
 def stored(network: torch.nn.Module) -> int:

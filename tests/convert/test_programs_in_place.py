@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import unbranch as ub
-
-from .programs_in_place import OptionalProgram, random_writing_program
+from tests.convert.programs_in_place import OptionalProgram, random_writing_program
 
 CALLS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((2, 4, 6, 6), {}),

@@ -11,9 +11,8 @@ from hypothesis import given, seed, settings
 from torch import Tensor
 
 import unbranch as ub
-
-from ..networks import randomised
-from .programs_in_ways import If, Program, steps
+from tests.convert.programs_in_ways import If, Program, steps
+from tests.networks import randomised
 
 _generator = torch.Generator().manual_seed(17)
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import unbranch as ub
+from tests.networks import randomised
 from unbranch.convert.differences import Verdict
 from unbranch.convert.forwards import EXACT, Forwards
-
-from ..networks import randomised
 
 
 class _Noisy(nn.Module):

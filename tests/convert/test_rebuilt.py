@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import unbranch as ub
+from tests.networks import randomised
 from unbranch.convert.methods import entry_points, looking_into, running_all, set_by_class, shown_by
-
-from ..networks import randomised
 
 
 class Described(nn.Module):

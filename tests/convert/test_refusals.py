@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import unbranch as ub
-
-from ..networks import assert_same_function, linear_layers, randomised
+from tests.networks import assert_same_function, linear_layers, randomised
 
 
 class Of(nn.Module):

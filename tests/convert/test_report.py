@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import unbranch as ub
+from tests.convert.kinds.table import Block, conv_bn
+from tests.networks import randomised
 from unbranch.blocks import RepVGG
-
-from ..networks import randomised
-from .kinds.table import Block, conv_bn
 
 
 def report_of(network: nn.Module) -> ub.Report:

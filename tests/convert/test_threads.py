@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import unbranch as ub
+from tests.convert.kinds.table import Block
 from unbranch.convert.statistics import randomise_statistics
-
-from .kinds.table import Block
 
 
 class Stack(nn.Module):

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import unbranch as ub
+from tests.networks import randomised
 from unbranch.rules.borders import bordered, overwritten
-
-from ..networks import randomised
 
 CONSTANT = Callable[[Any, Tensor], None]
 

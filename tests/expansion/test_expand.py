@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import unbranch as ub
+from tests.networks import assert_same_function, randomised
 from unbranch.blocks import ACB, DBB, BranchedConv, Compactor, LargeKernel, Mixed, RepVGG
-
-from ..networks import assert_same_function, randomised
 
 BLOCKS: dict[str, dict[str, Any]] = {
     "acb": {},

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import unbranch as ub
+from tests.networks import linear_layers
 from unbranch.models import create, load_weights
-
-from ..networks import linear_layers
 
 
 def _folder(package: str) -> Path | None:

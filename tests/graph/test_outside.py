@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import unbranch as ub
+from tests.graph import outside_helper
+from tests.networks import randomised
 from unbranch.graph.outside import Contents
-
-from ..networks import randomised
-from . import outside_helper
 
 GLOBAL: dict = {}
 NAME = None
@@ -350,7 +349,7 @@ def rebound(x):
 
 
 def in_a_module_imported_here(x):
-    from . import outside_helper as helper
+    from tests.graph import outside_helper as helper
 
     helper.TABLE[str(x.dtype)] = x.new_ones(4, 1, 1)
     return helper.TABLE[str(x.dtype)]

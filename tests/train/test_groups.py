@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import unbranch as ub
+from tests.train.stand_in import CIFAR, DIGITS, IMAGENET
 from unbranch.blocks import RepVGG, custom_l2
 from unbranch.errors import InputError
 from unbranch.models.keys import layouts_of, renamed
@@ -17,8 +18,6 @@ from unbranch.train.build import make_network
 from unbranch.train.losses import extra_penalty
 from unbranch.train.optimise import make_optimizer, make_schedule, parameter_groups
 from unbranch.train.recipe import load_recipe
-
-from .stand_in import CIFAR, DIGITS, IMAGENET
 
 
 def on_meta(name: str, *overrides: str, data: Any = IMAGENET) -> tuple[nn.Module, Any]:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.train.stand_in import CIFAR, DIGITS, StandIn, noise, seed
 from unbranch.errors import InputError
 from unbranch.train.policies import make_policy
 from unbranch.train.raug15 import OPERATIONS, RandAugment15, cut_out
 from unbranch.train.recipe import load_recipe
 from unbranch.train.transforms import train_transform
-
-from .stand_in import CIFAR, DIGITS, StandIn, noise, seed
 
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original-mstd0.5", "v0", "augmix-m3-w2", "3a", "raug15"])

@@ -9,11 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
+from tests.train.stand_in import CIFAR, DIGITS, IMAGENET, StandIn, noise, seed
 from unbranch.errors import InputError
 from unbranch.train.recipe import load_recipe, recipe_names
 from unbranch.train.transforms import Lighting, eval_transform, image_size, mixing, train_transform
-
-from .stand_in import CIFAR, DIGITS, IMAGENET, StandIn, noise, seed
 
 
 def normalised(image: Image.Image, data: StandIn) -> Tensor:

@@ -1,9 +1,9 @@
 """Frozen operator values and their laws; imports torch only."""
 
-from .compose import compose
-from .convmap import BORDERS, ConvMap
-from .gridmap import GridMap, grid_add, grid_compose, grid_scale_shift, grid_select, regridded, to_grid
-from .laws import (
+from unbranch.algebra.compose import compose
+from unbranch.algebra.convmap import BORDERS, ConvMap
+from unbranch.algebra.gridmap import GridMap, grid_add, grid_compose, grid_scale_shift, grid_select, regridded, to_grid
+from unbranch.algebra.laws import (
     add,
     block_diagonal,
     concat,
@@ -15,7 +15,7 @@ from .laws import (
     split,
     upsampled,
 )
-from .layers import average_pool, batch_norm_scale_shift, convolution, identity, transposed_convolution
+from unbranch.algebra.layers import average_pool, batch_norm_scale_shift, convolution, identity, transposed_convolution
 
 __all__ = [
     "BORDERS",

@@ -10,10 +10,10 @@ from math import gcd, prod
 import torch
 from torch import Tensor
 
-from ..errors import Inexact
-from .convmap import ConvMap, on_grid
-from .frame import coarsened
-from .laws import pad, upsampled
+from unbranch.algebra.convmap import ConvMap, on_grid
+from unbranch.algebra.frame import coarsened
+from unbranch.algebra.laws import pad, upsampled
+from unbranch.errors import Inexact
 
 
 def compose(outer: ConvMap, inner: ConvMap) -> ConvMap:

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import InputError
-from .evaluate import convolve
+from unbranch.algebra.evaluate import convolve
+from unbranch.errors import InputError
 
 BORDERS = ("zeros", "reflect", "replicate", "circular")
 

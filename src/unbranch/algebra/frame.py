@@ -8,8 +8,8 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from ..errors import Inexact
-from .convmap import ConvMap, on_grid
+from unbranch.algebra.convmap import ConvMap, on_grid
+from unbranch.errors import Inexact
 
 _CHUNK = 1 << 21  # kernel entries that a sum copies at a time
 

@@ -13,10 +13,10 @@ from math import gcd, prod
 import torch
 from torch import Tensor
 
-from ..errors import Inexact, InputError
-from .convmap import ConvMap
-from .frame import coarsened
-from .laws import select
+from unbranch.algebra.convmap import ConvMap
+from unbranch.algebra.frame import coarsened
+from unbranch.algebra.laws import select
+from unbranch.errors import Inexact, InputError
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from ..errors import Inexact, InputError, NotAffine
-from .convmap import ConvMap
-from .frame import Frame, common_frame, same_device
+from unbranch.algebra.convmap import ConvMap
+from unbranch.algebra.frame import Frame, common_frame, same_device
+from unbranch.errors import Inexact, InputError, NotAffine
 
 _CANCELLED = 1e-12  # relative: below it, a bias minus itself is rounding
 

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .convmap import ConvMap
+from unbranch.algebra.convmap import ConvMap
 
 
 def identity(channels: int, ndim: int, *, device: torch.device | str | None = None) -> ConvMap:

@@ -1,12 +1,12 @@
 """The converter: any network in, an equal and plainer network out, with a report and a proof."""
 
-from ..rules import register_method, register_rule
-from ..rules.value import Affine, Bundle
-from .conversion import Conversion, collapse, explain
-from .kernel import EquivalentKernel, equivalent_kernel
-from .replay import collapsed_again
-from .report import MergeRecord, NetworkCost, Refusal, Report
-from .verify import Verification, verify
+from unbranch.convert.conversion import Conversion, collapse, explain
+from unbranch.convert.kernel import EquivalentKernel, equivalent_kernel
+from unbranch.convert.replay import collapsed_again
+from unbranch.convert.report import MergeRecord, NetworkCost, Refusal, Report
+from unbranch.convert.verify import Verification, verify
+from unbranch.rules import register_method, register_rule
+from unbranch.rules.value import Affine, Bundle
 
 __all__ = [
     "Affine",

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..rules import rule_of_module
-from .costs import cost_of
-from .lines import place_of
-from .plan import Merge
-from .reasons import NO_INPUT, remedy_of
-from .region import Region
-from .report import MergeRecord, Refusal, Report
-from .trace import Trace, operation_name
-from .ways import either
+from unbranch.convert.costs import cost_of
+from unbranch.convert.lines import place_of
+from unbranch.convert.plan import Merge
+from unbranch.convert.reasons import NO_INPUT, remedy_of
+from unbranch.convert.region import Region
+from unbranch.convert.report import MergeRecord, Refusal, Report
+from unbranch.convert.trace import Trace, operation_name
+from unbranch.convert.ways import either
+from unbranch.rules import rule_of_module
 
 
 @dataclass(eq=False)

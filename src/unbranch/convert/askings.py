@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .code import instructions, running
-from .conversions import NeedsNumberError, UnreadableError, is_one_of
+from unbranch.convert.code import instructions, running
+from unbranch.convert.conversions import NeedsNumberError, UnreadableError, is_one_of
 
 _LOOKUPS = {
     "CONTAINS_OP", "BINARY_SUBSCR", "BINARY_OP", "STORE_SUBSCR", "BUILD_SET", "SET_ADD", "SET_UPDATE", "BUILD_MAP",

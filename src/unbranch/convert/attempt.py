@@ -8,31 +8,31 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..graph.probe import Arguments
-from ..graph.shadow import has_hooks, owners_of, shadow_of, training_parts
-from ..rules import rule_of_module
-from .account import Account, name_of, sources_of
-from .building import IN_FLOAT64, Built, build
-from .differences import lies_in
-from .emit import Layer
-from .emit_grid import GridLayer
-from .faults import in_part
-from .forwards import EXACT, ROUNDED, Forwards
-from .lines import place_of
-from .methods import reached_by_forward
-from .moves import move_norms
-from .place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
-from .plan import Merge, Plan, plan_of
-from .reading import traces_of
-from .reasons import HOOKED, REACHED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
-from .rebuild import Blueprint, check_rebuilds
-from .region import Region
-from .report import Refusal, Report
-from .rewrite import copied, rebuild, replaced_modules
-from .standins import StandIns
-from .trace import Trace
-from .unread import drop_unread
-from .watch import Rows
+from unbranch.convert.account import Account, name_of, sources_of
+from unbranch.convert.building import IN_FLOAT64, Built, build
+from unbranch.convert.differences import lies_in
+from unbranch.convert.emit import Layer
+from unbranch.convert.emit_grid import GridLayer
+from unbranch.convert.faults import in_part
+from unbranch.convert.forwards import EXACT, ROUNDED, Forwards
+from unbranch.convert.lines import place_of
+from unbranch.convert.methods import reached_by_forward
+from unbranch.convert.moves import move_norms
+from unbranch.convert.place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
+from unbranch.convert.plan import Merge, Plan, plan_of
+from unbranch.convert.reading import traces_of
+from unbranch.convert.reasons import HOOKED, REACHED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
+from unbranch.convert.rebuild import Blueprint, check_rebuilds
+from unbranch.convert.region import Region
+from unbranch.convert.report import Refusal, Report
+from unbranch.convert.rewrite import copied, rebuild, replaced_modules
+from unbranch.convert.standins import StandIns
+from unbranch.convert.trace import Trace
+from unbranch.convert.unread import drop_unread
+from unbranch.convert.watch import Rows
+from unbranch.graph.probe import Arguments
+from unbranch.graph.shadow import has_hooks, owners_of, shadow_of, training_parts
+from unbranch.rules import rule_of_module
 
 _DROPPED = "dropped"
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import Inexact
-from ..rules.value import Affine, Gridded
-from .emit import allocate, fill
-from .place import Unplaceable
-from .plan import Merge
-from .prove import random_inputs, relative_error, run_nodes
-from .rearrange import rearranges, shapes_of
-from .region import Region, operations_between
-from .rewrite import trained_like
+from unbranch.convert.emit import allocate, fill
+from unbranch.convert.place import Unplaceable
+from unbranch.convert.plan import Merge
+from unbranch.convert.prove import random_inputs, relative_error, run_nodes
+from unbranch.convert.rearrange import rearranges, shapes_of
+from unbranch.convert.region import Region, operations_between
+from unbranch.convert.rewrite import trained_like
+from unbranch.errors import Inexact
+from unbranch.rules.value import Affine, Gridded
 
 IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may take in float64 until they are proved
 TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output

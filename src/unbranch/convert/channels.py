@@ -7,14 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
-from ..algebra import identity
-from ..errors import Inexact, NotAffine
-from ..rules import Rule, shape_after
-from ..rules.arrangement import Arrangement
-from ..rules.value import Affine
-from .constants import Constants
-from .rearrange import rearranged, rearranges, shapes_of, source_of
-from .trace import Trace
+from unbranch.algebra import identity
+from unbranch.convert.constants import Constants
+from unbranch.convert.rearrange import rearranged, rearranges, shapes_of, source_of
+from unbranch.convert.trace import Trace
+from unbranch.errors import Inexact, NotAffine
+from unbranch.rules import Rule, shape_after
+from unbranch.rules.arrangement import Arrangement
+from unbranch.rules.value import Affine
 
 _CHANGES_CHANNELS = {
     torch.cat, torch.concat, torch.concatenate, torch.chunk, torch.split, "chunk", "split",

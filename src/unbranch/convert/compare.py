@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
-from ..errors import InputError
-from ..graph.running import plain_output
+from unbranch.errors import InputError
+from unbranch.graph.running import plain_output
 
 _MOST_ROWS = 4096
 _MANY_ROWS = 32  # that fall in order by no accident

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..errors import Inexact
-from ..graph.float64 import Float64
-from .inplace import is_view_operation
-from .prove import attribute, run_node
-from .trace import Trace
-from .ways import either
+from unbranch.convert.inplace import is_view_operation
+from unbranch.convert.prove import attribute, run_node
+from unbranch.convert.trace import Trace
+from unbranch.convert.ways import either
+from unbranch.errors import Inexact
+from unbranch.graph.float64 import Float64
 
 
 class Constants:

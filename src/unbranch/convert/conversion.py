@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import CollapseError, UnsupportedError
-from ..graph.outside import restore_outside
-from ..graph.shadow import deep_copied, unwrapped
-from ..graph.untouched import leaves_no_trace
-from .attempt import Attempt
-from .building import Built
-from .faults import Fault, as_errors, warn_of
-from .forwards import Forwards, sizes_of
-from .report import Report
-from .step import record_step
-from .verify import as_inputs
+from unbranch.convert.attempt import Attempt
+from unbranch.convert.building import Built
+from unbranch.convert.faults import Fault, as_errors, warn_of
+from unbranch.convert.forwards import Forwards, sizes_of
+from unbranch.convert.report import Report
+from unbranch.convert.step import record_step
+from unbranch.convert.verify import as_inputs
+from unbranch.errors import CollapseError, UnsupportedError
+from unbranch.graph.outside import restore_outside
+from unbranch.graph.shadow import deep_copied, unwrapped
+from unbranch.graph.untouched import leaves_no_trace
 
 
 class Conversion:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch import fx, nn
 
-from .code import functions_from, inner, instructions, is_torchs, names, operations, running
+from unbranch.convert.code import functions_from, inner, instructions, is_torchs, names, operations, running
 
 
 class UnreadableError(Exception):

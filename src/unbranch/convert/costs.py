@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..graph.copies import with_own_tensors
-from ..graph.shadow import shadow_of
-from .report import NetworkCost
+from unbranch.convert.report import NetworkCost
+from unbranch.graph.copies import with_own_tensors
+from unbranch.graph.shadow import shadow_of
 
 _FREE = {
     "detach", "alias", "empty", "new_empty", "empty_strided", "lift_fresh", "_to_copy", "scalar_tensor", "sym_size",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..graph.running import Observation
-from .prove import relative_error
+from unbranch.convert.prove import relative_error
+from unbranch.graph.running import Observation
 
 
 @dataclass(eq=False)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..algebra import ConvMap
-from ..errors import Inexact
-from ..rules.value import Affine, Gridded
-from .emit_grid import GridLayer
+from unbranch.algebra import ConvMap
+from unbranch.convert.emit_grid import GridLayer
+from unbranch.errors import Inexact
+from unbranch.rules.value import Affine, Gridded
 
 _CONV: tuple[Any, ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED: tuple[Any, ...] = (nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from ..algebra import GridMap
+from unbranch.algebra import GridMap
 
 
 @dataclass(frozen=True)

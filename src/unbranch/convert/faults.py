@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ..errors import Inexact, InternalError, InternalErrorWarning, UnbranchError
-from .differences import first_line
-from .reasons import Reason
+from unbranch.convert.differences import first_line
+from unbranch.convert.reasons import Reason
+from unbranch.errors import Inexact, InternalError, InternalErrorWarning, UnbranchError
 
 REMEDY = "report it, with the code of the part"
 

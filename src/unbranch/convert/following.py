@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import fx
 
-from .conversions import NeedsNumberError, UnreadableError
-from .knowing import Given, Knowing
-from .recording import States, states_of
-from .trace import MADE, Call, follows_a_size
-from .ways import Decisions, Shared, Way, about_sizes, all_ways, either, is_harmless, telling
+from unbranch.convert.conversions import NeedsNumberError, UnreadableError
+from unbranch.convert.knowing import Given, Knowing
+from unbranch.convert.recording import States, states_of
+from unbranch.convert.trace import MADE, Call, follows_a_size
+from unbranch.convert.ways import Decisions, Shared, Way, about_sizes, all_ways, either, is_harmless, telling
 
 
 class Following(Knowing):

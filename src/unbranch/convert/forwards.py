@@ -16,17 +16,17 @@ from typing import Any
 
 from torch import nn
 
-from ..graph.float64 import Float64, Shaken
-from ..graph.guard import RandomDrawError
-from ..graph.probe import Arguments, larger, probe, runs, small
-from ..graph.running import Observation, Runner, observe
-from ..rules import rule_of_base
-from .differences import Verdict, crash, distance, first_line, unlike, unlike_in_kind
-from .faults import is_full
-from .reasons import DEPENDS_ON_ROUNDING, NO_INPUT
-from .variants import variants_of
-from .verify import misfit
-from .watch import Beside, ByMethod, Rows, RowsRun, part_of
+from unbranch.convert.differences import Verdict, crash, distance, first_line, unlike, unlike_in_kind
+from unbranch.convert.faults import is_full
+from unbranch.convert.reasons import DEPENDS_ON_ROUNDING, NO_INPUT
+from unbranch.convert.variants import variants_of
+from unbranch.convert.verify import misfit
+from unbranch.convert.watch import Beside, ByMethod, Rows, RowsRun, part_of
+from unbranch.graph.float64 import Float64, Shaken
+from unbranch.graph.guard import RandomDrawError
+from unbranch.graph.probe import Arguments, larger, probe, runs, small
+from unbranch.graph.running import Observation, Runner, observe
+from unbranch.rules import rule_of_base
 
 EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
 ROUNDED = 1e-3  # the same where they have been, to the network's own dtype

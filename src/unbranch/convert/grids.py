@@ -13,9 +13,9 @@ from math import prod
 import torch
 from torch import fx
 
-from .inplace import changed_in_place, is_view
-from .rearrange import shapes_of
-from .trace import Trace, call_of
+from unbranch.convert.inplace import changed_in_place, is_view
+from unbranch.convert.rearrange import shapes_of
+from unbranch.convert.trace import Trace, call_of
 
 _RESHAPES = {"reshape", "view", torch.reshape}
 _ADDS = {operator.add, operator.iadd, torch.add, "add"}

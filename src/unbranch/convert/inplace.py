@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..rules import rule_of_module
-from .reasons import IN_PLACE
-from .trace import Trace, operation_name
-from .ways import either
+from unbranch.convert.reasons import IN_PLACE
+from unbranch.convert.trace import Trace, operation_name
+from unbranch.convert.ways import either
+from unbranch.rules import rule_of_module
 
 VIEWS = {
     "getitem", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel",

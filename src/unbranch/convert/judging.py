@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .code import called, functions_of, inner, instructions, names, operations
+from unbranch.convert.code import called, functions_of, inner, instructions, names, operations
 
 _JUDGING = {
     "IS_OP", "POP_JUMP_IF_NONE", "POP_JUMP_IF_NOT_NONE", "POP_JUMP_FORWARD_IF_NONE", "POP_JUMP_FORWARD_IF_NOT_NONE",

@@ -9,15 +9,15 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import InputError
-from ..graph.outside import kept_outside
-from ..graph.shadow import shadow_of, unwrapped
-from ..rules.value import Affine, Bundle, Gridded
-from .faults import as_errors
-from .plan import plan_of
-from .reading import traces_of
-from .region import Region
-from .trace import Trace
+from unbranch.convert.faults import as_errors
+from unbranch.convert.plan import plan_of
+from unbranch.convert.reading import traces_of
+from unbranch.convert.region import Region
+from unbranch.convert.trace import Trace
+from unbranch.errors import InputError
+from unbranch.graph.outside import kept_outside
+from unbranch.graph.shadow import shadow_of, unwrapped
+from unbranch.rules.value import Affine, Bundle, Gridded
 
 
 class EquivalentKernel(NamedTuple):

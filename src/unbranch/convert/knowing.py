@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..graph.numberless import Numberless, Stage
-from ..rules import rule_of_function, rule_of_module, users_functions
-from .trace import Call
-from .ways import Shared, Way, about_sizes
+from unbranch.convert.trace import Call
+from unbranch.convert.ways import Shared, Way, about_sizes
+from unbranch.graph.numberless import Numberless, Stage
+from unbranch.rules import rule_of_function, rule_of_module, users_functions
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,14 +17,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 
-from ..algebra import identity
-from ..errors import NotAffine
-from ..rules import rule_of_module
-from ..rules.arrangement import Arrangement
-from ..rules.pieces import scaled_and_shifted
-from ..rules.value import Affine
-from .rearrange import rearranged, rearranges, shapes_of, source_of
-from .trace import MOVED, Call, Trace, call_of
+from unbranch.algebra import identity
+from unbranch.convert.rearrange import rearranged, rearranges, shapes_of, source_of
+from unbranch.convert.trace import MOVED, Call, Trace, call_of
+from unbranch.errors import NotAffine
+from unbranch.rules import rule_of_module
+from unbranch.rules.arrangement import Arrangement
+from unbranch.rules.pieces import scaled_and_shifted
+from unbranch.rules.value import Affine
 
 _CATS = {torch.cat, torch.concat, torch.concatenate}
 _SPLITS = {torch.split, torch.chunk, "split", "chunk"}

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..rules import rule_of_module
-from .judging import acts, identified, judges, reaches_anywhere, tells
-from .methods import forward_gives_away, forward_runs
-from .trace import Call, Trace, forward_of
-from .tracer import Refused
+from unbranch.convert.judging import acts, identified, judges, reaches_anywhere, tells
+from unbranch.convert.methods import forward_gives_away, forward_runs
+from unbranch.convert.trace import Call, Trace, forward_of
+from unbranch.convert.tracer import Refused
+from unbranch.rules import rule_of_module
 
 _ASKING = {"isinstance", "type", "len", "hasattr", "callable", "issubclass"}
 _MANY = 8  # options of which pairs are tried

@@ -15,13 +15,13 @@ from typing import Any
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..errors import Inexact
-from ..rules.value import Affine, Gridded
-from .methods import asks_for, entry_points, looking_into, running_all, shown_by, walking_through
-from .options import optional_arguments, otherwise
-from .plan import Merge
-from .region import Region
-from .trace import Call, Trace, call_of, forward_of
+from unbranch.convert.methods import asks_for, entry_points, looking_into, running_all, shown_by, walking_through
+from unbranch.convert.options import optional_arguments, otherwise
+from unbranch.convert.plan import Merge
+from unbranch.convert.region import Region
+from unbranch.convert.trace import Call, Trace, call_of, forward_of
+from unbranch.errors import Inexact
+from unbranch.rules.value import Affine, Gridded
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
 

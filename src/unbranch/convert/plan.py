@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..errors import Inexact
-from ..rules import rule_of_module
-from ..rules.layers import parameter_numbers
-from ..rules.value import Affine, Bundle
-from .emit import Layer, layers_for, own_padding
-from .emit_grid import GridLayer
-from .region import Region
-from .trace import call_of
+from unbranch.convert.emit import Layer, layers_for, own_padding
+from unbranch.convert.emit_grid import GridLayer
+from unbranch.convert.region import Region
+from unbranch.convert.trace import call_of
+from unbranch.errors import Inexact
+from unbranch.rules import rule_of_module
+from unbranch.rules.layers import parameter_numbers
+from unbranch.rules.value import Affine, Bundle
 
 LAUNCH = 2.5e5  # one launch, in multiply-accumulates of the same time: 5 µs at 50 GMAC/s
 MOVED = 20.0  # one number read or written: 4 bytes at 10 GB/s

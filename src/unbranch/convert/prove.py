@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.float64 import Float64
-from ..rules import rule_of_module
-from ..rules.arrangement import Shapes
-from ..rules.value import Affine
+from unbranch.graph.float64 import Float64
+from unbranch.rules import rule_of_module
+from unbranch.rules.arrangement import Shapes
+from unbranch.rules.value import Affine
 
 _FAR = 256
 

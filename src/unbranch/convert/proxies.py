@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from .askings import Asked
-from .conversions import NeedsNumberError
+from unbranch.convert.askings import Asked
+from unbranch.convert.conversions import NeedsNumberError
 
 
 class _Shape(tuple[Any, ...]):

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import fx, nn
 
-from ..rules import rule_of_module
-from .faults import in_part
-from .grids import share_grids
-from .knowing import Given
-from .sums import order_sums
-from .trace import Call, Trace, has_rules_inside
-from .tracer import trace_module
-from .writes import read_writes
+from unbranch.convert.faults import in_part
+from unbranch.convert.grids import share_grids
+from unbranch.convert.knowing import Given
+from unbranch.convert.sums import order_sums
+from unbranch.convert.trace import Call, Trace, has_rules_inside
+from unbranch.convert.tracer import trace_module
+from unbranch.convert.writes import read_writes
+from unbranch.rules import rule_of_module
 
 
 def read_module(

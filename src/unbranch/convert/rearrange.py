@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import NotAffine
-from ..rules.arrangement import Arrangement, Shapes
-from .prove import run_node
-from .trace import Trace
+from unbranch.convert.prove import run_node
+from unbranch.convert.trace import Trace
+from unbranch.errors import NotAffine
+from unbranch.rules.arrangement import Arrangement, Shapes
 
 _METHODS = {
     "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "adjoint", "flatten", "unsqueeze",

@@ -14,18 +14,18 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..errors import Inexact
-from ..graph.shadow import deep_copied
-from ..rules import rule_of_base, rule_of_module
-from ..rules.value import Affine, Gridded
-from .inplace import is_view_operation, written_to
-from .place import Rebuild, Swap, Unplaceable, opened_by, takes_one_value
-from .plan import Merge
-from .prove import attribute
-from .rearrange import shapes_of
-from .rebuilt import Rebuilt
-from .region import CHANGES_SIZE, Region
-from .trace import Call, call_of
+from unbranch.convert.inplace import is_view_operation, written_to
+from unbranch.convert.place import Rebuild, Swap, Unplaceable, opened_by, takes_one_value
+from unbranch.convert.plan import Merge
+from unbranch.convert.prove import attribute
+from unbranch.convert.rearrange import shapes_of
+from unbranch.convert.rebuilt import Rebuilt
+from unbranch.convert.region import CHANGES_SIZE, Region
+from unbranch.convert.trace import Call, call_of
+from unbranch.errors import Inexact
+from unbranch.graph.shadow import deep_copied
+from unbranch.rules import rule_of_base, rule_of_module
+from unbranch.rules.value import Affine, Gridded
 
 
 @dataclass(eq=False)

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from ..graph.outside import Contents, restore_outside
-from .conversions import is_converting
-from .trace import MADE
+from unbranch.convert.conversions import is_converting
+from unbranch.convert.trace import MADE
+from unbranch.graph.outside import Contents, restore_outside
 
 
 class Recorder(Protocol):

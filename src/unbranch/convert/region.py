@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from ..algebra import identity
-from ..errors import Inexact, NotAffine
-from ..rules import RESHAPES, Rule, shape_after
-from ..rules.value import Affine, Bundle, Gridded
-from .channels import Channels
-from .constants import Constants
-from .inplace import pinned_in
-from .rearrange import rearranged, rearranges, shapes_of, source_of
-from .trace import Trace
+from unbranch.algebra import identity
+from unbranch.convert.channels import Channels
+from unbranch.convert.constants import Constants
+from unbranch.convert.inplace import pinned_in
+from unbranch.convert.rearrange import rearranged, rearranges, shapes_of, source_of
+from unbranch.convert.trace import Trace
+from unbranch.errors import Inexact, NotAffine
+from unbranch.rules import RESHAPES, Rule, shape_after
+from unbranch.rules.value import Affine, Bundle, Gridded
 
 SIDE = 14  # grid points per dimension assumed at a root
 _FARTHEST = 64  # roots considered for one value

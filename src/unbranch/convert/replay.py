@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import InputError
-from ..history import replays
-from .conversion import collapse
-from .statistics import randomise_values
-from .step import KIND, layers_of
+from unbranch.convert.conversion import collapse
+from unbranch.convert.statistics import randomise_values
+from unbranch.convert.step import KIND, layers_of
+from unbranch.errors import InputError
+from unbranch.history import replays
 
 
 @replays(KIND)

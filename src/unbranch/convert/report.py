@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import InputError
+from unbranch.errors import InputError
 
 
 @dataclass(frozen=True)

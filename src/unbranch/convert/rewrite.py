@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from ..errors import UnsupportedError
-from ..graph.shadow import copy_hooks, deep_copied, has_hooks
-from ..rules import rule_of_module
-from .methods import set_by_class
-from .place import Rebuild, Swap
-from .plan import Merge
-from .rebuild import Blueprint, blueprints_of
-from .region import Region
+from unbranch.convert.methods import set_by_class
+from unbranch.convert.place import Rebuild, Swap
+from unbranch.convert.plan import Merge
+from unbranch.convert.rebuild import Blueprint, blueprints_of
+from unbranch.convert.region import Region
+from unbranch.errors import UnsupportedError
+from unbranch.graph.shadow import copy_hooks, deep_copied, has_hooks
+from unbranch.rules import rule_of_module
 
 
 def replaced_modules(

@@ -17,11 +17,11 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_map
 
-from ..graph.copies import with_stand_ins
-from ..graph.numberless import Numberless, Stage
-from ..graph.probe import Arguments
-from ..graph.shadow import shadow_of
-from .knowing import Given
+from unbranch.convert.knowing import Given
+from unbranch.graph.copies import with_stand_ins
+from unbranch.graph.numberless import Numberless, Stage
+from unbranch.graph.probe import Arguments
+from unbranch.graph.shadow import shadow_of
 
 _UNLIKE = (1, 1, 2, 3, 5)
 _ODD = (21, 26)  # added to the two sizes: halves, and halves of halves, are odd in one of them

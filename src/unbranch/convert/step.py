@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..history import history_of, set_history, with_step
-from .report import Report
+from unbranch.convert.report import Report
+from unbranch.history import history_of, set_history, with_step
 
 KIND = "collapse"
 _USUAL = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1, "padding_mode": "zeros"}

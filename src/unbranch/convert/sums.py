@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .inplace import changed_in_place
-from .trace import Trace, call_of
+from unbranch.convert.inplace import changed_in_place
+from unbranch.convert.trace import Trace, call_of
 
 _ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 

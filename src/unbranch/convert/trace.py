@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..rules import Rule, rule_of_function, rule_of_method, rule_of_module
+from unbranch.rules import Rule, rule_of_function, rule_of_method, rule_of_module
 
 MADE = "_tensor_constant"  # torch.fx's name for tensors that a forward makes anew
 MOVED = "_moved"  # for scales and shifts of norms that were moved

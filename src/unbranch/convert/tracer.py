@@ -16,16 +16,16 @@ from torch import fx, nn
 from torch.fx._symbolic_trace import _autowrap_check, _new_patcher, _patch_wrapped_functions
 from torch.utils._pytree import tree_leaves
 
-from ..graph.guard import unwritten
-from ..rules import rule_of_module
-from .conversions import asks_for_types, converting, said_of
-from .following import Following, OtherStructureError, nodes_of
-from .knowing import Given
-from .lines import begins, line_of_user
-from .proxies import Value
-from .recording import recording
-from .trace import Call, Trace, forward_of
-from .ways import MOST_OPERATIONS, TooManyWays
+from unbranch.convert.conversions import asks_for_types, converting, said_of
+from unbranch.convert.following import Following, OtherStructureError, nodes_of
+from unbranch.convert.knowing import Given
+from unbranch.convert.lines import begins, line_of_user
+from unbranch.convert.proxies import Value
+from unbranch.convert.recording import recording
+from unbranch.convert.trace import Call, Trace, forward_of
+from unbranch.convert.ways import MOST_OPERATIONS, TooManyWays
+from unbranch.graph.guard import unwritten
+from unbranch.rules import rule_of_module
 
 # Functions marked by ``torch.fx.wrap`` are replaced in their modules while a network is traced; for arguments that
 # aren't traced values the replacement is the function itself, so that other threads see no difference.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from ..rules import rule_of_module
-from .inplace import changed_in_place, is_view
-from .methods import looking_into, shown_by
-from .options import optional_arguments
-from .trace import Call, Trace
+from unbranch.convert.inplace import changed_in_place, is_view
+from unbranch.convert.methods import looking_into, shown_by
+from unbranch.convert.options import optional_arguments
+from unbranch.convert.trace import Call, Trace
+from unbranch.rules import rule_of_module
 
 
 def drop_unread(trace: Trace, kept: set[str]) -> list[Call]:

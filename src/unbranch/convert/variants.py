@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..graph.probe import Arguments
-from .code import cells_of, functions_of
-from .judging import acts
+from unbranch.convert.code import cells_of, functions_of
+from unbranch.convert.judging import acts
+from unbranch.graph.probe import Arguments
 
 _MOST = 6  # calls, each of which is a run of the original and one of the rewritten network
 _LARGEST = 4  # number that is tried: it may say how often something is done

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ..errors import InputError, UnbranchError
-from ..graph.float64 import Float64, Shaken
-from ..graph.isolated import Isolated
-from ..graph.outside import kept_outside
-from ..graph.shadow import shadow_of, unwrapped
-from .compare import Distance, Kind, Output, distance, in_place, kinds_of, outputs_of
-from .faults import as_errors
-from .prove import relative_error
+from unbranch.convert.compare import Distance, Kind, Output, distance, in_place, kinds_of, outputs_of
+from unbranch.convert.faults import as_errors
+from unbranch.convert.prove import relative_error
+from unbranch.errors import InputError, UnbranchError
+from unbranch.graph.float64 import Float64, Shaken
+from unbranch.graph.isolated import Isolated
+from unbranch.graph.outside import kept_outside
+from unbranch.graph.shadow import shadow_of, unwrapped
 
 _MOST = 1e-3  # of the largest output: what rounding in float32 may cost in a network that computes something
 

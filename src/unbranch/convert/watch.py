@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..graph.running import Runner, fresh, observation
-from .differences import Verdict, crash, unlike
+from unbranch.convert.differences import Verdict, crash, unlike
+from unbranch.graph.running import Runner, fresh, observation
 
 
 class Beside:

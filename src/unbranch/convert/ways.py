@@ -21,7 +21,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from .conversions import UnreadableError, is_of_kind
+from unbranch.convert.conversions import UnreadableError, is_of_kind
 
 MOST = 256  # ways through one forward
 MOST_OPERATIONS = 100_000  # that are recorded for one trace, the ways that are taken back included

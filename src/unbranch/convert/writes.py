@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from ..rules import rule_of_module
-from ..rules.borders import bordered, overwritten
-from .constants import Constants
-from .inplace import is_view_operation
-from .trace import Call, Trace, follows_a_size, operation_name
+from unbranch.convert.constants import Constants
+from unbranch.convert.inplace import is_view_operation
+from unbranch.convert.trace import Call, Trace, follows_a_size, operation_name
+from unbranch.rules import rule_of_module
+from unbranch.rules.borders import bordered, overwritten
 
 _FILLED = {"zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0, "ones": 1.0, "ones_like": 1.0, "new_ones": 1.0}
 _UNFILLED = {"empty", "empty_like", "new_empty"}

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .numberless import Stage
-from .shadow import shadow_of
+from unbranch.graph.numberless import Stage
+from unbranch.graph.shadow import shadow_of
 
 
 def sharing_copy(module: nn.Module) -> nn.Module:

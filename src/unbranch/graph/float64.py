@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..algebra.evaluate import convolve
-from .isolated import Isolated, mapped
+from unbranch.algebra.evaluate import convolve
+from unbranch.graph.isolated import Isolated, mapped
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 _READING = _CONVOLUTIONS | {F.linear}

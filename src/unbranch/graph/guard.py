@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from .state import tensors_of
+from unbranch.graph.state import tensors_of
 
 
 class StateWriteError(Exception):

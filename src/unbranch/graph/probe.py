@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .float64 import Float64
-from .guard import RandomDrawError
-from .numberless import Numberless
-from .running import Observation, Runner
+from unbranch.graph.float64 import Float64
+from unbranch.graph.guard import RandomDrawError
+from unbranch.graph.numberless import Numberless
+from unbranch.graph.running import Observation, Runner
 
 Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid dimensions, channels on the last axis
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.hooks import RemovableHandle
 
-from .copies import private_copy, sharing_copy
-from .guard import Guard, Lent, StateWriteError, storage_of
-from .isolated import Isolated
-from .outside import restore_outside
-from .state import state_of, tensors_of
-from .untouched import untouched
+from unbranch.graph.copies import private_copy, sharing_copy
+from unbranch.graph.guard import Guard, Lent, StateWriteError, storage_of
+from unbranch.graph.isolated import Isolated
+from unbranch.graph.outside import restore_outside
+from unbranch.graph.state import state_of, tensors_of
+from unbranch.graph.untouched import untouched
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, UnsupportedError
+from unbranch.errors import InputError, UnsupportedError
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _WEIGHT_HOOKS = ("WeightNorm", "SpectralNorm")  # they only compute the weight, and rules read through them

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from .shadow import computed_names
+from unbranch.graph.shadow import computed_names
 
 _PLUMBING = {*vars(nn.Module()), "forward", "unbranch_history"}
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .outside import kept_outside
+from unbranch.graph.outside import kept_outside
 
 
 @contextlib.contextmanager

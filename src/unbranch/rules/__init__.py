@@ -1,7 +1,7 @@
 """The rules by which modules, functions and methods are run on operators."""
 
-from . import activations, borders, foreign, functions, layers, pieces, views  # noqa: F401  (they register themselves)
-from .registry import (
+from unbranch.rules import activations, borders, foreign, functions, layers, pieces, views  # noqa: F401  (they register themselves)
+from unbranch.rules.registry import (
     Rule,
     register_method,
     register_rule,
@@ -11,7 +11,7 @@ from .registry import (
     rule_of_module,
     users_functions,
 )
-from .views import RESHAPES, shape_after
+from unbranch.rules.views import RESHAPES, shape_after
 
 __all__ = [
     "RESHAPES",

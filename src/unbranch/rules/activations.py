@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import NotAffine
-from .registry import register_method, register_rule
-from .value import Affine
+from unbranch.errors import NotAffine
+from unbranch.rules.registry import register_method, register_rule
+from unbranch.rules.value import Affine
 
 
 def _identity_if(same: bool, x: Affine) -> Affine:

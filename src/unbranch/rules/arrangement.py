@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import NotAffine
+from unbranch.errors import NotAffine
 
 Size = tuple[int, int]  # for inputs of two sizes
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]

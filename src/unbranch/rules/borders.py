@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import NotAffine
-from .registry import register_rule
-from .value import Affine
+from unbranch.errors import NotAffine
+from unbranch.rules.registry import register_rule
+from unbranch.rules.value import Affine
 
 
 def bordered(x: Tensor, pad: Sequence[int], value: Tensor | float) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .layers import batch_norm
-from .registry import register_rule
+from unbranch.rules.layers import batch_norm
+from unbranch.rules.registry import register_rule
 
 # A batch norm whose statistics and affine parameters are buffers.
 register_rule(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..algebra import ConvMap, batch_norm_scale_shift, convolution, transposed_convolution
-from ..errors import Inexact, NotAffine
-from ..graph.float64 import sequence
-from .layers import padded, padding_of, pooled
-from .registry import register_method, register_rule
-from .value import Affine, Bundle
+from unbranch.algebra import ConvMap, batch_norm_scale_shift, convolution, transposed_convolution
+from unbranch.errors import Inexact, NotAffine
+from unbranch.graph.float64 import sequence
+from unbranch.rules.layers import padded, padding_of, pooled
+from unbranch.rules.registry import register_method, register_rule
+from unbranch.rules.value import Affine, Bundle
 
 Value = Affine | Tensor | float | int
 

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..algebra import average_pool, batch_norm_scale_shift, convolution, transposed_convolution
-from ..errors import Inexact
-from ..graph.float64 import Float64, sequence
-from .registry import register_rule
-from .value import Affine
+from unbranch.algebra import average_pool, batch_norm_scale_shift, convolution, transposed_convolution
+from unbranch.errors import Inexact
+from unbranch.graph.float64 import Float64, sequence
+from unbranch.rules.registry import register_rule
+from unbranch.rules.value import Affine
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..errors import NotAffine
-from .registry import register_rule
-from .value import Affine
+from unbranch.errors import NotAffine
+from unbranch.rules.registry import register_rule
+from unbranch.rules.value import Affine
 
 
 def scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor, axis: int = 1) -> Tensor:

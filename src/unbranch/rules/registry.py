@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from .value import Affine
+from unbranch.rules.value import Affine
 
 Kind = Literal["kernel", "elementwise", "view"]
 RuleFunction = TypeVar("RuleFunction", bound=Callable[..., Any])

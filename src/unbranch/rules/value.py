@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..algebra import (
+from unbranch.algebra import (
     ConvMap,
     GridMap,
     add,
@@ -26,8 +26,8 @@ from ..algebra import (
     select,
     to_grid,
 )
-from ..errors import Inexact, NotAffine
-from .arrangement import Arrangement, Shapes
+from unbranch.errors import Inexact, NotAffine
+from unbranch.rules.arrangement import Arrangement, Shapes
 
 
 @dataclass(frozen=True, eq=False)

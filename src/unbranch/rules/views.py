@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..errors import NotAffine
-from .registry import register_method, register_rule
-from .value import Affine
+from unbranch.errors import NotAffine
+from unbranch.rules.registry import register_method, register_rule
+from unbranch.rules.value import Affine
 
 
 def image_shape(sizes: Sequence[Any]) -> tuple[int, ...] | None:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.convert.kinds.table import Block, call, conv_bn, images, row, tensor
 from unbranch.blocks import RepVGG
-
-from .table import Block, call, conv_bn, images, row, tensor
 
 DEFAULTS = "arguments with defaults that callers override"
 WALKS = "parents that reach into a child"

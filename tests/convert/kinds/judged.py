@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .table import call, conv_bn, row, tensor
+from tests.convert.kinds.table import call, conv_bn, row, tensor
 
 FLAGS = "flags with a condition behind them"
 KINDS = "options of other kinds than flags"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .table import call, conv_bn, row, tensor
+from tests.convert.kinds.table import call, conv_bn, row, tensor
 
 BORDERS = "writes into slices of fresh tensors"
 COMPUTED = "kernels put together in the forward"

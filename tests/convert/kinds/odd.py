@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .table import Block, call, conv_bn, images, row, tensor
+from tests.convert.kinds.table import Block, call, conv_bn, images, row, tensor
 
 DTYPES = "complex and float64 buffers"
 TWICE = "modules used twice"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .table import Block, call, conv_bn, images, row, tensor
+from tests.convert.kinds.table import Block, call, conv_bn, images, row, tensor
 
 METHODS = "methods called forward_..."
 YOLO = "YOLO's list of layers with attributes"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .table import Block, conv_bn, row
+from tests.convert.kinds.table import Block, conv_bn, row
 
 RANDOM = "random kernels and noise"
 DROPOUT = "dropout kept on"

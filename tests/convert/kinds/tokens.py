@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .places import TOKENS, LinearNorm
-from .table import call, conv_bn, images, row, tensor
+from tests.convert.kinds.places import TOKENS, LinearNorm
+from tests.convert.kinds.table import call, conv_bn, images, row, tensor
 
 ROWS = "norms of rows"
 AXES = "norms behind a transposition"

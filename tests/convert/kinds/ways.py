@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .table import Block, call, conv_bn, row, tensor
+from tests.convert.kinds.table import Block, call, conv_bn, row, tensor
 
 ALIKE = "ways that share what merges"
 APART = "ways that don't"

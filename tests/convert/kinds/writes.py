@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .table import Block, call, conv_bn, row, tensor
+from tests.convert.kinds.table import Block, call, conv_bn, row, tensor
 
 WRITES = "in-place writes to kernels and masks"
 COUNTERS = "counters in buffers"
