@@ -85,19 +85,20 @@ def test_under_another_default_dtype() -> None:
     assert {t.dtype for t in plain.state_dict().values()} == {torch.float32}
 
 
-EXAMPLES: dict[str, Any] = {
-    "wrong rank": torch.randn(4, 9),
-    "wrong channels": torch.randn(2, 3, 9, 9),
-    "wrong dtype": torch.randn(2, 4, 9, 9, dtype=torch.float64),
-    "integers": torch.ones(2, 4, 9, 9, dtype=torch.long),
-    "too small": torch.randn(2, 4, 0, 0),
-    "a list of numbers": [1.0, 2.0],
-    "no tensor": "photo.jpg",
-    "too many": (FEW, FEW, FEW),
-    "none": (),
-    "a dictionary": {"x": FEW, "y": FEW},
-    "another device": FEW.to("meta"),
-    "an array": FEW.numpy(),
+# name: an example that the network can't take, and words of the message that belong to it alone
+EXAMPLES: dict[str, tuple[Any, str]] = {
+    "wrong rank": (torch.randn(4, 9), "shape (4, 9)"),
+    "wrong channels": (torch.randn(2, 3, 9, 9), "shape (2, 3, 9, 9)"),
+    "wrong dtype": (torch.randn(2, 4, 9, 9, dtype=torch.float64), "float64"),
+    "integers": (torch.ones(2, 4, 9, 9, dtype=torch.long), "int64"),
+    "too small": (torch.randn(2, 4, 0, 0), "shape (2, 4, 0, 0)"),
+    "a list of numbers": ([1.0, 2.0], "list"),
+    "no tensor": ("photo.jpg", "str"),
+    "too many": ((FEW, FEW, FEW), "a tuple of 3"),
+    "none": ((), "tuple"),
+    "a dictionary": ({"x": FEW, "y": FEW}, "dict"),
+    "another device": (FEW.to("meta"), "meta"),
+    "an array": (FEW.numpy(), "ndarray"),
 }
 
 
@@ -108,8 +109,10 @@ def test_an_example_that_does_not_fit_is_one_sentence(
 ) -> None:
     source = network()
     before = {name: t.clone() for name, t in source.state_dict().items()}
-    with pytest.raises(ub.UnbranchError) as error:
-        call(source, EXAMPLES[name])
+    example, words = EXAMPLES[name]
+    with pytest.raises(ub.InputError, match="`example_input`") as error:
+        call(source, example)
+    assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
     assert capfd.readouterr().err == ""
@@ -123,17 +126,14 @@ class _Draws(nn.Module):
 
 @pytest.mark.parametrize("given", [3, "net", None, nn.Sequential, [nn.Conv2d(1, 1, 1)]])
 def test_what_is_no_network_is_one_sentence(given: Any) -> None:
-    with pytest.raises(ub.UnbranchError) as error:
+    with pytest.raises(ub.InputError, match=rf"torch\.nn\.Module, got {type(given).__name__}$"):
         ub.collapse(given)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_script_module_is_one_sentence() -> None:
-    with pytest.raises(ub.UnbranchError) as error:
+    with pytest.raises(ub.UnsupportedError, match=r"^[^\n]*ScriptModule[^\n]*$"):
         ub.collapse(torch.jit.trace(network(), FEW))
-    assert "\n" not in str(error.value)
-    assert "Script" in str(error.value) or "scripted" in str(error.value)
 
 
 def test_parts_are_proved_where_the_network_draws_numbers() -> None:
