@@ -4,7 +4,8 @@ A sweep is one function over many networks. By default every so many of its rows
 of them. ``--fast`` runs nothing that is marked as slow, and of every function the first of each dozen rows, so that
 each room is represented. Rows that are named on the command line (by ``-k`` or by their id) always run.
 
-Choose a hypothesis profile with HYPOTHESIS_PROFILE: ``default`` or ``thorough``.
+Property tests draw as many examples as the hypothesis profile says: ``default``, ``fast`` (with ``--fast``) or
+``thorough`` (with ``--all``). HYPOTHESIS_PROFILE chooses another.
 """
 
 import os
@@ -17,9 +18,9 @@ from hypothesis import HealthCheck, settings
 torch.set_num_threads(1)
 
 _COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fast", max_examples=12, derandomize=True, **_COMMON)
 settings.register_profile("default", max_examples=60, derandomize=True, **_COMMON)
-settings.register_profile("thorough", max_examples=2000, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+settings.register_profile("thorough", max_examples=1000, **_COMMON)
 
 FAST_EVERY = 13  # odd, so that of rows in pairs both kinds are chosen
 
@@ -27,6 +28,11 @@ FAST_EVERY = 13  # odd, so that of rows in pairs both kinds are chosen
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run every row of every sweep")
     parser.addoption("--fast", action="store_true", help="run a quick selection from all rooms")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    profile = "fast" if config.getoption("--fast") else "thorough" if config.getoption("--all") else "default"
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -104,7 +104,7 @@ class Writes(nn.Module):
         max_size=4,
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=5 * settings.default.max_examples)
 def test_writes_through_views_give_what_a_double_copy_gives_and_leave_the_source(steps: Any) -> None:
     torch.manual_seed(0)
     module, x = Writes(steps), torch.randn(4, 4, 6)
