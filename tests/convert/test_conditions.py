@@ -147,7 +147,7 @@ def test_parts_are_proved_where_the_network_draws_numbers() -> None:
 DESTROYS: dict[str, Callable[[nn.Module], Any]] = {
     "loads": lambda m: m.load_state_dict({k: torch.zeros_like(v) for k, v in m.state_dict().items()}),
     "writes to data": lambda m: [p.data.mul_(0) for p in m.parameters()],
-    "resizes data": lambda m: [p.data.resize_(0) for p in m.parameters()],
+    "resizes buffers": lambda m: [b.resize_(0) for b in m.buffers()],
     "replaces data": lambda m: [setattr(p, "data", torch.zeros(3)) for p in m.parameters()],
     "casts": lambda m: m.half(),
     "writes to buffers": lambda m: [b.zero_() for b in m.buffers()],
@@ -163,8 +163,9 @@ DESTROYS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", DESTROYS)
-def test_a_way_that_no_input_takes_leaves_everything_alone(name: str) -> None:
+def destroying(name: str) -> nn.Module:
+    """A network that destroys something of its own, if it is given more than 50 images."""
+
     class Destroys(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -175,16 +176,32 @@ def test_a_way_that_no_input_takes_leaves_everything_alone(name: str) -> None:
                 DESTROYS[name](self)
             return self.inner(x)  # type: ignore[no-any-return]
 
-    def state() -> Any:
-        marks = [(p.requires_grad, p.grad is None, len(p._backward_hooks or ())) for p in source.parameters()]
-        own = source.training, len(source._modules), len(source._forward_hooks), hasattr(Destroys, "count")
-        return marks, own, torch.get_default_dtype()
+    return Destroys().eval()
 
-    source = Destroys().eval()
-    tensors, before = {key: t.clone() for key, t in source.state_dict().items()}, state()
+
+def destroyable(source: nn.Module) -> list[Any]:
+    """What the entries of ``DESTROYS`` change."""
+    marks = [(p.requires_grad, p.grad is None, len(p._backward_hooks or ())) for p in source.parameters()]
+    own = source.training, len(source._modules), len(source._forward_hooks), hasattr(type(source), "count")
+    tensors = [(key, t.dtype, t.tolist()) for key, t in source.state_dict().items()]
+    return [marks, own, torch.get_default_dtype(), tensors]
+
+
+@pytest.mark.parametrize("name", DESTROYS)
+def test_what_a_network_would_destroy_is_seen(name: str) -> None:
+    source = destroying(name)
+    before, default = destroyable(source), torch.get_default_dtype()
+    try:
+        DESTROYS[name](source)
+        assert destroyable(source) != before
+    finally:
+        torch.set_default_dtype(default)
+
+
+@pytest.mark.parametrize("name", DESTROYS)
+def test_a_way_that_no_input_takes_changes_nothing(name: str) -> None:
+    source = destroying(name)
+    before = destroyable(source)
     plain = ub.collapse(source)
-    assert state() == before
-    after = source.state_dict()
-    assert after.keys() == tensors.keys()
-    assert all(torch.equal(after[key], t) and after[key].dtype == t.dtype for key, t in tensors.items())
+    assert destroyable(source) == before
     assert torch.allclose(plain(FEW), source(FEW), atol=1e-4)
