@@ -121,12 +121,15 @@ def set_by_class(owner: Any) -> frozenset[str]:
             "torch.nn.modules."
         ):
             for method in vars(base).values():
-                found |= _stored(method) if inspect.isfunction(method) else set()
+                found |= _stored(method) if inspect.isfunction(method) else frozenset()
     return frozenset(found)
 
 
-def _stored(method: Any) -> set[str]:
-    return {n.attr for n in ast.walk(_tree(method)) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+@functools.lru_cache(maxsize=4096)
+def _stored(method: Any) -> frozenset[str]:
+    """Names of the attributes that a function sets; most classes inherit the same functions of ``nn.Module``."""
+    nodes = ast.walk(_tree(method))
+    return frozenset(n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
 
 
 def _tree(method: Any) -> ast.AST:
