@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "unbranch"
 # From the ground up; rooms of one line may not import each other.
 FLOORS = (
     ("errors",),
-    ("channels_last", "deprecation", "extras", "files", "timing"),
+    ("channels_last", "deprecation", "extras", "files", "grids", "timing"),
     ("history",),
     ("algebra",),
     ("graph",),

@@ -318,7 +318,7 @@ def test_users_layers_can_be_taught():
 
     network = nn.Sequential(conv(), Gain())
     assert not collapsed(network).collapse_report.merges
-    ub.register_rule(Gain, channels=lambda m: (4, 2, False))(lambda m, x: x.scaled(m.log.exp()))
+    ub.register_rule(Gain, layer_input=lambda m: (4, 2, 1))(lambda m, x: x.scaled(m.log.exp()))
     plain = collapsed(network)
     assert layers(plain) == (1, 0)
     assert isinstance(plain[1], nn.Identity)

@@ -6,11 +6,10 @@ from unbranch.convert.replay import collapsed_again
 from unbranch.convert.report import MergeRecord, NetworkCost, Refusal, Report
 from unbranch.convert.verify import Verification, verify
 from unbranch.rules import register_method, register_rule
-from unbranch.rules.value import Affine, Bundle
+from unbranch.rules.value import Affine
 
 __all__ = [
     "Affine",
-    "Bundle",
     "Conversion",
     "EquivalentKernel",
     "MergeRecord",

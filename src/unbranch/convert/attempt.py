@@ -11,8 +11,7 @@ from torch import fx, nn
 from unbranch.convert.account import Account, name_of, sources_of
 from unbranch.convert.building import IN_FLOAT64, Built, build
 from unbranch.convert.differences import lies_in
-from unbranch.convert.emit import Layer
-from unbranch.convert.emit_grid import GridLayer
+from unbranch.convert.emit import LoweredLayer
 from unbranch.convert.faults import in_part
 from unbranch.convert.forwards import EXACT, ROUNDED, Forwards
 from unbranch.convert.lines import place_of
@@ -110,7 +109,7 @@ class Attempt:
         moves = move_norms(trace, unmoved, inner)
         barred = self._barred(trace)
         reasons: dict[tuple[str, ...], tuple[str, fx.Node]] = {}
-        done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], Built] = {}
+        done: dict[tuple[fx.Node, fx.Node, LoweredLayer], Built] = {}
         while True:
             region = Region(trace, barred, inner, shared)
             plan = plan_of(region)
@@ -127,8 +126,8 @@ class Attempt:
             try:
                 rewrites = rewrites_of(region, plan.merges)
                 check_rebuilds(region, rewrites, self.network)
-                exact = sum(m.after.numbers for m in plan.merges) * 8 <= IN_FLOAT64
-                for merge in sorted(plan.merges, key=lambda m: -m.after.numbers):  # so that the peak is low
+                exact = sum(m.after.numel for m in plan.merges) * 8 <= IN_FLOAT64
+                for merge in sorted(plan.merges, key=lambda m: -m.after.numel):  # so that the peak is low
                     if merge.key not in done:
                         name = (*_identity(trace, merge), merge.layer)
                         if name not in self.built:

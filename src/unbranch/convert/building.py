@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unbranch.convert.emit import allocate, fill
 from unbranch.convert.place import Unplaceable
 from unbranch.convert.plan import Merge
 from unbranch.convert.prove import random_inputs, relative_error, run_nodes
@@ -15,7 +14,7 @@ from unbranch.convert.rearrange import rearranges, shapes_of
 from unbranch.convert.region import Region, operations_between
 from unbranch.convert.rewrite import trained_like
 from unbranch.errors import Inexact
-from unbranch.rules.value import Affine, Gridded
+from unbranch.rules.value import Affine
 
 IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may take in float64 until they are proved
 TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output
@@ -42,7 +41,7 @@ def build(region: Region, merge: Merge, *, exact: bool, training: bool) -> Built
     planned = region.values[merge.target][merge.root]
     assert isinstance(planned, Affine)
     dtype = torch.float64 if exact and not like.is_meta else like.dtype
-    layer = allocate(planned, merge.layer, like, dtype)  # before anything temporary, so that memory isn't torn
+    layer = merge.layer.allocate(planned.map, like, dtype)  # before anything temporary, so that memory isn't torn
     example = None if like.is_meta or _needs_sizes(region, merge) else _example(region, merge)
     try:
         value = region.realised(merge.root, merge.target)
@@ -51,7 +50,7 @@ def build(region: Region, merge: Merge, *, exact: bool, training: bool) -> Built
     error = None if example is None else _error(value, *example)
     if error is not None and not error <= TOLERANCE:
         raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
-    fill(layer, value, merge.layer)
+    merge.layer.fill(layer, value.map)
     trained_like(layer, list(region.parameters(merge.root, merge.target)), training)
     return Built(layer, error, like.dtype)
 
@@ -89,8 +88,6 @@ def _needs_sizes(region: Region, merge: Merge) -> bool:
 def _error(value: Affine, x: Tensor, theirs: Tensor) -> float:
     """How far a merged map is from the operations it replaces, before any rounding to their dtype."""
     with torch.no_grad():
-        if isinstance(value, Gridded):
-            ours = value.map(x).reshape(len(x), *value.shape)
-        else:
-            ours = value.map(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if value.last else value.map(x)
+        last = value.channel_axis == -1
+        ours = value.map(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if last else value.map(x)
     return relative_error(ours, theirs)

@@ -14,6 +14,7 @@ from unbranch.convert.trace import Trace
 from unbranch.errors import Inexact, NotAffine
 from unbranch.rules import Rule, shape_after
 from unbranch.rules.arrangement import Arrangement
+from unbranch.rules.registry import LayerInput
 from unbranch.rules.value import Affine
 
 _CHANGES_CHANNELS = {
@@ -46,46 +47,46 @@ class Channels:
             found = self._channels(root, 4, Arrangement.of(shapes))
         if found is None and fixed is None:
             return None
-        known = None if fixed is None else (fixed[0], len(fixed) - 1, False)
-        channels, ndim, last = found or known or (0, 0, False)
+        known = None if fixed is None else LayerInput(fixed[0], len(fixed) - 1)
+        channels, ndim, axis = found or known or (0, 0, 1)
         rank = None if shapes is None else len(shapes[0])
         if rank is not None and rank > 2 and not ndim and shapes is not None:
-            if any(s[-1 if last else 1] != channels for s in shapes):
+            if any(s[axis] != channels for s in shapes):
                 return None
-            ndim = 0 if last else rank - 2
+            ndim = 0 if axis == -1 else rank - 2
             if ndim > 3:
                 return None
-        grid = fixed[1:] if fixed is not None and (channels, ndim, last) == known else None
+        grid = fixed[1:] if fixed is not None and (channels, ndim, axis) == known else None
         if ndim > 3:
             return None
-        return Affine(identity(channels, ndim, device="meta"), last, grid, rank)
+        return Affine(identity(channels, ndim, device="meta"), axis, grid, rank)
 
     def _channels(
         self, node: fx.Node, depth: int, arrangement: Arrangement | None = None
-    ) -> tuple[int, int, bool] | None:  # fmt: skip
-        """Channels, grid dimensions, and whether channels are on the last axis, as what reads a value tells.
+    ) -> LayerInput | None:  # fmt: skip
+        """Return what the layers that read a value expect.
 
         With the arrangement of the value's own axes readers behind reshapes and transpositions are asked, too.
         """
-        best: tuple[int, int, bool] | None = None
+        best: LayerInput | None = None
         for user in node.users:
             found = self._told_by(user, node, depth, arrangement)
-            if found is not None and (best is None or found[1] > best[1]):
+            if found is not None and (best is None or found.ndim > best.ndim):
                 best = found
         return best
 
     def _told_by(
         self, user: fx.Node, node: fx.Node, depth: int, arrangement: Arrangement | None
-    ) -> tuple[int, int, bool] | None:  # fmt: skip
+    ) -> LayerInput | None:  # fmt: skip
         if rearranges(self._trace, user):
             return self._channels_behind(user, node, depth, arrangement)
         rule = self._rule(user)
-        found: tuple[int, int, bool] | None = None
+        found: LayerInput | None = None
         if rule is None:
             return None
-        if rule.channels is not None:
-            found = rule.channels(self._trace.layer_of(user))
-        elif user.op == "call_function" and rule.kind == "kernel":
+        if rule.layer_input is not None:
+            found = rule.layer_input(self._trace.layer_of(user))
+        elif user.op == "call_function" and rule.kind == "linear":
             found = self._channels_of_function(user)
         elif depth and rule.kind in ("view", "elementwise") and self._inputs(user) < 3:
             same = arrangement is None or shapes_of(self._trace, user) == shapes_of(self._trace, node)
@@ -94,7 +95,7 @@ class Channels:
 
     def _channels_behind(
         self, node: fx.Node, source: fx.Node, depth: int, arrangement: Arrangement | None
-    ) -> tuple[int, int, bool] | None:  # fmt: skip
+    ) -> LayerInput | None:  # fmt: skip
         if arrangement is None or not depth or source_of(node) is not source:
             return None
         try:
@@ -110,7 +111,7 @@ class Channels:
             return isinstance(self._trace.layer_of(node), nn.Flatten | nn.Unflatten)
         return node.target in _CHANGES_CHANNELS
 
-    def _channels_of_function(self, node: fx.Node) -> tuple[int, int, bool] | None:
+    def _channels_of_function(self, node: fx.Node) -> LayerInput | None:
         args = dict(zip(("input", "weight"), node.args, strict=False)) | dict(node.kwargs)
         source = args.get("weight")
         if not isinstance(source, fx.Node) or source not in self._constants:
@@ -122,21 +123,21 @@ class Channels:
         if weight.dim() < 2:  # a linear layer with one output
             return None
         if weight.dim() == 2:
-            return weight.shape[1], 0, True
+            return LayerInput(weight.shape[1], 0, -1)
         groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
         if not isinstance(groups, int):
             return None
         transposed = "transpose" in getattr(node.target, "__name__", "")
         channels = weight.shape[0] if transposed else weight.shape[1] * groups
-        return channels, weight.dim() - 2, False
+        return LayerInput(channels, weight.dim() - 2)
 
 
-def _before(arrangement: Arrangement, channels: int, ndim: int, last: bool) -> tuple[int, int, bool] | None:  # noqa: ARG001
-    """What a layer behind reshapes and transpositions tells of the tensor before them."""
-    if not last and arrangement.rank < 2:
+def _before(arrangement: Arrangement, channels: int, ndim: int, channel_axis: int) -> LayerInput | None:  # noqa: ARG001
+    """Return what a layer after reshapes and transpositions expects of the tensor before them."""
+    if channel_axis == 1 and arrangement.rank < 2:
         return None
-    axis = arrangement.position_of(-1 if last else 1)
+    axis = arrangement.position_of(channel_axis)
     rank = len(arrangement.own)
     if axis is None or arrangement.own[axis][0].size != (channels, channels) or axis not in (1, rank - 1):
         return None
-    return (channels, 0, True) if axis == rank - 1 else (channels, rank - 2, False)
+    return LayerInput(channels, 0, -1) if axis == rank - 1 else LayerInput(channels, rank - 2)

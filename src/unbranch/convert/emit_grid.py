@@ -13,8 +13,8 @@ from unbranch.algebra import GridMap
 
 
 @dataclass(frozen=True)
-class GridLayer:
-    """How matrices become a layer: ``nn.Linear`` for one group, else a grouped 1×1 convolution of the numbers.
+class LoweredGrid:
+    """A plan for ``nn.Linear`` for one group, else a grouped 1×1 convolution of the numbers; see ``LoweredLayer``.
 
     Args:
         shape: of one output image.
@@ -23,19 +23,18 @@ class GridLayer:
     shape: tuple[int, ...]
 
     def launches(self, m: GridMap) -> int:  # noqa: ARG002
-        """One: the reshapes are views."""
+        """Return one: the reshapes are views."""
         return 1
 
-    def numbers(self, m: GridMap) -> int:
-        """Numbers of the map; its bias counts once a channel, though the layer repeats it over the grid."""
-        return m.numbers
+    def numel(self, m: GridMap) -> int:
+        """Return the numbers of the map; its bias counts once a channel, though the layer repeats it over the grid."""
+        return m.numel
 
     def macs(self, m: GridMap, positions: float) -> float:  # noqa: ARG002
-        """Multiply-accumulates for one image."""
         return float(m.matrix.numel())
 
     def allocate(self, m: GridMap, like: Tensor, dtype: torch.dtype) -> nn.Module:
-        """``(B, C, *grid)`` to ``(B, *shape)``, without values, on the device of ``like``."""
+        """Return a layer from ``(B, C, *grid)`` to ``(B, *shape)`` without values, on the device of ``like``."""
         inputs, bias = m.groups * int(m.matrix.shape[2]), m.bias is not None
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         if m.groups == 1:

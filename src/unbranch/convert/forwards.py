@@ -26,7 +26,7 @@ from unbranch.graph.float64 import Float64, Shaken
 from unbranch.graph.guard import RandomDrawError
 from unbranch.graph.probe import Arguments, larger, probe, runs, small
 from unbranch.graph.running import Observation, Runner, observe
-from unbranch.rules import rule_of_base
+from unbranch.rules import LayerInput, rule_of_base
 
 EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
 ROUNDED = 1e-3  # the same where they have been, to the network's own dtype
@@ -36,13 +36,13 @@ _FEW = 2  # other options that are tried on an input that may be large
 _UNLIKE = 0.1  # of the largest value: outputs in the network's own dtype that differ by more aren't the same function
 
 
-def expected_input(module: nn.Module) -> tuple[int, int, bool] | None:
+def expected_input(module: nn.Module) -> LayerInput | None:
     """Channels and rank of a layer's input, where it has a rule that knows."""
     rule = rule_of_base(module)
-    if rule is None or rule.channels is None:
+    if rule is None or rule.layer_input is None:
         return None
     try:
-        return rule.channels(module)
+        return rule.layer_input(module)
     except Exception:  # a lazy layer, or a rule of the user's that doesn't fit
         return None
 

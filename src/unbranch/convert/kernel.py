@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from unbranch.algebra import GridMap
 from unbranch.convert.faults import as_errors
 from unbranch.convert.plan import plan_of
 from unbranch.convert.reading import traces_of
@@ -17,7 +18,7 @@ from unbranch.convert.trace import Trace
 from unbranch.errors import InputError
 from unbranch.graph.outside import kept_outside
 from unbranch.graph.shadow import shadow_of, unwrapped
-from unbranch.rules.value import Affine, Bundle, Gridded
+from unbranch.rules.value import Affine, TupleValue
 
 
 class EquivalentKernel(NamedTuple):
@@ -133,7 +134,7 @@ def _whole(region: Region, trace: Trace) -> tuple[fx.Node, fx.Node] | None:
     return None if first is None else (first, output)
 
 
-def _is_map(value: Affine | Bundle) -> bool:
+def _is_map(value: Affine | TupleValue) -> bool:
     return isinstance(value, Affine) and value.arrangement is None
 
 
@@ -141,7 +142,7 @@ def _only_merge(region: Region, network: nn.Module) -> tuple[fx.Node, fx.Node]:
     """Where the one merged layer starts and ends, or else the one layer with a kernel."""
     merges = [(m.root, m.target) for m in plan_of(region).merges]
     found = merges or [
-        (n.all_input_nodes[0], n) for n in region.values if (rule := region.rule(n)) and rule.kind == "kernel"
+        (n.all_input_nodes[0], n) for n in region.values if (rule := region.rule(n)) and rule.kind == "linear"
     ]
     if len(found) == 1:
         return found[0]
@@ -154,9 +155,9 @@ def _only_merge(region: Region, network: nn.Module) -> tuple[fx.Node, fx.Node]:
 
 
 def _tensors(value: Affine) -> tuple[Tensor, Tensor]:
-    if isinstance(value, Gridded):
-        grid = value.map
-        kernel = grid.matrix.reshape(grid.features, -1, 1, 1)
-        return kernel, kernel.new_zeros(grid.features) if grid.bias is None else grid.bias.flatten()
     m = value.map
-    return m.kernel, m.kernel.new_zeros(m.out_channels) if m.bias is None else m.bias
+    if isinstance(m, GridMap):
+        kernel = m.matrix.reshape(m.features, -1, 1, 1)
+        return kernel, kernel.new_zeros(m.features) if m.bias is None else m.bias.flatten()
+    kernel = value.conv.kernel
+    return kernel, kernel.new_zeros(len(kernel)) if m.bias is None else m.bias

@@ -265,7 +265,7 @@ class _Mover:
 
     def _is_kernel(self, node: fx.Node) -> bool:
         rule = self.trace.rule(node)
-        return rule is not None and rule.kind == "kernel"
+        return rule is not None and rule.kind == "linear"
 
     def _is_mean(self, node: fx.Node) -> bool:
         module = self.trace.layer_of(node) if node.op == "call_module" else None

@@ -111,7 +111,7 @@ def _takes_one_value(module: nn.Module) -> bool:
 
 def _fails(trace: Trace) -> bool:
     """Whether a layer is given None, as where images are optional by their name alone: the forward can't run so."""
-    layers = (c for c in trace.calls if c.leaf and (rule := rule_of_module(c.module)) and rule.kind == "kernel")
+    layers = (c for c in trace.calls if c.leaf and (rule := rule_of_module(c.module)) and rule.kind == "linear")
     return any(c.args[:1] == (None,) for c in layers)
 
 

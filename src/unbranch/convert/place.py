@@ -21,7 +21,7 @@ from unbranch.convert.plan import Merge
 from unbranch.convert.region import Region
 from unbranch.convert.trace import Call, Trace, call_of, forward_of
 from unbranch.errors import Inexact
-from unbranch.rules.value import Affine, Gridded
+from unbranch.rules.value import Affine
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
 
@@ -225,10 +225,11 @@ def _asks_for_bias(own: nn.Module) -> bool:
 
 
 def _geometry(value: Affine) -> Any:
-    m = value.map
-    if isinstance(value, Gridded):
+    if value.is_grid:
         return value  # another one for each
-    return m.weight.shape, m.stride, m.dilation, m.lo, m.hi, m.groups, m.up, m.border, value.last
+    m = value.conv
+    shape = m.weight.shape, m.stride, m.dilation, m.lo, m.hi, m.groups, m.input_dilation, m.padding_mode
+    return *shape, value.channel_axis
 
 
 def _unmoved(trace: Trace, node: Any) -> Any:
@@ -268,7 +269,7 @@ def takes_one_value(call: Call) -> bool:
 
 def _is_kernel(region: Region, node: fx.Node) -> bool:
     rule = region.rule(node)
-    return rule is not None and rule.kind == "kernel"
+    return rule is not None and rule.kind == "linear"
 
 
 def _shown(region: Region, merge: Merge, row: list[Call], emptied: tuple[Call, ...]) -> list[str]:

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from unbranch.convert.emit import Layer, layers_for, own_padding
-from unbranch.convert.emit_grid import GridLayer
+from unbranch.convert.emit import LoweredLayer, lowered_layers, pads_separately
 from unbranch.convert.region import Region
 from unbranch.convert.trace import call_of
 from unbranch.errors import Inexact
 from unbranch.rules import rule_of_module
 from unbranch.rules.layers import parameter_numbers
-from unbranch.rules.value import Affine, Bundle
+from unbranch.rules.value import Affine, TupleValue
 
 LAUNCH = 2.5e5  # one launch, in multiply-accumulates of the same time: 5 µs at 50 GMAC/s
 MOVED = 20.0  # one number read or written: 4 bytes at 10 GB/s
@@ -33,13 +32,13 @@ class Cost:
     """Arithmetic, stored numbers, launches and numbers moved."""
 
     macs: float = 0.0
-    numbers: float = 0.0
+    numel: float = 0.0
     launches: float = 0.0
     moved: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
-            self.macs + other.macs, self.numbers + other.numbers, self.launches + other.launches,
+            self.macs + other.macs, self.numel + other.numel, self.launches + other.launches,
             self.moved + other.moved,
         )  # fmt: skip
 
@@ -48,7 +47,7 @@ class Cost:
         return all(
             a <= b * slack
             for a, b in (
-                (self.macs, limit.macs), (self.numbers, limit.numbers), (self.launches, limit.launches),
+                (self.macs, limit.macs), (self.numel, limit.numel), (self.launches, limit.launches),
             )
         )  # fmt: skip
 
@@ -56,7 +55,7 @@ class Cost:
         """Less arithmetic, or as much in less time: what a layer that goes away saves isn't spent on another."""
         slack = 1 - 1e-9
         as_much = self.macs * slack <= other.macs and other.macs * slack <= self.macs
-        if as_much and (self.launches, self.numbers) == (other.launches, other.numbers):
+        if as_much and (self.launches, self.numel) == (other.launches, other.numel):
             return False  # the same layer again, under another name
         return self.time < other.time * slack if as_much else self.macs < other.macs
 
@@ -77,13 +76,13 @@ class Merge:
 
     root: fx.Node
     target: fx.Node
-    layer: Layer | GridLayer
+    layer: LoweredLayer
     inside: tuple[fx.Node, ...]
     before: Cost
     after: Cost
 
     @property
-    def key(self) -> tuple[fx.Node, fx.Node, Layer | GridLayer]:
+    def key(self) -> tuple[fx.Node, fx.Node, LoweredLayer]:
         """What the merged layer depends on."""
         return self.root, self.target, self.layer
 
@@ -111,7 +110,7 @@ class _Step:
 
     cost: Cost
     root: fx.Node | None = None
-    layer: Layer | GridLayer | None = None
+    layer: LoweredLayer | None = None
 
 
 def plan_of(region: Region) -> Plan:
@@ -173,7 +172,7 @@ class _Planner:
     def _is_identity_layer(self, node: fx.Node) -> bool:
         around = call_of(node).parent
         rule = None if around is None else rule_of_module(around.module)
-        if rule is not None and rule.rest:  # it goes with the activation
+        if rule is not None and rule.epilogue:  # it goes with the activation
             return False
         return type(self.region.trace.layer_of(node)) is torch.nn.Identity
 
@@ -216,22 +215,22 @@ class _Planner:
         memo[node] = steps, original
         return steps, original
 
-    def _layers(self, node: fx.Node, root: fx.Node) -> list[Layer | GridLayer]:
+    def _layers(self, node: fx.Node, root: fx.Node) -> list[LoweredLayer]:
         value = self.region.values[node][root]
         if not isinstance(value, Affine):
             return []
         try:
-            return layers_for(value)
+            return lowered_layers(value)
         except Inexact:
             return []
 
-    def _cost(self, node: fx.Node, root: fx.Node, layer: Layer | GridLayer) -> Cost:
+    def _cost(self, node: fx.Node, root: fx.Node, layer: LoweredLayer) -> Cost:
         value = self.region.values[node][root]
         assert isinstance(value, Affine)
         m: Any = value.map
         out = self.region.points(node, value.ndim)
         moved = m.in_channels * self.region.points(root, m.ndim) + value.channels * out
-        return Cost(layer.macs(m, out), layer.numbers(m), layer.launches(m), moved)
+        return Cost(layer.macs(m, out), layer.numel(m), layer.launches(m), moved)
 
     def _own_cost(self, node: fx.Node) -> Cost:
         """What a node's own operation costs."""
@@ -252,17 +251,17 @@ class _Planner:
         if node.op == "call_module":
             numbers += parameter_numbers(self.region.trace.layer_of(node))
         if not isinstance(value, Affine):
-            return Cost(numbers=numbers, launches=1 + computed)
+            return Cost(numel=numbers, launches=1 + computed)
         ndim = value.ndim
         out = self.region.points(node, ndim)
         macs, launches = 0.0, 1
         near = self.region.values[node].get(sources[0])
-        if rule.kind == "kernel" and isinstance(near, Affine):
-            macs, launches = near.map.macs(out), 1 + own_padding(near.map)
+        if rule.kind == "linear" and isinstance(near, Affine):
+            macs, launches = near.conv.macs(out), 1 + pads_separately(near.conv)
         width = sum(_width(self._any_value(s)) * self.region.points(s, ndim) for s in sources)
         return Cost(macs, numbers, launches + computed, width + value.channels * out)
 
-    def _any_value(self, node: fx.Node) -> Affine | Bundle | None:
+    def _any_value(self, node: fx.Node) -> Affine | TupleValue | None:
         known = self.region.values.get(node)
         return next(iter(known.values())) if known else self.region.identity_on(node)
 
@@ -302,7 +301,7 @@ def _total(steps: dict[fx.Node, _Step]) -> Cost:
     return sum((s.cost for s in steps.values()), Cost())
 
 
-def _width(value: Affine | Bundle | None) -> float:
+def _width(value: Affine | TupleValue | None) -> float:
     if value is None:
         return 0.0
     return float(value.channels if isinstance(value, Affine) else sum(p.channels for p in value.parts))

@@ -28,11 +28,11 @@ def random_inputs(value: Affine, device: torch.device, known: Shapes | None = No
     channels = value.map.in_channels
     if value.root_grid is not None:
         shapes = [(2, channels, *value.root_grid)]
-    elif value.last:
+    elif value.channel_axis == -1:
         shapes = [(2, 3, channels), (6, channels)]
     else:
-        m = value.map
-        smallest = [_side(r, a, b) for r, a, b in zip(m.reach, m.lo, m.hi, strict=True)]
+        m = value.conv
+        smallest = [_side(r, a, b) for r, a, b in zip(m.span, m.lo, m.hi, strict=True)]
         shapes = [(2, channels, *(max(4, s) + 1 + j for j, s in enumerate(smallest)))]
     if known is not None and value.root_grid is None:
         small = shapes[0] if len(shapes[0]) == len(known[0]) else range(2, 2 + len(known[0]))
@@ -74,10 +74,10 @@ def run_node(node: fx.Node, values: dict[fx.Node, Any], root: nn.Module) -> Any:
 def affine_part(module: nn.Module) -> nn.Module:
     """The module without the activation that follows its affine part, sharing its tensors."""
     rule = rule_of_module(module)
-    if rule is None or not rule.rest:
+    if rule is None or not rule.epilogue:
         return module
     part = copy.copy(module)
-    part._modules = {k: nn.Identity() if k in rule.rest else m for k, m in module._modules.items()}
+    part._modules = {k: nn.Identity() if k in rule.epilogue else m for k, m in module._modules.items()}
     return part
 
 

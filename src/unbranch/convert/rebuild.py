@@ -25,7 +25,7 @@ from unbranch.convert.trace import Call, call_of
 from unbranch.errors import Inexact
 from unbranch.graph.shadow import deep_copied
 from unbranch.rules import rule_of_base, rule_of_module
-from unbranch.rules.value import Affine, Gridded
+from unbranch.rules.value import Affine
 
 
 @dataclass(eq=False)
@@ -304,7 +304,7 @@ def _copied(
             target = _inside(region, call, str(target))
             module = original.get_submodule(target)
             rule = rule_of_module(module)
-            if rule is not None and rule.rest:
+            if rule is not None and rule.epilogue:
                 raise Inexact(f"the affine part of {type(module).__name__} stands alone")
             parts[target] = functools.partial(_copied_piece, module)
         else:
@@ -317,9 +317,9 @@ def _copied(
 def _name_of(region: Region, merge: Merge) -> str:
     """What a merged layer is called in its new place."""
     value = region.values[merge.target][merge.root]
-    if isinstance(value, Gridded):  # between reshapes
-        return "fc"
-    return "linear" if isinstance(value, Affine) and value.map.ndim == 0 else "conv"
+    if not isinstance(value, Affine):
+        return "conv"
+    return "fc" if value.is_grid else "linear" if value.ndim == 0 else "conv"  # between reshapes a fully connected one
 
 
 def _free_name(name: str, taken: set[str]) -> str:

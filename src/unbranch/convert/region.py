@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from unbranch.algebra import identity
+from unbranch.algebra import GridMap, identity
 from unbranch.convert.channels import Channels
 from unbranch.convert.constants import Constants
 from unbranch.convert.inplace import pinned_in
@@ -20,7 +20,7 @@ from unbranch.convert.rearrange import rearranged, rearranges, shapes_of, source
 from unbranch.convert.trace import Trace
 from unbranch.errors import Inexact, NotAffine
 from unbranch.rules import RESHAPES, Rule, shape_after
-from unbranch.rules.value import Affine, Bundle, Gridded
+from unbranch.rules.value import Affine, TupleValue
 
 SIDE = 14  # grid points per dimension assumed at a root
 _FARTHEST = 64  # roots considered for one value
@@ -45,7 +45,7 @@ class Region:
 
     def __post_init__(self) -> None:
         self.order = {node: j for j, node in enumerate(self.trace.graph.nodes)}
-        self.values: dict[fx.Node, dict[fx.Node, Affine | Bundle]] = {}
+        self.values: dict[fx.Node, dict[fx.Node, Affine | TupleValue]] = {}
         self.refused: dict[fx.Node, str] = {}
         self.grids: dict[fx.Node, tuple[int, ...]] = {}
         self.constants = Constants(self.trace, self.differentiable)
@@ -100,10 +100,10 @@ class Region:
             self.values[node] = found
             root, value = max(found.items(), key=lambda item: _first(item[1]).ndim)  # the nearest that knows the grid
             one = _first(value)
-            if isinstance(one, Gridded):
-                self.grids[node] = one.shape[1:]
+            if isinstance(one.map, GridMap):
+                self.grids[node] = one.map.grid_out
             else:
-                self.grids[node] = tuple(max(1, n) for n in one.map.output_size(self._grid(root, one.ndim)))
+                self.grids[node] = tuple(max(1, n) for n in one.conv.output_size(self._grid(root, one.ndim)))
         if reason is not None:
             self.refused[node] = reason
 
@@ -136,7 +136,7 @@ class Region:
             return True
         return self.last_written[root] < min(self.order[n] for n in self.between(root, node))
 
-    def evaluate(self, node: fx.Node, root: fx.Node, real: dict[fx.Node, Affine | Bundle]) -> Any:
+    def evaluate(self, node: fx.Node, root: fx.Node, real: dict[fx.Node, Affine | TupleValue]) -> Any:
         """Run one operation on operators: those in ``real``, or on the meta device where that is empty.
 
         Raises:
@@ -187,13 +187,13 @@ class Region:
     def _check_arrangement(self, rule: Rule, node: fx.Node, operands: Any) -> None:
         """Refuse values whose channels aren't where an operation expects them."""
         values = [v for v in tree_leaves(operands) if isinstance(v, Affine)]
-        values += [part for v in tree_leaves(operands) if isinstance(v, Bundle) for part in v.parts]
+        values += [part for v in tree_leaves(operands) if isinstance(v, TupleValue) for part in v.parts]
         if not rule.arranged and any(v.arrangement is not None for v in values):
             raise NotAffine("a layer in another arrangement than its root's")
-        if rule.channels is not None and rule.kind == "elementwise":
-            _, _, last = rule.channels(self.trace.layer_of(node))
+        if rule.layer_input is not None and rule.kind == "elementwise":
+            expected = rule.layer_input(self.trace.layer_of(node))
             for v in values:
-                v.expect_channels(last=last)
+                v.expect_channels(expected.channel_axis)
 
     def _keeps_shape(self, node: fx.Node) -> bool:
         """Whether a reshape gives the shape that is there, for inputs of two sizes."""
@@ -219,7 +219,7 @@ class Region:
         assert known is not None
         self.constants.forget()
         device = self.weight_like(root, target).device
-        real: dict[fx.Node, Affine | Bundle] = {
+        real: dict[fx.Node, Affine | TupleValue] = {
             root: replace(known, map=identity(known.channels, known.ndim, device=device))
         }
         path = self.between(root, target)
@@ -288,13 +288,13 @@ def _by_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[A
     return args, kwargs
 
 
-def _first(value: Affine | Bundle) -> Affine:
+def _first(value: Affine | TupleValue) -> Affine:
     return value if isinstance(value, Affine) else value.parts[0]
 
 
-def _on_meta(value: Any) -> Affine | Bundle:
-    if isinstance(value, Bundle):
-        return Bundle(tuple(p.on_meta() for p in value.parts), value.stacked)
+def _on_meta(value: Any) -> Affine | TupleValue:
+    if isinstance(value, TupleValue):
+        return TupleValue(tuple(p.on_meta() for p in value.parts), value.stacked)
     if not isinstance(value, Affine):
         raise Inexact(f"its rule returned {type(value).__name__} instead of a value")
     return value.on_meta()

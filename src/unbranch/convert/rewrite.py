@@ -52,7 +52,7 @@ def rebuild(blueprints: list[Blueprint], memo: dict[int, Any]) -> None:
 def with_rest(layer: nn.Module | None, old: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A merged layer or nothing, followed by what comes after the affine part of the old module."""
     rule = rule_of_module(old)
-    rest = rule.rest if rule is not None else ()
+    rest = rule.epilogue if rule is not None else ()
     parts = OrderedDict((name, copy.deepcopy(getattr(old, name), memo)) for name in rest)
     parts = OrderedDict((n, m) for n, m in parts.items() if not isinstance(m, nn.Identity))
     if layer is not None:

@@ -94,13 +94,13 @@ def _likeness(trace: Trace, node: fx.Node) -> tuple[Any, ...]:
     spread = 1
     for _ in range(64):  # operations back to a kernel
         rule = trace.rule(node)
-        if rule is not None and rule.kind == "kernel" and node.op == "call_module":
+        if rule is not None and rule.kind == "linear" and node.op == "call_module":
             sizes = getattr(trace.layer_of(node), "dilation", 1)
             spread = max((spread, *sizes) if isinstance(sizes, tuple) else (spread, sizes))
         sources = [n for n in node.all_input_nodes if n.op != "get_attr" and n not in trace.sizes]
         if rule is None or not sources:
             return (node.op not in ("placeholder",) and len(trace.readers(node)) < 2, spread)
-        if rule.kind == "kernel" and len(trace.readers(sources[0])) > 1:
+        if rule.kind == "linear" and len(trace.readers(sources[0])) > 1:
             return (False, spread)
         node = sources[0]
     return (False, spread)

@@ -155,16 +155,16 @@ class _Tracer(Following):
         """What stands for a module's ``forward`` while its root is traced."""
         path = self.path_of_module(m)
         rule = rule_of_module(m)
-        if self.is_leaf_module(m, path) and not (rule and rule.rest):
+        if self.is_leaf_module(m, path) and not (rule and rule.epilogue):
             return self._leaf(path, m, args, kwargs)
         call = Call(path, m, self._stack[-1], nodes_of(args), nodes_of(kwargs))
         calls = len(self.calls)
         self.calls.append(call)
         self._stack.append(call)
         try:
-            if rule and rule.rest:
+            if rule and rule.epilogue:
                 output = self._leaf(path, m, args, kwargs, part=True)
-                for name in rule.rest:
+                for name in rule.epilogue:
                     output = getattr(m, name)(output)
             else:
                 output = self._through(call, functools.partial(self._forward, path, forward, args, kwargs))

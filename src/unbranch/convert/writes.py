@@ -71,7 +71,7 @@ def _is_fresh(trace: Trace, node: fx.Node) -> bool:
     """Whether a node makes a tensor that shares its memory with nothing that was there before."""
     if node.op == "call_module":
         rule = rule_of_module(trace.layer_of(node))
-        return rule is not None and rule.kind == "kernel" and not rule.rest and not node.meta.get("passes")
+        return rule is not None and rule.kind == "linear" and not rule.epilogue and not node.meta.get("passes")
     name = operation_name(node)
     return node.target is F.pad or node.target in _KERNELS or name in {"clone", *_FILLED, *_UNFILLED, *_FULL}
 

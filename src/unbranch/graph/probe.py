@@ -17,7 +17,7 @@ from unbranch.graph.guard import RandomDrawError
 from unbranch.graph.numberless import Numberless
 from unbranch.graph.running import Observation, Runner
 
-Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid dimensions, channels on the last axis
+Expected = Callable[[nn.Module], tuple[int, int, int] | None]  # channels, grid dimensions, channel axis (1 or -1)
 
 _SIDES = (
     (20, 26), (40, 52), (64, 80), (32, 32), (96, 128), (224, 224), (256, 256), (28, 28), (8, 8), (384, 384), (120, 120),
@@ -55,7 +55,8 @@ def probe(module: nn.Module, expected: Expected, runner: Runner | None = None) -
         return []
     dtype, device = _like(module)
     runner = runner or Runner(module)
-    for channels, ndim, last in _layers_first(module, expected):
+    for channels, ndim, axis in _layers_first(module, expected):
+        last = axis == -1
         sizes: tuple[tuple[int, ...], ...] = _VOLUMES if ndim == 3 else _SIDES
         for sides, axes in itertools.product(sizes if ndim and not last else sizes[:1], (1, 0, 2) if last else (ndim,)):
             shape = _shape(2, channels, axes, last, sides)
@@ -81,8 +82,8 @@ def _required(module: nn.Module) -> int:
     return len(positional) or min(1, len(parameters))
 
 
-def _layers_first(module: nn.Module, expected: Expected) -> list[tuple[int, int, bool]]:
-    found: list[tuple[int, int, bool]] = []
+def _layers_first(module: nn.Module, expected: Expected) -> list[tuple[int, int, int]]:
+    found: list[tuple[int, int, int]] = []
     for part in module.modules():
         one = expected(part)
         if one is not None and one not in found:

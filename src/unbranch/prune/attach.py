@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from unbranch.blocks import BranchedConv, Compactor
-from unbranch.blocks.parts import is_depthwise
 from unbranch.convert.verify import as_inputs
 from unbranch.errors import InputError
 from unbranch.expansion import expand
 from unbranch.expansion.places import places_in
 from unbranch.graph.shadow import unwrapped
+from unbranch.grids import is_depthwise
 from unbranch.history import replays, with_step
 from unbranch.prune.structure import STAYS, Structure, structure_of
 from unbranch.prune.units import Unit
