@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 import unbranch as ub
 from tests.networks import randomised
-from unbranch.convert.reading import read_module
-from unbranch.convert.rearrange import rearranged, rearranges, shapes_of
-from unbranch.convert.standins import StandIns
+from unbranch.convert.passes.reading import read_module
+from unbranch.convert.passes.rearrange import rearranged, rearranges, shapes_of
+from unbranch.convert.trace.standins import StandIns
 from unbranch.errors import NotAffine
 from unbranch.graph.probe import Arguments
 from unbranch.rules.arrangement import Arrangement

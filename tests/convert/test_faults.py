@@ -10,7 +10,8 @@ from torch import nn
 
 import unbranch as ub
 from tests.networks import randomised
-from unbranch.convert import account, attempt, conversion, kernel, reading
+from unbranch.convert import account, attempt, conversion, kernel
+from unbranch.convert.passes import reading
 
 STEPS = {
     "read_writes": reading, "share_grids": reading, "order_sums": reading, "_read_shapes": reading,

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 import unbranch as ub
 from tests.networks import randomised
-from unbranch.convert.methods import entry_points, looking_into, running_all, set_by_class, shown_by
+from unbranch.convert.source.methods import entry_points, looking_into, running_all, set_by_class, shown_by
 
 
 class Described(nn.Module):

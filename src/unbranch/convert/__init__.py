@@ -2,9 +2,9 @@
 
 from unbranch.convert.conversion import Conversion, collapse, explain
 from unbranch.convert.kernel import EquivalentKernel, equivalent_kernel
+from unbranch.convert.prove.verify import Verification, verify
 from unbranch.convert.replay import collapsed_again
 from unbranch.convert.report import MergeRecord, NetworkCost, Refusal, Report
-from unbranch.convert.verify import Verification, verify
 from unbranch.rules import register_method, register_rule
 from unbranch.rules.value import Affine, Bundle
 

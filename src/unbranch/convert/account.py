@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from unbranch.convert.costs import cost_of
+from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.lines import place_of
-from unbranch.convert.plan import Merge
+from unbranch.convert.plan.plan import Merge
 from unbranch.convert.reasons import NO_INPUT, remedy_of
-from unbranch.convert.region import Region
 from unbranch.convert.report import MergeRecord, Refusal, Report
-from unbranch.convert.trace import Trace, operation_name
-from unbranch.convert.ways import either
+from unbranch.convert.trace.trace import Trace, operation_name
+from unbranch.convert.trace.ways import either
 from unbranch.rules import rule_of_module
 
 

@@ -9,27 +9,27 @@ import torch
 from torch import fx, nn
 
 from unbranch.convert.account import Account, name_of, sources_of
-from unbranch.convert.building import IN_FLOAT64, Built, build
-from unbranch.convert.differences import lies_in
-from unbranch.convert.emit import Layer
-from unbranch.convert.emit_grid import GridLayer
 from unbranch.convert.faults import in_part
-from unbranch.convert.forwards import EXACT, ROUNDED, Forwards
+from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.lines import place_of
-from unbranch.convert.methods import reached_by_forward
-from unbranch.convert.moves import move_norms
-from unbranch.convert.place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
-from unbranch.convert.plan import Merge, Plan, plan_of
-from unbranch.convert.reading import traces_of
+from unbranch.convert.passes.moves import move_norms
+from unbranch.convert.passes.reading import traces_of
+from unbranch.convert.plan.emit import Layer
+from unbranch.convert.plan.emit_grid import GridLayer
+from unbranch.convert.plan.plan import Merge, Plan, plan_of
+from unbranch.convert.prove.differences import lies_in
+from unbranch.convert.prove.forwards import EXACT, ROUNDED, Forwards
+from unbranch.convert.prove.merged_layers import IN_FLOAT64, Built, build
+from unbranch.convert.prove.watch import Rows
 from unbranch.convert.reasons import HOOKED, REACHED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
-from unbranch.convert.rebuild import Blueprint, check_rebuilds
-from unbranch.convert.region import Region
 from unbranch.convert.report import Refusal, Report
-from unbranch.convert.rewrite import copied, rebuild, replaced_modules
-from unbranch.convert.standins import StandIns
-from unbranch.convert.trace import Trace
-from unbranch.convert.unread import drop_unread
-from unbranch.convert.watch import Rows
+from unbranch.convert.rewrite.place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
+from unbranch.convert.rewrite.rebuild import Blueprint, check_rebuilds
+from unbranch.convert.rewrite.rewrite import copied, rebuild, replaced_modules
+from unbranch.convert.rewrite.unread import drop_unread
+from unbranch.convert.source.methods import reached_by_forward
+from unbranch.convert.trace.standins import StandIns
+from unbranch.convert.trace.trace import Trace
 from unbranch.graph.probe import Arguments
 from unbranch.graph.shadow import has_hooks, owners_of, shadow_of, training_parts
 from unbranch.rules import rule_of_module

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from unbranch.convert.attempt import Attempt
-from unbranch.convert.building import Built
 from unbranch.convert.faults import Fault, as_errors, warn_of
-from unbranch.convert.forwards import Forwards, sizes_of
+from unbranch.convert.prove.forwards import Forwards, sizes_of
+from unbranch.convert.prove.merged_layers import Built
+from unbranch.convert.prove.verify import as_inputs
 from unbranch.convert.report import Report
 from unbranch.convert.step import record_step
-from unbranch.convert.verify import as_inputs
 from unbranch.errors import CollapseError, UnsupportedError
 from unbranch.graph.outside import restore_outside
 from unbranch.graph.shadow import deep_copied, unwrapped

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from unbranch.convert.differences import first_line
 from unbranch.convert.reasons import Reason
 from unbranch.errors import Inexact, InternalError, InternalErrorWarning, UnbranchError
 
@@ -89,3 +88,10 @@ def _described(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{f': {lines[0][:120]}' if lines else ''}{where}"
+
+
+def first_line(error: BaseException) -> str:
+    try:
+        return (str(error).strip().splitlines() or [""])[0][:120]
+    except Exception:  # its text can't be made
+        return ""

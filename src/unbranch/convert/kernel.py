@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from unbranch.convert.faults import as_errors
-from unbranch.convert.plan import plan_of
-from unbranch.convert.reading import traces_of
-from unbranch.convert.region import Region
-from unbranch.convert.trace import Trace
+from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.passes.reading import traces_of
+from unbranch.convert.plan.plan import plan_of
+from unbranch.convert.trace.trace import Trace
 from unbranch.errors import InputError
 from unbranch.graph.outside import kept_outside
 from unbranch.graph.shadow import shadow_of, unwrapped

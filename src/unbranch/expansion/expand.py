@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from unbranch.convert import verify
-from unbranch.convert.rewrite import copied
+from unbranch.convert.rewrite.rewrite import copied
 from unbranch.errors import CollapseError, InputError
 from unbranch.expansion.adopt import BLOCKS, STARTS, adopted, left_of, why_pointless
 from unbranch.expansion.places import Place, convolutions, is_norm, places_in

@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from unbranch.blocks import BranchedConv, Compactor
 from unbranch.convert.faults import as_errors
-from unbranch.convert.reading import traces_of
-from unbranch.convert.trace import Trace
+from unbranch.convert.passes.reading import traces_of
+from unbranch.convert.trace.trace import Trace
 from unbranch.graph.outside import kept_outside
 from unbranch.graph.shadow import has_hooks, owners_of, shadow_of
 from unbranch.rules import rule_of_module

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from unbranch.blocks import Compactor
 from unbranch.convert import Report, verify
 from unbranch.convert.costs import cost_of
+from unbranch.convert.prove.verify import as_inputs
 from unbranch.convert.report import NetworkCost
-from unbranch.convert.verify import as_inputs
 from unbranch.errors import DifferenceError
 from unbranch.graph.shadow import unwrapped
 from unbranch.prune.dependencies import Dependencies

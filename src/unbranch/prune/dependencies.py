@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten, tree_map
 
 from unbranch.blocks.parts import is_depthwise
-from unbranch.convert.emit import memory_format_of
+from unbranch.convert.plan.emit import memory_format_of
 from unbranch.errors import InputError
 from unbranch.extras import library
 

@@ -1,0 +1,98 @@
+"""Values that are written to while something else reads them: they keep their operations."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from unbranch.convert.reasons import IN_PLACE
+from unbranch.convert.trace.trace import Trace, operation_name
+from unbranch.convert.trace.ways import either
+from unbranch.rules import rule_of_module
+
+VIEWS = {
+    "getitem", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel",
+    "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint", "expand", "expand_as",
+    "broadcast_to", "narrow", "select", "diagonal", "unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit",
+    "dsplit", "detach", "contiguous", "to", "type_as", "float", "double", "real", "imag", "view_as_real",
+    "view_as_complex", "as_strided", "unfold", "atleast_1d", "atleast_2d", "atleast_3d", "conj", "alias",
+    "either",
+}  # fmt: skip
+"""Functions and methods whose result may share memory with their first input."""
+_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real", "imag"}
+_AUGMENTED = {
+    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor", "ilshift",
+    "irshift",
+}  # fmt: skip
+
+
+def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
+    """Nodes whose value changes in place while something else reads it, and when they change for the last time.
+
+    The first are given with the reason: no merge may reach across; the second with the position in the graph.
+    """
+    order = {node: j for j, node in enumerate(trace.graph.nodes)}
+    last: dict[fx.Node, int] = {}
+    base: dict[fx.Node, fx.Node] = {}
+    family: dict[fx.Node, set[fx.Node]] = {}
+    for node in trace.graph.nodes:
+        source = node.all_input_nodes[0] if node.all_input_nodes and is_view(trace, node) else None
+        base[node] = base[source] if source is not None else node
+        family.setdefault(base[node], set()).add(node)
+        for other in node.all_input_nodes if node.target is either else ():
+            _unite(base[node], base[other], base, family)
+    pinned: dict[fx.Node, str] = {}
+    for node in trace.graph.nodes:
+        target = changed_in_place(trace, node)
+        if target is None:
+            continue
+        members = family[base[target]]
+        last |= dict.fromkeys((*members, node), order[node])
+        readers = {u for m in members for u in m.users} - members - {node}
+        readers -= trace.checks
+        arrived = base[target].op == "placeholder" and node.op != "call_module"
+        if readers or arrived:
+            for pinned_node in (*members, node):
+                pinned[pinned_node] = IN_PLACE
+    return pinned, last
+
+
+def _unite(
+    first: fx.Node, other: fx.Node, base: dict[fx.Node, fx.Node], family: dict[fx.Node, set[fx.Node]]
+) -> None:  # fmt: skip
+    """Enter that two values may share memory."""
+    if first is not other:
+        family[first] |= family.pop(other)
+        base |= dict.fromkeys(family[first], first)
+
+
+def is_view(trace: Trace, node: fx.Node) -> bool:
+    """Whether a value may share memory with its first input."""
+    if node.op == "call_module":
+        rule = rule_of_module(trace.layer_of(node))
+        return bool(node.meta.get("passes")) or (rule is not None and rule.kind == "view")
+    return is_view_operation(node)
+
+
+def is_view_operation(node: fx.Node) -> bool:
+    """As ``is_view``, for functions and methods."""
+    name = operation_name(node)
+    return node.args[1] in _ATTRIBUTES if name == "getattr" else name in VIEWS
+
+
+def changed_in_place(trace: Trace, node: fx.Node) -> fx.Node | None:
+    """The value that an operation writes to, if it does."""
+    if node.op != "call_module":
+        return written_to(node)
+    writes = bool(getattr(trace.layer_of(node), "inplace", False)) and not is_view(trace, node)
+    first = node.args[0] if node.args else None
+    return first if writes and isinstance(first, fx.Node) else None
+
+
+def written_to(node: fx.Node) -> fx.Node | None:
+    """The value that a function or a method writes to, if it does."""
+    name, out = operation_name(node), node.kwargs.get("out")
+    if isinstance(out, fx.Node):
+        return out
+    writes = name in {"setitem", "__setitem__", *_AUGMENTED} or (name.endswith("_") and not name.startswith("_"))
+    first = node.args[0] if node.args else None
+    return first if (writes or node.kwargs.get("inplace") is True) and name and isinstance(first, fx.Node) else None

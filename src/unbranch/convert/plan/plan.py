@@ -1,0 +1,308 @@
+"""What to compute from what: the cheapest choice between operations as they are and merged layers.
+
+Each tensor that something needs is computed either by its own operation or by one merged layer from a value
+that all its paths come from. The choice is made by dynamic programming over the affine region: a plan's cost
+adds arithmetic, numbers moved and launches, and a plan is admitted only if it has no more multiply-accumulates,
+stored numbers or launches than the operations it replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.plan.emit import Layer, layers_for, own_padding
+from unbranch.convert.plan.emit_grid import GridLayer
+from unbranch.convert.trace.trace import call_of
+from unbranch.errors import Inexact
+from unbranch.rules import rule_of_module
+from unbranch.rules.layers import parameter_numbers
+from unbranch.rules.value import Affine, Bundle
+
+LAUNCH = 2.5e5  # one launch, in multiply-accumulates of the same time: 5 µs at 50 GMAC/s
+MOVED = 20.0  # one number read or written: 4 bytes at 10 GB/s
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Arithmetic, stored numbers, launches and numbers moved."""
+
+    macs: float = 0.0
+    numbers: float = 0.0
+    launches: float = 0.0
+    moved: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.macs + other.macs, self.numbers + other.numbers, self.launches + other.launches,
+            self.moved + other.moved,
+        )  # fmt: skip
+
+    def within(self, limit: Cost) -> bool:
+        slack = 1 + 1e-9
+        return all(
+            a <= b * slack
+            for a, b in (
+                (self.macs, limit.macs), (self.numbers, limit.numbers), (self.launches, limit.launches),
+            )
+        )  # fmt: skip
+
+    def better_than(self, other: Cost) -> bool:
+        """Less arithmetic, or as much in less time: what a layer that goes away saves isn't spent on another."""
+        slack = 1 - 1e-9
+        as_much = self.macs * slack <= other.macs and other.macs * slack <= self.macs
+        if as_much and (self.launches, self.numbers) == (other.launches, other.numbers):
+            return False  # the same layer again, under another name
+        return self.time < other.time * slack if as_much else self.macs < other.macs
+
+    @property
+    def time(self) -> float:
+        return self.macs + LAUNCH * self.launches + MOVED * self.moved
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """Compute ``target`` from ``root`` by one layer.
+
+    Args:
+        layer: how the map is built.
+        inside: the operations between the two whose results nothing else needs, the target's included.
+        before, after: cost of what it replaces, and its own.
+    """
+
+    root: fx.Node
+    target: fx.Node
+    layer: Layer | GridLayer
+    inside: tuple[fx.Node, ...]
+    before: Cost
+    after: Cost
+
+    @property
+    def key(self) -> tuple[fx.Node, fx.Node, Layer | GridLayer]:
+        """What the merged layer depends on."""
+        return self.root, self.target, self.layer
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """An operation of the region that stays because merging it isn't exact or costs more."""
+
+    node: fx.Node
+    reason: str
+    exact: bool
+
+
+@dataclass(eq=False)
+class Plan:
+    """Merges of one trace, and what stays with the reason."""
+
+    merges: list[Merge]
+    kept: list[Kept]
+
+
+@dataclass(eq=False)
+class _Step:
+    """How a node is computed: by its own operation, or from ``root`` by one layer."""
+
+    cost: Cost
+    root: fx.Node | None = None
+    layer: Layer | GridLayer | None = None
+
+
+def plan_of(region: Region) -> Plan:
+    """The cheapest way to compute what is needed."""
+    return _Planner(region).plan()
+
+
+@dataclass(frozen=True)
+class _Planner:
+    region: Region
+
+    def plan(self) -> Plan:
+        """The cheapest way to compute what is needed."""
+        chosen = self._choose()
+        roots = {step.root for step in chosen.values()}
+        merges = []
+        for target, step in chosen.items():
+            if step.root is not None and step.layer is not None:
+                inside = tuple(n for n in self.region.between(step.root, target) if n not in chosen or n is target)
+                before = sum((self._own_cost(n) for n in inside), Cost())
+                tail = () if target in roots else tuple(self._identities_after(target, step.root))
+                merges.append(Merge(step.root, (target, *tail)[-1], step.layer, inside + tail, before, step.cost))
+        merges.sort(key=lambda m: self.region.order[m.target])
+        return Plan(merges, list(self._kept(chosen)))
+
+    def _choose(self) -> dict[fx.Node, _Step]:
+        """A step for every node that has to be computed.
+
+        Needed values are planned in order. Where that would repeat operations, because two merges swallow them or
+        an earlier one did, and so would cost more than the original, the values they share are needed too.
+        """
+        needed = self._demanded()
+        while True:
+            chosen: dict[fx.Node, _Step] = {}
+            paid: set[fx.Node] = set()
+            for node in sorted(needed, key=self.region.order.__getitem__):
+                best, original = self._best(node, chosen, {})
+                limit = sum((c for n, c in original.items() if n not in paid), Cost())
+                if not _total(best).within(limit):
+                    shared = {n for n in original if _readers(n, original, paid) > 1} - needed
+                    if shared:
+                        needed |= shared
+                        break
+                    best = {n: _Step(c) for n, c in original.items()}
+                chosen |= best
+                paid |= set(original)
+            else:
+                return chosen
+
+    def _identities_after(self, node: fx.Node, root: fx.Node) -> Iterator[fx.Node]:
+        """``nn.Identity`` layers that are all that reads a node: a merge takes them along."""
+        while len(node.users) == 1:
+            (node,) = node.users
+            known = root in self.region.values.get(node, ()) and node not in self.region.barriers
+            if not known or node.op != "call_module" or not self._is_identity_layer(node):
+                return
+            yield node
+
+    def _is_identity_layer(self, node: fx.Node) -> bool:
+        around = call_of(node).parent
+        rule = None if around is None else rule_of_module(around.module)
+        if rule is not None and rule.rest:  # it goes with the activation
+            return False
+        return type(self.region.trace.layer_of(node)) is torch.nn.Identity
+
+    def _demanded(self) -> set[fx.Node]:
+        """Values of affine operations that something else reads, or nothing: what is computed is converted."""
+        skipped = self.region.trace.checks | self.region.trace.sizes
+        needed = {n for n in self.region.values if n in self.region.barriers or not set(n.users) - skipped}
+        for node in self.region.order:
+            if node not in self.region.values and node not in skipped:
+                needed.update(n for n in node.all_input_nodes if n in self.region.values)
+        return needed
+
+    def _best(
+        self, node: fx.Node, chosen: dict[fx.Node, _Step], memo: dict[fx.Node, Any]
+    ) -> tuple[dict[fx.Node, _Step], dict[fx.Node, Cost]]:
+        """The cheapest steps that give a node, and the costs of the original operations for it."""
+        if node in chosen or node not in self.region.values:
+            return {}, {}
+        if node in memo:
+            return memo[node]  # type: ignore[no-any-return]
+        steps: dict[fx.Node, _Step] = {}
+        original: dict[fx.Node, Cost] = {}
+        for source in node.all_input_nodes:
+            below, costs = self._best(source, chosen, memo)
+            steps |= below
+            original |= costs
+        own = self._own_cost(node)
+        steps = steps | {node: _Step(own)}
+        original = original | {node: own}
+        limit = sum(original.values(), Cost())
+        cheapest = _total(steps)
+        for root in self.region.values[node]:
+            for layer in self._layers(node, root):
+                candidate = self._best(root, chosen, memo)[0] | {
+                    node: _Step(self._cost(node, root, layer), root, layer)
+                }
+                cost = _total(candidate)
+                if cost.within(limit) and cost.better_than(cheapest):
+                    steps, cheapest = candidate, cost
+        memo[node] = steps, original
+        return steps, original
+
+    def _layers(self, node: fx.Node, root: fx.Node) -> list[Layer | GridLayer]:
+        value = self.region.values[node][root]
+        if not isinstance(value, Affine):
+            return []
+        try:
+            return layers_for(value)
+        except Inexact:
+            return []
+
+    def _cost(self, node: fx.Node, root: fx.Node, layer: Layer | GridLayer) -> Cost:
+        value = self.region.values[node][root]
+        assert isinstance(value, Affine)
+        m: Any = value.map
+        out = self.region.points(node, value.ndim)
+        moved = m.in_channels * self.region.points(root, m.ndim) + value.channels * out
+        return Cost(layer.macs(m, out), layer.numbers(m), layer.launches(m), moved)
+
+    def _own_cost(self, node: fx.Node) -> Cost:
+        """What a node's own operation costs."""
+        rule = self.region.rule(node)
+        if rule is None or rule.kind == "view" or node not in self.region.values:
+            return Cost()
+        sources = [n for n in node.all_input_nodes if n not in self.region.constant]
+        computed = sum(self.region.constants.launches(n) for n in node.all_input_nodes if n in self.region.constant)
+        value = next(iter(self.region.values[node].values()))
+        numbers = float(
+            sum(
+                t.numel()
+                for n in node.all_input_nodes
+                if n in self.region.constant
+                for t in self.region.constants.leaves(n)
+            )
+        )
+        if node.op == "call_module":
+            numbers += parameter_numbers(self.region.trace.layer_of(node))
+        if not isinstance(value, Affine):
+            return Cost(numbers=numbers, launches=1 + computed)
+        ndim = value.ndim
+        out = self.region.points(node, ndim)
+        macs, launches = 0.0, 1
+        near = self.region.values[node].get(sources[0])
+        if rule.kind == "kernel" and isinstance(near, Affine):
+            macs, launches = near.map.macs(out), 1 + own_padding(near.map)
+        width = sum(_width(self._any_value(s)) * self.region.points(s, ndim) for s in sources)
+        return Cost(macs, numbers, launches + computed, width + value.channels * out)
+
+    def _any_value(self, node: fx.Node) -> Affine | Bundle | None:
+        known = self.region.values.get(node)
+        return next(iter(known.values())) if known else self.region.identity_on(node)
+
+    def _kept(self, chosen: dict[fx.Node, _Step]) -> Iterator[Kept]:
+        """Where a law refused, or something linear stands before a step and merging it too would cost more."""
+        refused = dict(self.region.refused)
+        for node, step in chosen.items():
+            inside = self.region.between(step.root, node) if step.root is not None else [node]
+            if step.root is not None and step.root not in self.region.values:
+                for n in inside:
+                    refused.pop(n, None)  # merged from as far as there is anything linear
+            elif not any(n in refused for n in inside) and self._could_go_on(node, set(inside)):
+                yield Kept(node, "merging it would cost more than it saves", exact=True)
+        for node, reason in refused.items():
+            yield Kept(node, reason, exact=False)
+
+    def _could_go_on(self, node: fx.Node, inside: set[fx.Node]) -> bool:
+        """Whether a map from farther back exists, past an operation that does something."""
+        if not any(self._launches(n) for n in inside):
+            return False
+        return any(
+            self._launches(n) for root in self.region.values[node] for n in self.region.between(root, node)
+            if n not in inside
+        )  # fmt: skip
+
+    def _launches(self, node: fx.Node) -> bool:
+        rule = self.region.rule(node)
+        return rule is not None and rule.kind != "view"
+
+
+def _readers(node: fx.Node, original: dict[fx.Node, Cost], paid: set[fx.Node]) -> int:
+    """How many operations of a plan read a node; those that an earlier plan paid for count as one."""
+    return sum(u in original and u not in paid for u in node.users) + (node in paid)
+
+
+def _total(steps: dict[fx.Node, _Step]) -> Cost:
+    return sum((s.cost for s in steps.values()), Cost())
+
+
+def _width(value: Affine | Bundle | None) -> float:
+    if value is None:
+        return 0.0
+    return float(value.channels if isinstance(value, Affine) else sum(p.channels for p in value.parts))

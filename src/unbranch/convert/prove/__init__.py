@@ -1,0 +1,1 @@
+"""Compare a rewritten network with its original."""

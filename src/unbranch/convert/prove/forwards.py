@@ -1,0 +1,307 @@
+"""The proof of a conversion: rewritten parts against the original parts' own forwards, run by PyTorch.
+
+A merge that was made from a misread forward agrees with the reading, so the reading proves nothing. Here the
+original's forward and the rewritten part's run in float64 on the same arguments: those that its callers pass, with
+noise in their tensors. What they return, what they write into their arguments, and what they leave in attributes and
+buffers has to be the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from unbranch.convert.faults import first_line, is_full
+from unbranch.convert.prove.differences import Verdict, crash, distance, unlike, unlike_in_kind
+from unbranch.convert.prove.variants import variants_of
+from unbranch.convert.prove.verify import misfit
+from unbranch.convert.prove.watch import Beside, ByMethod, Rows, RowsRun, part_of
+from unbranch.convert.reasons import DEPENDS_ON_ROUNDING, NO_INPUT
+from unbranch.graph.float64 import Float64, Shaken
+from unbranch.graph.guard import RandomDrawError
+from unbranch.graph.probe import Arguments, larger, probe, runs, small
+from unbranch.graph.running import Observation, Runner, observe
+from unbranch.rules import rule_of_base
+
+EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
+ROUNDED = 1e-3  # the same where they have been, to the network's own dtype
+_NATIVE = 3  # calls with other options that are run in the network's own dtype, too
+_OPERATIONS = 50_000  # that a call with other options may launch: it may wait for something
+_FEW = 2  # other options that are tried on an input that may be large
+_UNLIKE = 0.1  # of the largest value: outputs in the network's own dtype that differ by more aren't the same function
+
+
+def expected_input(module: nn.Module) -> tuple[int, int, bool] | None:
+    """Channels and rank of a layer's input, where it has a rule that knows."""
+    rule = rule_of_base(module)
+    if rule is None or rule.channels is None:
+        return None
+    try:
+        return rule.channels(module)
+    except Exception:  # a lazy layer, or a rule of the user's that doesn't fit
+        return None
+
+
+def sizes_of(network: nn.Module) -> tuple[Arguments, Arguments] | None:
+    """Inputs of two sizes for a network on the meta device, which can be read and not be proved."""
+    try:
+        found = probe(network, expected_input)
+    except Exception:  # what it does needs numbers
+        return None
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+@dataclass(eq=False)
+class Forwards:
+    """The original network, and inputs to try it on.
+
+    Args:
+        network: the original.
+        example: an input of the user's.
+
+    Raises:
+        InputError: if the network doesn't run on the example.
+    """
+
+    network: nn.Module
+    example: tuple[Any, ...] | None = None
+    given: list[Arguments] = field(default_factory=list)
+    _native: list[Observation] = field(default_factory=list)
+    _noise: float = 0.0
+    _reason: str | None = None
+    _selects: bool = False
+    _parts: dict[str, list[Arguments]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._original = Runner(self.network)
+        try:
+            if self.example is None:
+                self.given = probe(self.network, expected_input, self._original)
+            else:
+                self.given = [Arguments(self.example)]
+            if self.given:
+                self._learn(self.given[0])
+        except RandomDrawError:
+            self._reason = "it draws random numbers in evaluation"
+        if not self.given and self._reason is None:
+            self._reason = NO_INPUT
+
+    @functools.cached_property
+    def pair(self) -> tuple[Arguments, Arguments] | None:
+        """Two inputs of different sizes, of batches at least, that the network takes."""
+        if len(self.given) == 2:
+            return self.given[0], self.given[1]
+        if self.given and self._reason is None:
+            for other in larger(self.given[0]):
+                with contextlib.suppress(RandomDrawError):  # for that size alone
+                    if runs(self._original, other):
+                        return self.given[0], other
+        return None
+
+    @functools.cached_property
+    def small(self) -> list[Arguments]:
+        """A small image, if the network takes one."""
+        if not self.given:
+            return []
+        with contextlib.suppress(RandomDrawError):  # for one small image alone
+            found = small(self.given[0], self._original)
+            return [] if found is None else [found]
+        return []
+
+    def _learn(self, given: Arguments) -> None:
+        try:
+            self._native = _twice(self._original, given)
+        except RandomDrawError:
+            raise
+        except Exception as error:
+            raise misfit(self.network, given.args, error) from error
+        if unlike(self._native[1], self._native[0], 0.0, changes=False) is not None:
+            self._reason = "its output differs between two runs on one input"
+
+    def compare(self, plain: nn.Module, paths: set[str], crossed: set[str], tolerance: float) -> Verdict:
+        """Compare a rewritten network with the original: the parts at ``paths``, and both as a whole, in float64.
+
+        Of parts at ``crossed``, whose outputs change, it is only found out whether they run.
+        """
+        verdict = Verdict()
+        seen: set[str] = set()
+        self._plain = Runner(plain)
+        if self._reason is None:
+            for j, given in enumerate([*self.given, *self.small]):
+                watch = Beside(self._plain, paths - {""}, crossed, tolerance, verdict, seen) if not j else None
+                self._compare_whole(watch, j, given, tolerance, verdict)
+        else:
+            verdict.unprovable[""] = self._reason
+        for path in paths - seen - {""}:
+            if "" not in verdict.proved or path not in verdict.run:
+                self._compare_part(path, plain, tolerance, verdict)
+        return verdict
+
+    def differing_options(self, rows: Rows, tolerance: float) -> dict[Any, str]:
+        """Rewrites of the network compared last that are wrong where it is called with other options, and the reason.
+
+        Those are at fault of which a call runs something otherwise, or all of them where none is seen to be.
+        """
+        if self._reason is not None or not self.given:
+            return {}
+        for words, given in self.variants:
+            if not given.exact:
+                continue
+            try:
+                (ours,) = self._plain.observe(given.args, given.kwargs, Float64, most=_OPERATIONS)
+                reason = unlike(ours, given.exact[0], max(tolerance, EXACT * self._noise))
+            except (Exception, SystemExit) as error:
+                reason = None if is_full(error) else crash(error)
+            if reason is not None and not self._selects and self._repeats(given, given.exact[0], Float64):
+                watch = RowsRun(rows)
+                with contextlib.suppress(Exception, SystemExit):  # it ran before
+                    self._original.observe(given.args, given.kwargs, Float64, watch=watch)
+                return dict.fromkeys(watch.otherwise() or rows, f"{reason}, with {words}")
+        return {}
+
+    @functools.cached_property
+    def variants(self) -> list[tuple[str, Arguments]]:
+        """Calls with other options that the network takes, with what they give in float64."""
+        found = variants_of(self.network, (self.small or self.given)[0])
+        if found and self.example is not None and not self.small:  # which may be large
+            with contextlib.suppress(RandomDrawError):
+                other = probe(self.network, expected_input, self._original)
+                found = variants_of(self.network, other[0]) if other else found[:_FEW]
+        for _, given in found:
+            with contextlib.suppress(Exception, SystemExit):  # a value that it doesn't take
+                given.exact.extend(self._original.observe(given.args, given.kwargs, Float64, most=_OPERATIONS))
+        return found
+
+    def method_differs(self, plain: nn.Module, name: str, tolerance: float) -> str | None:
+        """How what a method of the network returns for its input would change, or why that isn't known."""
+        title = f"{type(self.network).__name__}.{name}"
+        if self._reason is not None or not self.given:
+            return f"{title} can't be run: {self._reason}"
+        given = self.given[0]
+        try:
+            (theirs,) = observe(ByMethod(self.network, name), given.args, given.kwargs, Float64)
+        except Exception as error:
+            return f"{title} may show what is between ({type(error).__name__} when it is run: {first_line(error)})"
+        try:
+            (ours,) = observe(ByMethod(plain, name), given.args, given.kwargs, Float64)
+        except Exception as error:
+            return f"{title}: {crash(error)}"
+        reason = unlike(ours, theirs, max(tolerance, EXACT * self._noise))
+        return None if reason is None else f"{title} shows what is between: {reason}"
+
+    def agrees(self, plain: nn.Module) -> str | None:
+        """How the finished network differs in its own dtype: in dtypes, structure, or what it keeps."""
+        if self._reason is not None or not self.given:
+            return None
+        runner = Runner(plain)
+        try:
+            (ours,) = runner.observe(self.given[0].args, self.given[0].kwargs, contextlib.nullcontext)
+        except Exception as error:
+            return crash(error)
+        if self._selects:
+            return unlike_in_kind(ours, self._native[0])
+        limit = max(_UNLIKE, 8 * self._noise)
+        return unlike(ours, self._native[0], limit) or self._options_agree(runner, limit)
+
+    def _options_agree(self, runner: Runner, limit: float) -> str | None:
+        for words, given in [v for v in self.variants if v[1].exact][:_NATIVE]:
+            try:
+                if not given.native:
+                    mode = contextlib.nullcontext
+                    given.native.extend(self._original.observe(given.args, given.kwargs, mode, most=_OPERATIONS))
+            except (Exception, SystemExit):  # it runs in float64 alone
+                continue
+            try:
+                (ours,) = runner.observe(given.args, given.kwargs, contextlib.nullcontext, most=_OPERATIONS)
+                reason = unlike(ours, given.native[0], limit)
+            except (Exception, SystemExit) as error:
+                reason = None if is_full(error) else crash(error)
+            if reason is not None and self._repeats(given, given.native[0], contextlib.nullcontext):
+                return f"{reason}, with {words}"
+        return None
+
+    def _repeats(self, given: Arguments, first: Observation, mode: Callable[[], Any]) -> bool:
+        """Whether the original gives once more what it gave: it may tell the time."""
+        try:
+            (second,) = self._original.observe(given.args, given.kwargs, mode, most=_OPERATIONS)
+        except (Exception, SystemExit):
+            return False
+        return unlike(second, first, EXACT, changes=False) is None
+
+    def _compare_whole(
+        self, watch: Beside | None, j: int, given: Arguments, tolerance: float, verdict: Verdict
+    ) -> None:
+        try:
+            if not given.exact or watch is not None:
+                given.exact[:] = self._original.observe(given.args, given.kwargs, Float64, watch=watch)
+        except RandomDrawError:
+            verdict.unprovable[""] = "it draws random numbers in evaluation"
+            return
+        except Exception as error:
+            verdict.unprovable[""] = f"it doesn't run in float64 ({type(error).__name__}: {first_line(error)})"
+            return
+        theirs = given.exact[0]
+        if not j and len(theirs.outputs) == len(self._native[0].outputs):
+            pairs = zip(self._native[0].outputs, theirs.outputs, strict=True)
+            self._noise = max((distance(a, b) for a, b in pairs if a.shape == b.shape), default=0.0)
+        try:
+            (ours,) = self._plain.observe(given.args, given.kwargs, Float64)
+        except Exception as error:
+            verdict.note("", crash(error))
+            return
+        limit = max(tolerance, EXACT * self._noise if tolerance <= EXACT else min(8 * self._noise, ROUNDED))
+        reason = unlike(ours, theirs, limit)
+        if reason is not None and self._depends_on_rounding(given, theirs, limit):
+            self._selects = True
+            verdict.unprovable[""] = DEPENDS_ON_ROUNDING
+            verdict.proved.discard("")
+        elif "" not in verdict.different:
+            verdict.note("", reason)
+
+    def _depends_on_rounding(self, given: Arguments, theirs: Observation, limit: float) -> bool:
+        """Whether the original itself differs from what it gave if its layers round otherwise, as where scores tie."""
+        try:
+            (shaken,) = self._original.observe(given.args, given.kwargs, Shaken)
+        except Exception:  # it doesn't run on that, so nothing is known
+            return False
+        return unlike(shaken, theirs, limit, changes=False) is not None
+
+    def _compare_part(self, path: str, plain: nn.Module, tolerance: float, verdict: Verdict) -> None:
+        """Compare a part on inputs of its own, where the network's forward didn't come to it."""
+        original = self.network.get_submodule(path)
+        part = part_of(plain, path)
+        if part is None:
+            return
+        try:
+            runner = Runner(original)
+            if path not in self._parts:
+                self._parts[path] = probe(original, expected_input, runner)
+            for given in self._parts[path]:
+                first, second = _twice(runner, given)
+                if unlike(second, first, 0.0, changes=False) is not None:
+                    verdict.unprovable[path] = "its output differs between two runs on one input"
+                    return
+                if not given.exact:
+                    given.exact.extend(runner.observe(given.args, given.kwargs, Float64))
+                theirs = given.exact[0]
+                try:
+                    (ours,) = observe(part, given.args, given.kwargs, Float64)
+                except Exception as error:
+                    verdict.note(path, crash(error))
+                    return
+                noise = max((distance(a, b) for a, b in zip(first.outputs, theirs.outputs, strict=False)), default=0.0)
+                verdict.note(path, unlike(ours, theirs, max(tolerance, EXACT * noise)))
+        except RandomDrawError:
+            verdict.unprovable[path] = "it draws random numbers in evaluation"
+        except Exception as error:
+            verdict.unprovable[path] = f"it doesn't run in float64 ({type(error).__name__}: {first_line(error)})"
+
+
+def _twice(runner: Runner, given: Arguments) -> list[Observation]:
+    """Two runs of one copy, one right after the other: what the first leaves anywhere is there in the second."""
+    return runner.observe(given.args, given.kwargs, contextlib.nullcontext, times=2)

@@ -1,0 +1,96 @@
+"""Merged layers, each proved against the operations that it replaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unbranch.convert.interpret.interpretation import Region, operations_between
+from unbranch.convert.passes.rearrange import rearranges, shapes_of
+from unbranch.convert.plan.emit import allocate, fill
+from unbranch.convert.plan.plan import Merge
+from unbranch.convert.rewrite.place import Unplaceable
+from unbranch.convert.rewrite.rewrite import trained_like
+from unbranch.convert.trace.execute import random_inputs, relative_error, run_nodes
+from unbranch.errors import Inexact
+from unbranch.rules.value import Affine, Gridded
+
+IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may take in float64 until they are proved
+TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output
+
+
+@dataclass(eq=False)
+class Built:
+    """A merged layer, its error against the operations that it replaces, and the dtype that it gets in the end."""
+
+    layer: nn.Module
+    error: float | None
+    dtype: torch.dtype
+
+    @property
+    def exact(self) -> bool:
+        """Whether the layer hasn't been rounded to its dtype yet."""
+        tensors = list(self.layer.parameters())
+        return all(t.dtype == torch.float64 for t in tensors)
+
+
+def build(region: Region, merge: Merge, *, exact: bool, training: bool) -> Built:
+    """The merged layer, in float64 if ``exact``, and its error against the operations it replaces."""
+    like = region.weight_like(merge.root, merge.target)
+    planned = region.values[merge.target][merge.root]
+    assert isinstance(planned, Affine)
+    dtype = torch.float64 if exact and not like.is_meta else like.dtype
+    layer = allocate(planned, merge.layer, like, dtype)  # before anything temporary, so that memory isn't torn
+    example = None if like.is_meta or _needs_sizes(region, merge) else _example(region, merge)
+    try:
+        value = region.realised(merge.root, merge.target)
+    except Inexact as refused:
+        raise Unplaceable(merge, str(refused)) from refused
+    error = None if example is None else _error(value, *example)
+    if error is not None and not error <= TOLERANCE:
+        raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
+    fill(layer, value, merge.layer)
+    trained_like(layer, list(region.parameters(merge.root, merge.target)), training)
+    return Built(layer, error, like.dtype)
+
+
+@torch.no_grad()
+def _example(region: Region, merge: Merge) -> tuple[Tensor, Tensor] | None:
+    """Random input of the operations that a merge replaces, and what they make of it in float64.
+
+    None where they reshape it to other sizes than it has.
+    """
+    path = operations_between(merge.root, merge.target, region.order)
+    known = {n: region.constants.value(n) for node in path for n in node.all_input_nodes if n in region.constant}
+    value = region.values[merge.target][merge.root]
+    assert isinstance(value, Affine)
+    device = region.weight_like(merge.root, merge.target).device
+    problem: Exception | None = None
+    reshapes = any(rearranges(region.trace, node) for node in path)
+    for x in random_inputs(value, device, shapes_of(region.trace, merge.root) if reshapes else None):
+        try:
+            return x, run_nodes(path, known | {merge.root: x}, region.trace.module)
+        except Exception as error:  # channels on the last axis: the operations may want rank 2, or rank 3
+            problem = error
+    if reshapes:
+        return None
+    raise Unplaceable(merge, f"its operations can't be run on random input: {problem}")
+
+
+def _needs_sizes(region: Region, merge: Merge) -> bool:
+    """Whether the operations of a merge read sizes of something else than they are given."""
+    path = operations_between(merge.root, merge.target, region.order)
+    known = {merge.root, *path, *region.constant}
+    return any(n not in known for node in path for n in node.all_input_nodes)
+
+
+def _error(value: Affine, x: Tensor, theirs: Tensor) -> float:
+    """How far a merged map is from the operations it replaces, before any rounding to their dtype."""
+    with torch.no_grad():
+        if isinstance(value, Gridded):
+            ours = value.map(x).reshape(len(x), *value.shape)
+        else:
+            ours = value.map(x.flatten(0, -2)).reshape(*x.shape[:-1], -1) if value.last else value.map(x)
+    return relative_error(ours, theirs)

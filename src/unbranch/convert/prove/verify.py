@@ -1,0 +1,328 @@
+"""Comparing two networks: in float64, in their own precision, and beside that precision's own noise."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from unbranch.convert.faults import as_errors
+from unbranch.convert.prove.rows import Distance, Kind, Output, distance, in_place, kinds_of, outputs_of
+from unbranch.convert.trace.execute import relative_error
+from unbranch.errors import InputError, UnbranchError
+from unbranch.graph.float64 import Float64, Shaken
+from unbranch.graph.isolated import Isolated
+from unbranch.graph.outside import kept_outside
+from unbranch.graph.shadow import shadow_of, unwrapped
+
+_MOST = 1e-3  # of the largest output: what rounding in float32 may cost in a network that computes something
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far two networks are apart on the given input, both in evaluation.
+
+    Args:
+        max_abs, max_rel: largest difference, and over the largest output of the first, in float64.
+        native_abs, native_rel: the same in the networks' own dtype.
+        noise_floor: the first network in its own dtype against itself in float64, relative. A difference in
+            its own dtype that isn't well above this says nothing.
+        same_classes: fraction of rows whose largest entry is at the same place, of the first 2-D output.
+        first_difference: path of the first module, in order of computation, that is in both networks under one
+            name and differs in float64; None if none does.
+        tolerance: what ``ok`` allows for ``max_rel``.
+        compared: how many numbers were compared; a detector that finds nothing gives none.
+        unproved: why this input can't tell whether the two are the same; None if it can.
+    """
+
+    max_abs: float
+    max_rel: float
+    native_abs: float
+    native_rel: float
+    noise_floor: float
+    same_classes: float | None
+    first_difference: str | None
+    tolerance: float
+    compared: int
+    unproved: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the float64 outputs agree within the tolerance, on an input that can tell."""
+        return self.compared > 0 and self.unproved is None and self.max_rel <= self.tolerance
+
+    @property
+    def within_noise(self) -> bool:
+        """``ok``, or a difference no larger than rounding explains on an input that can't prove more than that."""
+        return self.ok or (self.unproved is not None and self.max_rel <= 4 * self.noise_floor)
+
+    @property
+    def verdict(self) -> str:
+        """One of three: the same function, not the same, or not to be told from this input."""
+        if self.compared == 0 or self.unproved is not None:
+            return "can't be proved on this input"
+        return "the same function" if self.ok else "NOT the same function"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON."""
+        return {**asdict(self), "ok": self.ok, "verdict": self.verdict}
+
+    def __str__(self) -> str:
+        if not self.compared:
+            return "nothing to compare: all outputs are empty or not finite on this input; try another"
+        lines = [
+            f"{self.verdict} (tolerance {self.tolerance:.0e} of the largest output)",
+            f"  float64       {self.max_rel:.1e} relative, {self.max_abs:.1e} absolute",
+            f"  own precision {self.native_rel:.1e} relative, {self.native_abs:.1e} absolute",
+            f"  noise floor   {self.noise_floor:.1e} relative: the first network against its own float64",
+        ]
+        if self.unproved is not None:
+            lines.insert(1, f"  {self.unproved}")
+        if self.same_classes is not None:
+            lines.append(f"  same largest entry in {self.same_classes:.2%} of the rows")
+        if self.first_difference is not None:
+            lines.append(f"  first module that differs: {self.first_difference}")
+        return "\n".join(lines)
+
+
+def as_inputs(example: Any) -> tuple[Any, ...]:
+    """An example input as the tuple of a forward's arguments.
+
+    Raises:
+        InputError: if there is no tensor in it.
+    """
+    inputs = tuple(example) if isinstance(example, tuple | list) and not _is_image_list(example) else (example,)
+    if not any(isinstance(v, Tensor) for v in tree_flatten(inputs)[0]):
+        raise InputError(f"`example_input` must be a tensor or a tuple of tensors, got {type(example).__name__}")
+    return inputs
+
+
+def _is_image_list(example: Any) -> bool:
+    return isinstance(example, list)  # detectors take one list of images
+
+
+def largest_tolerance(dtype: torch.dtype) -> float:
+    """The most that ``default_tolerance`` allows: 1e-3 for float32, 16 units of rounding for coarser dtypes."""
+    return 1e-10 if dtype == torch.float64 else max(_MOST, 16 * torch.finfo(dtype).eps)
+
+
+def default_tolerance(dtype: torch.dtype, noise_floor: float) -> float:
+    """What rounding the merged weights once, to ``dtype``, may cost: four times the network's own noise, capped."""
+    most = largest_tolerance(dtype)
+    return most if dtype == torch.float64 else min(max(64 * torch.finfo(dtype).eps, 4 * noise_floor), most)
+
+
+def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float | None = None) -> Verification:
+    """Compare two networks on an input; neither is changed, and both run in evaluation mode.
+
+    What isn't a tensor in the outputs has to be the same, too. Rows of outputs that are sorted by scores or selected
+    (detections, top-k) are matched, so scores that tie up to the tolerance may change places; integers are compared
+    exactly where their scores don't tie.
+
+    Args:
+        a: the original.
+        b: its collapsed form, or any network with the same inputs and outputs.
+        example_input: a tensor, or a tuple of the forward's arguments.
+        tolerance: allowed relative difference in float64; default 1e-10 for float64 weights, otherwise four
+            times the noise floor, since merged weights are rounded to their dtype, and at most 1e-3 for float32.
+            Where the noise floor is above that, the result says that this input proves nothing.
+
+    Raises:
+        InputError: if a network can't run on the input, or the outputs have different structures or shapes.
+    """
+    a, b = unwrapped(a), unwrapped(b)
+    with as_errors(), kept_outside(a), kept_outside(b):
+        return _verified(a, b, example_input, tolerance)
+
+
+def _verified(a: nn.Module, b: nn.Module, example_input: Any, tolerance: float | None) -> Verification:
+    inputs = _cast(as_inputs(example_input), _dtype_of(a))
+    dtype, most = _dtype_of(a), largest_tolerance(_dtype_of(a))
+    # First in their own dtypes: what forwards keep in caches outside the modules is then as they would keep it.
+    own_a, other_a = _native(a, inputs, "first")
+    own_b, other_b = _native(b, inputs, "second")
+    exact_a, seen = _exact(a, inputs, "first")
+    exact_b, also = _exact(b, inputs, "second")
+    noise = distance(own_a, exact_a, most)
+    allowed = default_tolerance(dtype, noise.relative) if tolerance is None else tolerance
+    unlike = _unlike_beside_tensors(other_b, other_a)
+    found, native = distance(exact_b, exact_a, allowed), distance(own_b, own_a, max(allowed, 4 * noise.relative))
+    plain = in_place(exact_b, exact_a)
+    if plain is not None and plain.relative > allowed:
+        # Rows may only be matched where rounding weights to their dtype changes what is selected.
+        amount = max(1e-14, torch.finfo(dtype).eps)
+        moved = _moved_by_rounding(a, inputs, exact_a, amount)
+        if 0 < moved <= max(allowed, default_tolerance(dtype, noise.relative), 64 * amount):
+            found = plain
+        elif moved == 0:  # no layer that rounds: what is selected from nothing but the input may tie
+            found = distance(exact_b, exact_a, allowed, columns=False)
+    if unlike:
+        found |= Distance(1.0, 1.0, 1)
+    differ = found.relative > allowed
+    return Verification(
+        max_abs=found.absolute,
+        max_rel=found.relative,
+        native_abs=native.absolute,
+        native_rel=native.relative,
+        noise_floor=noise.relative,
+        same_classes=_same_classes(exact_b, exact_a),
+        first_difference=_first_difference(seen, also, allowed) if differ else None,
+        tolerance=allowed,
+        compared=found.compared,
+        unproved=_unproved(noise.relative, None if tolerance is not None else max(most, _MOST), found)
+        or (_depends_on_rounding(a, inputs, exact_a, allowed) if differ else None),
+    )
+
+
+def _unproved(noise: float, most: float | None, found: Distance) -> str | None:
+    """Why agreement on this input would mean nothing; ``most`` is the largest noise, None if the caller chose."""
+    if most is not None and noise > most:
+        return f"its own rounding noise, {noise:.0e} of the largest output, is above {most:.0e}: try trained weights"
+    if found.tied > found.compared:
+        return f"the scores of {found.tied} numbers tie, only {found.compared} could be compared: try another input"
+    return None
+
+
+def _unlike_beside_tensors(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether outputs differ in what isn't a tensor; numbers that are computed may round otherwise.
+
+    Raises:
+        InputError: if their structures differ.
+    """
+    for path in [*ours, *theirs]:
+        if path not in ours or path not in theirs:
+            raise InputError(f"the two networks give outputs of different structures: only one has {path or 'a value'}")
+        if type(ours[path]) is not type(theirs[path]) or (isinstance(ours[path], Kind) and ours[path] != theirs[path]):
+            raise InputError(f"the two networks give different outputs{path}: {ours[path]} and {theirs[path]}")
+    return not all(_is_close(ours[path], theirs[path]) for path in ours)
+
+
+def _is_close(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and math.isfinite(a):
+        return math.isclose(a, b, rel_tol=_MOST, abs_tol=1e-6)
+    return bool(a == b or (a != a and b != b))
+
+
+def _depends_on_rounding(
+    network: nn.Module, inputs: tuple[Any, ...], exact: list[Output], allowed: float
+) -> str | None:  # fmt: skip
+    """Why a difference means nothing: the network itself gives something else if its layers round otherwise."""
+    moved = _moved_by_rounding(network, inputs, exact, 1e-14)
+    if moved <= allowed:
+        return None
+    return (
+        f"rounding alone changes its outputs by {moved:.0e}, as where scores tie: try another input or trained weights"
+    )
+
+
+def _moved_by_rounding(network: nn.Module, inputs: tuple[Any, ...], exact: list[Output], amount: float) -> float:
+    """How far outputs move if what each layer computes is off by ``amount`` of the largest; 0 if there is no layer."""
+    shaken, _ = _exact(network, inputs, "first", functools.partial(Shaken, amount=amount))
+    found = in_place(shaken, exact)
+    return float("inf") if found is None else found.relative  # another number of rows may be selected
+
+
+def _native(network: nn.Module, inputs: tuple[Any, ...], which: str) -> tuple[list[Output], dict[str, Any]]:
+    """Outputs in the network's own dtype, and the kinds of all and what isn't a tensor, by path."""
+    shadow = shadow_of(network)
+    with _run(network, inputs, which, "its own dtype"), Isolated() as run:
+        output = run.values(shadow(*_cast(inputs, _dtype_of(network))))
+        return outputs_of(output), kinds_of(output)
+
+
+def _exact(
+    network: nn.Module, inputs: tuple[Any, ...], which: str, mode: Callable[[torch.dtype], Float64] = Float64
+) -> tuple[list[Output], dict[str, Tensor]]:
+    """Outputs in float64, and a fingerprint of every module's output."""
+    shadow = shadow_of(network)  # a fresh one, since some networks cache tensors
+    seen: dict[str, Tensor] = {}
+    for name, module in shadow.named_modules():
+        if name:
+
+            def remember(_m: nn.Module, _a: Any, out: Any, name: str = name) -> None:
+                if isinstance(out, Tensor) and name not in seen:
+                    seen[name] = _fingerprint(out)
+
+            module.register_forward_hook(remember)
+    dtype = _dtype_of(network)
+    with _run(network, inputs, which, "float64"), mode(dtype) as run:
+        return outputs_of(run.values(shadow(*_cast(inputs, dtype)))), seen
+
+
+@contextlib.contextmanager
+def _run(network: nn.Module, inputs: tuple[Any, ...], which: str, precision: str) -> Iterator[None]:
+    """A run whose errors are one sentence and that leaves the random states as they were."""
+    devices = {t.device for t in (*network.parameters(), *network.buffers()) if t.device.type == "cuda"}
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            yield
+    except UnbranchError:
+        raise
+    except Exception as error:  # whatever stops a forward
+        raise misfit(network, inputs, error, which=f"the {which} network", precision=f" in {precision}") from error
+    finally:
+        random.setstate(state)
+
+
+def misfit(
+    network: nn.Module, inputs: Any, error: Exception, *, which: str = "the network", precision: str = ""
+) -> InputError:  # fmt: skip
+    """The one sentence about an input that a network doesn't run on."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return InputError(
+        f"{which}, {type(network).__name__}, can't run on `example_input`, {_described(inputs)},{precision}: "
+        f"{type(error).__name__}{f': {reason}' if reason else ''}".replace(",: ", ": ")
+    )
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"a {kind} tensor of shape {tuple(value.shape)} on {value.device}"
+    if isinstance(value, tuple) and len(value) == 1:
+        return _described(value[0])
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}: {', '.join(map(_described, value[:4]))}"
+    return f"a value of type {type(value).__name__}"
+
+
+def _fingerprint(value: Tensor) -> Tensor:
+    """At most 4096 numbers that stand for a tensor."""
+    flat = value.detach().flatten()
+    return flat[:: max(1, flat.numel() // 4096)].double().clone()
+
+
+def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """Fresh tensors, since some networks write to their input, the floating ones in a dtype."""
+    return tree_map(  # type: ignore[no-any-return]
+        lambda v: v.to(dtype if v.is_floating_point() else v.dtype, copy=True) if isinstance(v, Tensor) else v, inputs
+    )
+
+
+def _dtype_of(network: nn.Module) -> torch.dtype:
+    tensors = (*network.parameters(), *network.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+
+
+def _same_classes(ours: list[Output], theirs: list[Output]) -> float | None:
+    for o, t in ((o.value, t.value) for o, t in zip(ours, theirs, strict=True)):
+        if t.dim() == 2 and t.shape[1] > 1 and t.is_floating_point() and o.shape == t.shape and len(t):
+            return float((o.argmax(1) == t.argmax(1)).double().mean())
+    return None
+
+
+def _first_difference(seen: dict[str, Tensor], also: dict[str, Tensor], tolerance: float) -> str | None:
+    for name, value in seen.items():
+        other = also.get(name)
+        if other is not None and other.shape == value.shape and relative_error(other, value) > tolerance:
+            return name
+    return None

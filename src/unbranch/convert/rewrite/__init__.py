@@ -1,0 +1,1 @@
+"""Write merged layers into a copy of the network."""

@@ -1,0 +1,1 @@
+"""What the source code of a forward says that a trace doesn't show."""

@@ -1,0 +1,300 @@
+"""Forwards that go several ways: each is followed, and what all share is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from unbranch.convert.trace.casts import NeedsNumberError, UnreadableError
+from unbranch.convert.trace.example_values import Given, Knowing
+from unbranch.convert.trace.recording import States, states_of
+from unbranch.convert.trace.trace import MADE, Call, follows_a_size
+from unbranch.convert.trace.ways import Decisions, Shared, Way, about_sizes, all_ways, either, is_harmless, telling
+
+
+class Following(Knowing):
+    """A tracer that follows forwards on all their ways.
+
+    Args:
+        told: which ways through forwards tell the story of the others, as far as that is known.
+    """
+
+    def __init__(self, given: Callable[[], Given | None], options: dict[str, Any], told: dict[Any, Any]) -> None:
+        super().__init__(given, options)
+        self._told = told
+        self._stack: list[Call] = []
+        self._parameter_proxies: dict[str, fx.Proxy] = {}
+        self._decisions = Decisions()
+        self._following = self._followed = 0
+        self.asked = 0  # how often a size was converted to a number
+        self._converts: set[str] = set()
+        self.hidden: set[str] = set()
+        self.unshared: set[str] = set()
+        self.calls: list[Call] = []
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Whether two sizes are the same, where they are for all inputs; others on sizes have both outcomes."""
+        node = obj.node
+        known = self.known(node) if node.target in (operator.eq, operator.ne) else None
+        holds = known == ((True, True) if node.target is operator.eq else (False, False))
+        given = self._given()
+        if holds and given is not None and given.apart and all(map(follows_a_size, node.args)):
+            return node.target is operator.eq
+        if not about_sizes(node, self._open):
+            return super().to_bool(obj)
+        return self._decisions.of(node, self.known(node))
+
+    def _through(self, call: Call, run: Callable[[], Any]) -> Any:
+        """Run the forward of a call, on all its ways where it goes by what it is given."""
+        outer, calls = self._decisions, len(self.calls)
+        begin = _Beginning(call, list(call.nodes), len(self.calls), States(call.module))
+        self._decisions = Decisions()
+        try:
+            return self._once(call, run)
+        except _Again:
+            self._take_back(begin)
+            ways = self._ways(begin, run)
+            self._decisions = Decisions(ways[0].taken)
+            output = run()
+            live = self._way(begin, nodes_of(output))
+            return self._joined(call, calls, [live, *ways[1:]], output)
+        except Exception:
+            begin.states.restore()
+            raise
+        finally:
+            self._decisions = outer
+
+    def _ways(self, begin: _Beginning, run: Callable[[], Any]) -> list[Way]:
+        """The ways through a forward; those that tell the others' story, if they were found before."""
+        key = begin.call.path, repr(fx.node.map_arg((begin.call.args, begin.call.kwargs), lambda _n: None))
+        self._following += 1
+        try:
+            if key in self._told:
+                found = [self._follow(begin, run, Decisions(taken)) for taken in self._told[key]]
+                if [way.taken for way in found] == self._told[key]:
+                    return found
+            ways = all_ways(functools.partial(self._follow, begin, run))
+        finally:
+            self._following -= 1
+        ways = telling(ways)
+        self._told[key] = [way.taken for way in ways]
+        return ways
+
+    def _once(self, call: Call, run: Callable[[], Any]) -> Any:
+        """The output of a forward with one way."""
+        try:
+            output = self._run(call, run)
+        except Exception as error:
+            if self._decisions.taken:
+                raise _Again from error
+            raise
+        if output is _AGAIN or self._decisions.taken:
+            raise _Again
+        return output
+
+    def _follow(self, begin: _Beginning, run: Callable[[], Any], decisions: Decisions) -> Way:
+        """One way through the forward of a call, taken back afterwards."""
+        self._decisions = decisions
+        before = states_of(begin.call.module)
+        output = self._run(begin.call, run)
+        if output is _AGAIN:
+            self._take_back(begin)
+            decisions.clear()
+            return self._follow(begin, run, decisions)
+        if states_of(begin.call.module) != before:
+            raise UnreadableError("it keeps something that depends on the size of what it is given")
+        way = self._way(begin, nodes_of(output))
+        self._take_back(begin)
+        return way
+
+    def _run(self, call: Call, run: Callable[[], Any]) -> Any:
+        """What a forward returns, or ``_AGAIN`` where it converts a size to a number for the first time."""
+        asked = self.asked
+        try:
+            output = run()
+        except NeedsNumberError:
+            if call.path in self._converts:
+                raise
+            return self._converted(call, asked)
+        except SystemExit as error:
+            raise UnreadableError("its forward ends the process") from error
+        except Exception:
+            if self.asked == asked or call.path in self._converts:
+                raise
+            return self._converted(call, asked)  # what it was told may have led to the error
+        if self.asked == asked:
+            return output
+        if call.path in self._converts:  # and has caught the error
+            raise NeedsNumberError("a number that depends on the input is needed there and then")
+        return self._converted(call, asked)
+
+    def _converted(self, call: Call, asked: int) -> Any:
+        """Let a forward convert sizes from now on; those around it don't see that it asked."""
+        self._converts.add(call.path)
+        self.asked = asked
+        return _AGAIN
+
+    def _take_back(self, begin: _Beginning) -> None:
+        self._forget(begin.new_nodes(), begin.calls)
+        begin.states.restore()
+
+    def _way(self, begin: _Beginning, output: Any) -> Way:
+        """What a call has recorded."""
+        new = begin.new_nodes()
+        own = [n for n in new if n.op != "get_attr"]
+        tensors = {str(n.target) for n in new if n.op == "get_attr"}
+        args = [(n.args, dict(n.kwargs)) for n in own]
+        parts = [_part_of(begin.call, n) for n in own]
+        taken, harmless = tuple(self._decisions.taken), [is_harmless(n) for n in own]
+        return Way(taken, self._decisions.holds(), own, args, parts, output, tensors, harmless)
+
+    def _joined(self, call: Call, calls: int, ways: list[Way], output: Any) -> Any:
+        """Keep of the first way, which is in the graph, what all ways share; the output with values of either way."""
+        shared, (live, *_) = Shared(ways), ways
+        outputs = shared.outputs()
+        if outputs is None and call is not self.calls[0]:
+            raise OtherStructureError("what its forward returns depends on what it is given")
+        if not shared.harmless() or any(name.startswith(MADE) for way in ways for name in way.tensors):
+            raise UnreadableError("what its forward does depends on the size of what it is given")
+        made: dict[tuple[Any, ...], fx.Node] = {}
+
+        def value(values: tuple[Any, ...], before: fx.Node | None) -> Any:
+            if shared.same(values):
+                return values[0]
+            key = tuple(v if isinstance(v, fx.Node) else repr(v) for v in values)
+            if key not in made:
+                made[key] = self._insert(call, either, tuple(shared.sources(values)), before)
+                self._later[made[key]] = functools.partial(self._known_of_either, shared, values)
+            return made[key]
+
+        for j in sorted(shared.kept):
+            node, operands = live.nodes[j], [value(values, live.nodes[j]) for values in shared.operands(j)]
+            node.args, node.kwargs = _filled(live.args[j], operands)
+        found = [value(values, None) for values in (shared.any_output() if outputs is None else outputs)]
+        alone = {n for j, n in enumerate(live.nodes) if j not in shared.kept}
+        instead = {key[0]: node for key, node in made.items() if key[0] in alone}
+        if alone or made:
+            call.branches = True
+        self.hidden |= shared.parts()
+        self.unshared |= shared.tensors()
+        for inner in self.calls[calls:]:
+            inner.args, inner.kwargs, inner.output = fx.node.map_arg(
+                (inner.args, inner.kwargs, inner.output), lambda n: instead.get(n, n)
+            )
+        gone = [c for c in self.calls[calls:] if c.nodes and alone.issuperset(c.nodes)]
+        self._erase(call, alone)
+        self.calls[calls:] = [c for c in self.calls[calls:] if c not in gone]
+        if outputs is None:
+            return [self.proxy(node) for node in found]
+        return _filled(output, [self.proxy(v) if isinstance(v, fx.Node) else v for v in found])
+
+    def _insert(
+        self, call: Call, function: Callable[..., Any], args: tuple[fx.Node, ...], before: fx.Node | None
+    ) -> fx.Node:
+        """What stands for operations that differ from way to way, in front of another one or at the end."""
+        with contextlib.nullcontext() if before is None else self.graph.inserting_before(before):
+            node = self.graph.create_node("call_function", function, args)
+        node.meta["call"] = call
+        for outer in call.lineage():
+            outer.nodes.insert(len(outer.nodes) if before is None else outer.nodes.index(before), node)
+        return node
+
+    def _erase(self, call: Call, alone: set[fx.Node]) -> None:
+        """Take out operations that one way runs alone, and readings of parameters that nothing needs then."""
+        erased = set()
+        for node in reversed(list(call.nodes)):
+            if node in alone or (node.op == "get_attr" and not node.users):
+                self.graph.erase_node(node)
+                erased.add(node)
+        for outer in (*call.lineage(), *self.calls):
+            outer.nodes = [n for n in outer.nodes if n not in erased]
+        for name, proxy in list(self._parameter_proxies.items()):
+            if proxy.node in erased:
+                del self._parameter_proxies[name]
+
+    def _forget(self, nodes: list[fx.Node], calls: int) -> None:
+        """Take back what was recorded last."""
+        erased = set(nodes)
+        for node in reversed(nodes):
+            self.graph.erase_node(node)
+        for outer in self._stack if erased else ():
+            outer.nodes = [n for n in outer.nodes if n not in erased]
+        del self.calls[calls:]
+        for name, proxy in list(self._parameter_proxies.items()):
+            if proxy.node in erased:
+                del self._parameter_proxies[name]
+
+
+@dataclass(frozen=True, eq=False)
+class _Beginning:
+    """What there was when a forward began.
+
+    Args:
+        before: operations of the call: the arguments, if it is the root's.
+        calls: how many calls there were.
+        states: attributes of the modules, and what they were.
+    """
+
+    call: Call
+    before: list[fx.Node]
+    calls: int
+    states: States
+
+    def new_nodes(self) -> list[fx.Node]:
+        """What the call has recorded since."""
+        return self.call.nodes[len(self.before) :]
+
+
+class OtherStructureError(UnreadableError):
+    """A child that returns a tensor on one way and something else on another."""
+
+
+_AGAIN: Any = object()
+
+
+class _Again(Exception):
+    """A forward with several ways, or one that converts sizes: it is run once more."""
+
+
+def _filled(structure: Any, values: list[Any]) -> Any:
+    """A structure, of the same classes, with other values in place of its own, in order."""
+    rest = iter(values)
+
+    def put(value: Any) -> Any:
+        if isinstance(value, tuple):
+            items = [put(v) for v in value]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if isinstance(value, list):
+            return [put(v) for v in value]
+        if isinstance(value, dict):
+            new: Any = {} if isinstance(value, fx.immutable_collections.immutable_dict) else copy.copy(value)
+            for key, one in value.items():
+                new[key] = put(one)
+            return new
+        if isinstance(value, slice):
+            return slice(put(value.start), put(value.stop), put(value.step))
+        return next(rest)
+
+    return put(structure)
+
+
+def _part_of(call: Call, node: fx.Node) -> str | None:
+    """The path of the module, called by a call's own forward, that runs an operation."""
+    inner = None
+    for at in node.meta["call"].lineage():
+        if at is call:
+            break
+        inner = at
+    return None if inner is None else inner.path
+
+
+def nodes_of(value: Any) -> Any:
+    """A structure of proxies as a structure of nodes."""
+    return fx.node.map_aggregate(value, lambda v: v.node if isinstance(v, fx.Proxy) else v)

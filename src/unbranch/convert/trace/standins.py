@@ -1,0 +1,177 @@
+"""Arguments without numbers, for inputs of two sizes, of every part of a network."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._pytree import tree_map
+
+from unbranch.convert.trace.example_values import Given
+from unbranch.graph.copies import with_stand_ins
+from unbranch.graph.numberless import Numberless, Stage
+from unbranch.graph.probe import Arguments
+from unbranch.graph.shadow import shadow_of
+
+_UNLIKE = (1, 1, 2, 3, 5)
+_ODD = (21, 26)  # added to the two sizes: halves, and halves of halves, are odd in one of them
+_APART = 32  # sides are multiplied by this, so that they stay unlike behind every stride; a batch isn't
+
+
+@dataclass(eq=False)
+class StandIns:
+    """What the parts of a network are given, found when it is first asked for.
+
+    Args:
+        network: the original, of which a copy is run.
+        pair: two inputs of different sizes.
+    """
+
+    network: nn.Module
+    pair: tuple[Arguments, Arguments] | None
+    _mode: Stage = field(default_factory=Numberless)
+    _copy: nn.Module | None = None
+    _unlike: bool = False
+    _found: list[dict[str, Arguments]] | None = None
+    _given: dict[str, Given | None] = field(default_factory=dict)
+
+    def of(self, path: str) -> Given | None:
+        """The arguments of the part at a path, if the network comes to it."""
+        if path not in self._given:
+            self._given[path] = self._made(path)
+        return self._given[path]
+
+    def _made(self, path: str) -> Given | None:
+        if self.pair is None:
+            return None
+        if self._found is None:
+            self._found = self._search()
+        a, b = (found.get(path) for found in self._found)
+        if self._copy is None or a is None or b is None:
+            return None
+        part = self._copy.get_submodule(path)
+        try:
+            first, second = (_by_name(part, given) for given in (a, b))
+        except (TypeError, ValueError):  # a module without a signature
+            return None
+        return Given(self._mode, part, (first, second), self._unlike) if first.keys() == second.keys() else None
+
+    def _search(self) -> list[dict[str, Arguments]]:
+        """What parts are given; at sizes that are all unlike, and divided by nothing, if the network takes them."""
+        assert self.pair is not None
+        best: list[dict[str, Arguments]] = [{}, {}]
+        for make in (Numberless, lambda: FakeTensorMode(allow_non_fake_inputs=True)):
+            self._mode = make()
+            try:
+                self._copy = with_stand_ins(shadow_of(self.network), self._mode)
+            except Exception:  # tensors that have no stand-in
+                continue
+            for self._unlike, unlike in ((True, True), (False, True), (False, False)):
+                pair = _apart(*self.pair, unlike=unlike, odd=self._unlike)
+                (first, failed), (second, too) = map(self._observed, pair)
+                best = [first, second]
+                if failed is None and too is None:
+                    return [first, self._with_other_channels(*pair) or second]
+                if any(error is not None and _needs_numbers(error) for error in (failed, too)):
+                    return best  # as far as the network comes without them
+        return best
+
+    def _with_other_channels(self, first: Arguments, second: Arguments) -> dict[str, Arguments] | None:
+        """What parts are given for twice as many channels, if the network takes them: then no number is theirs."""
+        tensors = [v for v in (*first.args, *second.args) if isinstance(v, Tensor) and v.dim() > 1]
+        if len(tensors) < len(first.args) + len(second.args):
+            return None
+        for axis in (1, -1):
+            if all(a.shape[axis] == b.shape[axis] for a, b in zip(first.args, second.args, strict=True)):
+                found, failed = self._observed(Arguments(tuple(_doubled(v, axis) for v in second.args)))
+                if failed is None:
+                    return found
+        return None
+
+    def _observed(self, given: Arguments) -> tuple[dict[str, Arguments], Exception | None]:
+        """What parts are given for an input, and what kept the network from running to its end."""
+        assert self._copy is not None
+        own = shadow_of(self._copy)
+        found: dict[str, Arguments] = {}
+
+        def watch(path: str) -> Any:
+            def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+                if path not in found:
+                    found[path] = Arguments(args, kwargs)
+
+            return hook
+
+        for path, module in own.named_modules():
+            with contextlib.suppress(RuntimeError):  # ScriptModules take no such hooks
+                module.register_forward_pre_hook(watch(path), with_kwargs=True)
+        try:
+            with torch.inference_mode(False), torch.no_grad(), self._mode:
+                own(*tree_map(self._stand_in, given.args))
+        except Exception as error:
+            return found, error
+        return found, None
+
+    @functools.cached_property
+    def _device(self) -> torch.device:
+        return next((t.device for t in self.network.parameters()), torch.device("cpu"))
+
+    def _stand_in(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        device = self._device if value.is_meta else value.device
+        return torch.empty(value.shape, dtype=value.dtype, device=device)
+
+
+def _by_name(module: nn.Module, given: Arguments) -> dict[str, Any]:
+    """Arguments of a forward by their names; the first of any number."""
+    signature = inspect.signature(module.forward)
+    found = dict(signature.bind(*given.args, **given.kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL and found.get(name):
+            found[name] = found[name][0]
+        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            found.pop(name, None)
+    return found
+
+
+def _needs_numbers(error: Exception) -> bool:
+    """Whether a forward that failed on stand-ins depends on the numbers in its tensors."""
+    kinds = (DataDependentOutputException, DynamicOutputShapeException)
+    return isinstance(error, kinds) or any(words in str(error) for words in ("meta tensors", "Meta tensors", "'Meta'"))
+
+
+def _doubled(value: Tensor, axis: int) -> Tensor:
+    shape = list(value.shape)
+    shape[axis] *= 2
+    return torch.empty(shape, dtype=value.dtype, device="meta")
+
+
+def _apart(first: Arguments, second: Arguments, *, unlike: bool, odd: bool) -> tuple[Arguments, Arguments]:
+    """The same with sizes multiplied where they differ; ``unlike`` by another factor along each axis.
+
+    ``odd`` sizes aren't multiples of anything, so that what is halved and doubled again has another size.
+    """
+
+    def larger(value: Any, other: Any, more: int) -> Any:
+        if not isinstance(value, Tensor) or not isinstance(other, Tensor) or value.dim() != other.dim():
+            return value
+        by_axis = [_UNLIKE[axis % len(_UNLIKE)] if unlike else 1 for axis in range(value.dim())]
+        factors = [factor * (_APART if axis else 1) for axis, factor in enumerate(by_axis)]
+        sizes = zip(value.shape, other.shape, factors, strict=True)
+        shape = [n if n == m else n * factor + more * odd for n, m, factor in sizes]
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+
+    def paired(a: Arguments, b: Arguments, more: int) -> Arguments:
+        return Arguments(tuple(larger(v, w, more) for v, w in zip(a.args, b.args, strict=False)))
+
+    return paired(first, second, _ODD[0]), paired(second, first, _ODD[1])
