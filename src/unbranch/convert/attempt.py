@@ -102,7 +102,7 @@ class Attempt:
     def _convert(
         self, trace: Trace, hooked: dict[str, str], owners: dict[int, set[int]], elsewhere: set[int]
     ) -> None:  # fmt: skip
-        inner = {_inner_path(trace, p): why for p, why in hooked.items() if _is_inside(trace, p)}
+        inner = {_inner_path(trace, p): why for p, why in hooked.items() if lies_in(p, trace.path)}
         shared = _shared(trace, owners, elsewhere)
         unmoved = {*inner, *shared, *self.unmoved}
         stay = {*inner, *(target for path, kind, target in self.excluded if (path, kind) == (trace.path, _DROPPED))}
@@ -242,10 +242,6 @@ class Attempt:
 def _identity(trace: Trace, merge: Merge) -> tuple[str, str, str]:
     """What a merge is called in every conversion of one network."""
     return trace.path, merge.root.name, merge.target.name
-
-
-def _is_inside(trace: Trace, path: str) -> bool:
-    return not trace.path or path == trace.path or path.startswith(f"{trace.path}.")
 
 
 def _inner_path(trace: Trace, path: str) -> str:

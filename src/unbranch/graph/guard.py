@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from unbranch.graph.operations import LENDS_MEMORY, TRAINED_NORMS
 from unbranch.graph.state import tensors_of
 
 
@@ -68,13 +69,10 @@ class Lent(TorchFunctionMode):
         self._protected = protected
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        lent = args[0] if args and getattr(func, "__name__", "") in _LENDING else None
+        lent = args[0] if args and getattr(func, "__name__", "") in LENDS_MEMORY else None
         if isinstance(lent, Tensor) and storage_of(lent) in self._protected:
             raise StateWriteError(str(func))
         return func(*args, **(kwargs or {}))
-
-
-_LENDING = {"numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage"}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -83,8 +81,7 @@ def _kind_of(func: Any) -> tuple[bool, bool]:
     return func._schema.is_mutable or func._schema.name in _TRAINED, torch.Tag.nondeterministic_seeded in func.tags
 
 
-_TRAINED = {f"aten::{kind}" for kind in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")}
-"""Norms that write to running statistics in training, and don't say so in their schema."""
+_TRAINED = {f"aten::{norm}" for norm in TRAINED_NORMS}
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:

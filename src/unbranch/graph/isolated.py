@@ -17,17 +17,15 @@ from torch.multiprocessing import reductions
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_map
 
-_VIEWS = {"data", "T", "mT", "H", "mH", "real", "imag"}  # attributes that are tensors and share memory
+from unbranch.graph.operations import LENDS_MEMORY, TRAINED_NORMS, VIEW_ATTRIBUTES
+
 _METADATA = {
     "size", "dim", "ndimension", "stride", "numel", "nelement", "storage_offset", "is_floating_point", "is_complex",
     "get_device", "is_contiguous", "__len__", "__hash__", "is_tensor",
 }  # fmt: skip  # read off a tensor without its values: only for speed
 _GRADIENTS = {"requires_grad_", "retain_grad"}
 # These write, or let others write, without counting.
-_UNCOUNTED = {
-    "batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_impl_index",
-    "instance_norm", "numpy", "__array__", "__dlpack__", "untyped_storage", "storage", "data_ptr",
-}  # fmt: skip
+_UNCOUNTED = TRAINED_NORMS | LENDS_MEMORY | {"batch_norm", "_batch_norm_impl_index", "instance_norm"}
 _REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 _COMPLEX = {real: dtype for dtype, real in _REAL.items()}
 
@@ -84,7 +82,7 @@ class Isolated(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in ("__get__", "__set__"):
             attribute = getattr(getattr(func, "__self__", None), "__name__", "")
-            if attribute not in _VIEWS:
+            if attribute not in VIEW_ATTRIBUTES:
                 return self._attribute(func, name, args)
         elif name in _METADATA:
             return func(*mapped(self._current, args), **kwargs)

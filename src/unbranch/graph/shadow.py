@@ -67,7 +67,7 @@ def _copied_module(module: nn.Module, memo: dict[int, Any]) -> None:
         of = type(value)
         if of in _ATOMS:
             new[name] = value
-        elif name in _PLUMBING and of in _CONTAINERS and not value:
+        elif name in MODULE_ATTRIBUTES and of in _CONTAINERS and not value:
             new[name] = of()
         else:
             new[name] = _copied_value(value, memo)
@@ -85,7 +85,8 @@ def _copies_itself(kind: Any) -> bool:
     )
 
 
-_PLUMBING = set(vars(nn.Module()))
+MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+"""Names of the attributes that every module has."""
 _CONTAINERS = {dict, OrderedDict, set}
 _ATOMS = {int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size}
 

@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from unbranch.graph.shadow import computed_names
+from unbranch.graph.shadow import MODULE_ATTRIBUTES, computed_names
 
-_PLUMBING = {*vars(nn.Module()), "forward", "unbranch_history"}
+_NOT_STATE = {*MODULE_ATTRIBUTES, "forward", "unbranch_history"}
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers, and tensors among the attributes of a module, alone and in containers."""
-    attributes = (value for name, value in vars(module).items() if name not in _PLUMBING)
+    attributes = (value for name, value in vars(module).items() if name not in _NOT_STATE)
     for value in (*module._parameters.values(), *module._buffers.values(), *attributes):
         if value is None or type(value) in _ATOMS:
             continue
@@ -34,7 +34,7 @@ def state_of(module: nn.Module) -> dict[tuple[str, str], tuple[Any, Any]]:
                     found[path, name] = ((id(tensor), _version(tensor)), tensor)
         computed = computed_names(part) if part._forward_pre_hooks else ()
         for name, value in vars(part).items():
-            if name not in _PLUMBING and name not in computed:
+            if name not in _NOT_STATE and name not in computed:
                 known = isinstance(value, list | dict | set)
                 found[path, name] = (_mark(value), copy.copy(value) if known else value)
     return found

@@ -5,24 +5,10 @@ from __future__ import annotations
 from torch import fx
 
 from unbranch.convert.reasons import IN_PLACE
-from unbranch.convert.trace.trace import Trace, operation_name
+from unbranch.convert.trace.trace import Trace
 from unbranch.convert.trace.ways import either
+from unbranch.graph.operations import is_view_operation, written_to
 from unbranch.rules import rule_of_module
-
-VIEWS = {
-    "getitem", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel",
-    "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint", "expand", "expand_as",
-    "broadcast_to", "narrow", "select", "diagonal", "unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit",
-    "dsplit", "detach", "contiguous", "to", "type_as", "float", "double", "real", "imag", "view_as_real",
-    "view_as_complex", "as_strided", "unfold", "atleast_1d", "atleast_2d", "atleast_3d", "conj", "alias",
-    "either",
-}  # fmt: skip
-"""Functions and methods whose result may share memory with their first input."""
-_ATTRIBUTES = {"T", "mT", "H", "mH", "data", "real", "imag"}
-_AUGMENTED = {
-    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor", "ilshift",
-    "irshift",
-}  # fmt: skip
 
 
 def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
@@ -73,12 +59,6 @@ def is_view(trace: Trace, node: fx.Node) -> bool:
     return is_view_operation(node)
 
 
-def is_view_operation(node: fx.Node) -> bool:
-    """As ``is_view``, for functions and methods."""
-    name = operation_name(node)
-    return node.args[1] in _ATTRIBUTES if name == "getattr" else name in VIEWS
-
-
 def changed_in_place(trace: Trace, node: fx.Node) -> fx.Node | None:
     """The value that an operation writes to, if it does."""
     if node.op != "call_module":
@@ -86,13 +66,3 @@ def changed_in_place(trace: Trace, node: fx.Node) -> fx.Node | None:
     writes = bool(getattr(trace.layer_of(node), "inplace", False)) and not is_view(trace, node)
     first = node.args[0] if node.args else None
     return first if writes and isinstance(first, fx.Node) else None
-
-
-def written_to(node: fx.Node) -> fx.Node | None:
-    """The value that a function or a method writes to, if it does."""
-    name, out = operation_name(node), node.kwargs.get("out")
-    if isinstance(out, fx.Node):
-        return out
-    writes = name in {"setitem", "__setitem__", *_AUGMENTED} or (name.endswith("_") and not name.startswith("_"))
-    first = node.args[0] if node.args else None
-    return first if (writes or node.kwargs.get("inplace") is True) and name and isinstance(first, fx.Node) else None

@@ -21,13 +21,12 @@ from unbranch.algebra import identity
 from unbranch.convert.passes.rearrange import rearranged, rearranges, shapes_of, source_of
 from unbranch.convert.trace.trace import MOVED, Call, Trace, call_of
 from unbranch.errors import NotAffine
+from unbranch.graph.operations import CONCATENATIONS, SPLITS
 from unbranch.rules import rule_of_module
 from unbranch.rules.arrangement import Arrangement
 from unbranch.rules.pieces import scaled_and_shifted
 from unbranch.rules.value import Affine
 
-_CATS = {torch.cat, torch.concat, torch.concatenate}
-_SPLITS = {torch.split, torch.chunk, "split", "chunk"}
 _MEANS = {torch.mean, "mean"}
 _ADAPTIVE = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
 
@@ -56,10 +55,10 @@ def move_norms(trace: Trace, unmoved: set[str], hooked: Collection[str] = ()) ->
         source = node.all_input_nodes[0]
         mover = _Mover(trace, unmoved, len(moves), gone, watched)
         move = None
-        if source.target in _CATS:
+        if source.target in CONCATENATIONS:
             norm = _Norm.at(trace, node)
             move = None if norm is None else mover.before_cat(norm, source)
-        elif source.target is operator.getitem and source.all_input_nodes[0].target in _SPLITS:
+        elif source.target is operator.getitem and source.all_input_nodes[0].target in SPLITS:
             move = mover.before_split(source.all_input_nodes[0])
         elif (near := mover.is_rearranged(source)) or (mover.is_averaged(node) and not mover.takes(source)):
             norm = _Norm.at(trace, node)
@@ -256,7 +255,7 @@ class _Mover:
         if self._is_kernel(node):
             return True
         rule = self.trace.rule(node)
-        if rule is None or node.target in _CATS | _SPLITS or node.target is operator.getitem:
+        if rule is None or node.target in CONCATENATIONS | SPLITS or node.target is operator.getitem:
             return False
         sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
         return bool(sources) and rule.kind in ("view", "elementwise") and all(self.takes(n) for n in sources)

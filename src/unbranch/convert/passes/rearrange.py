@@ -11,13 +11,9 @@ from torch import Tensor, fx, nn
 from unbranch.convert.trace.execute import run_node
 from unbranch.convert.trace.trace import Trace
 from unbranch.errors import NotAffine
+from unbranch.graph.operations import AXIS_ATTRIBUTES, AXIS_CHANGES, RESHAPES
 from unbranch.rules.arrangement import Arrangement, Shapes
 
-_METHODS = {
-    "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "adjoint", "flatten", "unsqueeze",
-}  # fmt: skip
-_BY_SHAPE = {"reshape", "view", "reshape_as", "view_as", "squeeze"}
-_ATTRIBUTES = {"T", "mT", "H", "mH"}
 _PRIMES = (2, 3, 5, 7, 11, 13, 17)
 
 
@@ -29,7 +25,7 @@ def _name(trace: Trace, node: fx.Node) -> str:
     if node.op == "call_method":
         return str(node.target)
     if node.op == "call_function" and node.target is getattr:
-        return str(node.args[1]) if node.args[1] in _ATTRIBUTES else ""
+        return str(node.args[1]) if node.args[1] in AXIS_ATTRIBUTES else ""
     name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
     return name if getattr(torch, name, None) is node.target else ""
 
@@ -37,7 +33,7 @@ def _name(trace: Trace, node: fx.Node) -> str:
 def rearranges(trace: Trace, node: fx.Node) -> bool:
     """Whether an operation gives a tensor other axes."""
     name = _name(trace, node)
-    known = name in _METHODS or name in _BY_SHAPE or name in _ATTRIBUTES or name == "unflatten"
+    known = name in AXIS_CHANGES or name in RESHAPES or name in AXIS_ATTRIBUTES or name == "unflatten"
     return known and bool(node.all_input_nodes) and not any(isinstance(a, torch.dtype) for a in node.args)
 
 
@@ -70,7 +66,7 @@ def rearranged(trace: Trace, node: fx.Node, before: Arrangement, channels: int =
         raise NotAffine("a tensor whose shape isn't known")
     if name == "squeeze" and any(shapes[0][j] != shapes[1][j] for j in _squeezed_axes(node, before.rank)):
         raise NotAffine("an axis that goes where it happens to have one point")
-    if name in _BY_SHAPE:
+    if name in RESHAPES:
         return before if shapes == after else before.reshaped(0, before.rank, after, channels)
     if name == "unflatten":
         divided = _divided_axis(trace, node)

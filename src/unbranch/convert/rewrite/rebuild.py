@@ -15,7 +15,6 @@ from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from unbranch.convert.interpret.interpretation import CHANGES_SIZE, Region
-from unbranch.convert.passes.inplace import is_view_operation, written_to
 from unbranch.convert.passes.rearrange import shapes_of
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.place import Rebuild, Swap, Unplaceable, opened_by, takes_one_value
@@ -23,6 +22,7 @@ from unbranch.convert.rewrite.rebuilt import Rebuilt
 from unbranch.convert.trace.execute import attribute
 from unbranch.convert.trace.trace import Call, call_of
 from unbranch.errors import Inexact
+from unbranch.graph.operations import is_view_operation, written_to
 from unbranch.graph.shadow import deep_copied
 from unbranch.rules import rule_of_base, rule_of_module
 from unbranch.rules.value import Affine, Gridded

@@ -12,6 +12,7 @@ from torch import fx
 
 from unbranch.convert.trace.casts import NeedsNumberError
 from unbranch.convert.trace.type_checks import Asked
+from unbranch.graph.operations import AUGMENTED_ASSIGNMENTS
 
 
 class _Shape(tuple[Any, ...]):
@@ -161,5 +162,5 @@ def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+for _name in AUGMENTED_ASSIGNMENTS:
     setattr(Value, f"__{_name}__", _in_place(getattr(operator, _name)))

@@ -14,6 +14,7 @@ from torch import fx, nn
 from unbranch.convert.trace.casts import is_converting
 from unbranch.convert.trace.trace import MADE
 from unbranch.graph.outside import Contents, restore_outside
+from unbranch.graph.shadow import MODULE_ATTRIBUTES
 
 
 class Recorder(Protocol):
@@ -70,7 +71,7 @@ class States:
             value
             for state, _ in self._states
             for name, value in state.items()
-            if name not in _PLUMBING and isinstance(value, list | dict | set | tuple)
+            if name not in MODULE_ATTRIBUTES and isinstance(value, list | dict | set | tuple)
         )
 
     def restore(self) -> None:
@@ -81,9 +82,6 @@ class States:
             state.update(before | made)
         self._contents.restore()
         restore_outside()
-
-
-_PLUMBING = set(vars(nn.Module()))
 
 
 def states_of(module: nn.Module) -> list[Any]:

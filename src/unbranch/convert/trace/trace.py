@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from unbranch.graph.operations import reads_size
 from unbranch.rules import Rule, rule_of_function, rule_of_method, rule_of_module
 
 MADE = "_tensor_constant"  # torch.fx's name for tensors that a forward makes anew
@@ -186,13 +187,6 @@ class Trace:
         return ".".join(p for p in (self.path, path) if p)
 
 
-def operation_name(node: fx.Node) -> str:
-    """What a function or a tensor's method is called; nothing for other nodes."""
-    if node.op not in ("call_function", "call_method"):
-        return ""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
 def call_of(node: fx.Node) -> Call:
     """The innermost module call that a node belongs to."""
     return node.meta["call"]  # type: ignore[no-any-return]
@@ -218,10 +212,8 @@ def _computes_itself(module: nn.Module) -> bool:
 def _sizes(graph: fx.Graph) -> set[fx.Node]:
     about_shape: set[fx.Node] = set()
     for node in graph.nodes:
-        reads = node.op == "call_method" and node.target in ("size", "dim")
-        reads = reads or (node.target is getattr and node.args[1] in ("shape", "ndim"))
         inputs = node.all_input_nodes
-        if reads or (node.op == "call_function" and inputs and all(n in about_shape for n in inputs)):
+        if reads_size(node) or (node.op == "call_function" and inputs and all(n in about_shape for n in inputs)):
             about_shape.add(node)
     return about_shape
 

@@ -22,6 +22,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from unbranch.convert.trace.casts import UnreadableError, is_of_kind
+from unbranch.graph.operations import reads_size
 
 MOST = 256  # ways through one forward
 MOST_OPERATIONS = 100_000  # that are recorded for one trace, the ways that are taken back included
@@ -86,9 +87,9 @@ def _key(value: Any) -> Any:
         return tuple(map(_key, value))
     if not isinstance(value, fx.Node):
         return type(value).__name__, repr(value)
-    reads = value.op == "call_method" and value.target in ("size", "dim")
     module = getattr(value.target, "__module__", None)
-    if reads or (value.op == "call_function" and module in ("_operator", "builtins", "math") and not value.kwargs):
+    computed = value.op == "call_function" and module in _OF_NUMBERS and not value.kwargs
+    if reads_size(value) or computed:
         return value.target, _key(value.args)
     return value
 
@@ -105,12 +106,10 @@ def about_sizes(node: fx.Node, options: Collection[str] = ()) -> bool:
     """Whether a value is computed from sizes alone, or from optional arguments of the names given."""
     if node.op == "placeholder":
         return node.name in options
-    if node.op == "call_method" and node.target in ("size", "dim"):
+    if reads_size(node):
         return True
-    if node.op != "call_function" or node.kwargs:
+    if node.op != "call_function" or node.kwargs or node.target is getattr:
         return False
-    if node.target is getattr:
-        return node.args[1] in ("shape", "ndim")
     known = node.target in (either, is_of_kind) or getattr(node.target, "__module__", None) in _OF_NUMBERS
     inputs = node.all_input_nodes
     return known and bool(inputs) and all(about_sizes(n, options) for n in inputs)
