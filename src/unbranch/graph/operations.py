@@ -27,7 +27,8 @@ VIEWS = (
     | BASIC_INDEXING
     | {
         "unflatten", "ravel", "diagonal", "unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit", "dsplit",
-        "detach", "contiguous", "to", "type_as", "float", "double", "real", "imag", "view_as_real", "view_as_complex",
+        "split_with_sizes", "detach", "positive", "resolve_conj", "resolve_neg", "contiguous", "to", "type_as", "float",
+        "half", "bfloat16", "double", "cpu", "cuda", "pin_memory", "real", "imag", "view_as_real", "view_as_complex",
         "as_strided", "unfold", "atleast_1d", "atleast_2d", "atleast_3d", "conj", "alias",
         "either",  # of convert/trace/ways.py: stands for one of its inputs
     }
