@@ -2,7 +2,8 @@
 
 from unbranch.convert.conversion import Conversion, collapse, explain
 from unbranch.convert.kernel import EquivalentKernel, equivalent_kernel
-from unbranch.convert.prove.verify import Verification, verify
+from unbranch.convert.prove.verification import Verification
+from unbranch.convert.prove.verify import verify
 from unbranch.convert.replay import collapsed_again
 from unbranch.convert.report import MergeRecord, NetworkCost, Refusal, Report
 from unbranch.rules import register_method, register_rule

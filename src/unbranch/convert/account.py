@@ -14,8 +14,8 @@ from unbranch.convert.lines import place_of
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.reasons import NO_INPUT, remedy_of
 from unbranch.convert.report import MergeRecord, Refusal, Report
+from unbranch.convert.trace.decisions import either
 from unbranch.convert.trace.trace import Trace
-from unbranch.convert.trace.ways import either
 from unbranch.graph.operations import operation_name
 from unbranch.rules import rule_of_module
 

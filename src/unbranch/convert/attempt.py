@@ -23,9 +23,10 @@ from unbranch.convert.prove.merged_layers import IN_FLOAT64, Built, build
 from unbranch.convert.prove.watch import Rows
 from unbranch.convert.reasons import HOOKED, REACHED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
 from unbranch.convert.report import Refusal, Report
-from unbranch.convert.rewrite.place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
+from unbranch.convert.rewrite.place import rewrites_of, unit_of
 from unbranch.convert.rewrite.rebuild import Blueprint, check_rebuilds
 from unbranch.convert.rewrite.rewrite import copied, rebuild, replaced_modules
+from unbranch.convert.rewrite.sites import Rebuild, Swap, Unplaceable
 from unbranch.convert.rewrite.unread import drop_unread
 from unbranch.convert.source.methods import reached_by_forward
 from unbranch.convert.trace.standins import StandIns

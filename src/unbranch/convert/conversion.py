@@ -9,9 +9,9 @@ from torch import nn
 
 from unbranch.convert.attempt import Attempt
 from unbranch.convert.faults import Fault, as_errors, warn_of
-from unbranch.convert.prove.forwards import Forwards, sizes_of
+from unbranch.convert.prove.forwards import Forwards
+from unbranch.convert.prove.inputs import as_inputs, sizes_of
 from unbranch.convert.prove.merged_layers import Built
-from unbranch.convert.prove.verify import as_inputs
 from unbranch.convert.report import Report
 from unbranch.convert.step import record_step
 from unbranch.errors import CollapseError, UnsupportedError

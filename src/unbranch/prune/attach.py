@@ -13,7 +13,7 @@ from torch import nn
 
 from unbranch.blocks import BranchedConv, Compactor
 from unbranch.blocks.parts import is_depthwise
-from unbranch.convert.prove.verify import as_inputs
+from unbranch.convert.prove.inputs import as_inputs
 from unbranch.errors import InputError
 from unbranch.expansion import expand
 from unbranch.expansion.places import places_in

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unbranch.blocks import Compactor
 from unbranch.convert import Report, verify
 from unbranch.convert.costs import cost_of
-from unbranch.convert.prove.verify import as_inputs
+from unbranch.convert.prove.inputs import as_inputs
 from unbranch.convert.report import NetworkCost
 from unbranch.errors import DifferenceError
 from unbranch.graph.shadow import unwrapped

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unbranch.blocks import Compactor
-from unbranch.convert.prove.verify import as_inputs
+from unbranch.convert.prove.inputs import as_inputs
 from unbranch.errors import InputError
 from unbranch.graph.shadow import unwrapped
 from unbranch.prune.convert import THRESHOLD, convert, row_norms

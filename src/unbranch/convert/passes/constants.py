@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from unbranch.convert.trace.decisions import either
 from unbranch.convert.trace.execute import attribute, run_node
 from unbranch.convert.trace.trace import Trace
-from unbranch.convert.trace.ways import either
 from unbranch.errors import Inexact
 from unbranch.graph.float64 import Float64
 from unbranch.graph.operations import is_view_operation

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from unbranch.convert.reasons import IN_PLACE
+from unbranch.convert.trace.decisions import either
 from unbranch.convert.trace.trace import Trace
-from unbranch.convert.trace.ways import either
 from unbranch.graph.operations import is_view_operation, written_to
 from unbranch.rules import rule_of_module
 

@@ -13,22 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
-from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
+from torch import Tensor, fx
 
-from unbranch.algebra import identity
+from unbranch.convert.passes.neighbours import Neighbours
+from unbranch.convert.passes.norms import Norm, is_norm
 from unbranch.convert.passes.rearrange import rearranged, rearranges, shapes_of, source_of
 from unbranch.convert.trace.trace import MOVED, Call, Trace, call_of
 from unbranch.errors import NotAffine
 from unbranch.graph.operations import CONCATENATIONS, SPLITS
-from unbranch.rules import rule_of_module
 from unbranch.rules.arrangement import Arrangement
 from unbranch.rules.pieces import scaled_and_shifted
-from unbranch.rules.value import Affine
-
-_MEANS = {torch.mean, "mean"}
-_ADAPTIVE = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,67 +44,29 @@ def move_norms(trace: Trace, unmoved: set[str], hooked: Collection[str] = ()) ->
     gone: set[fx.Node] = set()
     watched = trace.seen_by(hooked)
     for node in list(trace.graph.nodes):
-        if node in gone or not _is_norm(trace, node) or str(node.target) in unmoved:
+        if node in gone or not is_norm(trace, node) or str(node.target) in unmoved:
             continue
         source = node.all_input_nodes[0]
         mover = _Mover(trace, unmoved, len(moves), gone, watched)
         move = None
         if source.target in CONCATENATIONS:
-            norm = _Norm.at(trace, node)
+            norm = Norm.at(trace, node)
             move = None if norm is None else mover.before_cat(norm, source)
         elif source.target is operator.getitem and source.all_input_nodes[0].target in SPLITS:
             move = mover.before_split(source.all_input_nodes[0])
-        elif (near := mover.is_rearranged(source)) or (mover.is_averaged(node) and not mover.takes(source)):
-            norm = _Norm.at(trace, node)
+        elif (near := mover.near.is_rearranged(source)) or (
+            mover.near.is_averaged(node) and not mover.near.takes(source)
+        ):
+            norm = Norm.at(trace, node)
             if norm is not None:
                 move = mover.before_axes(norm) if near else None
-                move = move or (None if mover.takes(source) else mover.behind_mean(norm))
+                move = move or (None if mover.near.takes(source) else mover.behind_mean(norm))
         if move is not None:
             moves.append(move)
     trace.moved = {piece: move.calls for move in moves for piece in move.pieces}
     if moves:
         trace.refresh()
     return moves
-
-
-def _is_norm(trace: Trace, node: fx.Node) -> bool:
-    if node.op != "call_module" or node.meta.get("passes") or len(node.args) != 1 or node.kwargs:
-        return False
-    module = trace.layer_of(node)
-    rule = rule_of_module(module)
-    norms = isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(module).__name__
-    return norms and rule is not None and rule.kind == "elementwise"
-
-
-@dataclass(frozen=True, eq=False)
-class _Norm:
-    """A layer that scales and shifts each channel; both in float64, ``(C,)``."""
-
-    node: fx.Node
-    scale: Tensor
-    shift: Tensor
-
-    @classmethod
-    def at(cls, trace: Trace, node: fx.Node) -> _Norm | None:
-        module = trace.layer_of(node)
-        rule = rule_of_module(module)
-        if rule is None or trace.times_called()[id(module)] > 1:
-            return None
-        known = trace.known(node)
-        if known is None or not isinstance(known[0], Tensor) or known[0].dim() < 2:
-            return None
-        channels, ndim = known[0].shape[1], known[0].dim() - 2
-        try:
-            device = next(iter((*module.parameters(), *module.buffers())), torch.empty(0)).device
-            result = rule.apply(module, Affine(identity(channels, ndim, device=device)))
-        except Exception:  # no statistics, say
-            return None
-        value = result.map
-        if not value.pointwise or not value.in_channels == value.out_channels == value.groups == channels:
-            return None
-        shape = (1, channels, *(1,) * ndim)
-        ends = [result.map(torch.full(shape, v, dtype=torch.float64, device=device)).flatten() for v in (0, 1)]
-        return cls(node, ends[1] - ends[0], ends[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,18 +77,24 @@ class _Mover:
     gone: set[fx.Node]
     watched: set[fx.Node]
 
-    def before_cat(self, norm: _Norm, cat: fx.Node) -> Move | None:
+    @property
+    def near(self) -> Neighbours:
+        return Neighbours(self.trace)
+
+    def before_cat(self, norm: Norm, cat: fx.Node) -> Move | None:
         """Part by part in front of a concatenation of channels."""
         given: dict[str, Any] = dict(zip(("tensors", "dim"), cat.args, strict=False)) | cat.kwargs
         parts: Any = given.get("tensors")
-        rank = self._shape(cat)
+        rank = self.near.shape_of(cat)
         if not isinstance(parts, list | tuple) or rank is None or given.get("dim", 0) not in (1, 1 - len(rank)):
             return None
         if self.watched & {cat, norm.node, *parts}:
             return None
-        if self.trace.readers(cat) != {norm.node} or not all(isinstance(p, fx.Node) and self.takes(p) for p in parts):
+        if self.trace.readers(cat) != {norm.node} or not all(
+            isinstance(p, fx.Node) and self.near.takes(p) for p in parts
+        ):
             return None
-        shapes = [self._shape(part) for part in parts]
+        shapes = [self.near.shape_of(part) for part in parts]
         if None in shapes or len(set(parts)) < len(parts):
             return None
         widths = [shape[1] for shape in shapes if shape is not None]
@@ -148,9 +110,9 @@ class _Mover:
     def before_split(self, split: fx.Node) -> Move | None:
         """The norms of the parts, side by side, in front of a split of channels."""
         source = split.all_input_nodes[0]
-        shape = self._shape(source)
+        shape = self.near.shape_of(source)
         arguments: dict[str, Any] = dict(zip(("input", "sizes", "dim"), split.args, strict=False)) | split.kwargs
-        if shape is None or arguments.get("dim", 0) not in (1, 1 - len(shape)) or not self.takes(source):
+        if shape is None or arguments.get("dim", 0) not in (1, 1 - len(shape)) or not self.near.takes(source):
             return None
         known = self.trace.known(split)
         parts = list(split.users)
@@ -166,8 +128,8 @@ class _Mover:
             readers = self.trace.readers(part)
             reader = next(iter(readers)) if len(readers) == 1 else None
             norm = None
-            if reader is not None and _is_norm(self.trace, reader) and str(reader.target) not in self.unmoved:
-                norm = _Norm.at(self.trace, reader)
+            if reader is not None and is_norm(self.trace, reader) and str(reader.target) not in self.unmoved:
+                norm = Norm.at(self.trace, reader)
             if norm is not None:
                 scale, shift = scale.to(norm.scale.device), shift.to(norm.scale.device)
                 interval = slice(sum(widths[:j]), sum(widths[: j + 1]))
@@ -179,15 +141,15 @@ class _Mover:
         split.replace_input_with(source, piece)
         return Move(tuple(self._removed(norm.node, part) for norm, part in norms), (piece,))
 
-    def before_axes(self, norm: _Norm) -> Move | None:
+    def before_axes(self, norm: Norm) -> Move | None:
         """In front of reshapes and transpositions, where the channels are on axis 1 or on the last one."""
         between: list[fx.Node] = []
         node = norm.node.all_input_nodes[0]
-        while len(self.trace.readers(node)) == 1 and (rearranges(self.trace, node) or self._passes(node)):
+        while len(self.trace.readers(node)) == 1 and (rearranges(self.trace, node) or self.near.passes(node)):
             between.insert(0, node)
             node = source_of(node)
         shapes = shapes_of(self.trace, node)
-        if not any(rearranges(self.trace, n) for n in between) or shapes is None or not self.takes(node):
+        if not any(rearranges(self.trace, n) for n in between) or shapes is None or not self.near.takes(node):
             return None
         if self.watched & {node, norm.node, *between}:
             return None
@@ -205,28 +167,16 @@ class _Mover:
         between[0].replace_input_with(node, piece)
         return Move((self._removed(norm.node, norm.node.all_input_nodes[0]),), (piece,))
 
-    def is_rearranged(self, node: fx.Node) -> bool:
-        """Whether a reshape or transposition comes before a value, behind any kernel."""
-        while len(self.trace.readers(node)) == 1 and self._passes(node):
-            node = source_of(node)
-        return len(self.trace.readers(node)) == 1 and rearranges(self.trace, node)
-
-    def _passes(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            module = self.trace.layer_of(node)
-            return isinstance(module, nn.Identity | nn.Dropout) or bool(node.meta.get("passes"))
-        return node.target is F.dropout or node.target in ("contiguous", "clone")
-
-    def behind_mean(self, norm: _Norm) -> Move | None:
+    def behind_mean(self, norm: Norm) -> Move | None:
         """Behind an average over the image, in front of linear layers or convolutions of one point."""
         averaged, node = False, norm.node
         while node not in self.watched:
             readers = sorted(self.trace.readers(node))
-            if readers and all(self._is_kernel(r) and r.all_input_nodes[0] is node for r in readers):
+            if readers and all(self.near.is_kernel(r) and r.all_input_nodes[0] is node for r in readers):
                 break
-            if len(readers) != 1 or not self._keeps_channels(readers[0], node):
+            if len(readers) != 1 or not self.near.keeps_channels(readers[0], node):
                 return None
-            averaged = averaged or self._is_mean(readers[0])
+            averaged = averaged or self.near.is_mean(readers[0])
             node = readers[0]
         else:
             return None
@@ -236,84 +186,6 @@ class _Mover:
         for reader, piece in zip(readers, pieces, strict=True):
             reader.replace_input_with(node, piece)
         return Move((self._removed(norm.node, norm.node.all_input_nodes[0]),), pieces)
-
-    def is_averaged(self, node: fx.Node) -> bool:
-        """Whether an average comes behind a norm, before any kernel."""
-        for _ in range(8):
-            readers = self.trace.readers(node)
-            if len(readers) != 1:
-                return False
-            (node,) = readers
-            if self._is_mean(node) or self._is_kernel(node):
-                return not self._is_kernel(node)
-        return False
-
-    def takes(self, node: fx.Node) -> bool:
-        """Whether a value is a kernel's, or a sum of several, and read by one operation alone."""
-        if len(self.trace.readers(node)) != 1:
-            return False
-        if self._is_kernel(node):
-            return True
-        rule = self.trace.rule(node)
-        if rule is None or node.target in CONCATENATIONS | SPLITS or node.target is operator.getitem:
-            return False
-        sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
-        return bool(sources) and rule.kind in ("view", "elementwise") and all(self.takes(n) for n in sources)
-
-    # --- operations
-
-    def _is_kernel(self, node: fx.Node) -> bool:
-        rule = self.trace.rule(node)
-        return rule is not None and rule.kind == "kernel"
-
-    def _is_mean(self, node: fx.Node) -> bool:
-        module = self.trace.layer_of(node) if node.op == "call_module" else None
-        return node.target in _MEANS | _ADAPTIVE or isinstance(module, _AdaptiveAvgPoolNd | _AvgPoolNd)
-
-    def _keeps_channels(self, node: fx.Node, source: fx.Node) -> bool:
-        """Whether each channel, on axis 1, becomes averages of its own numbers, or the numbers themselves."""
-        before, after = self._shape(source), self._shape(node)
-        if before is None or after is None or len(after) < 2 or after[1] != before[1] or len(node.all_input_nodes) != 1:
-            return False
-        if node.op == "call_module":
-            module = self.trace.layer_of(node)
-            if isinstance(module, _AdaptiveAvgPoolNd):
-                return True
-            if isinstance(module, _AvgPoolNd):
-                padding: Any = module.padding
-                padded = any(padding) if isinstance(padding, tuple) else bool(padding)
-                return (
-                    not getattr(module, "ceil_mode", False)
-                    and not padded
-                    and not getattr(module, "divisor_override", 0)
-                )
-            if isinstance(module, nn.Flatten):
-                return module.start_dim >= 1 and self._flattens_channels_alone(before, module.start_dim)
-        if self._passes(node) or node.target in _ADAPTIVE:
-            return True
-        given: dict[str, Any] = dict(zip(("input", "dim", "end"), node.args, strict=False)) | node.kwargs
-        if node.target in _MEANS:
-            dims = given.get("dim")
-            dims = [dims] if isinstance(dims, int) else dims
-            return isinstance(dims, list | tuple) and all(isinstance(d, int) and d % len(before) > 1 for d in dims)
-        if node.target in (torch.flatten, "flatten"):
-            start = given.get("start_dim", given.get("dim", 0))
-            ends = given.get("end_dim", given.get("end", -1)) in (-1, len(before) - 1)
-            return isinstance(start, int) and start >= 1 and ends and self._flattens_channels_alone(before, start)
-        if node.target in (torch.squeeze, "squeeze"):
-            return all(n == 1 for n in before[2:])
-        if node.target is operator.getitem:
-            index: Any = node.args[1]
-            index = index if isinstance(index, tuple) else (index,)
-            return index[:2] == (slice(None), slice(None)) and all(i == 0 for i in index[2:])
-        return False
-
-    def _flattens_channels_alone(self, shape: tuple[int, ...], start: int) -> bool:
-        return start > 1 or all(n == 1 for n in shape[2:])
-
-    def _shape(self, node: fx.Node) -> tuple[int, ...] | None:
-        shapes = shapes_of(self.trace, node)
-        return None if shapes is None else shapes[0]
 
     # --- changing the graph
 

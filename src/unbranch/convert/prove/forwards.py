@@ -18,15 +18,14 @@ from torch import nn
 
 from unbranch.convert.faults import first_line, is_full
 from unbranch.convert.prove.differences import Verdict, crash, distance, unlike, unlike_in_kind
+from unbranch.convert.prove.inputs import expected_input, misfit
 from unbranch.convert.prove.variants import variants_of
-from unbranch.convert.prove.verify import misfit
 from unbranch.convert.prove.watch import Beside, ByMethod, Rows, RowsRun, part_of
 from unbranch.convert.reasons import DEPENDS_ON_ROUNDING, NO_INPUT
 from unbranch.graph.float64 import Float64, Shaken
 from unbranch.graph.guard import RandomDrawError
 from unbranch.graph.probe import Arguments, larger, probe, runs, small
 from unbranch.graph.running import Observation, Runner, observe
-from unbranch.rules import rule_of_base
 
 EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
 ROUNDED = 1e-3  # the same where they have been, to the network's own dtype
@@ -34,26 +33,6 @@ _NATIVE = 3  # calls with other options that are run in the network's own dtype,
 _OPERATIONS = 50_000  # that a call with other options may launch: it may wait for something
 _FEW = 2  # other options that are tried on an input that may be large
 _UNLIKE = 0.1  # of the largest value: outputs in the network's own dtype that differ by more aren't the same function
-
-
-def expected_input(module: nn.Module) -> tuple[int, int, bool] | None:
-    """Channels and rank of a layer's input, where it has a rule that knows."""
-    rule = rule_of_base(module)
-    if rule is None or rule.channels is None:
-        return None
-    try:
-        return rule.channels(module)
-    except Exception:  # a lazy layer, or a rule of the user's that doesn't fit
-        return None
-
-
-def sizes_of(network: nn.Module) -> tuple[Arguments, Arguments] | None:
-    """Inputs of two sizes for a network on the meta device, which can be read and not be proved."""
-    try:
-        found = probe(network, expected_input)
-    except Exception:  # what it does needs numbers
-        return None
-    return (found[0], found[1]) if len(found) == 2 else None
 
 
 @dataclass(eq=False)

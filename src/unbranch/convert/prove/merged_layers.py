@@ -11,8 +11,8 @@ from unbranch.convert.interpret.interpretation import Region, operations_between
 from unbranch.convert.passes.rearrange import rearranges, shapes_of
 from unbranch.convert.plan.emit import allocate, fill
 from unbranch.convert.plan.plan import Merge
-from unbranch.convert.rewrite.place import Unplaceable
 from unbranch.convert.rewrite.rewrite import trained_like
+from unbranch.convert.rewrite.sites import Unplaceable
 from unbranch.convert.trace.execute import random_inputs, relative_error, run_nodes
 from unbranch.errors import Inexact
 from unbranch.rules.value import Affine, Gridded

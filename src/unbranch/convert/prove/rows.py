@@ -8,75 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten_with_path
 
+from unbranch.convert.prove.distance import Distance, Output, is_real, plain_distance
 from unbranch.errors import InputError
-from unbranch.graph.running import plain_output
 
 _MOST_ROWS = 4096
 _MANY_ROWS = 32  # that fall in order by no accident
 _MOST_COLUMNS = 512  # of a row, to find its partner; partners are compared in full
-
-
-@dataclass(frozen=True)
-class Output:
-    """A tensor of a network's output and the container, by its path, that it is in."""
-
-    home: Any
-    value: Tensor
-
-
-@dataclass(frozen=True)
-class Distance:
-    """Largest difference, relative to the largest value of its tensor and absolute.
-
-    ``compared`` is how many finite numbers were compared, ``tied`` how many weren't because their scores tie. Integers
-    that differ are at a relative distance of 1.
-    """
-
-    relative: float = 0.0
-    absolute: float = 0.0
-    compared: int = 0
-    tied: int = 0
-
-    def __or__(self, other: Distance) -> Distance:
-        return Distance(
-            max(self.relative, other.relative), max(self.absolute, other.absolute),
-            self.compared + other.compared, self.tied + other.tied,
-        )  # fmt: skip
-
-
-def outputs_of(output: Any) -> list[Output]:
-    """The tensors of an output in order, each with its container."""
-    return [Output(path[:-1], v) for path, v in _leaves(output) if isinstance(v, Tensor)]
-
-
-class Kind(str):
-    """What kind of value an output is, where the value itself isn't compared or is a tensor."""
-
-    __slots__ = ()
-
-
-def kinds_of(output: Any) -> dict[str, Any]:
-    """By path: plain values as they are, the kinds of all others."""
-    kinds: dict[str, Any] = {}
-    for path, value in _leaves(output):
-        place = "".join(map(str, path))
-        if isinstance(value, Tensor):
-            kinds[place] = Kind("a tensor of real or complex numbers" if _real(value) else "a tensor of integers")
-        else:
-            plain = isinstance(value, bool | int | float | complex | str | bytes | None)
-            kinds[place] = value if plain else Kind(f"a {type(value).__name__}")
-    return kinds
-
-
-def _leaves(output: Any) -> list[tuple[Any, Any]]:
-    """Leaves with their paths, in the order of these, which is that of no dictionary."""
-    return sorted(tree_flatten_with_path(plain_output(output))[0], key=lambda leaf: [str(k) for k in leaf[0]])
 
 
 def distance(ours: Sequence[Output], theirs: Sequence[Output], tie: float, columns: bool = True) -> Distance:
@@ -136,39 +77,12 @@ def _one_container(pairs: list[tuple[Tensor, Tensor]], tie: float, columns: bool
     return total
 
 
-def plain_distance(ours: Tensor, theirs: Tensor) -> Distance:
-    """Number by number. Equal infinities and NaNs in the same place count as equal, but not as compared."""
-    if theirs.numel() == 0:
-        return Distance()
-    if not (_real(ours) or _real(theirs)):
-        differ = ours != theirs
-        largest = (ours.double() - theirs.double()).abs().max()
-        return Distance(float(differ.any()), float(largest), theirs.numel())
-    a, b = _wide(ours), _wide(theirs)
-    finite = a.isfinite() & b.isfinite()
-    if not bool(((a == b) | (a.isnan() & b.isnan()) | finite).all()):
-        return Distance(float("inf"), float("inf"), theirs.numel())
-    if not bool(finite.any()):
-        return Distance()
-    absolute = float((a - b)[finite].abs().max())
-    scale = max(float(b[finite].abs().max()), torch.finfo(torch.float64).tiny)
-    return Distance(absolute / scale, absolute, int(finite.sum()))
-
-
-def _real(value: Tensor) -> bool:
-    return value.is_floating_point() or value.is_complex()
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.to(torch.complex128) if value.is_complex() else value.double()
-
-
 def _chosen(ours: Tensor, theirs: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], tie: float) -> Distance | None:
     """Indices of largest entries: another index counts as equal where its entry is as large.
 
     The entries are another output, ``(..., C, ...)``, whose shape without one axis is that of the indices.
     """
-    if _real(theirs) or theirs.numel() == 0 or theirs.dtype == torch.bool or ours.shape != theirs.shape:
+    if is_real(theirs) or theirs.numel() == 0 or theirs.dtype == torch.bool or ours.shape != theirs.shape:
         return None
     for _, scores in pairs:
         if not scores.is_floating_point():
@@ -232,7 +146,7 @@ def _matched(
         mine, yours = (torch.tensor(side) for side in zip(*partners, strict=True))
         for o, t, scale in fields:
             found = plain_distance(o[mine.to(o.device)], t[yours.to(t.device)])
-            relative = found.absolute / scale if _real(t) else found.relative
+            relative = found.absolute / scale if is_real(t) else found.relative
             total |= Distance(relative, found.absolute, found.compared)
     largest, tied = max(scale for *_, scale in fields), [0, 0]
     for axis, scores in enumerate((ours, theirs)):
@@ -252,7 +166,7 @@ def _apart(ours: Tensor, theirs: Tensor, scale: float) -> Tensor:
     step = max(1, ours.shape[1] // _MOST_COLUMNS)
     a, b = ours[:, ::step].double().cpu(), theirs[:, ::step].double().cpu()
     largest = torch.cdist(a, b, p=float("inf"))
-    return torch.nan_to_num(largest / scale, nan=float("inf")) if _real(theirs) else (largest > 0).double()
+    return torch.nan_to_num(largest / scale, nan=float("inf")) if is_real(theirs) else (largest > 0).double()
 
 
 def _partners(apart: Tensor, tie: float) -> list[tuple[int, int]]:
@@ -282,7 +196,7 @@ def _selections(pairs: Sequence[tuple[Tensor, Tensor]], columns: bool) -> list[_
             places = [j for j, p in enumerate(pairs) if all(_begins(v, s) for v, s in zip(p, scores, strict=True))]
             same = [pairs[j] for j in places]
             if len(same) > 1:
-                cut = scores[1].shape[-1] >= _MANY_ROWS or not all(_real(t) for _, t in same)
+                cut = scores[1].shape[-1] >= _MANY_ROWS or not all(is_real(t) for _, t in same)
                 return [_Selection(same, scores, places, cut)]
     return [found for place, pair in enumerate(pairs) for found in _one_tensor(*pair, place)] if columns else []
 

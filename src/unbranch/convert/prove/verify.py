@@ -7,117 +7,28 @@ import functools
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from unbranch.convert.faults import as_errors
-from unbranch.convert.prove.rows import Distance, Kind, Output, distance, in_place, kinds_of, outputs_of
+from unbranch.convert.prove.distance import Distance, Kind, Output, kinds_of, outputs_of
+from unbranch.convert.prove.inputs import as_inputs, misfit
+from unbranch.convert.prove.rows import distance, in_place
+from unbranch.convert.prove.verification import (
+    LARGEST_FLOAT32_NOISE,
+    Verification,
+    default_tolerance,
+    largest_tolerance,
+)
 from unbranch.convert.trace.execute import relative_error
 from unbranch.errors import InputError, UnbranchError
 from unbranch.graph.float64 import Float64, Shaken
 from unbranch.graph.isolated import Isolated
 from unbranch.graph.outside import kept_outside
 from unbranch.graph.shadow import shadow_of, unwrapped
-
-_MOST = 1e-3  # of the largest output: what rounding in float32 may cost in a network that computes something
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How far two networks are apart on the given input, both in evaluation.
-
-    Args:
-        max_abs, max_rel: largest difference, and over the largest output of the first, in float64.
-        native_abs, native_rel: the same in the networks' own dtype.
-        noise_floor: the first network in its own dtype against itself in float64, relative. A difference in
-            its own dtype that isn't well above this says nothing.
-        same_classes: fraction of rows whose largest entry is at the same place, of the first 2-D output.
-        first_difference: path of the first module, in order of computation, that is in both networks under one
-            name and differs in float64; None if none does.
-        tolerance: what ``ok`` allows for ``max_rel``.
-        compared: how many numbers were compared; a detector that finds nothing gives none.
-        unproved: why this input can't tell whether the two are the same; None if it can.
-    """
-
-    max_abs: float
-    max_rel: float
-    native_abs: float
-    native_rel: float
-    noise_floor: float
-    same_classes: float | None
-    first_difference: str | None
-    tolerance: float
-    compared: int
-    unproved: str | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether the float64 outputs agree within the tolerance, on an input that can tell."""
-        return self.compared > 0 and self.unproved is None and self.max_rel <= self.tolerance
-
-    @property
-    def within_noise(self) -> bool:
-        """``ok``, or a difference no larger than rounding explains on an input that can't prove more than that."""
-        return self.ok or (self.unproved is not None and self.max_rel <= 4 * self.noise_floor)
-
-    @property
-    def verdict(self) -> str:
-        """One of three: the same function, not the same, or not to be told from this input."""
-        if self.compared == 0 or self.unproved is not None:
-            return "can't be proved on this input"
-        return "the same function" if self.ok else "NOT the same function"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
-        return {**asdict(self), "ok": self.ok, "verdict": self.verdict}
-
-    def __str__(self) -> str:
-        if not self.compared:
-            return "nothing to compare: all outputs are empty or not finite on this input; try another"
-        lines = [
-            f"{self.verdict} (tolerance {self.tolerance:.0e} of the largest output)",
-            f"  float64       {self.max_rel:.1e} relative, {self.max_abs:.1e} absolute",
-            f"  own precision {self.native_rel:.1e} relative, {self.native_abs:.1e} absolute",
-            f"  noise floor   {self.noise_floor:.1e} relative: the first network against its own float64",
-        ]
-        if self.unproved is not None:
-            lines.insert(1, f"  {self.unproved}")
-        if self.same_classes is not None:
-            lines.append(f"  same largest entry in {self.same_classes:.2%} of the rows")
-        if self.first_difference is not None:
-            lines.append(f"  first module that differs: {self.first_difference}")
-        return "\n".join(lines)
-
-
-def as_inputs(example: Any) -> tuple[Any, ...]:
-    """An example input as the tuple of a forward's arguments.
-
-    Raises:
-        InputError: if there is no tensor in it.
-    """
-    inputs = tuple(example) if isinstance(example, tuple | list) and not _is_image_list(example) else (example,)
-    if not any(isinstance(v, Tensor) for v in tree_flatten(inputs)[0]):
-        raise InputError(f"`example_input` must be a tensor or a tuple of tensors, got {type(example).__name__}")
-    return inputs
-
-
-def _is_image_list(example: Any) -> bool:
-    return isinstance(example, list)  # detectors take one list of images
-
-
-def largest_tolerance(dtype: torch.dtype) -> float:
-    """The most that ``default_tolerance`` allows: 1e-3 for float32, 16 units of rounding for coarser dtypes."""
-    return 1e-10 if dtype == torch.float64 else max(_MOST, 16 * torch.finfo(dtype).eps)
-
-
-def default_tolerance(dtype: torch.dtype, noise_floor: float) -> float:
-    """What rounding the merged weights once, to ``dtype``, may cost: four times the network's own noise, capped."""
-    most = largest_tolerance(dtype)
-    return most if dtype == torch.float64 else min(max(64 * torch.finfo(dtype).eps, 4 * noise_floor), most)
 
 
 def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float | None = None) -> Verification:
@@ -177,7 +88,7 @@ def _verified(a: nn.Module, b: nn.Module, example_input: Any, tolerance: float |
         first_difference=_first_difference(seen, also, allowed) if differ else None,
         tolerance=allowed,
         compared=found.compared,
-        unproved=_unproved(noise.relative, None if tolerance is not None else max(most, _MOST), found)
+        unproved=_unproved(noise.relative, None if tolerance is not None else max(most, LARGEST_FLOAT32_NOISE), found)
         or (_depends_on_rounding(a, inputs, exact_a, allowed) if differ else None),
     )
 
@@ -207,7 +118,7 @@ def _unlike_beside_tensors(ours: dict[str, Any], theirs: dict[str, Any]) -> bool
 
 def _is_close(a: Any, b: Any) -> bool:
     if isinstance(a, float) and math.isfinite(a):
-        return math.isclose(a, b, rel_tol=_MOST, abs_tol=1e-6)
+        return math.isclose(a, b, rel_tol=LARGEST_FLOAT32_NOISE, abs_tol=1e-6)
     return bool(a == b or (a != a and b != b))
 
 
@@ -271,28 +182,6 @@ def _run(network: nn.Module, inputs: tuple[Any, ...], which: str, precision: str
         raise misfit(network, inputs, error, which=f"the {which} network", precision=f" in {precision}") from error
     finally:
         random.setstate(state)
-
-
-def misfit(
-    network: nn.Module, inputs: Any, error: Exception, *, which: str = "the network", precision: str = ""
-) -> InputError:  # fmt: skip
-    """The one sentence about an input that a network doesn't run on."""
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return InputError(
-        f"{which}, {type(network).__name__}, can't run on `example_input`, {_described(inputs)},{precision}: "
-        f"{type(error).__name__}{f': {reason}' if reason else ''}".replace(",: ", ": ")
-    )
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        kind = str(value.dtype).removeprefix("torch.")
-        return f"a {kind} tensor of shape {tuple(value.shape)} on {value.device}"
-    if isinstance(value, tuple) and len(value) == 1:
-        return _described(value[0])
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}: {', '.join(map(_described, value[:4]))}"
-    return f"a value of type {type(value).__name__}"
 
 
 def _fingerprint(value: Tensor) -> Tensor:

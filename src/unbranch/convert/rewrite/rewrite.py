@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
-from unbranch.convert.rewrite.place import Rebuild, Swap
 from unbranch.convert.rewrite.rebuild import Blueprint, blueprints_of
+from unbranch.convert.rewrite.sites import Rebuild, Swap
 from unbranch.convert.source.methods import set_by_class
 from unbranch.errors import UnsupportedError
 from unbranch.graph.shadow import copy_hooks, deep_copied, has_hooks

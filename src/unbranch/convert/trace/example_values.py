@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from unbranch.convert.trace.decisions import about_sizes
 from unbranch.convert.trace.trace import Call
-from unbranch.convert.trace.ways import Shared, Way, about_sizes
+from unbranch.convert.trace.ways import Shared, Way
 from unbranch.graph.numberless import Numberless, Stage
 from unbranch.rules import rule_of_function, rule_of_module, users_functions
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import operator
 from collections.abc import Callable
@@ -13,10 +12,12 @@ from typing import Any
 from torch import fx
 
 from unbranch.convert.trace.casts import NeedsNumberError, UnreadableError
+from unbranch.convert.trace.decisions import Decisions, about_sizes, either, is_harmless
 from unbranch.convert.trace.example_values import Given, Knowing
 from unbranch.convert.trace.recording import States, states_of
+from unbranch.convert.trace.structures import filled, nodes_of
 from unbranch.convert.trace.trace import MADE, Call, follows_a_size
-from unbranch.convert.trace.ways import Decisions, Shared, Way, about_sizes, all_ways, either, is_harmless, telling
+from unbranch.convert.trace.ways import Shared, Way, all_ways, telling
 
 
 class Following(Knowing):
@@ -176,7 +177,7 @@ class Following(Knowing):
 
         for j in sorted(shared.kept):
             node, operands = live.nodes[j], [value(values, live.nodes[j]) for values in shared.operands(j)]
-            node.args, node.kwargs = _filled(live.args[j], operands)
+            node.args, node.kwargs = filled(live.args[j], operands)
         found = [value(values, None) for values in (shared.any_output() if outputs is None else outputs)]
         alone = {n for j, n in enumerate(live.nodes) if j not in shared.kept}
         instead = {key[0]: node for key, node in made.items() if key[0] in alone}
@@ -193,7 +194,7 @@ class Following(Knowing):
         self.calls[calls:] = [c for c in self.calls[calls:] if c not in gone]
         if outputs is None:
             return [self.proxy(node) for node in found]
-        return _filled(output, [self.proxy(v) if isinstance(v, fx.Node) else v for v in found])
+        return filled(output, [self.proxy(v) if isinstance(v, fx.Node) else v for v in found])
 
     def _insert(
         self, call: Call, function: Callable[..., Any], args: tuple[fx.Node, ...], before: fx.Node | None
@@ -263,28 +264,6 @@ class _Again(Exception):
     """A forward with several ways, or one that converts sizes: it is run once more."""
 
 
-def _filled(structure: Any, values: list[Any]) -> Any:
-    """A structure, of the same classes, with other values in place of its own, in order."""
-    rest = iter(values)
-
-    def put(value: Any) -> Any:
-        if isinstance(value, tuple):
-            items = [put(v) for v in value]
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        if isinstance(value, list):
-            return [put(v) for v in value]
-        if isinstance(value, dict):
-            new: Any = {} if isinstance(value, fx.immutable_collections.immutable_dict) else copy.copy(value)
-            for key, one in value.items():
-                new[key] = put(one)
-            return new
-        if isinstance(value, slice):
-            return slice(put(value.start), put(value.stop), put(value.step))
-        return next(rest)
-
-    return put(structure)
-
-
 def _part_of(call: Call, node: fx.Node) -> str | None:
     """The path of the module, called by a call's own forward, that runs an operation."""
     inner = None
@@ -293,8 +272,3 @@ def _part_of(call: Call, node: fx.Node) -> str | None:
             break
         inner = at
     return None if inner is None else inner.path
-
-
-def nodes_of(value: Any) -> Any:
-    """A structure of proxies as a structure of nodes."""
-    return fx.node.map_aggregate(value, lambda v: v.node if isinstance(v, fx.Proxy) else v)

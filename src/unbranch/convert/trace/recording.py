@@ -13,7 +13,8 @@ from torch import fx, nn
 
 from unbranch.convert.trace.casts import is_converting
 from unbranch.convert.trace.trace import MADE
-from unbranch.graph.outside import Contents, restore_outside
+from unbranch.graph.contents import Contents
+from unbranch.graph.outside import restore_outside
 from unbranch.graph.shadow import MODULE_ATTRIBUTES
 
 

@@ -18,12 +18,13 @@ from torch.utils._pytree import tree_leaves
 
 from unbranch.convert.lines import begins, line_of_user
 from unbranch.convert.trace.casts import asks_for_types, converting, said_of
+from unbranch.convert.trace.decisions import MOST_OPERATIONS, TooManyWays
 from unbranch.convert.trace.example_values import Given
-from unbranch.convert.trace.following import Following, OtherStructureError, nodes_of
+from unbranch.convert.trace.following import Following, OtherStructureError
 from unbranch.convert.trace.proxies import Value
 from unbranch.convert.trace.recording import recording
+from unbranch.convert.trace.structures import nodes_of
 from unbranch.convert.trace.trace import Call, Trace, forward_of
-from unbranch.convert.trace.ways import MOST_OPERATIONS, TooManyWays
 from unbranch.graph.guard import unwritten
 from unbranch.rules import rule_of_module
 

@@ -12,112 +12,17 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from torch import fx
-from torch.nn import functional as F
 
-from unbranch.convert.trace.casts import UnreadableError, is_of_kind
-from unbranch.graph.operations import reads_size
+from unbranch.convert.trace.decisions import Decisions, TooManyWays
+from unbranch.convert.trace.structures import leaves_of, structure_of
 
 MOST = 256  # ways through one forward
-MOST_OPERATIONS = 100_000  # that are recorded for one trace, the ways that are taken back included
-_DEEPEST = 64  # conditions on one way
-
-
-class TooManyWays(UnreadableError):
-    """A forward with more ways than are followed."""
-
-
-@dataclass(eq=False)
-class Decisions:
-    """Outcomes of the conditions that a forward comes to: those that are given, then true.
-
-    Args:
-        known: what each condition is for inputs of two sizes, None where that isn't known.
-    """
-
-    given: tuple[bool, ...] = ()
-    taken: list[bool] = field(default_factory=list)
-    known: list[Any] = field(default_factory=list)
-    asked: dict[Any, bool] = field(default_factory=dict)
-
-    def of(self, condition: fx.Node, known: Any = None) -> bool:
-        """The outcome of a condition, the same each time that it is asked for."""
-        key = _key(condition)
-        if key not in self.asked:
-            self.asked[key] = self._next(known)
-        return self.asked[key]
-
-    def clear(self) -> None:
-        """Begin again."""
-        self.taken.clear()
-        self.known.clear()
-        self.asked.clear()
-
-    def _next(self, known: Any) -> bool:
-        if len(self.taken) >= _DEEPEST:
-            raise TooManyWays(f"more than {_DEEPEST} conditions depend on what it is given")
-        outcome = self.given[len(self.taken)] if len(self.taken) < len(self.given) else True
-        self.taken.append(outcome)
-        self.known.append(known)
-        return outcome
-
-    def holds(self) -> tuple[bool, bool]:
-        """Whether inputs of the one size, and of the other, go this way."""
-        first, second = (
-            all(k is not None and _truth(k[size]) is t for k, t in zip(self.known, self.taken, strict=True))
-            for size in (0, 1)
-        )
-        return first, second
-
-
-def _truth(value: Any) -> bool | None:
-    """A condition's outcome, if it is a number's and not a tensor's."""
-    return bool(value) if isinstance(value, bool | int | float) else None
-
-
-def _key(value: Any) -> Any:
-    """What a value is computed from: the same for sizes that are computed anew in the same way."""
-    if isinstance(value, tuple | list):
-        return tuple(map(_key, value))
-    if not isinstance(value, fx.Node):
-        return type(value).__name__, repr(value)
-    module = getattr(value.target, "__module__", None)
-    computed = value.op == "call_function" and module in _OF_NUMBERS and not value.kwargs
-    if reads_size(value) or computed:
-        return value.target, _key(value.args)
-    return value
-
-
-_HARMLESS = {
-    F.pad, F.interpolate, operator.getitem, torch.narrow, torch.reshape, torch.permute, torch.transpose, torch.flatten,
-    torch.flip, torch.roll, torch.cat, "narrow", "contiguous", "reshape", "view", "flatten", "permute", "transpose",
-    "flip", "roll", "clone", "size", "dim",
-}  # fmt: skip
-_OF_NUMBERS = ("_operator", "builtins", "math")
-
-
-def about_sizes(node: fx.Node, options: Collection[str] = ()) -> bool:
-    """Whether a value is computed from sizes alone, or from optional arguments of the names given."""
-    if node.op == "placeholder":
-        return node.name in options
-    if reads_size(node):
-        return True
-    if node.op != "call_function" or node.kwargs or node.target is getattr:
-        return False
-    known = node.target in (either, is_of_kind) or getattr(node.target, "__module__", None) in _OF_NUMBERS
-    inputs = node.all_input_nodes
-    return known and bool(inputs) and all(about_sizes(n, options) for n in inputs)
-
-
-def either(*_values: Any) -> NoReturn:
-    """Stands for a value that differs from way to way; it is never run."""
-    raise RuntimeError("a forward with several ways can't be written as one")
 
 
 @dataclass(eq=False)
@@ -161,13 +66,6 @@ def all_ways(follow: Callable[[Decisions], Way]) -> list[Way]:
         if not pending:
             return ways
     raise TooManyWays(f"more than {MOST} ways lead through its forward")
-
-
-def is_harmless(node: fx.Node) -> bool:
-    """Whether a way may run an operation that others don't."""
-    if node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
-        return False
-    return about_sizes(node) or (node.op in ("call_function", "call_method") and node.target in _HARMLESS)
 
 
 @dataclass(eq=False)
@@ -229,20 +127,20 @@ class Shared:
     def operands(self, position: int) -> Iterator[tuple[Any, ...]]:
         """The operands of an operation that is kept, each given once for each way."""
         pairs = zip(self.ways, self.partners, strict=True)
-        return zip(*(_leaves(way.args[partner[position]]) for way, partner in pairs), strict=True)
+        return zip(*(leaves_of(way.args[partner[position]]) for way, partner in pairs), strict=True)
 
     def outputs(self) -> Iterator[tuple[Any, ...]] | None:
         """What the ways return, each value once for each way; None if it hasn't the same structure."""
-        if len({_structure(way.output) for way in self.ways}) > 1:
+        if len({structure_of(way.output) for way in self.ways}) > 1:
             return None
-        return zip(*(_leaves(way.output) for way in self.ways), strict=True)
+        return zip(*(leaves_of(way.output) for way in self.ways), strict=True)
 
     def any_output(self) -> list[tuple[Any, ...]]:
         """All that one way or another returns; None for the ways that a value isn't of."""
         found: list[tuple[Any, ...]] = []
         for k, way in enumerate(self.ways):
             back = {b: a for a, b in self.partners[k].items() if a in self.kept}
-            for value in _leaves(way.output):
+            for value in leaves_of(way.output):
                 if not isinstance(value, fx.Node):
                     continue
                 position = self._positions[k].get(value)
@@ -281,7 +179,7 @@ class Shared:
         values: list[Any] = []
         for way, partner in zip(self.ways, self.partners, strict=True):
             shared = {partner[j] for j in self.kept}
-            values += [v for j, args in enumerate(way.args) if j not in shared for v in _leaves(args)]
+            values += [v for j, args in enumerate(way.args) if j not in shared for v in leaves_of(args)]
         pairs = [v for j in self.kept for v in self.operands(j)]
         values += [v for some in pairs if not self.same(some) for v in some]
         return found | {str(v.target) for v in values if isinstance(v, fx.Node) and v.op == "get_attr"}
@@ -337,16 +235,3 @@ class _Operand:
 
     def __repr__(self) -> str:
         return f"%{self.node.target}" if self.node.op == "get_attr" else "%"
-
-
-def _leaves(value: Any) -> list[Any]:
-    found: list[Any] = []
-    fx.node.map_aggregate(value, found.append)
-    return found
-
-
-def _structure(value: Any) -> str:
-    return repr(fx.node.map_aggregate(value, lambda v: _TENSOR if isinstance(v, fx.Node) else v))
-
-
-_TENSOR = "a tensor"

@@ -1,0 +1,96 @@
+"""Tensors of an output, and how far they are from those of another run, number by number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path
+
+from unbranch.graph.running import plain_output
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor of a network's output and the container, by its path, that it is in."""
+
+    home: Any
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Largest difference, relative to the largest value of its tensor and absolute.
+
+    ``compared`` is how many finite numbers were compared, ``tied`` how many weren't because their scores tie. Integers
+    that differ are at a relative distance of 1.
+    """
+
+    relative: float = 0.0
+    absolute: float = 0.0
+    compared: int = 0
+    tied: int = 0
+
+    def __or__(self, other: Distance) -> Distance:
+        return Distance(
+            max(self.relative, other.relative), max(self.absolute, other.absolute),
+            self.compared + other.compared, self.tied + other.tied,
+        )  # fmt: skip
+
+
+def outputs_of(output: Any) -> list[Output]:
+    """The tensors of an output in order, each with its container."""
+    return [Output(path[:-1], v) for path, v in _leaves(output) if isinstance(v, Tensor)]
+
+
+class Kind(str):
+    """What kind of value an output is, where the value itself isn't compared or is a tensor."""
+
+    __slots__ = ()
+
+
+def kinds_of(output: Any) -> dict[str, Any]:
+    """By path: plain values as they are, the kinds of all others."""
+    kinds: dict[str, Any] = {}
+    for path, value in _leaves(output):
+        place = "".join(map(str, path))
+        if isinstance(value, Tensor):
+            kinds[place] = Kind("a tensor of real or complex numbers" if is_real(value) else "a tensor of integers")
+        else:
+            plain = isinstance(value, bool | int | float | complex | str | bytes | None)
+            kinds[place] = value if plain else Kind(f"a {type(value).__name__}")
+    return kinds
+
+
+def _leaves(output: Any) -> list[tuple[Any, Any]]:
+    """Leaves with their paths, in the order of these, which is that of no dictionary."""
+    return sorted(tree_flatten_with_path(plain_output(output))[0], key=lambda leaf: [str(k) for k in leaf[0]])
+
+
+def plain_distance(ours: Tensor, theirs: Tensor) -> Distance:
+    """Number by number. Equal infinities and NaNs in the same place count as equal, but not as compared."""
+    if theirs.numel() == 0:
+        return Distance()
+    if not (is_real(ours) or is_real(theirs)):
+        differ = ours != theirs
+        largest = (ours.double() - theirs.double()).abs().max()
+        return Distance(float(differ.any()), float(largest), theirs.numel())
+    a, b = _wide(ours), _wide(theirs)
+    finite = a.isfinite() & b.isfinite()
+    if not bool(((a == b) | (a.isnan() & b.isnan()) | finite).all()):
+        return Distance(float("inf"), float("inf"), theirs.numel())
+    if not bool(finite.any()):
+        return Distance()
+    absolute = float((a - b)[finite].abs().max())
+    scale = max(float(b[finite].abs().max()), torch.finfo(torch.float64).tiny)
+    return Distance(absolute / scale, absolute, int(finite.sum()))
+
+
+def is_real(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.complex128) if value.is_complex() else value.double()

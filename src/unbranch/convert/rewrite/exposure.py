@@ -1,0 +1,82 @@
+"""Which parts of a network other code may look into: merges must not change what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.plan.plan import Merge
+from unbranch.convert.rewrite.sites import Unplaceable
+from unbranch.convert.source.methods import asks_for, looking_into, running_all, shown_by, walking_through
+from unbranch.convert.trace.trace import Call
+
+
+def is_kernel(region: Region, node: fx.Node) -> bool:
+    rule = region.rule(node)
+    return rule is not None and rule.kind == "kernel"
+
+
+def exposed_by(region: Region, merge: Merge, row: list[Call], emptied: tuple[Call, ...]) -> list[str]:
+    """Refuse parts of a row that can't become one, since someone may look between them.
+
+    A kernel may not go into a part that another method runs: what ``forward_intermediates`` and its kin return would
+    change. A norm may (that behind a stem of several convolutions), where no method runs one without the other. Of a
+    part inside the network, methods count for a norm beside its kernel only if a method of what is around calls them.
+
+    Returns:
+        Methods of the network that go through a norm and the kernel beside it in a loop: they have to be run.
+
+    Raises:
+        Unplaceable: if someone does.
+    """
+    for call in row:
+        if (reason := looked_into(region, call)) is not None:
+            raise Unplaceable(merge, reason)
+    walked: list[str] = []
+    calls = [*row, *emptied]
+    around = common_call([c.parent for c in calls if c.parent is not None])
+    parts = [next(c for c in call.lineage() if c.parent is around) for call in calls]
+    moved = [call for call, part in zip(calls, parts, strict=True) if part is not parts[0]]
+    kernels = any(is_kernel(region, n) for call in moved for n in call.nodes)
+    paths = {region.trace.full_path(part.path) for part in parts}
+    around_it = list(_modules_around(region, around)) if moved else []
+    for module, above in around_it:
+        inner = {path[len(above) :].lstrip(".") for path in paths}
+        shown = sorted({name for path in inner for name in shown_by(module, path)})
+        if not kernels:
+            every = running_all(module, inner)
+            shown = [name for name in shown if name not in every]
+            if not above and not emptied:
+                walked = sorted(walking_through(module, inner) & set(shown))
+                shown = [name for name in shown if name not in walked]
+        if above and not kernels and not emptied:  # a helper of a part's own forward, if nothing else calls it
+            outer = [(m, above[len(path) :].lstrip(".")) for m, path in around_it if len(path) < len(above)]
+            shown = [name for name in shown if any(asks_for(m, path, name) for m, path in outer)]
+        if shown:
+            raise Unplaceable(merge, f"{type(module).__name__}.{shown[0]} runs its parts one by one")
+    return walked
+
+
+def looked_into(region: Region, call: Call) -> str | None:
+    """Why a call's module can't become another one: a method of something around it runs what is inside."""
+    path = region.trace.full_path(call.path)
+    for module, above in list(_modules_around(region, call))[1:]:
+        methods = looking_into(module, path[len(above) :].lstrip("."))
+        if methods:
+            return f"{type(module).__name__}.{methods[0]} runs what is inside {type(call.module).__name__}"
+    return None
+
+
+def _modules_around(region: Region, call: Call) -> Iterator[tuple[nn.Module, str]]:
+    """A call's module and those that it lies in, with their paths, as far as the trace goes."""
+    steps = call.path.split(".") if call.path else []
+    for n in range(len(steps), -1, -1):
+        path = ".".join(steps[:n])
+        yield region.trace.module.get_submodule(path), region.trace.full_path(path)
+
+
+def common_call(calls: list[Call]) -> Call:
+    lines = [list(call.lineage()) for call in calls]
+    return next(c for c in lines[0] if all(c in line for line in lines[1:]))

@@ -1,0 +1,83 @@
+"""Merges for which the smallest module that holds them is rebuilt from its graph."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import fx
+
+from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.plan.plan import Merge
+from unbranch.convert.rewrite.exposure import common_call, looked_into
+from unbranch.convert.rewrite.options import optional_arguments, otherwise
+from unbranch.convert.rewrite.sites import Rebuild, Unplaceable, opened_by
+from unbranch.convert.source.methods import entry_points
+from unbranch.convert.trace.trace import Call, call_of
+
+
+def as_rebuild(region: Region, merges: tuple[Merge, ...]) -> Rebuild:
+    moved = region.trace.moved
+    emptied = tuple(dict.fromkeys(c for merge in merges for n in merge.inside for c in moved.get(n, ())))
+    call = _smallest_call(merges, emptied)
+    # Its new forward is made for what it is given where options have their defaults.
+    reason = None if call is region.trace.root else otherwise(region.trace, [call])
+    if reason is not None:
+        raise Unplaceable(merges[0], reason, tuple((merge, reason) for merge in merges[1:]))
+    for merge in merges:
+        _check_rebuildable(region, call, merge)
+        for norm in {c for n in merge.inside for c in moved.get(n, ())}:
+            if (reason := looked_into(region, norm) or otherwise(region.trace, [norm])) is not None:
+                raise Unplaceable(merge, reason)
+    return Rebuild(call, merges, emptied)
+
+
+def _smallest_call(merges: tuple[Merge, ...], emptied: tuple[Call, ...] = ()) -> Call:
+    """The innermost call that holds all operations of the merges, and norms that go, and can see the roots."""
+    calls = [*(call_of(n) for merge in merges for n in merge.inside), *emptied]
+    call = common_call([c.parent if c.leaf and c.parent is not None else c for c in calls])
+    roots = [merge.root for merge in merges]
+    while call.parent is not None and not all(r in _visible(call) for r in roots):
+        call = call.parent
+    return call
+
+
+def _visible(call: Call) -> set[fx.Node]:
+    """Nodes inside a call or given to it, alone or in lists."""
+    seen = set(call.nodes)
+    fx.node.map_arg((call.args, call.kwargs), seen.add)
+    return seen
+
+
+def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
+    name = type(call.module).__name__
+    if region.trace.times_called()[id(call.module)] > 1:
+        raise Unplaceable(merge, f"it lies in {name}, which is used several times")
+    others = entry_points(call.module)
+    if others:
+        raise Unplaceable(
+            merge, f"it is spread over {name}, whose other methods ({', '.join(others[:3])}) would be lost"
+        )
+    if (reason := looked_into(region, call)) is not None:
+        raise Unplaceable(merge, reason)
+    optional = optional_arguments(call.module) if call is region.trace.root else []
+    if optional:
+        raise Unplaceable(merge, f"it is spread over {name}, whose arguments {', '.join(optional)} would be lost")
+    inlined = opened_by(call, (merge,))
+    if any(has_hooks_at(region, c) for c in inlined if c is not call):
+        raise Unplaceable(merge, "it would remove a module with a hook")
+    if any(c.branches for c in inlined):
+        raise Unplaceable(merge, f"it is spread over {name}, whose forward goes by what it is given")
+    entering = {n for node in call.nodes for n in node.all_input_nodes}
+    if call is not region.trace.root and not entering <= _visible(call):
+        raise Unplaceable(merge, f"it lies in {name}, which reads tensors that it isn't given")
+    run = {c.path for c in region.trace.calls if c is not call and call in c.lineage()}
+    run |= {str(n.target).rpartition(".")[0] for n in call.nodes if n.op == "get_attr" and "." in str(n.target)}
+    if any(path != call.path and region.trace.path_inside(call, path) is None for path in run):
+        raise Unplaceable(merge, f"it lies in {name}, which runs a module that it doesn't hold")
+    kinds = {p.kind for p in inspect.signature(call.module.forward).parameters.values()}
+    if call is not region.trace.root and inspect.Parameter.VAR_KEYWORD in kinds and call.kwargs:
+        raise Unplaceable(merge, f"it lies in {name}, which takes any keywords")
+
+
+def has_hooks_at(region: Region, call: Call) -> bool:
+    return call.path in region.hooked

@@ -1,0 +1,213 @@
+"""The graph of a rebuilt module, with merged layers in place of the operations that they replace."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.plan.plan import Merge
+from unbranch.convert.rewrite.sites import Rebuild, opened_by
+from unbranch.convert.rewrite.sizes import PendingSizes
+from unbranch.convert.trace.execute import attribute
+from unbranch.convert.trace.trace import Call, call_of
+from unbranch.errors import Inexact
+from unbranch.graph.operations import is_view_operation, written_to
+from unbranch.graph.shadow import deep_copied
+from unbranch.rules import rule_of_module
+from unbranch.rules.value import Affine, Gridded
+
+Piece = Callable[[dict[Merge, nn.Module], dict[int, Any]], Any]
+"""Makes a layer, a part or a tensor of a rebuilt module from the merged layers and the copies made so far."""
+
+
+def graph_of(region: Region, plan: Rebuild, original: nn.Module) -> tuple[fx.Graph, dict[str, Piece]]:
+    """The graph of a rebuilt module, and what it runs and reads, by path.
+
+    Raises:
+        Inexact: if something that it reads goes with what is merged.
+    """
+    call = plan.call
+    opened = opened_by(call, plan.merges)
+    removed = {n for m in plan.merges for n in m.inside}
+    by_target = {m.target: m for m in plan.merges}
+    graph = fx.Graph()
+    parts: dict[str, Piece] = {}
+    env: dict[fx.Node, fx.Node] = _placeholders(graph, call, region)
+    folded: set[Call] = set()
+    closed = [_outermost_closed(n, call, opened) for n in call.nodes]
+    taken = {_inside(region, call, c.path).split(".")[0] for c in closed if c is not None}
+    pending = PendingSizes(region, plan.merges)
+
+    def known(node: fx.Node) -> fx.Node:
+        if node not in env:
+            raise Inexact("what is beside it reads sizes or values that it takes away")
+        return env[node]
+
+    for node in call.nodes:
+        if node.op in ("placeholder", "output") or node in region.trace.checks or node in env:
+            continue
+        if pending.holds(node, env):
+            continue
+        outer = _outermost_closed(node, call, opened)
+        if node in by_target:
+            merge = by_target[node]
+            name = _free_name(_name_of(region, merge), taken)
+            taken.add(name)
+            parts[name] = functools.partial(_layer_of, merge)
+            env[node] = graph.call_module(name, (env[by_target[node].root],))
+            for size in pending.released(by_target[node], env):
+                env[size] = _copied(size, graph, env, parts, original, region, call)
+        elif node in removed:
+            continue
+        elif node in region.trace.moved:  # its work is done by what another rewrite puts in front of it
+            env[node] = env[node.all_input_nodes[0]]
+        elif outer is not None and isinstance(outer.output, fx.Node):
+            if outer not in folded:
+                folded.add(outer)
+                path = _inside(region, call, outer.path)
+                parts[path] = functools.partial(_module_copied, original.get_submodule(path))
+                args, kwargs = fx.node.map_arg((outer.args, outer.kwargs), known)
+                env[outer.output] = graph.call_module(path, tuple(args), kwargs)
+        elif all(n in env for n in node.all_input_nodes):
+            env[node] = _copied(node, graph, env, parts, original, region, call)
+    graph.output(fx.node.map_arg(call.output, known))
+    _drop_unused(graph, parts)
+    return graph, parts
+
+
+def _layer_of(merge: Merge, layers: dict[Merge, nn.Module], _memo: dict[int, Any]) -> nn.Module:
+    return layers[merge]
+
+
+def _module_copied(module: nn.Module, _layers: dict[Merge, nn.Module], memo: dict[int, Any]) -> nn.Module:
+    return deep_copied(module, memo)
+
+
+def _copied_piece(value: Any, _layers: dict[Merge, nn.Module], memo: dict[int, Any]) -> Any:
+    return copy.deepcopy(value, memo)
+
+
+def _placeholders(graph: fx.Graph, call: Call, region: Region) -> dict[fx.Node, fx.Node]:
+    if call is region.trace.root:
+        return {
+            n: graph.placeholder(str(n.target).lstrip("*")) for n in region.trace.graph.nodes if n.op == "placeholder"
+        }
+    env: dict[fx.Node, fx.Node] = {}
+
+    def bind(value: Any, node: fx.Node) -> None:
+        """Where the nodes of an argument are found in the new graph's."""
+        if isinstance(value, fx.Node):
+            env.setdefault(value, node)
+        elif isinstance(value, tuple | list | dict):
+            for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(one, fx.Node | tuple | list | dict):
+                    bind(one, graph.call_function(operator.getitem, (node, key)))
+
+    signature = inspect.signature(call.module.forward)
+    given: list[tuple[str, Any]] = []
+    for name, value in signature.bind(*call.args, **call.kwargs).arguments.items():
+        spread = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+        given += [(f"{name}_{j}", one) for j, one in enumerate(value)] if spread else [(name, value)]
+    plain = [isinstance(value, bool | int | float | str | None) for _, value in given]
+    defaults = [{"default_value": v} if all(plain[j:]) else {} for j, (_, v) in enumerate(given)]
+    nodes = [graph.placeholder(name, **default) for (name, _), default in zip(given, defaults, strict=True)]
+    for (_, value), node in zip(given, nodes, strict=True):
+        bind(value, node)
+    return env
+
+
+def _inside(region: Region, call: Call, path: str) -> str:
+    found = region.trace.path_inside(call, path)
+    assert found is not None  # see place.py
+    return found
+
+
+def _outermost_closed(node: fx.Node, call: Call, opened: set[Call]) -> Call | None:
+    closed = None
+    for inner in call_of(node).lineage():
+        if inner is call:
+            break
+        if inner not in opened:
+            closed = inner
+    return closed
+
+
+def _copied(
+    node: fx.Node, graph: fx.Graph, env: dict[fx.Node, fx.Node], parts: dict[str, Piece], original: nn.Module,
+    region: Region, call: Call,
+) -> fx.Node:  # fmt: skip
+    """One operation as it was."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
+    target = node.target
+    if node.op == "get_attr" and str(target) in region.trace.made:
+        parts[str(target)] = functools.partial(_copied_piece, attribute(region.trace.module, str(target)).clone())
+    elif node.op in ("call_module", "get_attr"):
+        if node.op == "call_module":
+            target = _inside(region, call, str(target))
+            module = original.get_submodule(target)
+            rule = rule_of_module(module)
+            if rule is not None and rule.rest:
+                raise Inexact(f"the affine part of {type(module).__name__} stands alone")
+            parts[target] = functools.partial(_copied_piece, module)
+        else:
+            holder, dot, name = str(target).rpartition(".")
+            target = f"{_inside(region, call, holder)}.{name}".lstrip(".") if dot else name
+            parts[target] = functools.partial(_copied_piece, attribute(original, target))
+    return graph.create_node(node.op, target, tuple(args), dict(kwargs))
+
+
+def _name_of(region: Region, merge: Merge) -> str:
+    """What a merged layer is called in its new place."""
+    value = region.values[merge.target][merge.root]
+    if isinstance(value, Gridded):  # between reshapes
+        return "fc"
+    return "linear" if isinstance(value, Affine) and value.map.ndim == 0 else "conv"
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    candidates = [name, *(f"{name}{j}" for j in range(2, len(taken) + 3))]
+    return next(c for c in candidates if c not in taken)
+
+
+def _drop_unused(graph: fx.Graph, parts: dict[str, Piece]) -> None:
+    """Remove constants that were computed only for what is gone, and readings of shapes."""
+    constant: set[fx.Node] = set()
+    family: dict[fx.Node, Any] = {}  # what tensor a constant is a part of
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        computed = node.op in ("call_function", "call_method") and inputs and all(n in constant for n in inputs)
+        if node.op == "get_attr" or computed:
+            constant.add(node)
+            family[node] = node.target if node.op == "get_attr" else family[inputs[0]] if _shares(node) else node
+    writes = {n: family[target] for n in constant if (target := written_to(n)) is not None}
+    needed = {n for n in graph.nodes if n not in constant and not (_reads_shape(n) and not n.users)}
+    stack = list(needed)
+    while stack:
+        node = stack.pop()
+        also = [w for w, changed in writes.items() if node in family and changed == family[node]]
+        new = [n for n in (*node.all_input_nodes, *also) if n not in needed]
+        needed.update(new)
+        stack += new
+    for node in reversed(list(graph.nodes)):
+        if (node in constant and node not in needed) or (_reads_shape(node) and not node.users):
+            graph.erase_node(node)
+    used = {str(n.target) for n in graph.nodes if n.op in ("get_attr", "call_module")}
+    for name in set(parts) - used:
+        del parts[name]
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    read = node.op == "call_method" and node.target in ("size", "dim")
+    return read or node.target in (getattr, operator.getitem, operator.add, operator.sub, operator.floordiv)
+
+
+def _shares(node: fx.Node) -> bool:
+    """Whether a value may share memory with its first input."""
+    return written_to(node) is not None or is_view_operation(node) or node.target is getattr

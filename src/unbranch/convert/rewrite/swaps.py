@@ -1,0 +1,130 @@
+"""Merges whose operations are whole modules in a row: the module with the kernel becomes the merged layer."""
+
+from __future__ import annotations
+
+import dis
+from typing import Any
+
+from torch import fx, nn
+from torch.nn import functional as F
+
+from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.plan.plan import Merge
+from unbranch.convert.rewrite.exposure import exposed_by, is_kernel
+from unbranch.convert.rewrite.options import otherwise
+from unbranch.convert.rewrite.sites import Swap, Unplaceable, takes_one_value
+from unbranch.convert.trace.trace import Call, Trace, call_of, forward_of
+from unbranch.rules.value import Affine, Gridded
+
+_CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
+
+
+def as_swap(region: Region, merge: Merge) -> Swap | None:
+    trace = region.trace
+    inside = set(merge.inside)
+    times = trace.times_called()
+    emptied = tuple(dict.fromkeys(call for n in merge.inside for call in trace.moved.get(n, ())))
+    row: list[Call] = []
+    kept: Call | None = None
+    for node in merge.inside:
+        if node in trace.moved:
+            continue
+        call = _largest_call(trace, node, inside, region, times)
+        if call is None and not row:
+            call = kept = _own_kernel(region, node, merge)
+        if call is None:
+            return None
+        if call not in row:
+            row.append(call)
+    source: Any = merge.root
+    for call in row:
+        nodes = call.nodes if call is not kept else [_unmoved(trace, call.output)]
+        entering = {_unmoved(trace, n) for node in nodes for n in node.all_input_nodes if n not in nodes}
+        if entering - region.constant != {source}:
+            return None
+        source = _unmoved(trace, call.output)
+        users = {u for n in _same(trace, source) for u in n.users} - trace.checks - trace.sizes - set(trace.moved)
+        if call is not row[-1] and not any(users <= set(later.nodes) for later in row):
+            return None
+    if not row or source is not _unmoved(trace, merge.target):
+        return None
+    walked = exposed_by(region, merge, row, emptied)
+    if (reason := otherwise(region.trace, [*row, *emptied])) is not None:
+        raise Unplaceable(merge, reason)
+    kernels = [j for j, call in enumerate(row) if any(is_kernel(region, n) for n in call.nodes)]
+    return Swap(merge, tuple(row), kernels[0] if kernels else 0, emptied, tuple(walked), kept is not None)
+
+
+def _own_kernel(region: Region, node: fx.Node, merge: Merge) -> Call | None:
+    """The call of a module that computes a convolution with its own weight and bias at the end of its forward.
+
+    What its forward does before, such as padding by the size of what it is given, is none of the merge's business: it
+    stays, if the merged layer is a convolution of the same geometry.
+    """
+    call, own = call_of(node), call_of(node).module
+    if node.op != "call_function" or node.target not in _CONVOLUTIONS or call is region.trace.root or call.leaf:
+        return None
+    given: Any = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+    weight, bias = given.get("weight"), given.get("bias")
+    names = [None if n is None else str(n.target) if isinstance(n, fx.Node) else "" for n in (weight, bias)]
+    holds = own._parameters.get("weight") is not None and "bias" in own._parameters
+    reads = names[0] == f"{call.path}.weight" and names[1] in (None, f"{call.path}.bias")
+    reads = reads and (names[1] is None) == (own._parameters.get("bias") is None)
+    if (
+        not holds
+        or not reads
+        or _unmoved(region.trace, call.output) is not node
+        or (names[1] is None and _asks_for_bias(own))
+    ):
+        return None
+    trace = region.trace
+    others = {
+        u for n in trace.graph.nodes if n.op == "get_attr" and str(n.target) in names for u in n.users
+    } - trace.sizes - trace.checks - {node}  # fmt: skip
+    watched = call.path in region.hooked or call.path in region.shared or trace.times_called()[id(own)] > 1
+    before, after = (region.values.get(n, {}).get(merge.root) for n in (node, merge.target))
+    if others or watched or not isinstance(before, Affine) or not isinstance(after, Affine):
+        return None
+    same = _geometry(before) == _geometry(after) and not getattr(merge.layer, "grow", ())
+    return call if same and getattr(merge.layer, "before", True) is None else None
+
+
+def _asks_for_bias(own: nn.Module) -> bool:
+    """Whether a forward reads its bias more than once: it may ask whether there is one, and there will be."""
+    code = getattr(forward_of(own), "__code__", None)
+    return code is None or sum(i.argval == "bias" for i in dis.get_instructions(code)) > 1
+
+
+def _geometry(value: Affine) -> Any:
+    m = value.map
+    if isinstance(value, Gridded):
+        return value  # another one for each
+    return m.weight.shape, m.stride, m.dilation, m.lo, m.hi, m.groups, m.up, m.border, value.last
+
+
+def _unmoved(trace: Trace, node: Any) -> Any:
+    """What a value is before a norm that was moved behind it."""
+    while node in trace.moved:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _same(trace: Trace, node: fx.Node) -> list[fx.Node]:
+    """A value, and what norms that were moved behind it make of it."""
+    return [node, *(u for u in node.users if u in trace.moved)]
+
+
+def _largest_call(
+    trace: Trace, node: fx.Node, inside: set[fx.Node], region: Region, times: dict[int, int]
+) -> Call | None:
+    """The outermost module call around a node that the merge covers wholly; one that only calls another is kept."""
+    largest: Call | None = None
+    inside = inside | trace.moved.keys()
+    for call in call_of(node).lineage():
+        whole = all(n in inside or n in region.constant or n in trace.checks for n in call.nodes)
+        if not whole or call is trace.root:
+            break
+        fits = isinstance(call.output, fx.Node) and call.output in inside and times[id(call.module)] <= 1
+        if fits and takes_one_value(call) and (largest is None or len(call.nodes) > len(largest.nodes)):
+            largest = call
+    return largest

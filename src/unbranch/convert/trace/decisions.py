@@ -1,0 +1,120 @@
+"""Conditions on sizes that a forward comes to while it is traced, and the outcomes that are tried."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from unbranch.convert.trace.casts import UnreadableError, is_of_kind
+from unbranch.graph.operations import reads_size
+
+MOST_OPERATIONS = 100_000  # that are recorded for one trace, the ways that are taken back included
+
+
+_DEEPEST = 64  # conditions on one way
+
+
+class TooManyWays(UnreadableError):
+    """A forward with more ways than are followed."""
+
+
+@dataclass(eq=False)
+class Decisions:
+    """Outcomes of the conditions that a forward comes to: those that are given, then true.
+
+    Args:
+        known: what each condition is for inputs of two sizes, None where that isn't known.
+    """
+
+    given: tuple[bool, ...] = ()
+    taken: list[bool] = field(default_factory=list)
+    known: list[Any] = field(default_factory=list)
+    asked: dict[Any, bool] = field(default_factory=dict)
+
+    def of(self, condition: fx.Node, known: Any = None) -> bool:
+        """The outcome of a condition, the same each time that it is asked for."""
+        key = _key(condition)
+        if key not in self.asked:
+            self.asked[key] = self._next(known)
+        return self.asked[key]
+
+    def clear(self) -> None:
+        """Begin again."""
+        self.taken.clear()
+        self.known.clear()
+        self.asked.clear()
+
+    def _next(self, known: Any) -> bool:
+        if len(self.taken) >= _DEEPEST:
+            raise TooManyWays(f"more than {_DEEPEST} conditions depend on what it is given")
+        outcome = self.given[len(self.taken)] if len(self.taken) < len(self.given) else True
+        self.taken.append(outcome)
+        self.known.append(known)
+        return outcome
+
+    def holds(self) -> tuple[bool, bool]:
+        """Whether inputs of the one size, and of the other, go this way."""
+        first, second = (
+            all(k is not None and _truth(k[size]) is t for k, t in zip(self.known, self.taken, strict=True))
+            for size in (0, 1)
+        )
+        return first, second
+
+
+def _truth(value: Any) -> bool | None:
+    """A condition's outcome, if it is a number's and not a tensor's."""
+    return bool(value) if isinstance(value, bool | int | float) else None
+
+
+def _key(value: Any) -> Any:
+    """What a value is computed from: the same for sizes that are computed anew in the same way."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_key, value))
+    if not isinstance(value, fx.Node):
+        return type(value).__name__, repr(value)
+    module = getattr(value.target, "__module__", None)
+    computed = value.op == "call_function" and module in _OF_NUMBERS and not value.kwargs
+    if reads_size(value) or computed:
+        return value.target, _key(value.args)
+    return value
+
+
+_HARMLESS = {
+    F.pad, F.interpolate, operator.getitem, torch.narrow, torch.reshape, torch.permute, torch.transpose, torch.flatten,
+    torch.flip, torch.roll, torch.cat, "narrow", "contiguous", "reshape", "view", "flatten", "permute", "transpose",
+    "flip", "roll", "clone", "size", "dim",
+}  # fmt: skip
+
+
+_OF_NUMBERS = ("_operator", "builtins", "math")
+
+
+def about_sizes(node: fx.Node, options: Collection[str] = ()) -> bool:
+    """Whether a value is computed from sizes alone, or from optional arguments of the names given."""
+    if node.op == "placeholder":
+        return node.name in options
+    if reads_size(node):
+        return True
+    if node.op != "call_function" or node.kwargs or node.target is getattr:
+        return False
+    known = node.target in (either, is_of_kind) or getattr(node.target, "__module__", None) in _OF_NUMBERS
+    inputs = node.all_input_nodes
+    return known and bool(inputs) and all(about_sizes(n, options) for n in inputs)
+
+
+def either(*_values: Any) -> NoReturn:
+    """Stands for a value that differs from way to way; it is never run."""
+    raise RuntimeError("a forward with several ways can't be written as one")
+
+
+def is_harmless(node: fx.Node) -> bool:
+    """Whether a way may run an operation that others don't."""
+    if node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
+        return False
+    return about_sizes(node) or (node.op in ("call_function", "call_method") and node.target in _HARMLESS)

@@ -1,0 +1,48 @@
+"""Nested values that hold nodes or proxies: arguments and outputs of a forward."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import fx
+
+
+def filled(structure: Any, values: list[Any]) -> Any:
+    """A structure, of the same classes, with other values in place of its own, in order."""
+    rest = iter(values)
+
+    def put(value: Any) -> Any:
+        if isinstance(value, tuple):
+            items = [put(v) for v in value]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if isinstance(value, list):
+            return [put(v) for v in value]
+        if isinstance(value, dict):
+            new: Any = {} if isinstance(value, fx.immutable_collections.immutable_dict) else copy.copy(value)
+            for key, one in value.items():
+                new[key] = put(one)
+            return new
+        if isinstance(value, slice):
+            return slice(put(value.start), put(value.stop), put(value.step))
+        return next(rest)
+
+    return put(structure)
+
+
+def nodes_of(value: Any) -> Any:
+    """A structure of proxies as a structure of nodes."""
+    return fx.node.map_aggregate(value, lambda v: v.node if isinstance(v, fx.Proxy) else v)
+
+
+def leaves_of(value: Any) -> list[Any]:
+    found: list[Any] = []
+    fx.node.map_aggregate(value, found.append)
+    return found
+
+
+def structure_of(value: Any) -> str:
+    return repr(fx.node.map_aggregate(value, lambda v: _TENSOR if isinstance(v, fx.Node) else v))
+
+
+_TENSOR = "a tensor"
