@@ -26,10 +26,10 @@ from unbranch.convert.report import Refusal, Report
 from unbranch.convert.rewrite.place import rewrites_of, unit_of
 from unbranch.convert.rewrite.rebuild import Blueprint, check_rebuilds
 from unbranch.convert.rewrite.rewrite import copied, rebuild, replaced_modules
-from unbranch.convert.rewrite.sites import Rebuild, Swap, Unplaceable
-from unbranch.convert.rewrite.unread import drop_unread
-from unbranch.convert.source.methods import reached_by_forward
-from unbranch.convert.trace.standins import StandIns
+from unbranch.convert.rewrite.sites import PlacementError, Rebuild, Swap
+from unbranch.convert.rewrite.unused import drop_unused
+from unbranch.convert.source.methods import parts_run_by_forward
+from unbranch.convert.trace.part_examples import PartExamples
 from unbranch.convert.trace.trace import Trace
 from unbranch.graph.probe import Arguments
 from unbranch.graph.shadow import has_hooks, owners_of, shadow_of, training_parts
@@ -65,7 +65,7 @@ class Attempt:
     rows: Rows = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.stand_ins = StandIns(self.network, self.pair)
+        self.stand_ins = PartExamples(self.network, self.pair)
         self.account.blind = self.pair is None
 
     def run(self) -> None:
@@ -95,7 +95,7 @@ class Attempt:
         """Paths of modules whose inputs and outputs someone sees, with the reason."""
         named = list(self.network.named_modules(remove_duplicate=False))
         hidden = {id(self.network.get_submodule(t.full_path(path))) for t in traces for path in t.hidden}
-        unknown = {id(m) for path in unread for m in reached_by_forward(self.network.get_submodule(path))}
+        unknown = {id(m) for path in unread for m in parts_run_by_forward(self.network.get_submodule(path))}
         found: dict[str, str] = {path: SEVERAL_WAYS for path, m in named if id(m) in hidden}
         found |= {path: REACHED for path, m in named if id(m) in unknown}
         return found | {path: HOOKED for path, m in named if has_hooks(m)}
@@ -107,7 +107,7 @@ class Attempt:
         shared = _shared(trace, owners, elsewhere)
         unmoved = {*inner, *shared, *self.unmoved}
         stay = {*inner, *(target for path, kind, target in self.excluded if (path, kind) == (trace.path, _DROPPED))}
-        dropped = drop_unread(trace, stay)
+        dropped = drop_unused(trace, stay)
         moves = move_norms(trace, unmoved, inner)
         barred = self._barred(trace)
         reasons: dict[tuple[str, ...], tuple[str, fx.Node]] = {}
@@ -121,7 +121,7 @@ class Attempt:
                 self.unmoved |= lost
                 unmoved |= lost
                 trace = trace.reread()
-                dropped = drop_unread(trace, stay)
+                dropped = drop_unused(trace, stay)
                 moves, done = move_norms(trace, unmoved, inner), {}
                 barred = self._barred(trace)
                 continue
@@ -135,7 +135,7 @@ class Attempt:
                         if name not in self.built:
                             self.built[name] = build(region, merge, exact=exact, training=self._mode(region, merge))
                         done[merge.key] = self.built[name]
-            except Unplaceable as refused:
+            except PlacementError as refused:
                 for merge, reason in refused.merges:
                     barred.add((merge.root, merge.target))
                     reasons[sources_of(region, merge)] = reason, merge.target

@@ -15,9 +15,9 @@ from unbranch.convert.prove.merged_layers import Built
 from unbranch.convert.report import Report
 from unbranch.convert.step import record_step
 from unbranch.errors import CollapseError, UnsupportedError
+from unbranch.graph.global_state import without_side_effects
 from unbranch.graph.outside import restore_outside
 from unbranch.graph.shadow import deep_copied, unwrapped
-from unbranch.graph.untouched import leaves_no_trace
 
 
 class Conversion:
@@ -103,7 +103,7 @@ def explain(model: nn.Module, example_input: Any = None) -> Conversion:
 def _converted(model: nn.Module, example_input: Any, strict: bool = False) -> Conversion:
     network = _readable(model)
     inputs = None if example_input is None else as_inputs(example_input)
-    with as_errors(), leaves_no_trace(network):
+    with as_errors(), without_side_effects(network):
         attempt, plain = _proved(network, inputs)
         report = attempt.report(plain, inputs)
         if strict and report.refusals:

@@ -15,7 +15,7 @@ from unbranch.convert.passes.reading import traces_of
 from unbranch.convert.plan.plan import plan_of
 from unbranch.convert.trace.trace import Trace
 from unbranch.errors import InputError
-from unbranch.graph.outside import kept_outside
+from unbranch.graph.outside import restoring_outside
 from unbranch.graph.shadow import shadow_of, unwrapped
 from unbranch.rules.value import Affine, Bundle, Gridded
 
@@ -104,7 +104,7 @@ def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _
     shadow = nn.Sequential(shadow_of(network))  # so that a single layer has a graph, too
     if constant_norms:
         _freeze_norms(shadow)
-    with as_errors(), kept_outside(network):
+    with as_errors(), restoring_outside(network):
         traces, unread = traces_of(shadow.eval())
     trace = next((t for t in traces if not t.path), None)
     if trace is None:

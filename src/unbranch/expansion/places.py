@@ -13,7 +13,7 @@ from unbranch.blocks import BranchedConv, Compactor
 from unbranch.convert.faults import as_errors
 from unbranch.convert.passes.reading import traces_of
 from unbranch.convert.trace.trace import Trace
-from unbranch.graph.outside import kept_outside
+from unbranch.graph.outside import restoring_outside
 from unbranch.graph.shadow import has_hooks, owners_of, shadow_of
 from unbranch.rules import rule_of_module
 
@@ -48,7 +48,7 @@ def places_in(network: nn.Module) -> tuple[dict[str, Place], dict[str, str]]:
 
 
 def _traces(network: nn.Module, training: bool) -> list[Trace]:
-    with as_errors(), kept_outside(network):
+    with as_errors(), restoring_outside(network):
         return traces_of(shadow_of(network).train(training))[0]
 
 

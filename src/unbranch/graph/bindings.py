@@ -1,4 +1,4 @@
-"""Bindings of names to values outside of modules, to be read and restored."""
+"""Names that are bound to values outside of modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MISSING = object()
 
 @dataclass(frozen=True, eq=False)
 class Binding:
-    """Where a value is bound: a name in a dictionary, an attribute of a class or object, or the cell of a closure."""
+    """A place that holds a value: a dictionary entry, an attribute of a class or object, or the cell of a closure."""
 
     owner: Any
     name: str
@@ -40,7 +40,7 @@ class Binding:
             else:
                 dict.__delitem__(self.owner, self.name)
         else:
-            kind: Any = type if isinstance(self.owner, type) else object  # whatever a class makes of it
+            kind: Any = type if isinstance(self.owner, type) else object  # bypasses methods of the class itself
             if value is not MISSING:
                 kind.__setattr__(self.owner, self.name, value)
             else:
@@ -55,5 +55,5 @@ def slot_of(owner: Any, name: str) -> Any:
 
 
 def vars_of(owner: Any) -> Any:
-    """Names and values of a table or a class."""
+    """Return the namespace of a dictionary or class."""
     return owner if isinstance(owner, dict) else type.__getattribute__(owner, "__dict__")

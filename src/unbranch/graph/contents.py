@@ -1,4 +1,4 @@
-"""Contents of containers, to be restored."""
+"""Snapshots of the contents of containers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONTAINERS = (list, dict, set, deque)
 
 
 class Contents:
-    """What containers hold, those inside them included; ``restore`` puts it back into the same objects."""
+    """A snapshot of containers and of those nested in them; ``restore`` puts it back into the same objects."""
 
     def __init__(self, containers: Iterable[Any] = ()) -> None:
         self._kept: list[tuple[Any, Any, tuple[list[Any], ...]]] = []
@@ -25,7 +25,7 @@ class Contents:
             self.add(container)
 
     def add(self, value: Any) -> None:
-        """Remember what a value holds, if it is a container."""
+        """Record the contents of a value, if it is a container."""
         stack = [value]
         while stack:
             one = stack.pop()
@@ -39,17 +39,17 @@ class Contents:
             stack += [v for v in held[-1] if not is_plain(v)]
 
     def restore(self) -> None:
-        """Put back what was changed."""
+        """Put back everything that has changed."""
         for container, base, held in self._kept:
             if _holds(container, base, held):
                 continue
-            # By Python's own methods, since those of a subclass may do more, as a Counter's. Entries that didn't change
-            # are never missing, since another thread may read them.
+            # Call the methods of the built-in type: those of a subclass, such as Counter, may do more. Entries that
+            # didn't change are never removed in between, since another thread may read them.
             if issubclass(base, dict):
                 kept = {id(key) for key in held[0]}
                 for key in [key for key in base.keys(container) if id(key) not in kept]:
                     base.pop(container, key, None)
-                if list(base.keys(container)) != held[0]:  # something was taken out, and its place is lost
+                if list(base.keys(container)) != held[0]:  # an entry was removed, so the order is lost
                     base.clear(container)
                 for key, value in zip(*held, strict=True):
                     base.__setitem__(container, key, value)
@@ -64,7 +64,7 @@ class Contents:
 
 
 def container_type(value: Any) -> Any:
-    """The container of Python's own that a value is, if it is one."""
+    """Return the built-in container type of a value, or None if it isn't a container."""
     kind = type(value)
     return kind if kind in _BASES else next((base for base in _BASES if issubclass(kind, base)), None)
 
@@ -73,14 +73,14 @@ _BASES = (OrderedDict, dict, list, set, deque, tuple)
 
 
 def held_by(container: Any, base: Any) -> tuple[list[Any], ...]:
-    """Keys and values of a dictionary, what another container holds."""
+    """Return the keys and values of a dictionary, or the items of another container."""
     if issubclass(base, dict):
         return list(base.keys(container)), list(base.values(container))
     return (list(base.__iter__(container)),)
 
 
 def _holds(container: Any, base: Any, held: tuple[list[Any], ...]) -> bool:
-    """Whether a container holds the same objects, in the same order."""
+    """Whether a container still holds the same objects in the same order."""
     if base.__len__(container) != len(held[0]):
         return False
     views = (base.keys(container), base.values(container)) if issubclass(base, dict) else (base.__iter__(container),)
@@ -88,4 +88,4 @@ def _holds(container: Any, base: Any, held: tuple[list[Any], ...]) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    return issubclass(type(value), _PLAIN)  # ``isinstance`` would ask the value
+    return issubclass(type(value), _PLAIN)  # ``isinstance`` would call code of the value

@@ -1,4 +1,4 @@
-"""Copies of modules that share their memory, have memory of their own, or none."""
+"""Copies of modules in evaluation mode: with shared tensors, with tensors of their own, or with shapes alone."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unbranch.graph.numberless import Stage
+from unbranch.graph.meta_mode import Stage
 from unbranch.graph.shadow import shadow_of
 
 
 def sharing_copy(module: nn.Module) -> nn.Module:
-    """A copy in evaluation that shares the module's memory."""
+    """Return a copy in evaluation mode that shares the module's memory."""
     return _with_own_objects(shadow_of(module))
 
 
 def private_copy(module: nn.Module) -> nn.Module:
-    """A copy in evaluation with tensors of its own."""
+    """Return a copy in evaluation mode with tensors of its own."""
     return with_own_tensors(shadow_of(module))
 
 
 def with_own_tensors(shadow: nn.Module) -> nn.Module:
-    """Give a copy tensors of its own, shared among its modules as in the original."""
+    """Replace the tensors of a copy by clones; modules that shared a tensor still share it."""
     return _with_tensors(shadow, lambda t: t.detach().clone())
 
 
-def with_stand_ins(shadow: nn.Module, mode: Stage) -> nn.Module:
-    """Give a copy tensors without numbers, so that nothing it does reaches the original's."""
+def with_shapes_only(shadow: nn.Module, mode: Stage) -> nn.Module:
+    """Replace the tensors of a copy by shape-only tensors, so that it can't write to the original's."""
     return _with_tensors(shadow, lambda t: mode.from_tensor(t.detach()))
 
 
 def _with_own_objects(shadow: nn.Module) -> nn.Module:
-    """Give a copy tensor objects of its own that share the original's memory: ``weight.data = …`` stays in it."""
+    """Replace the tensors of a copy by new objects on the same memory, so that ``weight.data = …`` affects the copy
+    alone.
+    """
     return _with_tensors(shadow, lambda t: t.detach())
 
 

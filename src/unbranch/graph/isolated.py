@@ -1,7 +1,7 @@
-"""Running modules without a trace: what a run writes into tensors from outside goes to private copies.
+"""Run modules with writes into outside tensors redirected to private copies.
 
-PyTorch counts the writes into a tensor (``_version``), so a write is noticed by what it does and not by a function's
-name. Copies belong to storages, so all views of one storage see what is written through any of them.
+PyTorch counts the writes into a tensor (``_version``), so writes are detected by their effect rather than by the name
+of a function. Copies belong to storages: all views of a storage see what is written through any of them.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ _METADATA = {
     "get_device", "is_contiguous", "__len__", "__hash__", "is_tensor",
 }  # fmt: skip  # read off a tensor without its values: only for speed
 _GRADIENTS = {"requires_grad_", "retain_grad"}
-# These write, or let others write, without counting.
+# Functions that write, or let other code write, without counting.
 _UNCOUNTED = TRAINED_NORMS | LENDS_MEMORY | {"batch_norm", "_batch_norm_impl_index", "instance_norm"}
 
 
 class Isolated(TorchFunctionMode):
-    """Redirect writes into tensors from outside to private copies, which later reads of the same run see.
+    """Redirect writes into outside tensors to private copies, which later reads of the same run see.
 
-    A tensor from outside is copied when it is used. The copy is forgotten after the call, unless the call wrote into it
-    or returned a view of it. Parameters and buffers of a module that runs under this mode stay bit for bit as they
-    were; ``wrote`` says whether a write was redirected. The mode belongs to its thread; writes carry no gradients.
+    An outside tensor is copied when it is used. The copy is discarded after the call, unless the call wrote into it or
+    returned a view of it. Parameters and buffers of a module that runs under this mode stay bit for bit unchanged;
+    ``wrote`` says whether a write was redirected. The mode applies to its own thread. Redirected writes carry no
+    gradients.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.wrote = False  # into a tensor from outside
+        self.wrote = False  # into an outside tensor
         self._nested = False
         self._memory = PrivateMemory(self.stored)
         self._rebound: dict[int, tuple[Tensor, Tensor]] = {}
@@ -47,11 +48,11 @@ class Isolated(TorchFunctionMode):
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def stored(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of the copy of a tensor of ``dtype``."""
+        """Return the dtype of the copy of a tensor of ``dtype``."""
         return dtype
 
     def argument(self, value: Any) -> Any:
-        """What a function sees in place of an argument that is no tensor."""
+        """Return what a function receives in place of an argument that isn't a tensor."""
         return value
 
     def call(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], originals: Sequence[Any]) -> Any:
@@ -60,10 +61,10 @@ class Isolated(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def directly(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: _Call) -> Any:
-        """The result of a function that writes nothing, and needs no private copies therefore, or nothing."""
+        """Return the result of a function that needs no private copies, since it writes nothing; None for others."""
 
     def values(self, result: Any) -> Any:
-        """A result of the run with tensors from outside, such as a parameter, replaced by what the run made of them."""
+        """Return a result with outside tensors, such as parameters, replaced by their values in this run."""
         with torch._C.DisableTorchFunction():
             return tree_map(lambda v: _Call(self).given(v) if isinstance(v, Tensor) else v, result)
 
@@ -86,7 +87,7 @@ class Isolated(TorchFunctionMode):
 
     def _attribute(self, func: Callable[..., Any], name: str, args: Sequence[Any]) -> Any:
         if name == "__set__" and not torch.is_grad_enabled() and not self._memory.owns(args[0]):
-            return None  # flags of a tensor from outside stay
+            return None  # the flags of an outside tensor don't change
         found = func(*mapped(self._current, args))
         return self.argument(found) if isinstance(found, torch.dtype) else found
 
@@ -95,12 +96,12 @@ class Isolated(TorchFunctionMode):
 
 
 class _Call:
-    """One call of a function: its arguments replaced, then what was written kept."""
+    """One call of a function: arguments are replaced before it, and written copies recorded after it."""
 
     def __init__(self, mode: Isolated) -> None:
         self.mode, self.memory = mode, mode._memory
-        self.replaced: dict[int, tuple[Tensor, Tensor, Any]] = {}  # by id: original, copy, the copy's geometry
-        self.watched: list[tuple[Tensor, int, PrivateCopy | None]] = []  # and the number of writes before
+        self.replaced: dict[int, tuple[Tensor, Tensor, Any]] = {}  # by id: original, copy, and the geometry of the copy
+        self.watched: list[tuple[Tensor, int, PrivateCopy | None]] = []  # with the number of writes before the call
 
     def run(self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         result = self.mode.directly(func, args, kwargs, self)
@@ -114,7 +115,7 @@ class _Call:
         return mapped(self._taken, result)
 
     def given(self, value: Any) -> Any:
-        """What the function gets in place of an argument."""
+        """Return what the function receives in place of an argument."""
         if not isinstance(value, Tensor):
             return self.mode.argument(value)
         if id(value) not in self.replaced:
@@ -122,7 +123,7 @@ class _Call:
         return self.replaced[id(value)][1]
 
     def is_untouched(self, value: Any) -> bool:
-        """Whether a value is a tensor from outside that this run hasn't changed, and that needs no gradients."""
+        """Whether a value is an outside tensor that this run hasn't changed and that needs no gradient."""
         if not isinstance(value, Tensor) or self.mode._current(value) is not value:
             return False
         storage = untyped_storage_of(value)
@@ -156,30 +157,32 @@ class _Call:
                 elif not always:
                     raise RuntimeError("a tensor that needs gradients is written in place; run it without gradients")
         for original, own, geometry in self.replaced.values():
-            if geometry is not None and geometry_of(own) != geometry:  # resize_, t_, a new .data
+            if geometry is not None and geometry_of(own) != geometry:  # resize_, t_, or a new .data
                 self.mode._rebound[id(original)] = (original, own)
                 self.mode.wrote = True
                 self.memory.own(own)
 
     def _taken(self, value: Any) -> Any:
-        """What the caller gets: a written parameter is still that parameter, since modules check."""
+        """Return what the caller receives; a parameter that was written to is still that parameter, since modules
+        check.
+        """
         if not isinstance(value, Tensor):
             return value
         for original, own, _ in self.replaced.values():
             if own is value and isinstance(original, torch.nn.Parameter) and original is not value:
-                unwritten = any(o is own and _writes(o) == before for o, before, _ in self.watched)
-                return value if unwritten else original
+                protected_tensors = any(o is own and _writes(o) == before for o, before, _ in self.watched)
+                return value if protected_tensors else original
         self.memory.own(value)
         return value
 
 
 def _writes(value: Tensor) -> int:
-    """How often PyTorch saw a write; -1 where it doesn't count."""
+    """Return how many writes PyTorch has counted; -1 if it doesn't count."""
     return -1 if value.is_inference() else value._version
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """Apply a function to all values in nested tuples, lists, dictionaries and slices."""
+    """Apply a function to all leaves of nested tuples, lists, dictionaries and slices."""
     if isinstance(value, tuple):
         items = [mapped(function, v) for v in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

@@ -1,4 +1,4 @@
-"""Private copies of storages: what is written through one view of a storage is seen through all others."""
+"""Private copies of storages, which all views of a storage share."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class PrivateCopy:
     source: StorageWeakRef
     weak: StorageWeakRef | None = None
     kept: Any = None
-    filled: list[tuple[int, int]] = field(default_factory=list)  # numbers that were copied, or written since
+    filled: list[tuple[int, int]] = field(default_factory=list)  # ranges that were copied or written
 
     def live(self) -> Any:
         return None if self.weak is None else torch.UntypedStorage._new_with_weak_ptr(self.weak.cdata)
 
 
 class PrivateMemory:
-    """Which storages belong to a run, and the copies of those that don't."""
+    """The storages that belong to a run, and private copies of those that don't."""
 
     def __init__(self, stored: Callable[[torch.dtype], torch.dtype]) -> None:
         self._stored = stored
         self._copies: dict[tuple[int, torch.dtype], PrivateCopy] = {}
         self._own: dict[
             int, tuple[StorageWeakRef, PrivateCopy | None]
-        ] = {}  # a weak reference keeps its address from reuse
+        ] = {}  # a weak reference keeps the address from being reused
         self._limit = 4096
 
     def owns(self, value: Tensor) -> bool:
@@ -49,11 +49,11 @@ class PrivateMemory:
         return storage is not None and storage._cdata in self._own
 
     def copy_at(self, storage: Any) -> PrivateCopy | None:
-        """The copy whose memory this is."""
+        """Return the copy that has this memory."""
         return self._own[storage._cdata][1]
 
     def has_copy(self, storage: Any) -> bool:
-        """Whether there is a private copy of a storage that a tensor uses."""
+        """Whether a private copy of a storage exists that a tensor still uses."""
         return any(key[0] == storage._cdata and copy.live() is not None for key, copy in self._copies.items())
 
     def own(self, value: Tensor, copy: PrivateCopy | None = None) -> None:
@@ -67,7 +67,7 @@ class PrivateMemory:
             self._limit = max(4096, 2 * len(self._own))
 
     def private(self, value: Tensor, storage: Any) -> tuple[Tensor, PrivateCopy]:
-        """A tensor of the same geometry on the private copy of a storage, which is made where there is none."""
+        """Return a tensor of the same geometry on the private copy of a storage, which is made if there is none."""
         real = _REAL.get(value.dtype, value.dtype)
         copy = self._copies.setdefault((storage._cdata, real), PrivateCopy(StorageWeakRef(storage)))
         with torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext():
@@ -82,24 +82,24 @@ class PrivateMemory:
             return (torch._neg_view(own) if value.is_neg() else own), copy
 
     def _flat(self, copy: PrivateCopy, storage: Any, real: torch.dtype, device: torch.device) -> Tensor:
-        """The whole copy as one row, ``(numbers of the storage,)``; only what is ``filled`` has values."""
+        """Return the whole copy as a vector of all elements of the storage; only ranges in ``filled`` have values."""
         size = storage.nbytes() // real.itemsize
         dtype, held = self._stored(real), copy.live()
         if held is not None:
             return _on(held, dtype, device, 0, size + size % 2)
-        flat = torch.empty(size + size % 2, dtype=dtype, device=device)  # even, to be read as complex numbers
+        flat = torch.empty(size + size % 2, dtype=dtype, device=device)  # even, so that it can be viewed as complex
         copy.weak, copy.filled = StorageWeakRef(flat.untyped_storage()), []
         self.own(flat, copy)
         return flat
 
 
 def _on(storage: Any, dtype: torch.dtype, device: torch.device, start: int, size: int) -> Tensor:
-    """``size`` numbers of a storage."""
+    """Return ``size`` elements of a storage as a vector."""
     return torch.empty(0, dtype=dtype, device=device).set_(storage, start, (size,), (1,))
 
 
 def untyped_storage_of(value: Tensor) -> Any:
-    """A tensor's memory, or None where it has none of its own (sparse, quantised, fake, batched tensors)."""
+    """Return a tensor's storage, or None if it has none of its own (sparse, quantised, fake and batched tensors)."""
     if value.layout != torch.strided or value.is_quantized:
         return None
     if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
@@ -115,7 +115,7 @@ def geometry_of(value: Tensor) -> Any:
 
 
 def _extent(value: Tensor) -> tuple[int, int]:
-    """First and last place, exclusive, of a tensor in its storage, in real numbers."""
+    """Return the first and last position, exclusive, of a tensor in its storage, counted in real numbers."""
     if value.numel() == 0:
         return 0, 0
     parts = 2 if value.is_complex() else 1
@@ -125,7 +125,7 @@ def _extent(value: Tensor) -> tuple[int, int]:
 
 
 def _missing(wanted: tuple[int, int], filled: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The parts of an interval that no other covers."""
+    """Yield the parts of an interval that no other interval covers."""
     start, stop = wanted
     for low, high in sorted(filled):
         if low >= stop:

@@ -1,4 +1,4 @@
-"""Names of PyTorch's operations by what they do with memory and shapes: the one table that other files read.
+"""Names of PyTorch's operations by what they do with memory and shapes: the only table of its kind.
 
 Names are those of functions and of tensor methods alike: ``torch.narrow`` and ``Tensor.narrow`` are ``"narrow"``.
 """
@@ -11,11 +11,11 @@ import torch
 from torch import fx
 
 RESHAPES = frozenset({"reshape", "view", "reshape_as", "view_as", "squeeze"})
-"""Change the shape; the new one follows from sizes, not from the order of axes."""
+"""Operations that change the shape, by sizes."""
 AXIS_CHANGES = frozenset(
     {"transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "adjoint", "flatten", "unsqueeze"}
 )
-"""Reorder, join or insert axes, given by their positions."""
+"""Operations that reorder, join or insert axes, by positions."""
 AXIS_ATTRIBUTES = frozenset({"T", "mT", "H", "mH"})
 EXPANSIONS = frozenset({"expand", "expand_as", "broadcast_to"})
 BASIC_INDEXING = frozenset({"getitem", "narrow", "select"})
@@ -30,10 +30,10 @@ VIEWS = (
         "split_with_sizes", "detach", "positive", "resolve_conj", "resolve_neg", "contiguous", "to", "type_as", "float",
         "half", "bfloat16", "double", "cpu", "cuda", "pin_memory", "real", "imag", "view_as_real", "view_as_complex",
         "as_strided", "unfold", "atleast_1d", "atleast_2d", "atleast_3d", "conj", "alias",
-        "either",  # of convert/trace/ways.py: stands for one of its inputs
+        "either",  # of convert/trace/ways.py, stands for one of its inputs
     }
 )  # fmt: skip
-"""Functions and methods whose result may share memory with their first input."""
+"""Operations whose result may share memory with their first input."""
 VIEW_ATTRIBUTES = AXIS_ATTRIBUTES | {"data", "real", "imag"}
 """Attributes of a tensor that are tensors sharing its memory."""
 
@@ -48,9 +48,9 @@ CONCATENATIONS = frozenset({torch.cat, torch.concat, torch.concatenate})
 SPLITS = frozenset({torch.split, torch.chunk, "split", "chunk"})
 
 LENDS_MEMORY = frozenset({"numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage"})
-"""Give the memory of a tensor to other code, whose writes PyTorch doesn't count."""
+"""Methods that let other code access the memory of a tensor; PyTorch doesn't count its writes."""
 TRAINED_NORMS = frozenset({"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"})
-"""Write to running statistics in training, though their schema doesn't say so."""
+"""Operators that write to running statistics in training, though their schema doesn't say so."""
 
 
 def operation_name(node: fx.Node) -> str:

@@ -1,7 +1,7 @@
-"""What the code of a network keeps outside its modules, put back: global names, class attributes, caches, closures.
+"""Restore what the code of a network keeps outside its modules: globals, class attributes, caches and closures.
 
-A forward may fill a table in a global dictionary, count calls in a class attribute, or remember the last size in a
-closure. Reading and running a network must not leave stand-ins or float64 tensors there, nor anything else.
+A forward may fill a table in a global dictionary, count calls in a class attribute, or store the last size in a
+closure. Tracing and running a network must not leave shape-only or float64 tensors there, nor anything else.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from unbranch.graph.bindings import MISSING, Binding, vars_of
 from unbranch.graph.contents import Contents, is_plain
 from unbranch.graph.reach import reached_by
 
-_MOST_NUMBERS = 1 << 24  # of tensors outside that are remembered, in case they are written to
+_MOST_NUMBERS = 1 << 24  # elements of outside tensors of which a copy is kept, in case they are written to
 
 
 class Outside:
-    """What the code of a network's modules can reach by name, and what is there.
+    """A snapshot of everything that the code of a network's modules can reach by name.
 
-    Followed are methods of the modules' classes, the functions and classes that these name, and so on, but neither
-    PyTorch's nor Python's own.
+    The search follows methods of the modules' classes, the functions and classes that these name, and so on, but not
+    into PyTorch or Python's standard library.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._places: list[tuple[Any, list[str], list[Any]]] = []  # an owner, names, and what they were bound to
-        self._open: list[tuple[Any, set[str]]] = []  # classes and tables that may get new names
+        self._places: list[tuple[Any, list[str], list[Any]]] = []  # an owner, its names, and their values
+        self._open: list[tuple[Any, set[str]]] = []  # classes and dictionaries that may get new names
         self._contents = Contents()
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         self._numbers = 0
@@ -63,20 +63,20 @@ class Outside:
             self._tensors.append((tensor, tensor._version, tensor.detach().clone()))
 
     def restore(self) -> None:
-        """Put back names, contents of containers and numbers of tensors; caches that hold tensors are emptied.
+        """Restore names, contents of containers and values of tensors.
 
-        Those are ``functools.cache`` and ``lru_cache``, if they were added to.
+        Caches of ``functools.cache`` and ``lru_cache`` that have grown and hold tensors are emptied.
         """
         for owner, chosen, values in self._places:
             if not _are_bound(owner, chosen, values):
                 for name, value in zip(chosen, values, strict=True):
                     place = Binding(owner, name)
                     if place.value() is not value:
-                        with contextlib.suppress(Exception):  # read-only, so that a forward can't have bound it either
+                        with contextlib.suppress(Exception):  # read-only, so a forward can't have bound it either
                             place.bind(value)
         for owner, names in self._open:
             for name in [] if len(vars_of(owner)) == len(names) else [n for n in vars_of(owner) if n not in names]:
-                if not name.startswith(("__", "_abc_")):  # which Python adds by itself
+                if not name.startswith(("__", "_abc_")):  # which Python itself adds
                     with contextlib.suppress(Exception):
                         Binding(owner, name).bind(MISSING)
         self._contents.restore()
@@ -92,7 +92,7 @@ class Outside:
 
 
 def _are_bound(owner: Any, names: list[str], values: list[Any]) -> bool:
-    """Whether names are bound to the same objects as before; there are tens of thousands in large libraries."""
+    """Whether names are bound to the same objects as before; large libraries have tens of thousands of them."""
     found: Iterable[Any]
     if isinstance(owner, dict | type):
         found = map(vars_of(owner).get, names, itertools.repeat(MISSING))
@@ -105,8 +105,8 @@ _current: ContextVar[Outside | None] = ContextVar("outside", default=None)
 
 
 @contextlib.contextmanager
-def kept_outside(network: nn.Module) -> Iterator[None]:
-    """Put back what a network's code keeps outside its modules, at the end and in every ``restore_outside`` before."""
+def restoring_outside(network: nn.Module) -> Iterator[None]:
+    """Restore what a network's code keeps outside its modules, on exit and whenever ``restore_outside`` is called."""
     outside = Outside(network)
     token = _current.set(outside)
     try:
@@ -117,7 +117,7 @@ def kept_outside(network: nn.Module) -> Iterator[None]:
 
 
 def restore_outside() -> None:
-    """Put back now what code keeps outside the modules of the network that is being converted."""
+    """Restore now what the code of the network that is being converted keeps outside its modules."""
     outside = _current.get()
     if outside is not None:
         outside.restore()
@@ -127,7 +127,7 @@ _NOT_KEPT = (type, types.FunctionType, types.ModuleType, types.BuiltinFunctionTy
 
 
 def _holds_tensors(cache: Any, depth: int = 6) -> bool:
-    """Whether a tensor, or what stands for one, is among what a cache keeps, in containers or objects."""
+    """Whether a cache holds a tensor or proxy, also nested in containers or objects."""
     level, seen = [cache], {id(cache)}
     for _ in range(depth):
         level = [v for v in gc.get_referents(*level) if id(v) not in seen and not isinstance(v, _NOT_KEPT)]

@@ -1,4 +1,4 @@
-"""Follow the code of a network to every name, object and cache that it can reach outside of modules."""
+"""Follow the code of a network to every name, object and cache outside of modules that it can reach."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _NOT_THEIRS = {*sys.stdlib_module_names, "torch", "numpy", "sympy", "unbranch", 
 
 
 def reached_by(network: nn.Module) -> _Walk:
-    """What the code of a network reaches."""
-    walk = _Walk({id(m) for m in network.modules()})  # which are copied, and never written to
+    """Return what the code of a network reaches."""
+    walk = _Walk({id(m) for m in network.modules()})  # modules are copied and never written to
     for kind in {type(m) for m in network.modules()}:
         walk.follow(kind)
     for module in network.modules():
@@ -47,9 +47,9 @@ _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, staticmet
 
 
 class _Walk:
-    """Goes from code to the names that it uses, and on to the code behind these.
+    """Walk from code to the names that it uses, and on to the code behind these.
 
-    ``found`` are owners of names, by id, with those of their names that code uses; None for all, and ones that are new.
+    ``found`` has owners of names, by id, each with the names that code uses; None stands for all names and new ones.
     """
 
     def __init__(self, known: set[int]) -> None:
@@ -59,12 +59,12 @@ class _Walk:
         self._seen = known
         self._modules: set[tuple[int, frozenset[str]]] = set()
         self._functions: list[types.FunctionType] = []
-        self._setting: set[str] = set()  # names that are used where attributes are set
+        self._setting: set[str] = set()  # names used in code that sets attributes
         self._stack: list[tuple[Any, frozenset[str]]] = []
         self._steps = 0
 
     def follow(self, value: Any, names: frozenset[str] = frozenset()) -> None:
-        """Look at a value later; ``names`` are those that the code which led to it uses."""
+        """Queue a value; ``names`` are those used by the code that refers to it."""
         self._stack.append((value, names))
 
     def run(self) -> None:
@@ -77,14 +77,14 @@ class _Walk:
                     self._names(vars(value), names, names)
             elif id(value) not in self._seen:
                 self._seen.add(id(value))
-                with contextlib.suppress(Exception):  # objects that don't let themselves be looked at
+                with contextlib.suppress(Exception):  # objects that can't be inspected
                     self._look(value)
-        for function in self._functions:  # few have attributes, or may get some
+        for function in self._functions:  # few functions have attributes, or may get some
             if vars(function) or function.__name__ in self._setting:
                 self.found[id(function)] = (vars(function), None)
 
     def _look(self, value: Any) -> None:
-        kind = type(value)  # which ``__class__`` may not tell
+        kind = type(value)  # ``__class__`` may be overridden
         if kind is types.FunctionType:
             self._function(value)
         elif issubclass(kind, type):
@@ -142,7 +142,7 @@ class _Walk:
         if _sets_attributes(code):
             self._setting |= names_in(code)
         if vars(function):
-            self._all(*vars(function).values())  # __wrapped__ among them
+            self._all(*vars(function).values())  # includes ``__wrapped__``
         self._all(*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
         for cell in function.__closure__ or ():
             self.found[id(cell)] = (cell, {""})
@@ -162,19 +162,19 @@ class _Walk:
                 if not is_plain(table[name]):
                     self.follow(table[name], used)
             else:
-                for module in _imported(name, str(table.get("__package__") or "")):  # where it is used
+                for module in _imported(name, str(table.get("__package__") or "")):  # imported where it is used
                     self.follow(module, used)
 
 
 @functools.lru_cache(maxsize=8192)
 def names_in(code: types.CodeType) -> frozenset[str]:
-    """Names that code uses beside its own variables, with those of functions inside it."""
+    """Return the names that code uses besides local variables, including functions defined inside it."""
     inner = (names_in(c) for c in code.co_consts if isinstance(c, types.CodeType))
     return frozenset(code.co_names).union(*inner)
 
 
 def _imported(name: str, package: str) -> Iterator[types.ModuleType]:
-    """Modules that an import in a package may mean, of those that are loaded."""
+    """Yield the loaded modules that an import in a package may refer to."""
     places = package.split(".") if package else []
     for n in range(len(places), -1, -1):
         module = sys.modules.get(".".join([*places[:n], name]))
@@ -184,7 +184,7 @@ def _imported(name: str, package: str) -> Iterator[types.ModuleType]:
 
 @functools.lru_cache(maxsize=8192)
 def globals_in(code: types.CodeType) -> frozenset[str]:
-    """Names in Python modules that code uses, and what it imports: attributes that it reads have other names."""
+    """Return the global names and imports of code; names of attributes that it reads aren't among them."""
     found, more = set(), 0
     for operation, argument in zip(code.co_code[::2], code.co_code[1::2], strict=True):
         argument += more
@@ -211,7 +211,7 @@ def _sets_attributes(code: types.CodeType) -> bool:
 
 @functools.lru_cache(maxsize=8192)
 def _is_theirs(module: Any) -> bool:
-    """Whether a Python module, by name, is a user's, or a library's of networks."""
+    """Whether a Python module, by name, belongs to the user or to a library of networks."""
     return isinstance(module, str) and module.partition(".")[0] not in _NOT_THEIRS
 
 

@@ -1,6 +1,6 @@
-"""A network's structure without its weights: a copy in evaluation mode that shares every tensor.
+"""Evaluation views: copies of a network's modules, in evaluation mode, that share every tensor.
 
-Tracing and proving run on the shadow, so the user's network keeps its mode, hooks and statistics.
+Tracing and proofs run on such a copy, so the user's network keeps its mode, hooks and statistics.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from unbranch.errors import InputError, UnsupportedError
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_WEIGHT_HOOKS = ("WeightNorm", "SpectralNorm")  # they only compute the weight, and rules read through them
+_WEIGHT_HOOKS = ("WeightNorm", "SpectralNorm")  # they only compute the weight; rules account for them
 _WRAPPERS = {
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
@@ -29,10 +29,10 @@ _WRAPPERS = {
 
 
 def unwrapped(model: Any) -> nn.Module:
-    """The network inside data-parallel, averaging and compiling wrappers.
+    """Return the network inside data-parallel, averaging and compiling wrappers.
 
     Raises:
-        InputError: if there is no network.
+        InputError: if ``model`` isn't a module.
     """
     while True:
         inner = next(
@@ -48,7 +48,7 @@ def unwrapped(model: Any) -> nn.Module:
 
 
 def deep_copied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """``copy.deepcopy`` one level at a time, since networks can be deeper than Python's stack."""
+    """Do what ``copy.deepcopy`` does, level by level, since networks can be deeper than Python's stack."""
     for module in _inside_out(network, memo):
         _copied_module(module, memo)
     copied: nn.Module = copy.deepcopy(network, memo)
@@ -56,7 +56,7 @@ def deep_copied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def _copied_module(module: nn.Module, memo: dict[int, Any]) -> None:
-    """As ``copy.deepcopy``, several times as fast for classes that leave copying to Python."""
+    """Copy one module as ``copy.deepcopy`` does, but faster for classes with default copying."""
     kind: Any = type(module)
     if id(module) in memo or _copies_itself(kind):
         copy.deepcopy(module, memo)
@@ -80,7 +80,7 @@ def _copies_itself(kind: Any) -> bool:
         (method := getattr(kind, name, None)) is not getattr(nn.Module, name, None)
         and not (getattr(method, "__module__", "") or "").startswith(
             "torch.nn.modules."
-        )  # which only fill in what is missing
+        )  # they only fill in missing attributes
         for name in names
     )
 
@@ -114,7 +114,7 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _inside_out(network: nn.Module, memo: dict[int, Any]) -> list[nn.Module]:
-    """Modules that have no copy yet, nor are in one that has, children first."""
+    """Return the modules that haven't been copied yet, children first."""
     found: list[nn.Module] = []
     stack = [network]
     while stack:
@@ -126,7 +126,11 @@ def _inside_out(network: nn.Module, memo: dict[int, Any]) -> list[nn.Module]:
 
 
 def shadow_of(model: nn.Module) -> nn.Module:
-    """A copy of the modules in evaluation mode, without hooks, sharing all tensors with ``model``."""
+    """Return a copy of the modules in evaluation mode, without hooks, that shares all tensors with ``model``.
+
+    Raises:
+        UnsupportedError: if a module can't be copied.
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in _tensors_of(module):
@@ -145,10 +149,10 @@ def shadow_of(model: nn.Module) -> nn.Module:
 
 
 def training_parts(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Containers, by path, of what a forward in evaluation never uses, such as auxiliary classifiers.
+    """Return containers, by path, of modules that an evaluation forward never uses, such as auxiliary classifiers.
 
-    A class names those of its children, each an ``nn.ModuleDict`` or ``nn.ModuleList``, in ``training_only``; its
-    forward has to work when they are empty.
+    A class lists the names of such children, each an ``nn.ModuleDict`` or ``nn.ModuleList``, in ``training_only``; its
+    forward must work when they are empty.
     """
     return [
         (f"{path}.{name}".lstrip("."), module.get_submodule(name))
@@ -163,20 +167,20 @@ def _tensors_of(module: nn.Module) -> list[torch.Tensor]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether code of the user's sees this module's inputs, outputs or gradients."""
+    """Whether the user's hooks see this module's inputs, outputs or gradients."""
     return any(
         type(hook).__name__ not in _WEIGHT_HOOKS for name in _HOOKS for hook in (getattr(module, name) or {}).values()
     )
 
 
 def computed_names(module: nn.Module) -> set[str]:
-    """Attributes that weight and spectral norm in their hook form compute anew before each forward."""
+    """Return the attributes that hooks of weight and spectral norm compute before each forward."""
     hooks = module._forward_pre_hooks.values()
     return {name for hook in hooks if type(hook).__name__ in _WEIGHT_HOOKS and (name := getattr(hook, "name", ""))}
 
 
 def copy_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Give a module that takes another's place its hooks."""
+    """Copy a module's hooks to the module that replaces it."""
     for name in _HOOKS:
         hooks = OrderedDict((k, h) for k, h in getattr(source, name).items() if type(h).__name__ not in _WEIGHT_HOOKS)
         if hooks:
@@ -186,7 +190,7 @@ def copy_hooks(source: nn.Module, target: nn.Module) -> None:
 
 
 def owners_of(network: nn.Module) -> dict[int, set[int]]:
-    """For each parameter and buffer (by id) the modules that hold it."""
+    """Return, for each parameter and buffer by id, the ids of the modules that hold it."""
     owners: dict[int, set[int]] = {}
     for module in network.modules():
         for tensor in (*module._parameters.values(), *module._buffers.values()):

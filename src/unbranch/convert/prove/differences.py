@@ -48,9 +48,9 @@ def lies_in(path: str, around: str) -> bool:
     return not around or path == around or path.startswith(f"{around}.")
 
 
-def unlike(ours: Observation, theirs: Observation, tolerance: float, *, changes: bool = True) -> str | None:
+def difference(ours: Observation, theirs: Observation, tolerance: float, *, changes: bool = True) -> str | None:
     """How an observation differs from the original's."""
-    if (reason := unlike_in_kind(ours, theirs)) is not None:
+    if (reason := structural_difference(ours, theirs)) is not None:
         return reason
     for a, b in zip(ours.outputs, theirs.outputs, strict=True):
         if a.shape != b.shape:
@@ -74,7 +74,7 @@ def unlike(ours: Observation, theirs: Observation, tolerance: float, *, changes:
     return None
 
 
-def unlike_in_kind(ours: Observation, theirs: Observation) -> str | None:
+def structural_difference(ours: Observation, theirs: Observation) -> str | None:
     """How the structure of outputs or their dtypes differ from the original's."""
     if ours.structure != theirs.structure or len(ours.outputs) != len(theirs.outputs):
         return "its outputs would have another structure"
@@ -107,5 +107,5 @@ def distance(a: Tensor, b: Tensor) -> float:
     return relative_error(a, b)
 
 
-def crash(error: BaseException) -> str:
+def failure(error: BaseException) -> str:
     return f"the rewritten part can't be run ({type(error).__name__}: {first_line(error)})"

@@ -17,12 +17,12 @@ from typing import Any
 from torch import nn
 
 from unbranch.convert.faults import first_line, is_full
-from unbranch.convert.prove.differences import Verdict, crash, distance, unlike, unlike_in_kind
-from unbranch.convert.prove.inputs import expected_input, misfit
+from unbranch.convert.prove.differences import Verdict, difference, distance, failure, structural_difference
+from unbranch.convert.prove.inputs import expected_input, input_error
 from unbranch.convert.prove.variants import variants_of
-from unbranch.convert.prove.watch import Beside, ByMethod, Rows, RowsRun, part_of
+from unbranch.convert.prove.watch import MethodAsForward, RowOrder, Rows, SideBySide, part_of
 from unbranch.convert.reasons import DEPENDS_ON_ROUNDING, NO_INPUT
-from unbranch.graph.float64 import Float64, Shaken
+from unbranch.graph.float64 import Float64, PerturbedRounding
 from unbranch.graph.guard import RandomDrawError
 from unbranch.graph.probe import Arguments, larger, probe, runs, small
 from unbranch.graph.running import Observation, Runner, observe
@@ -98,8 +98,8 @@ class Forwards:
         except RandomDrawError:
             raise
         except Exception as error:
-            raise misfit(self.network, given.args, error) from error
-        if unlike(self._native[1], self._native[0], 0.0, changes=False) is not None:
+            raise input_error(self.network, given.args, error) from error
+        if difference(self._native[1], self._native[0], 0.0, changes=False) is not None:
             self._reason = "its output differs between two runs on one input"
 
     def compare(self, plain: nn.Module, paths: set[str], crossed: set[str], tolerance: float) -> Verdict:
@@ -112,7 +112,7 @@ class Forwards:
         self._plain = Runner(plain)
         if self._reason is None:
             for j, given in enumerate([*self.given, *self.small]):
-                watch = Beside(self._plain, paths - {""}, crossed, tolerance, verdict, seen) if not j else None
+                watch = SideBySide(self._plain, paths - {""}, crossed, tolerance, verdict, seen) if not j else None
                 self._compare_whole(watch, j, given, tolerance, verdict)
         else:
             verdict.unprovable[""] = self._reason
@@ -133,14 +133,14 @@ class Forwards:
                 continue
             try:
                 (ours,) = self._plain.observe(given.args, given.kwargs, Float64, most=_OPERATIONS)
-                reason = unlike(ours, given.exact[0], max(tolerance, EXACT * self._noise))
+                reason = difference(ours, given.exact[0], max(tolerance, EXACT * self._noise))
             except (Exception, SystemExit) as error:
-                reason = None if is_full(error) else crash(error)
+                reason = None if is_full(error) else failure(error)
             if reason is not None and not self._selects and self._repeats(given, given.exact[0], Float64):
-                watch = RowsRun(rows)
+                watch = RowOrder(rows)
                 with contextlib.suppress(Exception, SystemExit):  # it ran before
                     self._original.observe(given.args, given.kwargs, Float64, watch=watch)
-                return dict.fromkeys(watch.otherwise() or rows, f"{reason}, with {words}")
+                return dict.fromkeys(watch.out_of_order() or rows, f"{reason}, with {words}")
         return {}
 
     @functools.cached_property
@@ -163,14 +163,14 @@ class Forwards:
             return f"{title} can't be run: {self._reason}"
         given = self.given[0]
         try:
-            (theirs,) = observe(ByMethod(self.network, name), given.args, given.kwargs, Float64)
+            (theirs,) = observe(MethodAsForward(self.network, name), given.args, given.kwargs, Float64)
         except Exception as error:
             return f"{title} may show what is between ({type(error).__name__} when it is run: {first_line(error)})"
         try:
-            (ours,) = observe(ByMethod(plain, name), given.args, given.kwargs, Float64)
+            (ours,) = observe(MethodAsForward(plain, name), given.args, given.kwargs, Float64)
         except Exception as error:
-            return f"{title}: {crash(error)}"
-        reason = unlike(ours, theirs, max(tolerance, EXACT * self._noise))
+            return f"{title}: {failure(error)}"
+        reason = difference(ours, theirs, max(tolerance, EXACT * self._noise))
         return None if reason is None else f"{title} shows what is between: {reason}"
 
     def agrees(self, plain: nn.Module) -> str | None:
@@ -181,11 +181,11 @@ class Forwards:
         try:
             (ours,) = runner.observe(self.given[0].args, self.given[0].kwargs, contextlib.nullcontext)
         except Exception as error:
-            return crash(error)
+            return failure(error)
         if self._selects:
-            return unlike_in_kind(ours, self._native[0])
+            return structural_difference(ours, self._native[0])
         limit = max(_UNLIKE, 8 * self._noise)
-        return unlike(ours, self._native[0], limit) or self._options_agree(runner, limit)
+        return difference(ours, self._native[0], limit) or self._options_agree(runner, limit)
 
     def _options_agree(self, runner: Runner, limit: float) -> str | None:
         for words, given in [v for v in self.variants if v[1].exact][:_NATIVE]:
@@ -197,9 +197,9 @@ class Forwards:
                 continue
             try:
                 (ours,) = runner.observe(given.args, given.kwargs, contextlib.nullcontext, most=_OPERATIONS)
-                reason = unlike(ours, given.native[0], limit)
+                reason = difference(ours, given.native[0], limit)
             except (Exception, SystemExit) as error:
-                reason = None if is_full(error) else crash(error)
+                reason = None if is_full(error) else failure(error)
             if reason is not None and self._repeats(given, given.native[0], contextlib.nullcontext):
                 return f"{reason}, with {words}"
         return None
@@ -210,10 +210,10 @@ class Forwards:
             (second,) = self._original.observe(given.args, given.kwargs, mode, most=_OPERATIONS)
         except (Exception, SystemExit):
             return False
-        return unlike(second, first, EXACT, changes=False) is None
+        return difference(second, first, EXACT, changes=False) is None
 
     def _compare_whole(
-        self, watch: Beside | None, j: int, given: Arguments, tolerance: float, verdict: Verdict
+        self, watch: SideBySide | None, j: int, given: Arguments, tolerance: float, verdict: Verdict
     ) -> None:
         try:
             if not given.exact or watch is not None:
@@ -231,10 +231,10 @@ class Forwards:
         try:
             (ours,) = self._plain.observe(given.args, given.kwargs, Float64)
         except Exception as error:
-            verdict.note("", crash(error))
+            verdict.note("", failure(error))
             return
         limit = max(tolerance, EXACT * self._noise if tolerance <= EXACT else min(8 * self._noise, ROUNDED))
-        reason = unlike(ours, theirs, limit)
+        reason = difference(ours, theirs, limit)
         if reason is not None and self._depends_on_rounding(given, theirs, limit):
             self._selects = True
             verdict.unprovable[""] = DEPENDS_ON_ROUNDING
@@ -245,10 +245,10 @@ class Forwards:
     def _depends_on_rounding(self, given: Arguments, theirs: Observation, limit: float) -> bool:
         """Whether the original itself differs from what it gave if its layers round otherwise, as where scores tie."""
         try:
-            (shaken,) = self._original.observe(given.args, given.kwargs, Shaken)
+            (shaken,) = self._original.observe(given.args, given.kwargs, PerturbedRounding)
         except Exception:  # it doesn't run on that, so nothing is known
             return False
-        return unlike(shaken, theirs, limit, changes=False) is not None
+        return difference(shaken, theirs, limit, changes=False) is not None
 
     def _compare_part(self, path: str, plain: nn.Module, tolerance: float, verdict: Verdict) -> None:
         """Compare a part on inputs of its own, where the network's forward didn't come to it."""
@@ -262,7 +262,7 @@ class Forwards:
                 self._parts[path] = probe(original, expected_input, runner)
             for given in self._parts[path]:
                 first, second = _twice(runner, given)
-                if unlike(second, first, 0.0, changes=False) is not None:
+                if difference(second, first, 0.0, changes=False) is not None:
                     verdict.unprovable[path] = "its output differs between two runs on one input"
                     return
                 if not given.exact:
@@ -271,10 +271,10 @@ class Forwards:
                 try:
                     (ours,) = observe(part, given.args, given.kwargs, Float64)
                 except Exception as error:
-                    verdict.note(path, crash(error))
+                    verdict.note(path, failure(error))
                     return
                 noise = max((distance(a, b) for a, b in zip(first.outputs, theirs.outputs, strict=False)), default=0.0)
-                verdict.note(path, unlike(ours, theirs, max(tolerance, EXACT * noise)))
+                verdict.note(path, difference(ours, theirs, max(tolerance, EXACT * noise)))
         except RandomDrawError:
             verdict.unprovable[path] = "it draws random numbers in evaluation"
         except Exception as error:

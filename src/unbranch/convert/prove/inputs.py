@@ -28,7 +28,7 @@ def _is_image_list(example: Any) -> bool:
     return isinstance(example, list)  # detectors take one list of images
 
 
-def misfit(
+def input_error(
     network: nn.Module, inputs: Any, error: Exception, *, which: str = "the network", precision: str = ""
 ) -> InputError:  # fmt: skip
     """The one sentence about an input that a network doesn't run on."""

@@ -12,7 +12,7 @@ from unbranch.convert.passes.rearrange import rearranges, shapes_of
 from unbranch.convert.plan.emit import allocate, fill
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.rewrite import trained_like
-from unbranch.convert.rewrite.sites import Unplaceable
+from unbranch.convert.rewrite.sites import PlacementError
 from unbranch.convert.trace.execute import random_inputs, relative_error, run_nodes
 from unbranch.errors import Inexact
 from unbranch.rules.value import Affine, Gridded
@@ -47,10 +47,10 @@ def build(region: Region, merge: Merge, *, exact: bool, training: bool) -> Built
     try:
         value = region.realised(merge.root, merge.target)
     except Inexact as refused:
-        raise Unplaceable(merge, str(refused)) from refused
+        raise PlacementError(merge, str(refused)) from refused
     error = None if example is None else _error(value, *example)
     if error is not None and not error <= TOLERANCE:
-        raise Unplaceable(merge, f"the merged layer differs by {error:.1e} of the largest output")
+        raise PlacementError(merge, f"the merged layer differs by {error:.1e} of the largest output")
     fill(layer, value, merge.layer)
     trained_like(layer, list(region.parameters(merge.root, merge.target)), training)
     return Built(layer, error, like.dtype)
@@ -76,7 +76,7 @@ def _example(region: Region, merge: Merge) -> tuple[Tensor, Tensor] | None:
             problem = error
     if reshapes:
         return None
-    raise Unplaceable(merge, f"its operations can't be run on random input: {problem}")
+    raise PlacementError(merge, f"its operations can't be run on random input: {problem}")
 
 
 def _needs_sizes(region: Region, merge: Merge) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unbranch.convert.source.bytecode import cells_of, functions_of
-from unbranch.convert.source.effects import acts
+from unbranch.convert.source.effects import has_side_effects
 from unbranch.graph.probe import Arguments
 
 _MOST = 6  # calls, each of which is a run of the original and one of the rewritten network
@@ -26,7 +26,7 @@ def variants_of(module: nn.Module, given: Arguments) -> list[tuple[str, Argument
     Flags are turned over, alone and together. Words, numbers and members of enumerations that the code compares with
     are tried in place of others, and a few values in place of ``None``.
     """
-    if any(acts(part) for part in module.modules()):
+    if any(has_side_effects(part) for part in module.modules()):
         return []
     options = _options(module, given)
     alone = [[{name: value} for value in values] for name, values in options.items()]

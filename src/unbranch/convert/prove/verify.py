@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from unbranch.convert.faults import as_errors
 from unbranch.convert.prove.distance import Distance, Kind, Output, kinds_of, outputs_of
-from unbranch.convert.prove.inputs import as_inputs, misfit
+from unbranch.convert.prove.inputs import as_inputs, input_error
 from unbranch.convert.prove.rows import distance, in_place
 from unbranch.convert.prove.verification import (
     LARGEST_FLOAT32_NOISE,
@@ -25,9 +25,9 @@ from unbranch.convert.prove.verification import (
 )
 from unbranch.convert.trace.execute import relative_error
 from unbranch.errors import InputError, UnbranchError
-from unbranch.graph.float64 import Float64, Shaken
+from unbranch.graph.float64 import Float64, PerturbedRounding
 from unbranch.graph.isolated import Isolated
-from unbranch.graph.outside import kept_outside
+from unbranch.graph.outside import restoring_outside
 from unbranch.graph.shadow import shadow_of, unwrapped
 
 
@@ -50,7 +50,7 @@ def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float |
         InputError: if a network can't run on the input, or the outputs have different structures or shapes.
     """
     a, b = unwrapped(a), unwrapped(b)
-    with as_errors(), kept_outside(a), kept_outside(b):
+    with as_errors(), restoring_outside(a), restoring_outside(b):
         return _verified(a, b, example_input, tolerance)
 
 
@@ -136,7 +136,7 @@ def _depends_on_rounding(
 
 def _moved_by_rounding(network: nn.Module, inputs: tuple[Any, ...], exact: list[Output], amount: float) -> float:
     """How far outputs move if what each layer computes is off by ``amount`` of the largest; 0 if there is no layer."""
-    shaken, _ = _exact(network, inputs, "first", functools.partial(Shaken, amount=amount))
+    shaken, _ = _exact(network, inputs, "first", functools.partial(PerturbedRounding, amount=amount))
     found = in_place(shaken, exact)
     return float("inf") if found is None else found.relative  # another number of rows may be selected
 
@@ -179,7 +179,7 @@ def _run(network: nn.Module, inputs: tuple[Any, ...], which: str, precision: str
     except UnbranchError:
         raise
     except Exception as error:  # whatever stops a forward
-        raise misfit(network, inputs, error, which=f"the {which} network", precision=f" in {precision}") from error
+        raise input_error(network, inputs, error, which=f"the {which} network", precision=f" in {precision}") from error
     finally:
         random.setstate(state)
 

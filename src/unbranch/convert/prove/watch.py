@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from unbranch.convert.prove.differences import Verdict, crash, unlike
-from unbranch.graph.running import Runner, fresh, observation
+from unbranch.convert.prove.differences import Verdict, difference, failure
+from unbranch.graph.running import Runner, cloned, observation
 
 
-class Beside:
+class SideBySide:
     """Runs rewritten parts beside the original's, on what the original's are given, while the original runs."""
 
     _MOST = 2  # calls of one part that are compared
@@ -47,7 +47,7 @@ class Beside:
         calls: list[Any] = []
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            calls.append(fresh((args, kwargs)))
+            calls.append(cloned((args, kwargs)))
 
         def after(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             given, named = calls.pop()
@@ -58,10 +58,10 @@ class Beside:
             try:
                 ours = observation(part(*given, **named), given, named)
             except Exception as error:
-                self._verdict.note(path, crash(error))
+                self._verdict.note(path, failure(error))
                 return
             if path not in self._verdict.different:
-                self._verdict.note(path, unlike(ours, observation(output, args, kwargs), self._tolerance))
+                self._verdict.note(path, difference(ours, observation(output, args, kwargs), self._tolerance))
 
         done: list[None] = []
         return [
@@ -74,7 +74,7 @@ Rows = dict[Any, tuple[tuple[str, ...], str]]
 """Rewrites, with the paths of modules that one layer stands for, or none, and of the part that is rewritten."""
 
 
-class RowsRun:
+class RowOrder:
     """Notices which rows of modules aren't run one after the other, and which parts are run in pieces."""
 
     beside: Runner | None = None
@@ -105,7 +105,7 @@ class RowsRun:
         self._running.pop()
         self._seen.append((path, args[0] if args else None, output))
 
-    def otherwise(self) -> list[Any]:
+    def out_of_order(self) -> list[Any]:
         """Rewrites whose modules were run in another way than as one row."""
         return [key for key, (row, part) in self._rows.items() if part in self._alone or not self._in_a_row(row)]
 
@@ -129,7 +129,7 @@ def part_of(plain: nn.Module, path: str) -> nn.Module | None:
     return None if type(part).forward is nn.Module.forward else part
 
 
-class ByMethod(nn.Module):
+class MethodAsForward(nn.Module):
     """A network that is run by another method than its forward."""
 
     def __init__(self, network: nn.Module, name: str) -> None:

@@ -8,8 +8,14 @@ from torch import fx, nn
 
 from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
-from unbranch.convert.rewrite.sites import Unplaceable
-from unbranch.convert.source.methods import asks_for, looking_into, running_all, shown_by, walking_through
+from unbranch.convert.rewrite.sites import PlacementError
+from unbranch.convert.source.methods import (
+    calls_method_of,
+    methods_iterating_over,
+    methods_reaching_into,
+    methods_running,
+    methods_running_all,
+)
 from unbranch.convert.trace.trace import Call
 
 
@@ -18,7 +24,7 @@ def is_kernel(region: Region, node: fx.Node) -> bool:
     return rule is not None and rule.kind == "kernel"
 
 
-def exposed_by(region: Region, merge: Merge, row: list[Call], emptied: tuple[Call, ...]) -> list[str]:
+def check_exposure(region: Region, merge: Merge, row: list[Call], emptied: tuple[Call, ...]) -> list[str]:
     """Refuse parts of a row that can't become one, since someone may look between them.
 
     A kernel may not go into a part that another method runs: what ``forward_intermediates`` and its kin return would
@@ -29,11 +35,11 @@ def exposed_by(region: Region, merge: Merge, row: list[Call], emptied: tuple[Cal
         Methods of the network that go through a norm and the kernel beside it in a loop: they have to be run.
 
     Raises:
-        Unplaceable: if someone does.
+        PlacementError: if someone does.
     """
     for call in row:
-        if (reason := looked_into(region, call)) is not None:
-            raise Unplaceable(merge, reason)
+        if (reason := exposed_inside(region, call)) is not None:
+            raise PlacementError(merge, reason)
     walked: list[str] = []
     calls = [*row, *emptied]
     around = common_call([c.parent for c in calls if c.parent is not None])
@@ -44,26 +50,26 @@ def exposed_by(region: Region, merge: Merge, row: list[Call], emptied: tuple[Cal
     around_it = list(_modules_around(region, around)) if moved else []
     for module, above in around_it:
         inner = {path[len(above) :].lstrip(".") for path in paths}
-        shown = sorted({name for path in inner for name in shown_by(module, path)})
+        shown = sorted({name for path in inner for name in methods_running(module, path)})
         if not kernels:
-            every = running_all(module, inner)
+            every = methods_running_all(module, inner)
             shown = [name for name in shown if name not in every]
             if not above and not emptied:
-                walked = sorted(walking_through(module, inner) & set(shown))
+                walked = sorted(methods_iterating_over(module, inner) & set(shown))
                 shown = [name for name in shown if name not in walked]
         if above and not kernels and not emptied:  # a helper of a part's own forward, if nothing else calls it
             outer = [(m, above[len(path) :].lstrip(".")) for m, path in around_it if len(path) < len(above)]
-            shown = [name for name in shown if any(asks_for(m, path, name) for m, path in outer)]
+            shown = [name for name in shown if any(calls_method_of(m, path, name) for m, path in outer)]
         if shown:
-            raise Unplaceable(merge, f"{type(module).__name__}.{shown[0]} runs its parts one by one")
+            raise PlacementError(merge, f"{type(module).__name__}.{shown[0]} runs its parts one by one")
     return walked
 
 
-def looked_into(region: Region, call: Call) -> str | None:
+def exposed_inside(region: Region, call: Call) -> str | None:
     """Why a call's module can't become another one: a method of something around it runs what is inside."""
     path = region.trace.full_path(call.path)
     for module, above in list(_modules_around(region, call))[1:]:
-        methods = looking_into(module, path[len(above) :].lstrip("."))
+        methods = methods_reaching_into(module, path[len(above) :].lstrip("."))
         if methods:
             return f"{type(module).__name__}.{methods[0]} runs what is inside {type(call.module).__name__}"
     return None

@@ -11,8 +11,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from unbranch.convert.source.effects import acts, identified, judges, reaches_anywhere, tells
-from unbranch.convert.source.methods import forward_gives_away, forward_runs
+from unbranch.convert.source.effects import (
+    compared_by_identity,
+    has_side_effects,
+    inspects_arguments,
+    may_pass_state,
+    walks_modules,
+)
+from unbranch.convert.source.methods import forward_passes_on, forward_runs
 from unbranch.convert.trace.trace import Call, Trace, forward_of
 from unbranch.convert.trace.tracer import Refused
 from unbranch.rules import rule_of_module
@@ -29,7 +35,7 @@ def optional_arguments(module: nn.Module) -> list[str]:
     return [name for name, p in parameters.items() if p.default is not p.empty or p.kind in kinds]
 
 
-def otherwise(trace: Trace, row: list[Call]) -> str | None:
+def conflict_with_options(trace: Trace, row: list[Call]) -> str | None:
     """Why modules in a row can't become one: with other optional arguments they aren't run one after the other.
 
     A flag is tried with its other value, any other option with a value that nothing is known of, and one that the
@@ -39,10 +45,10 @@ def otherwise(trace: Trace, row: list[Call]) -> str | None:
     name, alone = type(trace.module).__name__, _is_apart(trace, row)
     if not alone and (more := _reads_more(trace)) is not None:
         return f"{name}.forward reads any number of arguments, {more}"
-    if not alone and (option := identified(trace.module, optional_arguments(trace.module))) is not None:
+    if not alone and (option := compared_by_identity(trace.module, optional_arguments(trace.module))) is not None:
         return f"{name}.forward goes by which object {option} is"
     variants = _variants(trace, at_most=1 if alone and len(row) > 1 else _MOST)
-    if variants and any(map(acts, trace.module.modules())):  # reading runs the code
+    if variants and any(map(has_side_effects, trace.module.modules())):  # reading runs the code
         return None if alone else f"{name}.forward may act on files or the process with other options"
     for options in variants:
         other = trace.again(options)
@@ -62,8 +68,8 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
     if len(row) == 1:
         only = row[0]
         outer = [(c.module, only.path[len(c.path) :].lstrip(".")) for c in only.lineage() if c is not only]
-        reached = any(forward_runs(m, path, inside=True) or forward_gives_away(m, path) for m, path in outer)
-        reached = reached or any(tells(m, only.module) or reaches_anywhere(m) for m, _ in outer)
+        reached = any(forward_runs(m, path, inside=True) or forward_passes_on(m, path) for m, path in outer)
+        reached = reached or any(may_pass_state(m, only.module) or walks_modules(m) for m, _ in outer)
         return only.leaf or (_takes_one_value(only.module) and not reached)
     part = row[0].parent
     if part is None or part is trace.root or any(call.parent is not part for call in row):
@@ -71,10 +77,10 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
     if not _takes_one_value(part.module) and not _runs_alike(trace, part, row):
         return False
     around = [c for c in part.lineage() if c is not part]
-    if any(tells(c.module, part.module) or reaches_anywhere(c.module) for c in around):
+    if any(may_pass_state(c.module, part.module) or walks_modules(c.module) for c in around):
         return False
     inside = [(c.module, call.path[len(c.path) :].lstrip(".")) for c in around for call in row]
-    return not any(forward_runs(module, path) or forward_gives_away(module, path) for module, path in inside)
+    return not any(forward_runs(module, path) or forward_passes_on(module, path) for module, path in inside)
 
 
 def _runs_alike(trace: Trace, part: Call, row: list[Call]) -> bool:
@@ -86,7 +92,7 @@ def _runs_alike(trace: Trace, part: Call, row: list[Call]) -> bool:
         return False
     if any(p.kind in any_number and _loads(code, p.name) for p in parameters):
         return False
-    if any(judges(m) or acts(m) for m in part.module.modules()):
+    if any(inspects_arguments(m) or has_side_effects(m) for m in part.module.modules()):
         return False
     parameters = [p for p in parameters if p.kind not in any_number]
     if not parameters or parameters[0].default is not inspect.Parameter.empty:

@@ -12,7 +12,7 @@ from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.exposure import common_call
 from unbranch.convert.rewrite.rebuilds import as_rebuild
-from unbranch.convert.rewrite.sites import Rebuild, Swap, Unplaceable, opened_by
+from unbranch.convert.rewrite.sites import PlacementError, Rebuild, Swap, calls_opened_by
 from unbranch.convert.rewrite.swaps import as_swap
 from unbranch.convert.trace.trace import Call
 
@@ -21,7 +21,7 @@ def rewrites_of(region: Region, merges: list[Merge]) -> list[Swap | Rebuild]:
     """How each merge is put into the network; those that touch each other are rebuilt together.
 
     Raises:
-        Unplaceable: for the merges that have no place; they have to be barred.
+        PlacementError: for the merges that have no place; they have to be barred.
     """
     plans: list[Swap | Rebuild] = []
     refused: list[tuple[Merge, str]] = []
@@ -29,10 +29,10 @@ def rewrites_of(region: Region, merges: list[Merge]) -> list[Swap | Rebuild]:
         try:
             plan: Swap | Rebuild | None = as_swap(region, merge)
             plans.append(plan or as_rebuild(region, (merge,)))
-        except Unplaceable as error:
+        except PlacementError as error:
             refused += error.merges
     if refused:
-        raise Unplaceable(*refused[0], tuple(refused[1:]))
+        raise PlacementError(*refused[0], tuple(refused[1:]))
     while (pair := _touching(plans)) is not None:
         joined = tuple(m for plan in pair for m in _merges_of(plan))
         plans = [p for p in plans if p not in pair] + [as_rebuild(region, joined)]
@@ -58,7 +58,7 @@ def _touching(plans: list[Swap | Rebuild]) -> tuple[Swap | Rebuild, Swap | Rebui
     owner: dict[fx.Node | Call, Swap | Rebuild] = {}
     for plan in plans:
         nodes = {n for m in _merges_of(plan) for n in m.inside}
-        for key in nodes | (opened_by(plan.call, plan.merges) if isinstance(plan, Rebuild) else set()):
+        for key in nodes | (calls_opened_by(plan.call, plan.merges) if isinstance(plan, Rebuild) else set()):
             if owner.setdefault(key, plan) is not plan:
                 return owner[key], plan
     for plan in plans:

@@ -13,7 +13,7 @@ from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.rebuilt import Rebuilt
 from unbranch.convert.rewrite.rebuilt_graph import Piece, graph_of
-from unbranch.convert.rewrite.sites import Rebuild, Swap, Unplaceable, takes_one_value
+from unbranch.convert.rewrite.sites import PlacementError, Rebuild, Swap, takes_one_argument
 from unbranch.errors import Inexact
 from unbranch.graph.shadow import deep_copied
 from unbranch.rules import rule_of_base
@@ -78,7 +78,7 @@ def blueprints_of(
     for plan in sorted(plans, key=lambda p: -len(list(p.call.lineage()))):
         old = network.get_submodule(trace.full_path(plan.call.path))
         graph, pieces = graph_of(region, plan, old)
-        plain = plan.call is trace.root or takes_one_value(plan.call)
+        plain = plan.call is trace.root or takes_one_argument(plan.call)
         found.append(Blueprint(old, graph, pieces, layers, plain, used))
     return found
 
@@ -87,7 +87,7 @@ def check_rebuilds(region: Region, plans: list[Swap | Rebuild], network: nn.Modu
     """Find out whether rebuilt parts have all that they read; nothing is copied.
 
     Raises:
-        Unplaceable: for the merges of those that haven't.
+        PlacementError: for the merges of those that haven't.
     """
     for plan in plans:
         if isinstance(plan, Rebuild):
@@ -95,7 +95,7 @@ def check_rebuilds(region: Region, plans: list[Swap | Rebuild], network: nn.Modu
                 graph_of(region, plan, network.get_submodule(region.trace.full_path(plan.call.path)))
             except Inexact as error:
                 first, *more = ((merge, str(error)) for merge in plan.merges)
-                raise Unplaceable(*first, tuple(more)) from error
+                raise PlacementError(*first, tuple(more)) from error
 
 
 def _as_layer(graph: fx.Graph, parts: dict[str, Any]) -> nn.Module | None:

@@ -8,9 +8,9 @@ from torch import fx
 
 from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
-from unbranch.convert.rewrite.exposure import common_call, looked_into
-from unbranch.convert.rewrite.options import optional_arguments, otherwise
-from unbranch.convert.rewrite.sites import Rebuild, Unplaceable, opened_by
+from unbranch.convert.rewrite.exposure import common_call, exposed_inside
+from unbranch.convert.rewrite.options import conflict_with_options, optional_arguments
+from unbranch.convert.rewrite.sites import PlacementError, Rebuild, calls_opened_by
 from unbranch.convert.source.methods import entry_points
 from unbranch.convert.trace.trace import Call, call_of
 
@@ -20,14 +20,14 @@ def as_rebuild(region: Region, merges: tuple[Merge, ...]) -> Rebuild:
     emptied = tuple(dict.fromkeys(c for merge in merges for n in merge.inside for c in moved.get(n, ())))
     call = _smallest_call(merges, emptied)
     # Its new forward is made for what it is given where options have their defaults.
-    reason = None if call is region.trace.root else otherwise(region.trace, [call])
+    reason = None if call is region.trace.root else conflict_with_options(region.trace, [call])
     if reason is not None:
-        raise Unplaceable(merges[0], reason, tuple((merge, reason) for merge in merges[1:]))
+        raise PlacementError(merges[0], reason, tuple((merge, reason) for merge in merges[1:]))
     for merge in merges:
         _check_rebuildable(region, call, merge)
         for norm in {c for n in merge.inside for c in moved.get(n, ())}:
-            if (reason := looked_into(region, norm) or otherwise(region.trace, [norm])) is not None:
-                raise Unplaceable(merge, reason)
+            if (reason := exposed_inside(region, norm) or conflict_with_options(region.trace, [norm])) is not None:
+                raise PlacementError(merge, reason)
     return Rebuild(call, merges, emptied)
 
 
@@ -51,32 +51,32 @@ def _visible(call: Call) -> set[fx.Node]:
 def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
     name = type(call.module).__name__
     if region.trace.times_called()[id(call.module)] > 1:
-        raise Unplaceable(merge, f"it lies in {name}, which is used several times")
+        raise PlacementError(merge, f"it lies in {name}, which is used several times")
     others = entry_points(call.module)
     if others:
-        raise Unplaceable(
+        raise PlacementError(
             merge, f"it is spread over {name}, whose other methods ({', '.join(others[:3])}) would be lost"
         )
-    if (reason := looked_into(region, call)) is not None:
-        raise Unplaceable(merge, reason)
+    if (reason := exposed_inside(region, call)) is not None:
+        raise PlacementError(merge, reason)
     optional = optional_arguments(call.module) if call is region.trace.root else []
     if optional:
-        raise Unplaceable(merge, f"it is spread over {name}, whose arguments {', '.join(optional)} would be lost")
-    inlined = opened_by(call, (merge,))
+        raise PlacementError(merge, f"it is spread over {name}, whose arguments {', '.join(optional)} would be lost")
+    inlined = calls_opened_by(call, (merge,))
     if any(has_hooks_at(region, c) for c in inlined if c is not call):
-        raise Unplaceable(merge, "it would remove a module with a hook")
+        raise PlacementError(merge, "it would remove a module with a hook")
     if any(c.branches for c in inlined):
-        raise Unplaceable(merge, f"it is spread over {name}, whose forward goes by what it is given")
+        raise PlacementError(merge, f"it is spread over {name}, whose forward goes by what it is given")
     entering = {n for node in call.nodes for n in node.all_input_nodes}
     if call is not region.trace.root and not entering <= _visible(call):
-        raise Unplaceable(merge, f"it lies in {name}, which reads tensors that it isn't given")
+        raise PlacementError(merge, f"it lies in {name}, which reads tensors that it isn't given")
     run = {c.path for c in region.trace.calls if c is not call and call in c.lineage()}
     run |= {str(n.target).rpartition(".")[0] for n in call.nodes if n.op == "get_attr" and "." in str(n.target)}
     if any(path != call.path and region.trace.path_inside(call, path) is None for path in run):
-        raise Unplaceable(merge, f"it lies in {name}, which runs a module that it doesn't hold")
+        raise PlacementError(merge, f"it lies in {name}, which runs a module that it doesn't hold")
     kinds = {p.kind for p in inspect.signature(call.module.forward).parameters.values()}
     if call is not region.trace.root and inspect.Parameter.VAR_KEYWORD in kinds and call.kwargs:
-        raise Unplaceable(merge, f"it lies in {name}, which takes any keywords")
+        raise PlacementError(merge, f"it lies in {name}, which takes any keywords")
 
 
 def has_hooks_at(region: Region, call: Call) -> bool:

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
-from unbranch.convert.rewrite.sites import Rebuild, opened_by
+from unbranch.convert.rewrite.sites import Rebuild, calls_opened_by
 from unbranch.convert.rewrite.sizes import PendingSizes
 from unbranch.convert.trace.execute import attribute
 from unbranch.convert.trace.trace import Call, call_of
@@ -34,7 +34,7 @@ def graph_of(region: Region, plan: Rebuild, original: nn.Module) -> tuple[fx.Gra
         Inexact: if something that it reads goes with what is merged.
     """
     call = plan.call
-    opened = opened_by(call, plan.merges)
+    opened = calls_opened_by(call, plan.merges)
     removed = {n for m in plan.merges for n in m.inside}
     by_target = {m.target: m for m in plan.merges}
     graph = fx.Graph()

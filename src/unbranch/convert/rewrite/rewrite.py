@@ -14,7 +14,7 @@ from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.rebuild import Blueprint, blueprints_of
 from unbranch.convert.rewrite.sites import Rebuild, Swap
-from unbranch.convert.source.methods import set_by_class
+from unbranch.convert.source.methods import attributes_set_by
 from unbranch.errors import UnsupportedError
 from unbranch.graph.shadow import copy_hooks, deep_copied, has_hooks
 from unbranch.rules import rule_of_module
@@ -90,7 +90,7 @@ def _take_place(old: nn.Module, new: nn.Module, memo: dict[int, Any]) -> None:
     """Enter a successor, with what outer code hung on the original, such as the f and i of YOLO's layers."""
     data = {n: v for n, v in vars(old).items() if not n.startswith("_") and _is_data(v)}
     kind: Any = type(old)
-    own = set_by_class(kind) | set(_COMMON)
+    own = attributes_set_by(kind) | set(_COMMON)
     if any(name not in own and (name in vars(new) or _holds(new, name)) for name in data):
         new = nn.Sequential(OrderedDict([("conv", new)])).train(new.training)  # of its own it has none that collide
     if has_hooks(old):

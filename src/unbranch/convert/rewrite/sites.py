@@ -53,7 +53,7 @@ class Rebuild:
         return self.call.path
 
 
-class Unplaceable(Inexact):
+class PlacementError(Inexact):
     """Merges that can't be written into the network without losing something else."""
 
     def __init__(self, merge: Merge, reason: str, more: tuple[tuple[Merge, str], ...] = ()) -> None:
@@ -61,14 +61,14 @@ class Unplaceable(Inexact):
         self.merges = ((merge, reason), *more)
 
 
-def takes_one_value(call: Call) -> bool:
+def takes_one_argument(call: Call) -> bool:
     """Whether a call can stay as it is if a layer takes the place of the module: it passes one value, by position."""
     if call.leaf and set(call.kwargs) == {"input"}:  # as PyTorch's layers call theirs
         return not call.args
     return len(call.args) == 1 and not call.kwargs
 
 
-def opened_by(call: Call, merges: tuple[Merge, ...]) -> set[Call]:
+def calls_opened_by(call: Call, merges: tuple[Merge, ...]) -> set[Call]:
     """Calls inside ``call`` that a rebuild has to open: those that hold a removed operation or a merge's ends."""
     opened = {call}
     touched = [n for m in merges for n in m.inside]

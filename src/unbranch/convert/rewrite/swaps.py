@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
-from unbranch.convert.rewrite.exposure import exposed_by, is_kernel
-from unbranch.convert.rewrite.options import otherwise
-from unbranch.convert.rewrite.sites import Swap, Unplaceable, takes_one_value
+from unbranch.convert.rewrite.exposure import check_exposure, is_kernel
+from unbranch.convert.rewrite.options import conflict_with_options
+from unbranch.convert.rewrite.sites import PlacementError, Swap, takes_one_argument
 from unbranch.convert.trace.trace import Call, Trace, call_of, forward_of
 from unbranch.rules.value import Affine, Gridded
 
@@ -48,9 +48,9 @@ def as_swap(region: Region, merge: Merge) -> Swap | None:
             return None
     if not row or source is not _unmoved(trace, merge.target):
         return None
-    walked = exposed_by(region, merge, row, emptied)
-    if (reason := otherwise(region.trace, [*row, *emptied])) is not None:
-        raise Unplaceable(merge, reason)
+    walked = check_exposure(region, merge, row, emptied)
+    if (reason := conflict_with_options(region.trace, [*row, *emptied])) is not None:
+        raise PlacementError(merge, reason)
     kernels = [j for j, call in enumerate(row) if any(is_kernel(region, n) for n in call.nodes)]
     return Swap(merge, tuple(row), kernels[0] if kernels else 0, emptied, tuple(walked), kept is not None)
 
@@ -125,6 +125,6 @@ def _largest_call(
         if not whole or call is trace.root:
             break
         fits = isinstance(call.output, fx.Node) and call.output in inside and times[id(call.module)] <= 1
-        if fits and takes_one_value(call) and (largest is None or len(call.nodes) > len(largest.nodes)):
+        if fits and takes_one_argument(call) and (largest is None or len(call.nodes) > len(largest.nodes)):
             largest = call
     return largest

@@ -33,24 +33,24 @@ _REACHING = {
 _SETTING = {"setattr", "__setattr__", "__dict__", "vars", "delattr", "apply", "exec"}
 
 
-def judges(module: nn.Module) -> bool:
+def inspects_arguments(module: nn.Module) -> bool:
     """Whether a module's forward, or what it calls, goes by what an argument is: None, another one, or of a class."""
     codes = [function.__code__ for function in functions_of(module)]
     return any(_JUDGING & operations(code) or _ASKING & names(code) for code in codes)
 
 
-def acts(module: nn.Module) -> bool:
+def has_side_effects(module: nn.Module) -> bool:
     """Whether a module's forward, or what it calls, calls what acts outside the network: on files, or the process."""
     return any(_ACTING & called(function.__code__) for function in functions_of(module))
 
 
-def reaches_anywhere(module: nn.Module) -> bool:
+def walks_modules(module: nn.Module) -> bool:
     """Whether a module's forward, or what it calls in its own file, walks through modules or changes their mode."""
     own = [function for function in functions_of(module) if function.__module__ == type(module).__module__]
     return any(_REACHING & names(function.__code__) for function in own)
 
 
-def tells(outer: nn.Module, part: nn.Module) -> bool:
+def may_pass_state(outer: nn.Module, part: nn.Module) -> bool:
     """Whether the forward of a module around a part, or what it calls, may leave something that the part reads.
 
     That is an attribute of another module, a global name that the part's code names, or an entry of a table that the
@@ -74,7 +74,7 @@ def tells(outer: nn.Module, part: nn.Module) -> bool:
 _TABLES = (dict, list, set, MutableMapping, MutableSequence)
 
 
-def identified(module: nn.Module, options: list[str]) -> str | None:
+def compared_by_identity(module: nn.Module, options: list[str]) -> str | None:
     """An option of a forward that it compares by identity with something else than a constant."""
     code = next((function.__code__ for function in functions_of(module)), None)
     found = () if code is None else instructions(code)

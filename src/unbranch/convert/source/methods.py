@@ -58,31 +58,31 @@ def _needed(method: Any) -> int:
     return sum(p.default is p.empty and p.kind in _POSITIONAL for p in inspect.signature(method).parameters.values())
 
 
-def shown_by(module: nn.Module, path: str) -> list[str]:
+def methods_running(module: nn.Module, path: str) -> list[str]:
     """Methods of a module's class, besides ``forward``, that run the part at a path from it."""
     steps = tuple(path.split("."))
     return [name for name, runs in _methods(module) if any(_fits(steps, pattern) for pattern in runs)]
 
 
-def running_all(module: nn.Module, paths: set[str]) -> set[str]:
+def methods_running_all(module: nn.Module, paths: set[str]) -> set[str]:
     """Methods that run all the parts at paths, each by its name; what a loop runs may be shown one by one."""
     runs = dict(_methods(module))
     return {name for name, found in runs.items() if all(tuple(path.split(".")) in found for path in paths)}
 
 
-def walking_through(module: nn.Module, paths: set[str]) -> set[str]:
+def methods_iterating_over(module: nn.Module, paths: set[str]) -> set[str]:
     """Methods that run all the parts at paths, in loops too."""
     steps = [tuple(path.split(".")) for path in paths]
     return {name for name, runs in _methods(module) if all(any(_fits(s, p) for p in runs) for s in steps)}
 
 
-def asks_for(module: nn.Module, path: str, name: str) -> bool:
+def calls_method_of(module: nn.Module, path: str, name: str) -> bool:
     """Whether a method of a module's class, besides ``forward``, calls a method of the part at a path from it."""
     steps = (*path.split("."), name)
     return any(_fits(steps, pattern) for _, runs in _methods(module) for pattern in runs)
 
 
-def looking_into(module: nn.Module, path: str) -> list[str]:
+def methods_reaching_into(module: nn.Module, path: str) -> list[str]:
     """Methods of a module's class, besides ``forward``, that run something inside the part at a path from it."""
     steps = tuple(path.split("."))
     return [
@@ -93,7 +93,7 @@ def looking_into(module: nn.Module, path: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def set_by_class(owner: Any) -> frozenset[str]:
+def attributes_set_by(owner: Any) -> frozenset[str]:
     """Names of the attributes that the methods of a class set."""
     found: set[str] = set()
     for base in owner.__mro__:
@@ -121,7 +121,7 @@ def _methods(module: nn.Module) -> Iterator[tuple[str, frozenset[Pattern]]]:
             yield name, runs
 
 
-def reached_by_forward(module: nn.Module) -> list[nn.Module]:
+def parts_run_by_forward(module: nn.Module) -> list[nn.Module]:
     """Parts of parts that the forward of a module's class calls, past those that they lie in."""
     forward = getattr(type(module).forward, "__wrapped__", type(module).forward)
     runs, _ = read_by(forward) if inspect.isfunction(forward) else (frozenset(), None)
@@ -139,7 +139,7 @@ def forward_runs(module: nn.Module, path: str, *, inside: bool = False) -> bool:
     return any(len(p) >= len(steps) + inside and _fits(steps, p[: len(steps)]) for p in runs)
 
 
-def forward_gives_away(module: nn.Module, path: str) -> bool:
+def forward_passes_on(module: nn.Module, path: str) -> bool:
     """Whether the forward of a module's class gives what the part at a path lies in to a function that it is given."""
     steps = tuple(path.split("."))
     forward = inspect.unwrap(type(module).forward)

@@ -28,7 +28,7 @@ class NeedsNumberError(UnreadableError):
     """A traced value was converted to a number."""
 
 
-def said_of(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why a forward can't be read, from the error that reading it raised."""
     try:
         text = (str(error).splitlines() or [""])[0]
@@ -94,7 +94,7 @@ class _Asking(_Converting):
             return builtins.type(*args, **kwargs)
         value = args[0]
         if isinstance(value, fx.Proxy):
-            kind: Any = value.known_kind()
+            kind: Any = value.known_class()
         else:
             kind = torch.Size if isinstance(value, torch.Size) else builtins.type(value)
         return _as_compared(sys._getframe(1), kind)
@@ -135,14 +135,14 @@ def _len(value: Any) -> Any:
 
 
 def _isinstance(value: Any, kinds: Any) -> bool:
-    if not hasattr(type(value), "stands_for") or not isinstance(value, fx.Proxy):
+    if not hasattr(type(value), "expected_class") or not isinstance(value, fx.Proxy):
         return isinstance(value, kinds)
     return is_one_of(value, list(_each(kinds)))
 
 
 def is_one_of(value: Any, classes: Sequence[type]) -> bool:
     """Whether a traced value will be of one of these classes; both ways are followed where it may be either."""
-    kind = value.stands_for()
+    kind = value.expected_class()
     if kind is None:  # an optional argument, which may be either
         names = tuple(f"{k.__module__}.{k.__qualname__}" for k in classes)
         return bool(value.tracer.create_proxy("call_function", is_of_kind, (value, names), {}))
@@ -169,12 +169,12 @@ _OWN = {"int": _Int, "float": _Float, "len": _len, "isinstance": _isinstance, "t
 _MARK = "_converts_traced_values"
 
 
-def is_converting(value: Any) -> bool:
+def is_traceable_copy(value: Any) -> bool:
     """Whether something is a function, or a method, that was put on a module here."""
     return _MARK in vars(getattr(value, "__func__", value)) if callable(value) and hasattr(value, "__dict__") else False
 
 
-def converting(forward: Callable[..., Any]) -> Callable[..., Any]:
+def traceable(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A module's bound forward, with conversions that take traced values.
 
     Methods that it calls are put on the module, which has to be a private copy.
@@ -192,7 +192,7 @@ def converting(forward: Callable[..., Any]) -> Callable[..., Any]:
     return types.MethodType(_copied(function, known), module)
 
 
-def asks_for_types(forward: Callable[..., Any]) -> bool:
+def calls_type(forward: Callable[..., Any]) -> bool:
     """Whether a forward, or one of its module's methods that it calls, asks for the ``type`` of something.
 
     Nobody sees that question when it is asked.

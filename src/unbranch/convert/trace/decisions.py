@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from unbranch.convert.trace.casts import UnreadableError, is_of_kind
 from unbranch.graph.operations import reads_size
 
-MOST_OPERATIONS = 100_000  # that are recorded for one trace, the ways that are taken back included
+MAX_OPERATIONS = 100_000  # that are recorded for one trace, the ways that are taken back included
 
 
 _DEEPEST = 64  # conditions on one way
 
 
-class TooManyWays(UnreadableError):
+class TooManyPathsError(UnreadableError):
     """A forward with more ways than are followed."""
 
 
@@ -52,7 +52,7 @@ class Decisions:
 
     def _next(self, known: Any) -> bool:
         if len(self.taken) >= _DEEPEST:
-            raise TooManyWays(f"more than {_DEEPEST} conditions depend on what it is given")
+            raise TooManyPathsError(f"more than {_DEEPEST} conditions depend on what it is given")
         outcome = self.given[len(self.taken)] if len(self.taken) < len(self.given) else True
         self.taken.append(outcome)
         self.known.append(known)

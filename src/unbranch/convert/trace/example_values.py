@@ -12,9 +12,9 @@ import torch
 from torch import fx, nn
 
 from unbranch.convert.trace.decisions import about_sizes
+from unbranch.convert.trace.paths import Shared, Way
 from unbranch.convert.trace.trace import Call
-from unbranch.convert.trace.ways import Shared, Way
-from unbranch.graph.numberless import Numberless, Stage
+from unbranch.graph.meta_mode import MetaMode, Stage
 from unbranch.rules import rule_of_function, rule_of_module, users_functions
 
 
@@ -35,7 +35,7 @@ class Given:
     apart: bool
 
 
-class Knowing(fx.Tracer):
+class ExampleTracer(fx.Tracer):
     """A tracer that knows its values.
 
     Args:
@@ -66,7 +66,7 @@ class Knowing(fx.Tracer):
 
     def _computed(self, node: fx.Node, given: Given | None) -> Any:
         if self._mode is None:
-            self._mode = Numberless() if given is None else given.mode
+            self._mode = MetaMode() if given is None else given.mode
         if node.op == "get_attr":
             value = self._mode.from_tensor(self._raw(str(node.target)).detach())
             return value, value

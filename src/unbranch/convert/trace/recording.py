@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from unbranch.convert.trace.casts import is_converting
+from unbranch.convert.trace.casts import is_traceable_copy
 from unbranch.convert.trace.trace import MADE
 from unbranch.graph.contents import Contents
 from unbranch.graph.outside import restore_outside
@@ -91,7 +91,7 @@ def states_of(module: nn.Module) -> list[Any]:
         (name, _content(value))
         for part in module.modules()
         for name, value in vars(part).items()
-        if not name.startswith(MADE) and not is_converting(value)
+        if not name.startswith(MADE) and not is_traceable_copy(value)
     ]
 
 

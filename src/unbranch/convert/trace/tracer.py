@@ -17,15 +17,15 @@ from torch.fx._symbolic_trace import _autowrap_check, _new_patcher, _patch_wrapp
 from torch.utils._pytree import tree_leaves
 
 from unbranch.convert.lines import begins, line_of_user
-from unbranch.convert.trace.casts import asks_for_types, converting, said_of
-from unbranch.convert.trace.decisions import MOST_OPERATIONS, TooManyWays
+from unbranch.convert.trace.casts import calls_type, reason_of, traceable
+from unbranch.convert.trace.decisions import MAX_OPERATIONS, TooManyPathsError
 from unbranch.convert.trace.example_values import Given
-from unbranch.convert.trace.following import Following, OtherStructureError
+from unbranch.convert.trace.path_tracer import OutputStructureError, PathTracer
 from unbranch.convert.trace.proxies import Value
 from unbranch.convert.trace.recording import recording
 from unbranch.convert.trace.structures import nodes_of
 from unbranch.convert.trace.trace import Call, Trace, forward_of
-from unbranch.graph.guard import unwritten
+from unbranch.graph.guard import protected_tensors
 from unbranch.rules import rule_of_module
 
 # Functions marked by ``torch.fx.wrap`` are replaced in their modules while a network is traced; for arguments that
@@ -43,7 +43,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
 
 
-class _Tracer(Following):
+class _Tracer(PathTracer):
     """Traces for all inputs at once; a module that can't be entered becomes an opaque leaf."""
 
     proxy_buffer_attributes = True
@@ -96,7 +96,13 @@ class _Tracer(Following):
         self.submodule_paths = {module: path for path, module in root.named_modules()}
         self._collect_tensors(root)
         forward, args = self.create_args_for_root(type(root).forward, True, concrete_args)
-        with _ONE_AT_A_TIME, torch.enable_grad(), _new_patcher() as patcher, unwritten(root), recording(self, root):
+        with (
+            _ONE_AT_A_TIME,
+            torch.enable_grad(),
+            _new_patcher() as patcher,
+            protected_tensors(root),
+            recording(self, root),
+        ):
             _patch_wrapped_functions(patcher)
             _autowrap_check(patcher, type(root).forward.__globals__, self._autowrap_function_ids)
             for module in self._autowrap_search:
@@ -109,13 +115,13 @@ class _Tracer(Following):
 
     def _root_forward(self, root: nn.Module, forward: Any, args: list[Any]) -> Any:
         bound = types.MethodType(forward.func, root)
-        if "" not in self._converts and not asks_for_types(bound):
+        if "" not in self._converts and not calls_type(bound):
             return forward(*args)
-        return functools.partial(converting(bound), **forward.keywords)(*args[1:])
+        return functools.partial(traceable(bound), **forward.keywords)(*args[1:])
 
     def _forward(self, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        converts = path in self._converts or asks_for_types(forward)
-        return (converting(forward) if converts else forward)(*args, **kwargs)
+        converts = path in self._converts or calls_type(forward)
+        return (traceable(forward) if converts else forward)(*args, **kwargs)
 
     def _collect_tensors(self, root: nn.Module) -> None:
         for path, module in root.named_modules():
@@ -142,8 +148,8 @@ class _Tracer(Following):
         if not self._following:
             node.meta["where"] = line_of_user()
         self._followed += 1
-        if self._followed > MOST_OPERATIONS:
-            raise TooManyWays("its forward runs too many operations, or goes too many ways")
+        if self._followed > MAX_OPERATIONS:
+            raise TooManyPathsError("its forward runs too many operations, or goes too many ways")
         return node
 
     def tensor(self, path: str) -> fx.Proxy:
@@ -170,10 +176,10 @@ class _Tracer(Following):
             else:
                 output = self._through(call, functools.partial(self._forward, path, forward, args, kwargs))
             passed_through = any(output is a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy))
-        except OtherStructureError:
+        except OutputStructureError:
             raise  # the parent may ask what it got
         except Exception as error:
-            self.failures[path] = said_of(error)
+            self.failures[path] = reason_of(error)
             passed_through = True  # and so replaced by a leaf
         finally:
             self._stack.pop()
@@ -240,7 +246,7 @@ def trace_module(
     try:
         graph = tracer.trace(module)
     except Exception as error:
-        reason = said_of(error)
+        reason = reason_of(error)
         return Refused(reason) if _is_refusal(error.__traceback__) else reason
     if any(n.op == "get_attr" and str(n.target).startswith("_torchbind_obj") for n in graph.nodes):
         return "it holds a compiled object that can't be read"

@@ -46,7 +46,7 @@ class Asked:
             return type(self)
         operation = _running(frame)
         if operation is not None and (operation.opname == "MATCH_CLASS" or operation.argval == "__class__"):
-            return self.known_kind()
+            return self.known_class()
         if operation is not None and not _may_be_isinstance(frame, operation):
             return type(self)
         kinds = _asked_for(frame)
@@ -58,7 +58,7 @@ class Asked:
 
     __class__ = property(_kind)
 
-    def stands_for(self) -> type | None:
+    def expected_class(self) -> type | None:
         """The class of what this will be, None if it may be anything.
 
         Raises:
@@ -76,13 +76,13 @@ class Asked:
         parameter = self.node.op == "get_attr" and self.tracer.is_parameter(str(self.node.target))
         return nn.Parameter if parameter else torch.Tensor
 
-    def known_kind(self) -> type:
+    def known_class(self) -> type:
         """The class of what this will be.
 
         Raises:
             UnreadableError: if that isn't known.
         """
-        kind = self.stands_for()
+        kind = self.expected_class()
         if kind is None:
             raise UnreadableError("it goes by the class of an optional argument")
         return kind

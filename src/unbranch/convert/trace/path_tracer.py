@@ -13,14 +13,14 @@ from torch import fx
 
 from unbranch.convert.trace.casts import NeedsNumberError, UnreadableError
 from unbranch.convert.trace.decisions import Decisions, about_sizes, either, is_harmless
-from unbranch.convert.trace.example_values import Given, Knowing
+from unbranch.convert.trace.example_values import ExampleTracer, Given
+from unbranch.convert.trace.paths import Shared, Way, distinct_paths, explore_paths
 from unbranch.convert.trace.recording import States, states_of
 from unbranch.convert.trace.structures import filled, nodes_of
 from unbranch.convert.trace.trace import MADE, Call, follows_a_size
-from unbranch.convert.trace.ways import Shared, Way, all_ways, telling
 
 
-class Following(Knowing):
+class PathTracer(ExampleTracer):
     """A tracer that follows forwards on all their ways.
 
     Args:
@@ -81,10 +81,10 @@ class Following(Knowing):
                 found = [self._follow(begin, run, Decisions(taken)) for taken in self._told[key]]
                 if [way.taken for way in found] == self._told[key]:
                     return found
-            ways = all_ways(functools.partial(self._follow, begin, run))
+            ways = explore_paths(functools.partial(self._follow, begin, run))
         finally:
             self._following -= 1
-        ways = telling(ways)
+        ways = distinct_paths(ways)
         self._told[key] = [way.taken for way in ways]
         return ways
 
@@ -161,7 +161,7 @@ class Following(Knowing):
         shared, (live, *_) = Shared(ways), ways
         outputs = shared.outputs()
         if outputs is None and call is not self.calls[0]:
-            raise OtherStructureError("what its forward returns depends on what it is given")
+            raise OutputStructureError("what its forward returns depends on what it is given")
         if not shared.harmless() or any(name.startswith(MADE) for way in ways for name in way.tensors):
             raise UnreadableError("what its forward does depends on the size of what it is given")
         made: dict[tuple[Any, ...], fx.Node] = {}
@@ -253,7 +253,7 @@ class _Beginning:
         return self.call.nodes[len(self.before) :]
 
 
-class OtherStructureError(UnreadableError):
+class OutputStructureError(UnreadableError):
     """A child that returns a tensor on one way and something else on another."""
 
 

@@ -1,4 +1,4 @@
-"""Running forwards on tensors that have shapes and no numbers, several times as fast as on fake tensors."""
+"""Run forwards on meta tensors, whatever device they ask for, several times as fast as on fake tensors."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch.utils._device import _device_constructors
 
 
 class Stage(Protocol):
-    """A context in which nothing that is computed has numbers: this one, or PyTorch's ``FakeTensorMode``."""
+    """A mode in which tensors have shapes and no data: ``MetaMode``, or PyTorch's ``FakeTensorMode``."""
 
     def __enter__(self) -> Any: ...
 
     def __exit__(self, *exception: Any) -> Any: ...
 
     def from_tensor(self, tensor: Tensor) -> Tensor:
-        """A tensor of the same shape without numbers."""
+        """Return a shape-only tensor like this one."""
         ...
 
 
-class Numberless(TorchFunctionMode):
-    """Everything is on the meta device, whatever device a forward asks for."""
+class MetaMode(TorchFunctionMode):
+    """Run everything on the meta device, whatever device a forward asks for."""
 
     def from_tensor(self, tensor: Tensor) -> Tensor:
-        """A tensor of the same shape and strides on the meta device."""
+        """Return a tensor of the same shape and strides on the meta device."""
         return torch.empty_like(tensor, device="meta")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.batch_norm and not _trains(*args, **kwargs):
-            return _like(args[0])  # PyTorch's own way imports its compiler, which takes seconds
+            return _like(args[0])  # PyTorch's own implementation imports its compiler, which takes seconds
         if _is_alike(func, args, kwargs):
-            return _like(args[0])  # so does this, and it is called often
+            return _like(args[0])  # a shortcut for the most frequent operations
         if func is F.linear and not kwargs and args[0].dim() and _fit(*args):
             return args[0].new_empty(*args[0].shape[:-1], len(args[1]))
         if func in _CONVOLUTIONS and (shape := _convolved(*args, **kwargs)) is not None:
@@ -54,7 +54,7 @@ class Numberless(TorchFunctionMode):
 
 
 def _fit(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether a linear layer takes its input."""
+    """Whether a linear layer accepts its input."""
     fits = weight.dim() == 2 and x.shape[-1] == weight.shape[1] and x.dtype == weight.dtype
     return fits and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype))
 
@@ -66,7 +66,7 @@ def _convolved(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[int, ...] | None:  # fmt: skip
-    """The shape that a convolution gives, None where something is unusual or doesn't fit."""
+    """Return the shape of a convolution's output; None for unusual arguments."""
     n = weight.dim() - 2
     if isinstance(padding, str) or x.dim() != n + 2 or len(weight) % groups:
         return None
@@ -100,7 +100,7 @@ _ALIKE = {
 
 
 def _is_alike(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether a function gives a new tensor like its first argument: it works on each number, and all fit."""
+    """Whether an elementwise function returns a new tensor of the shape and dtype of its first argument."""
     if getattr(func, "__name__", "") not in _ALIKE or not args or "out" in kwargs:
         return False
     first, *others = args
@@ -123,6 +123,6 @@ def _trains(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Any = None, bias: Any = None,
     training: bool = False, *_rest: Any, **_named: Any,
 ) -> bool:  # fmt: skip
-    """Whether a norm takes its statistics from its input, or doesn't fit it."""
+    """Whether a norm computes statistics of its input, or doesn't accept it."""
     sizes = {t.shape for t in (running_mean, running_var, weight, bias) if t is not None}
     return training or running_mean is None or input.dim() < 2 or sizes != {input.shape[1:2]}

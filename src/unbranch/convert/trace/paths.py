@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import fx
 
-from unbranch.convert.trace.decisions import Decisions, TooManyWays
+from unbranch.convert.trace.decisions import Decisions, TooManyPathsError
 from unbranch.convert.trace.structures import leaves_of, structure_of
 
 MOST = 256  # ways through one forward
@@ -50,11 +50,11 @@ class Way:
     harmless: list[bool]
 
 
-def all_ways(follow: Callable[[Decisions], Way]) -> list[Way]:
+def explore_paths(follow: Callable[[Decisions], Way]) -> list[Way]:
     """The ways through a forward, from a function that follows one.
 
     Raises:
-        TooManyWays: if there are too many.
+        TooManyPathsError: if there are too many.
     """
     ways: list[Way] = []
     pending: list[tuple[bool, ...]] = [()]
@@ -65,7 +65,7 @@ def all_ways(follow: Callable[[Decisions], Way]) -> list[Way]:
         pending += [(*decisions.taken[:j], not decisions.taken[j]) for j in fresh]
         if not pending:
             return ways
-    raise TooManyWays(f"more than {MOST} ways lead through its forward")
+    raise TooManyPathsError(f"more than {MOST} ways lead through its forward")
 
 
 @dataclass(eq=False)
@@ -195,7 +195,7 @@ class Shared:
         return operands, found, self.parts(), self.tensors(), self.harmless()
 
 
-def telling(ways: list[Way]) -> list[Way]:
+def distinct_paths(ways: list[Way]) -> list[Way]:
     """Those ways through a forward without which less would differ, and those that known inputs take."""
     if len(ways) < 3:
         return ways

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_map
 
 from unbranch.convert.trace.example_values import Given
-from unbranch.graph.copies import with_stand_ins
-from unbranch.graph.numberless import Numberless, Stage
+from unbranch.graph.copies import with_shapes_only
+from unbranch.graph.meta_mode import MetaMode, Stage
 from unbranch.graph.probe import Arguments
 from unbranch.graph.shadow import shadow_of
 
@@ -29,7 +29,7 @@ _APART = 32  # sides are multiplied by this, so that they stay unlike behind eve
 
 
 @dataclass(eq=False)
-class StandIns:
+class PartExamples:
     """What the parts of a network are given, found when it is first asked for.
 
     Args:
@@ -39,7 +39,7 @@ class StandIns:
 
     network: nn.Module
     pair: tuple[Arguments, Arguments] | None
-    _mode: Stage = field(default_factory=Numberless)
+    _mode: Stage = field(default_factory=MetaMode)
     _copy: nn.Module | None = None
     _unlike: bool = False
     _found: list[dict[str, Arguments]] | None = None
@@ -70,10 +70,10 @@ class StandIns:
         """What parts are given; at sizes that are all unlike, and divided by nothing, if the network takes them."""
         assert self.pair is not None
         best: list[dict[str, Arguments]] = [{}, {}]
-        for make in (Numberless, lambda: FakeTensorMode(allow_non_fake_inputs=True)):
+        for make in (MetaMode, lambda: FakeTensorMode(allow_non_fake_inputs=True)):
             self._mode = make()
             try:
-                self._copy = with_stand_ins(shadow_of(self.network), self._mode)
+                self._copy = with_shapes_only(shadow_of(self.network), self._mode)
             except Exception:  # tensors that have no stand-in
                 continue
             for self._unlike, unlike in ((True, True), (False, True), (False, False)):

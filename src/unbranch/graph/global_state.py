@@ -1,4 +1,4 @@
-"""What running a network changes beside its tensors, put back: random generators, and what its code keeps."""
+"""Restore what running a network changes besides tensors: random generators, dtypes, and what its code keeps."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from unbranch.graph.outside import kept_outside
+from unbranch.graph.outside import restoring_outside
 
 
 @contextlib.contextmanager
-def leaves_no_trace(network: nn.Module) -> Iterator[None]:
-    """Run a network for a while as if it hadn't run: see ``kept_outside``, ``untouched`` and ``quiet``.
+def without_side_effects(network: nn.Module) -> Iterator[None]:
+    """Run a network without lasting effects: see ``restoring_outside``, ``untouched`` and ``quiet``.
 
-    The caller's inference mode is left meanwhile, and so is a default device that holds no numbers.
+    Inference mode and a default device of ``meta`` are suspended meanwhile.
     """
     numbers = all(not t.is_meta for t in network.parameters())
     device = torch.device("cpu") if numbers and torch.get_default_device().type == "meta" else contextlib.nullcontext()
     mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
-    with kept_outside(network), untouched(), quiet(), mode, device:
+    with restoring_outside(network), restoring_global_state(), quiet(), mode, device:
         yield
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep PyTorch from logging, for this thread, that an operation doesn't take the stand-ins it is tried on."""
+    """Suppress PyTorch's log messages, in this thread, about operations that don't accept fake tensors."""
     thread = threading.get_ident()
 
     def drop(record: logging.LogRecord) -> bool:
@@ -45,8 +45,8 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def untouched() -> Iterator[None]:
-    """Restore random generators and the default dtype to what they were."""
+def restoring_global_state() -> Iterator[None]:
+    """Restore random generators and the default dtype on exit."""
     generators, dtype = (torch.get_rng_state(), random.getstate()), torch.get_default_dtype()
     arrays = sys.modules.get("numpy.random")
     numbers = None if arrays is None else arrays.get_state()

@@ -7,12 +7,12 @@ from torch import fx, nn
 
 from unbranch.convert.passes.inplace import changed_in_place, is_view
 from unbranch.convert.rewrite.options import optional_arguments
-from unbranch.convert.source.methods import looking_into, shown_by
+from unbranch.convert.source.methods import methods_reaching_into, methods_running
 from unbranch.convert.trace.trace import Call, Trace
 from unbranch.rules import rule_of_module
 
 
-def drop_unread(trace: Trace, kept: set[str]) -> list[Call]:
+def drop_unused(trace: Trace, kept: set[str]) -> list[Call]:
     """Take the calls of parts out of a trace that have no effect; what reads them reads what they were given.
 
     Args:
@@ -91,7 +91,7 @@ def _is_shown(root: nn.Module, steps: list[str]) -> bool:
     for n in range(len(steps)):
         module = root.get_submodule(".".join(steps[:n]))
         paths = [".".join(steps[n:end]) for end in range(n + 1, len(steps) + 1)]
-        if any(shown_by(module, path) for path in paths) or looking_into(module, paths[-1]):
+        if any(methods_running(module, path) for path in paths) or methods_reaching_into(module, paths[-1]):
             return True
     return False
 
