@@ -1,1 +1,1 @@
-"""What the source code of a forward says that a trace doesn't show."""
+"""Analyse the source code and bytecode of forwards, for what a trace doesn't show."""

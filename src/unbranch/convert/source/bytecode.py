@@ -1,4 +1,4 @@
-"""What Python's code does and names, read from its instructions."""
+"""Read instructions and names of Python functions, and follow the functions that they call."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from torch import nn
 
 @functools.lru_cache(maxsize=4096)
 def instructions(code: types.CodeType) -> tuple[dis.Instruction, ...]:
-    """The instructions of code, without those that do nothing by themselves."""
+    """Return the instructions of code, without those that have no effect of their own."""
     return tuple(i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG", "NOP"))
 
 
 @functools.lru_cache(maxsize=4096)
 def inner(code: types.CodeType) -> tuple[types.CodeType, ...]:
-    """Functions, classes and comprehensions that are defined in code."""
+    """Return the functions, classes and comprehensions that are defined in code."""
     return tuple(c for c in code.co_consts if isinstance(c, types.CodeType))
 
 
 @functools.lru_cache(maxsize=4096)
 def names(code: types.CodeType) -> frozenset[str]:
-    """Global names and attributes, of what is defined inside, too."""
+    """Return the global names and attributes that code uses, including code defined inside it."""
     return frozenset(code.co_names).union(*map(names, inner(code)))
 
 
 @functools.lru_cache(maxsize=4096)
 def called(code: types.CodeType) -> frozenset[str]:
-    """Global names, and methods and functions of modules that are called."""
+    """Return the global names, and the methods and functions of modules, that code calls."""
     found = {str(i.argval) for i in instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_METHOD")}
     if sys.version_info >= (3, 12):
         found |= {str(i.argval) for i in instructions(code) if i.opname == "LOAD_ATTR" and (i.arg or 0) & 1}
@@ -43,12 +43,12 @@ def called(code: types.CodeType) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=4096)
 def operations(code: types.CodeType) -> frozenset[str]:
-    """Names of the instructions, of what is defined inside, too."""
+    """Return the names of the instructions, including those of code defined inside it."""
     return frozenset(i.opname for i in instructions(code)).union(*map(operations, inner(code)))
 
 
 def running(frame: types.FrameType) -> int | None:
-    """Which of its instructions a frame is at."""
+    """Return the position of the instruction that a frame is executing."""
     return _places(frame.f_code).get(frame.f_lasti)
 
 
@@ -58,12 +58,12 @@ def _places(code: types.CodeType) -> dict[int, int]:
 
 
 def is_torchs(function: types.FunctionType) -> bool:
-    """Whether a function is PyTorch's."""
+    """Whether a function belongs to PyTorch."""
     return (function.__module__ or "").split(".")[0] == "torch"
 
 
 def functions_of(module: nn.Module) -> tuple[types.FunctionType, ...]:
-    """A module's forward, and the functions and methods that it names, and so on; not PyTorch's."""
+    """Return a module's forward and the functions and methods that it names, transitively, without PyTorch's."""
     own = vars(module).get("forward") or inspect.getattr_static(type(module), "forward", None)
     forward = getattr(own, "__func__", own)
     owner: Any = type(module)
@@ -72,7 +72,7 @@ def functions_of(module: nn.Module) -> tuple[types.FunctionType, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def functions_from(owner: Any, forward: types.FunctionType) -> tuple[types.FunctionType, ...]:
-    """A function, and the functions and methods of a class that it names, and so on; not PyTorch's."""
+    """Return a function and the functions and methods of a class that it names, transitively, without PyTorch's."""
     found: dict[types.FunctionType, None] = {}
     stack: list[Any] = [forward]
     while stack:
@@ -81,7 +81,7 @@ def functions_from(owner: Any, forward: types.FunctionType) -> tuple[types.Funct
             continue
         found[function] = None
         stack += [getattr(function, "__wrapped__", None), *cells_of(function)]
-        for name in sorted(names(function.__code__)):  # the same order each time
+        for name in sorted(names(function.__code__)):  # for a deterministic order
             stack.append(function.__globals__.get(name))
             if not hasattr(nn.Module, name):
                 method = inspect.getattr_static(owner, name, None)
@@ -90,7 +90,7 @@ def functions_from(owner: Any, forward: types.FunctionType) -> tuple[types.Funct
 
 
 def cells_of(function: types.FunctionType) -> Iterator[Any]:
-    """What a function takes from the functions around it."""
+    """Yield the values that a function captures from enclosing functions."""
     for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # not filled yet
+        with contextlib.suppress(ValueError):  # an empty cell
             yield cell.cell_contents

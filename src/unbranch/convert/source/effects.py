@@ -1,4 +1,4 @@
-"""What code of a forward does that no trace sees: it judges values by identity, or sets attributes of other modules."""
+"""Find code in forwards that no trace shows: comparisons by identity, side effects, and attributes of other modules."""
 
 from __future__ import annotations
 
@@ -34,27 +34,28 @@ _SETTING = {"setattr", "__setattr__", "__dict__", "vars", "delattr", "apply", "e
 
 
 def inspects_arguments(module: nn.Module) -> bool:
-    """Whether a module's forward, or what it calls, goes by what an argument is: None, another one, or of a class."""
+    """Whether a module's forward, or code that it calls, inspects the identity or class of its arguments."""
     codes = [function.__code__ for function in functions_of(module)]
     return any(_JUDGING & operations(code) or _ASKING & names(code) for code in codes)
 
 
 def has_side_effects(module: nn.Module) -> bool:
-    """Whether a module's forward, or what it calls, calls what acts outside the network: on files, or the process."""
+    """Whether a module's forward, or code that it calls, acts on files, the process or the terminal."""
     return any(_ACTING & called(function.__code__) for function in functions_of(module))
 
 
 def walks_modules(module: nn.Module) -> bool:
-    """Whether a module's forward, or what it calls in its own file, walks through modules or changes their mode."""
+    """Whether a module's forward, or code in its file that it calls, walks through modules or changes their mode."""
     own = [function for function in functions_of(module) if function.__module__ == type(module).__module__]
     return any(_REACHING & names(function.__code__) for function in own)
 
 
 def may_pass_state(outer: nn.Module, part: nn.Module) -> bool:
-    """Whether the forward of a module around a part, or what it calls, may leave something that the part reads.
+    """Whether the forward of an enclosing module, or code that it calls, may pass state to a part other than by
+    arguments.
 
-    That is an attribute of another module, a global name that the part's code names, or an entry of a table that the
-    part has as well.
+    Such state is an attribute of another module, a global name that the part's code uses, or an entry of a table that
+    the part holds as well.
     """
     held = {id(value) for module in part.modules() for value in vars(module).values()}
     named = frozenset().union(*(names(f.__code__) for module in part.modules() for f in functions_of(module)))
@@ -75,7 +76,7 @@ _TABLES = (dict, list, set, MutableMapping, MutableSequence)
 
 
 def compared_by_identity(module: nn.Module, options: list[str]) -> str | None:
-    """An option of a forward that it compares by identity with something else than a constant."""
+    """Return the name of an option that a forward compares by identity with anything but a constant."""
     code = next((function.__code__ for function in functions_of(module)), None)
     found = () if code is None else instructions(code)
     for j, operation in enumerate(found):
@@ -92,7 +93,7 @@ _CONSTANTS = {"LOAD_CONST", "LOAD_SMALL_INT"}
 
 @functools.lru_cache(maxsize=4096)
 def _sets(code: types.CodeType) -> bool:
-    """Whether code sets attributes of something else than its first argument."""
+    """Whether code sets attributes of anything but its first argument."""
     own, found = code.co_varnames[0] if code.co_argcount else "", instructions(code)
     for before, operation in itertools.pairwise(found):
         direct = before.opname.startswith("LOAD_FAST") and _last(before.argval) == own
@@ -103,7 +104,9 @@ def _sets(code: types.CodeType) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _written(code: types.CodeType) -> frozenset[tuple[str, str]]:
-    """Global names that code sets, and names of what it may put an entry into, with how they are loaded."""
+    """Return the global names that code sets, and the names of tables that it may write to, with the loading
+    instruction.
+    """
     found, written = instructions(code), set[tuple[str, str]]()
     for j, operation in enumerate(found):
         if operation.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):

@@ -1,9 +1,9 @@
-"""What the methods of a class besides ``forward`` run: parts whose outputs they show to whoever calls them.
+"""Find which parts of a module its methods besides ``forward`` run.
 
-``forward_features``, ``forward_intermediates`` and their kin return what lies inside a network, so a merge that moves a
-layer from one of the parts that they run into another would change what they return. Decided is by what can be called
-today, not by a method's name: a ``forward_fuse`` for the time after a conversion reads attributes that don't exist, and
-``get_equivalent_kernel_bias`` runs nothing.
+``forward_features``, ``forward_intermediates`` and similar methods return intermediate values of a network. A merge
+that moves a layer from one of the parts that they run into another would change their results. Only methods that can be
+called now count, whatever their names: ``forward_fuse`` of a class that deploys itself reads attributes that don't
+exist yet, and ``get_equivalent_kernel_bias`` runs nothing.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 def entry_points(module: nn.Module) -> list[str]:
-    """Methods of a module's class, besides ``forward``, that run children of it and can be called as it is now.
+    """Return methods of a module's class, besides ``forward``, that run children of it and can be called now.
 
-    Helpers of the forward, which it calls with more than it is given itself, don't count, and neither do forwards for
-    the time after a conversion of the class's own.
+    Helpers that the forward calls with more arguments than it receives itself don't count, and neither do forwards for
+    the time after a conversion by the class itself.
     """
     found = [name for name, runs in _methods(module) if any(_exists(module, pattern) for pattern in runs)]
     return [name for name in found if not _is_helper(module, name) and not _is_for_later(module, name)]
 
 
 def _is_for_later(module: nn.Module, name: str) -> bool:
-    """Whether a method runs a part that another method puts in place when it deletes what the forward runs."""
+    """Whether a method runs a part that another method creates while it deletes what the forward runs."""
     forward = inspect.unwrap(type(module).forward)
     now = {p[0] for p in read_by(forward)[0]} if inspect.isfunction(forward) else set()
     runs = {p[0] for found, patterns in _methods(module) for p in patterns if found == name}
@@ -54,36 +54,36 @@ def _is_helper(module: nn.Module, name: str) -> bool:
 
 
 def _needed(method: Any) -> int:
-    """How many arguments a method needs, itself included."""
+    """Return how many arguments a method requires, including ``self``."""
     return sum(p.default is p.empty and p.kind in _POSITIONAL for p in inspect.signature(method).parameters.values())
 
 
 def methods_running(module: nn.Module, path: str) -> list[str]:
-    """Methods of a module's class, besides ``forward``, that run the part at a path from it."""
+    """Return methods of a module's class, besides ``forward``, that run the part at a path from it."""
     steps = tuple(path.split("."))
     return [name for name, runs in _methods(module) if any(_fits(steps, pattern) for pattern in runs)]
 
 
 def methods_running_all(module: nn.Module, paths: set[str]) -> set[str]:
-    """Methods that run all the parts at paths, each by its name; what a loop runs may be shown one by one."""
+    """Return methods that run each of several parts by its own path; parts run in a loop don't count."""
     runs = dict(_methods(module))
     return {name for name, found in runs.items() if all(tuple(path.split(".")) in found for path in paths)}
 
 
 def methods_iterating_over(module: nn.Module, paths: set[str]) -> set[str]:
-    """Methods that run all the parts at paths, in loops too."""
+    """Return methods that run each of several parts, also in loops."""
     steps = [tuple(path.split(".")) for path in paths]
     return {name for name, runs in _methods(module) if all(any(_fits(s, p) for p in runs) for s in steps)}
 
 
 def calls_method_of(module: nn.Module, path: str, name: str) -> bool:
-    """Whether a method of a module's class, besides ``forward``, calls a method of the part at a path from it."""
+    """Whether a method of a module's class, besides ``forward``, calls a given method of the part at a path."""
     steps = (*path.split("."), name)
     return any(_fits(steps, pattern) for _, runs in _methods(module) for pattern in runs)
 
 
 def methods_reaching_into(module: nn.Module, path: str) -> list[str]:
-    """Methods of a module's class, besides ``forward``, that run something inside the part at a path from it."""
+    """Return methods of a module's class, besides ``forward``, that run something inside the part at a path from it."""
     steps = tuple(path.split("."))
     return [
         name
@@ -94,7 +94,7 @@ def methods_reaching_into(module: nn.Module, path: str) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def attributes_set_by(owner: Any) -> frozenset[str]:
-    """Names of the attributes that the methods of a class set."""
+    """Return the names of the attributes that the methods of a class set."""
     found: set[str] = set()
     for base in owner.__mro__:
         found |= set(vars(base)) | set(getattr(base, "__annotations__", ()))
@@ -107,7 +107,7 @@ def attributes_set_by(owner: Any) -> frozenset[str]:
 
 
 def _methods(module: nn.Module) -> Iterator[tuple[str, frozenset[Pattern]]]:
-    """Methods that can be called, with what they run."""
+    """Yield the names of methods that can be called, with the parts that they run."""
     own = {name: value.__func__ for name, value in vars(module).items() if isinstance(value, types.MethodType)}
     bases = [base for base in type(module).__mro__ if not base.__module__.startswith(("torch.", "builtins"))]
     for name in sorted({*own, *(name for base in bases for name in vars(base))}):
@@ -122,14 +122,14 @@ def _methods(module: nn.Module) -> Iterator[tuple[str, frozenset[Pattern]]]:
 
 
 def parts_run_by_forward(module: nn.Module) -> list[nn.Module]:
-    """Parts of parts that the forward of a module's class calls, past those that they lie in."""
+    """Return nested parts that the forward of a module's class calls directly, past the modules that hold them."""
     forward = getattr(type(module).forward, "__wrapped__", type(module).forward)
     runs, _ = read_by(forward) if inspect.isfunction(forward) else (frozenset(), None)
     return [part for pattern in sorted(runs) if len(pattern) > 1 for part in _parts(module, pattern)]
 
 
 def forward_runs(module: nn.Module, path: str, *, inside: bool = False) -> bool:
-    """Whether the forward of a module's class itself runs the part at a path from it, or something inside that.
+    """Whether the forward of a module's class calls the part at a path from it, or something inside that part.
 
     With ``inside`` only what is inside counts.
     """
@@ -140,7 +140,7 @@ def forward_runs(module: nn.Module, path: str, *, inside: bool = False) -> bool:
 
 
 def forward_passes_on(module: nn.Module, path: str) -> bool:
-    """Whether the forward of a module's class gives what the part at a path lies in to a function that it is given."""
+    """Whether the forward of a module's class passes a module that holds the part to a function it was given."""
     steps = tuple(path.split("."))
     forward = inspect.unwrap(type(module).forward)
     given = passed_on_by(forward) if inspect.isfunction(forward) else frozenset()
@@ -148,7 +148,7 @@ def forward_passes_on(module: nn.Module, path: str) -> bool:
 
 
 def _exists(module: nn.Module, pattern: Pattern) -> bool:
-    """Whether a pattern leads to a part."""
+    """Whether a pattern matches a part."""
     return bool(_parts(module, pattern))
 
 

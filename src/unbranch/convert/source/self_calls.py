@@ -1,4 +1,4 @@
-"""What a method calls, reads, sets and deletes on ``self``, read from its source code."""
+"""Read from a method's source code what it calls, reads, sets and deletes on ``self``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ELEMENTS = {"children", "values", "items", "named_children", "modules"}
 
 @functools.lru_cache(maxsize=4096)
 def deleted_by(method: Any) -> frozenset[str]:
-    """Names of attributes that a method deletes, as a statement or by a call."""
+    """Return the names of attributes that a method deletes, by a statement or a call."""
     found: set[str] = set()
     for node in ast.walk(tree_of(method)):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Del):
@@ -37,7 +37,7 @@ def stored_by(method: Any) -> set[str]:
 
 
 def tree_of(method: Any) -> ast.AST:
-    """The code of a function; an empty module where it isn't known."""
+    """Parse the source of a function; returns an empty module if it isn't available."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(method)))
     except (OSError, TypeError, SyntaxError):
@@ -60,7 +60,7 @@ def passed_on_by(method: Any) -> frozenset[Pattern]:
 
 @functools.lru_cache(maxsize=4096)
 def read_by(method: Any) -> tuple[frozenset[Pattern], frozenset[str]]:
-    """Patterns of what a method calls, and the names of all attributes of ``self`` that it reads."""
+    """Return patterns of what a method calls, and the names of all attributes of ``self`` that it reads."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
         own = next(iter(inspect.signature(method).parameters))
@@ -68,12 +68,12 @@ def read_by(method: Any) -> tuple[frozenset[Pattern], frozenset[str]]:
         return frozenset(), frozenset()
     reader = _Reader(own)
     reader.visit(tree)
-    reader.visit(tree)  # names that are bound behind their first use, in loops
+    reader.visit(tree)  # a second time, for names that loops bind after their first use
     return frozenset(reader.runs), frozenset(reader.reads - reader.stores)
 
 
 class _Reader(ast.NodeVisitor):
-    """Follows names and attributes from ``self`` to calls."""
+    """Tracks names and attributes from ``self`` to calls."""
 
     def __init__(self, own: str) -> None:
         self._own = own
@@ -117,11 +117,11 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def pattern_of(self, node: ast.expr) -> Pattern | None:
-        """The path from ``self`` that an expression reads, once the code was visited."""
+        """Return the path from ``self`` that an expression reads, after the code was visited."""
         return self._pattern(node)
 
     def _bind(self, target: ast.expr, source: ast.expr) -> None:
-        """Names of a loop stand for the elements of what it goes through."""
+        """Bind the names of a loop to the elements of the containers that it iterates over."""
         containers = [pattern for pattern in self._containers(source) if pattern is not None]
         names = [n.id for n in ast.walk(target) if isinstance(n, ast.Name)]
         for pattern in containers:
@@ -138,7 +138,7 @@ class _Reader(ast.NodeVisitor):
         return [self._pattern(source)]
 
     def _pattern(self, node: ast.expr) -> Pattern | None:
-        """The path from ``self`` that an expression reads."""
+        """Return the path from ``self`` that an expression reads."""
         if isinstance(node, ast.Name):
             return () if node.id == self._own else self._names.get(node.id)
         if isinstance(node, ast.Attribute):

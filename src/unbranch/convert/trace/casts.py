@@ -1,7 +1,7 @@
-"""``int(size)`` of a traced size: PyTorch's proxies can't be converted, since Python wants a number there and then.
+"""Record ``int(size)`` and similar calls, which Python's own built-ins can't do on proxies.
 
-A forward that does so is run once more with names of its own for ``int``, ``float``, ``len`` and ``isinstance``, and so
-are the functions and methods that it calls. Nothing that other code sees is replaced.
+A forward that converts a size is run again with its own ``int``, ``float``, ``len``, ``isinstance`` and ``type``, and
+so are the functions and methods that it calls. Names that other code sees aren't replaced.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from unbranch.convert.source.bytecode import functions_from, inner, instructions
 
 
 class UnreadableError(Exception):
-    """Why a forward can't be read, in words."""
+    """Raised if a forward can't be traced; the message says why."""
 
 
 class NeedsNumberError(UnreadableError):
-    """A traced value was converted to a number."""
+    """Raised if a traced value would have to become a plain number."""
 
 
 def reason_of(error: Exception) -> str:
-    """Why a forward can't be read, from the error that reading it raised."""
+    """Return why a forward can't be traced, in words, from the exception that tracing raised."""
     try:
         text = (str(error).splitlines() or [""])[0]
-    except Exception:  # it is about a traced value
+    except Exception:  # the message contains a traced value
         text = "of a value that depends on the input"
     if isinstance(error, UnreadableError):
         return text
@@ -43,7 +43,7 @@ def reason_of(error: Exception) -> str:
 
 
 class _Converting(type):
-    """A class that stands for ``int`` or ``float`` and gives a traced value where it is given one."""
+    """A replacement of ``int`` or ``float`` that returns a traced value for a traced value."""
 
     plain: Any
 
@@ -84,9 +84,10 @@ for _stand_in in (_Int, _Float):
 
 
 class _Asking(_Converting):
-    """``type``, which says of a traced value what it will be.
+    """A replacement of ``type`` that returns the class that a traced value will have.
 
-    Where what it gives is compared with the name ``int`` or ``float`` right away, that name stands for another class.
+    If the code compares the result with the name ``int`` or ``float`` in its next instruction, that name refers to a
+    replacement, too.
     """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -101,14 +102,14 @@ class _Asking(_Converting):
 
 
 def _as_compared(frame: types.FrameType, kind: Any) -> Any:
-    """A class as the code that runs in a frame compares it, if it does so next.
+    """Return a class in the form in which the running code will compare it, if it does so next.
 
     Raises:
-        UnreadableError: if that isn't seen.
+        UnreadableError: if the comparison can't be identified.
     """
     at = running(frame)
     behind = () if at is None else instructions(frame.f_code)[at + 1 :]
-    following = [i for i in behind if i.opname != "CALL"][:2]  # PRECALL is what runs, in Python 3.11
+    following = [i for i in behind if i.opname != "CALL"][:2]  # in Python 3.11 the current instruction is PRECALL
     stand_in = {builtins.int: _Int, builtins.float: _Float}.get(kind)
     if stand_in is None or not following or frame.f_globals.get(kind.__name__) is not stand_in:
         return kind
@@ -141,21 +142,23 @@ def _isinstance(value: Any, kinds: Any) -> bool:
 
 
 def is_one_of(value: Any, classes: Sequence[type]) -> bool:
-    """Whether a traced value will be of one of these classes; both ways are followed where it may be either."""
+    """Whether a traced value will be an instance of one of these classes; both outcomes are explored if it may be
+    either.
+    """
     kind = value.expected_class()
-    if kind is None:  # an optional argument, which may be either
+    if kind is None:  # an optional argument
         names = tuple(f"{k.__module__}.{k.__qualname__}" for k in classes)
         return bool(value.tracer.create_proxy("call_function", is_of_kind, (value, names), {}))
     return any(issubclass(kind, k) for k in classes)
 
 
 def is_of_kind(_value: Any, _names: tuple[str, ...]) -> NoReturn:
-    """Stands in a graph for the question whether an optional argument is of a class; it is never run."""
+    """The node in a graph for ``isinstance`` of an optional argument; it is never executed."""
     raise RuntimeError("what an optional argument is can't be told")
 
 
 def _each(kinds: Any) -> Iterator[type]:
-    """The classes among what ``isinstance`` takes."""
+    """Yield the classes in the second argument of ``isinstance``."""
     if isinstance(kinds, tuple | types.UnionType):
         for kind in kinds if isinstance(kinds, tuple) else kinds.__args__:
             yield from _each(kind)
@@ -170,14 +173,14 @@ _MARK = "_converts_traced_values"
 
 
 def is_traceable_copy(value: Any) -> bool:
-    """Whether something is a function, or a method, that was put on a module here."""
+    """Whether a value is a function or method created by ``traceable``."""
     return _MARK in vars(getattr(value, "__func__", value)) if callable(value) and hasattr(value, "__dict__") else False
 
 
 def traceable(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's bound forward, with conversions that take traced values.
+    """Return a module's bound forward with built-ins that accept traced values.
 
-    Methods that it calls are put on the module, which has to be a private copy.
+    Methods that it calls are replaced on the module, which must be a private copy.
     """
     module, function = getattr(forward, "__self__", None), getattr(forward, "__func__", None)
     if not isinstance(module, nn.Module) or not isinstance(function, types.FunctionType):
@@ -193,9 +196,9 @@ def traceable(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def calls_type(forward: Callable[..., Any]) -> bool:
-    """Whether a forward, or one of its module's methods that it calls, asks for the ``type`` of something.
+    """Whether a forward, or a method of its module that it calls, calls ``type``.
 
-    Nobody sees that question when it is asked.
+    Such a call doesn't notify the traced value, so it must be found in advance.
     """
     module, function = getattr(forward, "__self__", None), getattr(forward, "__func__", None)
     if not isinstance(module, nn.Module) or not isinstance(function, types.FunctionType) or is_torchs(function):
@@ -212,7 +215,7 @@ def _loads_type(code: types.CodeType) -> bool:
 
 
 def _methods(module: nn.Module, function: types.FunctionType) -> set[str]:
-    """The module's own methods that a function, or one of them, names."""
+    """Return the names of the module's own methods that a function calls, transitively."""
     found: set[str] = set()
     stack = [function]
     while stack:
@@ -227,7 +230,7 @@ def _methods(module: nn.Module, function: types.FunctionType) -> set[str]:
 
 
 def _copied(function: Any, known: dict[int, Any]) -> Any:
-    """A function that finds other names for conversions, and for the functions that it calls."""
+    """Copy a function so that it and the functions it calls use the replaced built-ins."""
     if id(function) in known:
         return known[id(function)]
     if not isinstance(function, types.FunctionType) or is_torchs(function):
@@ -251,7 +254,7 @@ _SETS = {"STORE_GLOBAL", "DELETE_GLOBAL"}
 
 
 class _Scope(dict[str, Any]):
-    """The global names of a function, as they are at any time, with some of its own."""
+    """The global names of a function, always up to date, with some names overridden."""
 
     def __init__(self, outer: dict[str, Any]) -> None:
         super().__init__(outer)
@@ -265,5 +268,5 @@ class _Scope(dict[str, Any]):
         return name in self.own or name in self.outer
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As of a dictionary."""
+        """Return an overridden or global name."""
         return self.own.get(name, self.outer.get(name, default))

@@ -1,4 +1,4 @@
-"""Conditions on sizes that a forward comes to while it is traced, and the outcomes that are tried."""
+"""Outcomes of conditions on sizes while a forward is traced."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch.nn import functional as F
 from unbranch.convert.trace.casts import UnreadableError, is_of_kind
 from unbranch.graph.operations import reads_size
 
-MAX_OPERATIONS = 100_000  # that are recorded for one trace, the ways that are taken back included
+MAX_OPERATIONS = 100_000  # operations recorded for one trace, including those that are discarded
 
 
-_DEEPEST = 64  # conditions on one way
+_DEEPEST = 64  # conditions on one path
 
 
 class TooManyPathsError(UnreadableError):
-    """A forward with more ways than are followed."""
+    """Raised for a forward with more control-flow paths than are explored."""
 
 
 @dataclass(eq=False)
 class Decisions:
-    """Outcomes of the conditions that a forward comes to: those that are given, then true.
+    """The outcomes of the conditions on one path through a forward: the given ones first, then true.
 
     Args:
-        known: what each condition is for inputs of two sizes, None where that isn't known.
+        known: the value of each condition for inputs of two sizes, or None.
     """
 
     given: tuple[bool, ...] = ()
@@ -38,14 +38,14 @@ class Decisions:
     asked: dict[Any, bool] = field(default_factory=dict)
 
     def of(self, condition: fx.Node, known: Any = None) -> bool:
-        """The outcome of a condition, the same each time that it is asked for."""
+        """Return the outcome of a condition; the same for every evaluation of it."""
         key = _key(condition)
         if key not in self.asked:
             self.asked[key] = self._next(known)
         return self.asked[key]
 
     def clear(self) -> None:
-        """Begin again."""
+        """Start again from the first condition."""
         self.taken.clear()
         self.known.clear()
         self.asked.clear()
@@ -59,7 +59,7 @@ class Decisions:
         return outcome
 
     def holds(self) -> tuple[bool, bool]:
-        """Whether inputs of the one size, and of the other, go this way."""
+        """Whether inputs of the first and of the second size take this path."""
         first, second = (
             all(k is not None and _truth(k[size]) is t for k, t in zip(self.known, self.taken, strict=True))
             for size in (0, 1)
@@ -68,12 +68,12 @@ class Decisions:
 
 
 def _truth(value: Any) -> bool | None:
-    """A condition's outcome, if it is a number's and not a tensor's."""
+    """Return the outcome of a condition on plain numbers; None for tensors."""
     return bool(value) if isinstance(value, bool | int | float) else None
 
 
 def _key(value: Any) -> Any:
-    """What a value is computed from: the same for sizes that are computed anew in the same way."""
+    """Return a key of a computation, equal for sizes that are computed again in the same way."""
     if isinstance(value, tuple | list):
         return tuple(map(_key, value))
     if not isinstance(value, fx.Node):
@@ -96,7 +96,7 @@ _OF_NUMBERS = ("_operator", "builtins", "math")
 
 
 def about_sizes(node: fx.Node, options: Collection[str] = ()) -> bool:
-    """Whether a value is computed from sizes alone, or from optional arguments of the names given."""
+    """Whether a value is computed from sizes alone, or from the optional arguments that are named."""
     if node.op == "placeholder":
         return node.name in options
     if reads_size(node):
@@ -109,12 +109,12 @@ def about_sizes(node: fx.Node, options: Collection[str] = ()) -> bool:
 
 
 def either(*_values: Any) -> NoReturn:
-    """Stands for a value that differs from way to way; it is never run."""
-    raise RuntimeError("a forward with several ways can't be written as one")
+    """The node for a value that differs between paths; it is never executed."""
+    raise RuntimeError("a forward with several paths can't be written as one")
 
 
 def is_harmless(node: fx.Node) -> bool:
-    """Whether a way may run an operation that others don't."""
+    """Whether an operation may occur on one path only: padding, cutting, resizing and rearranging may."""
     if node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
         return False
     return about_sizes(node) or (node.op in ("call_function", "call_method") and node.target in _HARMLESS)

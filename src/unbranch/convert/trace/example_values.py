@@ -1,4 +1,4 @@
-"""What a tracer knows of traced values: what they are for inputs of two sizes, if those are given."""
+"""Shape-only values of the nodes of a trace, for inputs of two sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from unbranch.convert.trace.decisions import about_sizes
-from unbranch.convert.trace.paths import Shared, Way
+from unbranch.convert.trace.paths import ControlPath, Shared
 from unbranch.convert.trace.trace import Call
 from unbranch.graph.meta_mode import MetaMode, Stage
 from unbranch.rules import rule_of_function, rule_of_module, users_functions
@@ -20,13 +20,13 @@ from unbranch.rules import rule_of_function, rule_of_module, users_functions
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Stand-ins, without numbers, of a forward's arguments for inputs of two sizes.
+    """Shape-only arguments of a forward, for inputs of two sizes.
 
     Args:
-        mode: that the stand-ins belong to.
-        module: the part with stand-ins for its tensors.
-        inputs: the arguments by name, once for each size; the first of any number.
-        apart: whether all sizes that aren't fixed are unlike and odd, so that equal ones are the same.
+        mode: the mode that the tensors belong to.
+        module: the part with shape-only tensors.
+        inputs: the arguments by name, for each size; of ``*args`` the first one.
+        apart: whether all sizes that aren't fixed differ and are odd, so that equal sizes are the same size.
     """
 
     mode: Stage
@@ -36,11 +36,11 @@ class Given:
 
 
 class ExampleTracer(fx.Tracer):
-    """A tracer that knows its values.
+    """A tracer that evaluates nodes on shape-only tensors.
 
     Args:
-        given: finds stand-ins of the arguments.
-        options: optional arguments that aren't given their defaults; ``...`` is a traced one.
+        given: returns the shape-only arguments, or None.
+        options: optional arguments that don't have their defaults; ``...`` stands for a traced one.
     """
 
     calls: list[Call]
@@ -54,9 +54,9 @@ class ExampleTracer(fx.Tracer):
         self._mode: Stage | None = None
 
     def known(self, node: fx.Node) -> Any:
-        """Stand-ins of a value for two inputs of different size; None if they aren't known."""
+        """Return shape-only values of a node for inputs of two sizes; None if they aren't known."""
         if node not in self._knowledge:
-            self._knowledge[node] = None  # a failure isn't tried again
+            self._knowledge[node] = None  # failures aren't retried
             later, given = self._later.pop(node, None), self._given()
             try:
                 self._knowledge[node] = later() if later is not None else self._computed(node, given)
@@ -89,28 +89,28 @@ class ExampleTracer(fx.Tracer):
             return first, _run(node, args, {n: v[1] for n, v in inputs.items()}, part)
 
     def _known_of_either(self, shared: Shared, values: tuple[Any, ...]) -> Any:
-        """Stand-ins of a value that differs from way to way: of that which each of the two sizes takes."""
+        """Return the values of a node that differs between paths, each from the path that this size takes."""
         found = []
         for size in (0, 1):
-            way = next((k for k, w in enumerate(shared.ways) if w.holds[size]), None)
-            known = None if way is None else self._known_on(shared.ways[way], values[way])
+            path = next((k for k, w in enumerate(shared.paths) if w.holds[size]), None)
+            known = None if path is None else self._known_on(shared.paths[path], values[path])
             if known is None:
                 return None
             found.append(known[size])
         return tuple(found)
 
-    def _known_on(self, way: Way, value: Any) -> Any:
-        """Stand-ins of a value of one way, whose operations may have been taken back."""
+    def _known_on(self, path: ControlPath, value: Any) -> Any:
+        """Return the values of a node of one path, whose operations may have been erased since."""
         if not isinstance(value, fx.Node):
             return value, value
-        if self._knowledge.get(value) is None and value in way.nodes:
-            args, given = way.args[way.nodes.index(value)], self._given()
-            known = self._run_twice(value, args, functools.partial(self._known_on, way), given)
+        if self._knowledge.get(value) is None and value in path.nodes:
+            args, given = path.args[path.nodes.index(value)], self._given()
+            known = self._run_twice(value, args, functools.partial(self._known_on, path), given)
             self._knowledge[value] = known
-        return self._knowledge[value] if value in way.nodes else self.known(value)
+        return self._knowledge[value] if value in path.nodes else self.known(value)
 
     def _raw(self, path: str) -> Any:
-        """The tensor at a path, where reading it gives a proxy."""
+        """Return the tensor at a path, which the module's own tables would return as a proxy."""
         holder, _, name = path.rpartition(".")
         module = self.root.get_submodule(holder)
         for table in (module._parameters, module._buffers):
@@ -123,11 +123,11 @@ class ExampleTracer(fx.Tracer):
         return [name for name, value in self._options.items() if value is ...]
 
     def is_open(self, node: fx.Node) -> bool:
-        """Whether a value is an optional argument that may be anything, or is computed from one."""
+        """Whether a value is, or is computed from, an optional argument with an unknown value."""
         return bool(self._open) and about_sizes(node, self._open)
 
     def is_layers(self, node: fx.Node) -> bool:
-        """Whether a value is what a layer gives, or a sum or product with that: a tensor, whatever the input is."""
+        """Whether a value is the output of a layer, or arithmetic on one, and so a tensor for every input."""
         stack, seen = [node], 0
         while stack and seen < 32:
             one, seen = stack.pop(), seen + 1
@@ -146,7 +146,7 @@ class ExampleTracer(fx.Tracer):
         return isinstance(self._raw(path), nn.Parameter)
 
     def device_of(self, node: fx.Node) -> torch.device | None:
-        """The device of something that is computed from parameters alone."""
+        """Return the device of a value that is computed from parameters alone."""
         while node.op != "get_attr":
             if not node.all_input_nodes:
                 return None

@@ -1,4 +1,4 @@
-"""Comparing an operator with what it replaces, on random input in float64."""
+"""Execute nodes of a graph in float64, on random input."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _FAR = 256
 
 
 def random_inputs(value: Affine, device: torch.device, known: Shapes | None = None) -> list[Tensor]:
-    """Seeded normal noise for the root of a value, ``(2, channels, *grid)``.
+    """Return seeded normal noise for the root of a value, ``(2, channels, *grid)``.
 
-    The grid is the root's own where the graph fixes it; otherwise its sizes differ and exceed the kernel's reach. With
-    channels on the last axis there are two candidates, of rank 3 and of rank 2. Where shapes for inputs of two sizes
-    are ``known``, the first candidate has the sizes that are the same in both, and small ones elsewhere.
+    If the graph fixes the grid of the root, the noise has it; otherwise its sizes differ and exceed the kernel's span.
+    With channels on the last axis there are two candidates, of rank 3 and of rank 2. If ``known`` has shapes for inputs
+    of two sizes, the first candidate has the sizes that are equal in both, and small sizes elsewhere.
     """
     channels = value.map.in_channels
     if value.root_grid is not None:
@@ -42,16 +42,16 @@ def random_inputs(value: Affine, device: torch.device, known: Shapes | None = No
 
 
 def _side(reach: int, lo: int, hi: int) -> int:
-    """Points that show all of a kernel; for one that reaches very far, those that leave something of the output."""
+    """Return a size at which the whole kernel takes effect; for very large kernels, one that leaves some output."""
     if reach > _FAR:
         return max(1, reach + 1 - lo - hi)
     return reach + 1 + max(0, -lo) + max(0, -hi)
 
 
 def run_nodes(nodes: Sequence[fx.Node], known: dict[fx.Node, Any], root: nn.Module) -> Any:
-    """Execute a piece of a graph in order, in float64; returns the last value."""
+    """Execute nodes in order, in float64; returns the value of the last one."""
     values = dict(known)
-    with warnings.catch_warnings(), Float64():  # which writes into private copies only
+    with warnings.catch_warnings(), Float64():  # writes go to private copies
         warnings.simplefilter("ignore")
         for node in nodes:
             if node not in values:
@@ -72,7 +72,7 @@ def run_node(node: fx.Node, values: dict[fx.Node, Any], root: nn.Module) -> Any:
 
 
 def affine_part(module: nn.Module) -> nn.Module:
-    """The module without the activation that follows its affine part, sharing its tensors."""
+    """Return the module without the activation that follows its affine part; tensors are shared."""
     rule = rule_of_module(module)
     if rule is None or not rule.rest:
         return module
@@ -82,14 +82,16 @@ def affine_part(module: nn.Module) -> nn.Module:
 
 
 def attribute(root: Any, path: str) -> Any:
-    """The tensor or object at a dotted path."""
+    """Return the tensor or object at a dotted path."""
     for name in path.split("."):
         root = getattr(root, name)
     return root
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference over largest value of ``theirs``; infinite if shapes differ or values aren't finite."""
+    """Return the largest difference over the largest value of ``theirs``; infinite for different shapes or non-finite
+    values.
+    """
     if ours.shape != theirs.shape:
         return float("inf")
     if theirs.numel() == 0:

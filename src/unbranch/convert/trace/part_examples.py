@@ -1,4 +1,4 @@
-"""Arguments without numbers, for inputs of two sizes, of every part of a network."""
+"""Find the shape-only arguments of every part of a network, for inputs of two sizes."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from unbranch.graph.probe import Arguments
 from unbranch.graph.shadow import shadow_of
 
 _UNLIKE = (1, 1, 2, 3, 5)
-_ODD = (21, 26)  # added to the two sizes: halves, and halves of halves, are odd in one of them
-_APART = 32  # sides are multiplied by this, so that they stay unlike behind every stride; a batch isn't
+_ODD = (21, 26)  # added to the two sizes, so that a half or a quarter is odd in one of them
+_APART = 32  # factor of sides, so that they still differ after every stride; not applied to the batch
 
 
 @dataclass(eq=False)
 class PartExamples:
-    """What the parts of a network are given, found when it is first asked for.
+    """The arguments that the parts of a network receive, computed on first use.
 
     Args:
-        network: the original, of which a copy is run.
+        network: the original; a copy of it is run.
         pair: two inputs of different sizes.
     """
 
@@ -46,7 +46,7 @@ class PartExamples:
     _given: dict[str, Given | None] = field(default_factory=dict)
 
     def of(self, path: str) -> Given | None:
-        """The arguments of the part at a path, if the network comes to it."""
+        """Return the arguments of the part at a path, if the network calls it."""
         if path not in self._given:
             self._given[path] = self._made(path)
         return self._given[path]
@@ -67,14 +67,14 @@ class PartExamples:
         return Given(self._mode, part, (first, second), self._unlike) if first.keys() == second.keys() else None
 
     def _search(self) -> list[dict[str, Arguments]]:
-        """What parts are given; at sizes that are all unlike, and divided by nothing, if the network takes them."""
+        """Run the network at two sizes: with all sides different and odd, if it accepts them."""
         assert self.pair is not None
         best: list[dict[str, Arguments]] = [{}, {}]
         for make in (MetaMode, lambda: FakeTensorMode(allow_non_fake_inputs=True)):
             self._mode = make()
             try:
                 self._copy = with_shapes_only(shadow_of(self.network), self._mode)
-            except Exception:  # tensors that have no stand-in
+            except Exception:  # tensors that have no shape-only form
                 continue
             for self._unlike, unlike in ((True, True), (False, True), (False, False)):
                 pair = _apart(*self.pair, unlike=unlike, odd=self._unlike)
@@ -83,11 +83,13 @@ class PartExamples:
                 if failed is None and too is None:
                     return [first, self._with_other_channels(*pair) or second]
                 if any(error is not None and _needs_numbers(error) for error in (failed, too)):
-                    return best  # as far as the network comes without them
+                    return best  # as far as the network runs without data
         return best
 
     def _with_other_channels(self, first: Arguments, second: Arguments) -> dict[str, Arguments] | None:
-        """What parts are given for twice as many channels, if the network takes them: then no number is theirs."""
+        """Return arguments for twice as many channels, if the network accepts them, so that no number of channels is
+        fixed.
+        """
         tensors = [v for v in (*first.args, *second.args) if isinstance(v, Tensor) and v.dim() > 1]
         if len(tensors) < len(first.args) + len(second.args):
             return None
@@ -99,7 +101,7 @@ class PartExamples:
         return None
 
     def _observed(self, given: Arguments) -> tuple[dict[str, Arguments], Exception | None]:
-        """What parts are given for an input, and what kept the network from running to its end."""
+        """Return the arguments of all parts for an input, and the exception that stopped the run, if any."""
         assert self._copy is not None
         own = shadow_of(self._copy)
         found: dict[str, Arguments] = {}
@@ -112,7 +114,7 @@ class PartExamples:
             return hook
 
         for path, module in own.named_modules():
-            with contextlib.suppress(RuntimeError):  # ScriptModules take no such hooks
+            with contextlib.suppress(RuntimeError):  # ScriptModules don't support them
                 module.register_forward_pre_hook(watch(path), with_kwargs=True)
         try:
             with torch.inference_mode(False), torch.no_grad(), self._mode:
@@ -133,7 +135,7 @@ class PartExamples:
 
 
 def _by_name(module: nn.Module, given: Arguments) -> dict[str, Any]:
-    """Arguments of a forward by their names; the first of any number."""
+    """Return the arguments of a forward by name; of ``*args`` the first one."""
     signature = inspect.signature(module.forward)
     found = dict(signature.bind(*given.args, **given.kwargs).arguments)
     for name, parameter in signature.parameters.items():
@@ -145,7 +147,7 @@ def _by_name(module: nn.Module, given: Arguments) -> dict[str, Any]:
 
 
 def _needs_numbers(error: Exception) -> bool:
-    """Whether a forward that failed on stand-ins depends on the numbers in its tensors."""
+    """Whether a forward that failed on shape-only tensors needs the data in them."""
     kinds = (DataDependentOutputException, DynamicOutputShapeException)
     return isinstance(error, kinds) or any(words in str(error) for words in ("meta tensors", "Meta tensors", "'Meta'"))
 
@@ -157,9 +159,9 @@ def _doubled(value: Tensor, axis: int) -> Tensor:
 
 
 def _apart(first: Arguments, second: Arguments, *, unlike: bool, odd: bool) -> tuple[Arguments, Arguments]:
-    """The same with sizes multiplied where they differ; ``unlike`` by another factor along each axis.
+    """Return two inputs with the sizes that differ multiplied; with ``unlike`` by a different factor for each axis.
 
-    ``odd`` sizes aren't multiples of anything, so that what is halved and doubled again has another size.
+    ``odd`` sizes are multiples of nothing, so that a size that is halved and doubled again is another size.
     """
 
     def larger(value: Any, other: Any, more: int) -> Any:

@@ -1,4 +1,4 @@
-"""Forwards that go several ways: each is followed, and what all share is kept."""
+"""Trace forwards with conditions on sizes: explore every path and keep the operations that all paths share."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import fx
 from unbranch.convert.trace.casts import NeedsNumberError, UnreadableError
 from unbranch.convert.trace.decisions import Decisions, about_sizes, either, is_harmless
 from unbranch.convert.trace.example_values import ExampleTracer, Given
-from unbranch.convert.trace.paths import Shared, Way, distinct_paths, explore_paths
+from unbranch.convert.trace.paths import ControlPath, Shared, distinct_paths, explore_paths
 from unbranch.convert.trace.recording import States, states_of
 from unbranch.convert.trace.structures import filled, nodes_of
 from unbranch.convert.trace.trace import MADE, Call, follows_a_size
 
 
 class PathTracer(ExampleTracer):
-    """A tracer that follows forwards on all their ways.
+    """A tracer that explores all control-flow paths of a forward.
 
     Args:
-        told: which ways through forwards tell the story of the others, as far as that is known.
+        known_paths: decisions of the distinct paths through forwards, as far as they were found before.
     """
 
-    def __init__(self, given: Callable[[], Given | None], options: dict[str, Any], told: dict[Any, Any]) -> None:
+    def __init__(self, given: Callable[[], Given | None], options: dict[str, Any], known_paths: dict[Any, Any]) -> None:
         super().__init__(given, options)
-        self._told = told
+        self._known_paths = known_paths
         self._stack: list[Call] = []
         self._parameter_proxies: dict[str, fx.Proxy] = {}
         self._decisions = Decisions()
@@ -41,7 +41,7 @@ class PathTracer(ExampleTracer):
         self.calls: list[Call] = []
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Whether two sizes are the same, where they are for all inputs; others on sizes have both outcomes."""
+        """Decide a condition: sizes that are equal for all inputs are; other conditions on sizes have both outcomes."""
         node = obj.node
         known = self.known(node) if node.target in (operator.eq, operator.ne) else None
         holds = known == ((True, True) if node.target is operator.eq else (False, False))
@@ -53,7 +53,7 @@ class PathTracer(ExampleTracer):
         return self._decisions.of(node, self.known(node))
 
     def _through(self, call: Call, run: Callable[[], Any]) -> Any:
-        """Run the forward of a call, on all its ways where it goes by what it is given."""
+        """Run the forward of a call, on all its paths if it has conditions on sizes."""
         outer, calls = self._decisions, len(self.calls)
         begin = _Beginning(call, list(call.nodes), len(self.calls), States(call.module))
         self._decisions = Decisions()
@@ -61,35 +61,35 @@ class PathTracer(ExampleTracer):
             return self._once(call, run)
         except _Again:
             self._take_back(begin)
-            ways = self._ways(begin, run)
-            self._decisions = Decisions(ways[0].taken)
+            paths = self._distinct_paths(begin, run)
+            self._decisions = Decisions(paths[0].taken)
             output = run()
-            live = self._way(begin, nodes_of(output))
-            return self._joined(call, calls, [live, *ways[1:]], output)
+            live = self._recorded_path(begin, nodes_of(output))
+            return self._merged(call, calls, [live, *paths[1:]], output)
         except Exception:
             begin.states.restore()
             raise
         finally:
             self._decisions = outer
 
-    def _ways(self, begin: _Beginning, run: Callable[[], Any]) -> list[Way]:
-        """The ways through a forward; those that tell the others' story, if they were found before."""
+    def _distinct_paths(self, begin: _Beginning, run: Callable[[], Any]) -> list[ControlPath]:
+        """Return the distinct paths through a forward; known decisions are followed again."""
         key = begin.call.path, repr(fx.node.map_arg((begin.call.args, begin.call.kwargs), lambda _n: None))
         self._following += 1
         try:
-            if key in self._told:
-                found = [self._follow(begin, run, Decisions(taken)) for taken in self._told[key]]
-                if [way.taken for way in found] == self._told[key]:
+            if key in self._known_paths:
+                found = [self._follow(begin, run, Decisions(taken)) for taken in self._known_paths[key]]
+                if [path.taken for path in found] == self._known_paths[key]:
                     return found
-            ways = explore_paths(functools.partial(self._follow, begin, run))
+            paths = explore_paths(functools.partial(self._follow, begin, run))
         finally:
             self._following -= 1
-        ways = distinct_paths(ways)
-        self._told[key] = [way.taken for way in ways]
-        return ways
+        paths = distinct_paths(paths)
+        self._known_paths[key] = [path.taken for path in paths]
+        return paths
 
     def _once(self, call: Call, run: Callable[[], Any]) -> Any:
-        """The output of a forward with one way."""
+        """Return the output of a forward that has a single path."""
         try:
             output = self._run(call, run)
         except Exception as error:
@@ -100,8 +100,8 @@ class PathTracer(ExampleTracer):
             raise _Again
         return output
 
-    def _follow(self, begin: _Beginning, run: Callable[[], Any], decisions: Decisions) -> Way:
-        """One way through the forward of a call, taken back afterwards."""
+    def _follow(self, begin: _Beginning, run: Callable[[], Any], decisions: Decisions) -> ControlPath:
+        """Record one path through the forward of a call, and discard its operations."""
         self._decisions = decisions
         before = states_of(begin.call.module)
         output = self._run(begin.call, run)
@@ -111,12 +111,12 @@ class PathTracer(ExampleTracer):
             return self._follow(begin, run, decisions)
         if states_of(begin.call.module) != before:
             raise UnreadableError("it keeps something that depends on the size of what it is given")
-        way = self._way(begin, nodes_of(output))
+        path = self._recorded_path(begin, nodes_of(output))
         self._take_back(begin)
-        return way
+        return path
 
     def _run(self, call: Call, run: Callable[[], Any]) -> Any:
-        """What a forward returns, or ``_AGAIN`` where it converts a size to a number for the first time."""
+        """Return the output of a forward, or ``_AGAIN`` if it converts a size to a number for the first time."""
         asked = self.asked
         try:
             output = run()
@@ -129,15 +129,15 @@ class PathTracer(ExampleTracer):
         except Exception:
             if self.asked == asked or call.path in self._converts:
                 raise
-            return self._converted(call, asked)  # what it was told may have led to the error
+            return self._converted(call, asked)  # the failed conversion may have caused the error
         if self.asked == asked:
             return output
-        if call.path in self._converts:  # and has caught the error
+        if call.path in self._converts:  # the forward caught the error
             raise NeedsNumberError("a number that depends on the input is needed there and then")
         return self._converted(call, asked)
 
     def _converted(self, call: Call, asked: int) -> Any:
-        """Let a forward convert sizes from now on; those around it don't see that it asked."""
+        """Replace the built-ins of a forward from now on; enclosing forwards don't notice the conversion."""
         self._converts.add(call.path)
         self.asked = asked
         return _AGAIN
@@ -146,23 +146,25 @@ class PathTracer(ExampleTracer):
         self._forget(begin.new_nodes(), begin.calls)
         begin.states.restore()
 
-    def _way(self, begin: _Beginning, output: Any) -> Way:
-        """What a call has recorded."""
+    def _recorded_path(self, begin: _Beginning, output: Any) -> ControlPath:
+        """Return the path that a call has just recorded."""
         new = begin.new_nodes()
         own = [n for n in new if n.op != "get_attr"]
         tensors = {str(n.target) for n in new if n.op == "get_attr"}
         args = [(n.args, dict(n.kwargs)) for n in own]
         parts = [_part_of(begin.call, n) for n in own]
         taken, harmless = tuple(self._decisions.taken), [is_harmless(n) for n in own]
-        return Way(taken, self._decisions.holds(), own, args, parts, output, tensors, harmless)
+        return ControlPath(taken, self._decisions.holds(), own, args, parts, output, tensors, harmless)
 
-    def _joined(self, call: Call, calls: int, ways: list[Way], output: Any) -> Any:
-        """Keep of the first way, which is in the graph, what all ways share; the output with values of either way."""
-        shared, (live, *_) = Shared(ways), ways
+    def _merged(self, call: Call, calls: int, paths: list[ControlPath], output: Any) -> Any:
+        """Keep those operations of the first path, which is in the graph, that all paths share; returns the merged
+        output.
+        """
+        shared, (live, *_) = Shared(paths), paths
         outputs = shared.outputs()
         if outputs is None and call is not self.calls[0]:
             raise OutputStructureError("what its forward returns depends on what it is given")
-        if not shared.harmless() or any(name.startswith(MADE) for way in ways for name in way.tensors):
+        if not shared.harmless() or any(name.startswith(MADE) for path in paths for name in path.tensors):
             raise UnreadableError("what its forward does depends on the size of what it is given")
         made: dict[tuple[Any, ...], fx.Node] = {}
 
@@ -199,7 +201,7 @@ class PathTracer(ExampleTracer):
     def _insert(
         self, call: Call, function: Callable[..., Any], args: tuple[fx.Node, ...], before: fx.Node | None
     ) -> fx.Node:
-        """What stands for operations that differ from way to way, in front of another one or at the end."""
+        """Insert a node for values that differ between paths, before another node or at the end."""
         with contextlib.nullcontext() if before is None else self.graph.inserting_before(before):
             node = self.graph.create_node("call_function", function, args)
         node.meta["call"] = call
@@ -208,7 +210,7 @@ class PathTracer(ExampleTracer):
         return node
 
     def _erase(self, call: Call, alone: set[fx.Node]) -> None:
-        """Take out operations that one way runs alone, and readings of parameters that nothing needs then."""
+        """Erase operations that only one path runs, and unused reads of parameters."""
         erased = set()
         for node in reversed(list(call.nodes)):
             if node in alone or (node.op == "get_attr" and not node.users):
@@ -221,7 +223,7 @@ class PathTracer(ExampleTracer):
                 del self._parameter_proxies[name]
 
     def _forget(self, nodes: list[fx.Node], calls: int) -> None:
-        """Take back what was recorded last."""
+        """Erase the operations that were recorded last."""
         erased = set(nodes)
         for node in reversed(nodes):
             self.graph.erase_node(node)
@@ -235,12 +237,12 @@ class PathTracer(ExampleTracer):
 
 @dataclass(frozen=True, eq=False)
 class _Beginning:
-    """What there was when a forward began.
+    """The state before a forward ran.
 
     Args:
-        before: operations of the call: the arguments, if it is the root's.
-        calls: how many calls there were.
-        states: attributes of the modules, and what they were.
+        before: operations of the call so far: the arguments, for the root.
+        calls: the number of calls so far.
+        states: attributes of the modules and their values.
     """
 
     call: Call
@@ -249,23 +251,23 @@ class _Beginning:
     states: States
 
     def new_nodes(self) -> list[fx.Node]:
-        """What the call has recorded since."""
+        """Return the operations that the call has recorded since."""
         return self.call.nodes[len(self.before) :]
 
 
 class OutputStructureError(UnreadableError):
-    """A child that returns a tensor on one way and something else on another."""
+    """Raised for a child that returns a tensor on one path and another structure on another."""
 
 
 _AGAIN: Any = object()
 
 
 class _Again(Exception):
-    """A forward with several ways, or one that converts sizes: it is run once more."""
+    """Raised to run a forward again that has several paths or converts sizes."""
 
 
 def _part_of(call: Call, node: fx.Node) -> str | None:
-    """The path of the module, called by a call's own forward, that runs an operation."""
+    """Return the path of the module, called directly by a call's forward, that runs an operation."""
     inner = None
     for at in node.meta["call"].lineage():
         if at is call:

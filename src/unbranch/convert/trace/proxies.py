@@ -1,4 +1,4 @@
-"""Traced values that know their rank, their channels and whatever else is the same for all inputs."""
+"""Traced values that return plain numbers for whatever is the same for all inputs: rank, channels, fixed sizes."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from unbranch.graph.operations import AUGMENTED_ASSIGNMENTS
 
 
 class _Shape(tuple[Any, ...]):
-    """A traced shape: plain numbers where they are the same for all inputs, traced ones elsewhere."""
+    """A traced shape: plain numbers for sizes that are the same for all inputs, proxies for the others."""
 
-    __class__ = property(lambda _self: torch.Size)  # to isinstance
+    __class__ = property(lambda _self: torch.Size)  # for isinstance
 
     def __getitem__(self, index: Any) -> Any:
         part = super().__getitem__(index)
         return _Shape(part) if isinstance(index, slice) else part
 
     def numel(self) -> Any:
-        """The product of the sizes."""
+        """Return the product of the sizes."""
         return reduce(operator.mul, self, 1)
 
 
 class Value(Asked, fx.Proxy):
-    """A traced value that knows its rank, its channels and whatever else is the same for all inputs.
+    """A traced value with plain numbers for its rank, its channels and everything else that is the same for all inputs.
 
-    ``+=`` and its kin, and assignments to parts, are seen as the in-place operations that they are.
+    ``+=`` and the like, and assignments to items, are recorded as the in-place operations that they are.
     """
 
     def _known(self) -> Any:
@@ -40,12 +40,12 @@ class Value(Asked, fx.Proxy):
         return tracer.known(self.node)
 
     def _example(self) -> torch.Tensor | None:
-        """A stand-in of the first size, if the value is known to be a tensor."""
+        """Return a shape-only tensor of the first size, if the value is known to be a tensor."""
         known = self._known()
         return known[0] if known is not None and isinstance(known[0], torch.Tensor) else None
 
     def _constant(self, name: str) -> Any:
-        """An attribute of something that is computed from parameters alone, else a traced one."""
+        """Return an attribute of a value that is computed from parameters alone; a proxy for other values."""
         known = self._known()
         if known is not None and known[0] is known[1] and isinstance(known[0], torch.Tensor):
             tracer: Any = self.tracer
@@ -57,7 +57,7 @@ class Value(Asked, fx.Proxy):
 
     @property
     def shape(self) -> Any:
-        """As plain numbers where known."""
+        """The shape, with plain numbers where known."""
         known = self._known()
         if known is None or not all(isinstance(v, torch.Tensor) for v in known):
             return fx.proxy.Attribute(self, "shape")
@@ -70,19 +70,19 @@ class Value(Asked, fx.Proxy):
         return _Shape(n if n == m else whole[j] for j, (n, m) in enumerate(zip(a.shape, b.shape, strict=True)))
 
     def size(self, dim: int | None = None) -> Any:
-        """As ``shape``."""
+        """Return the shape or one size, with plain numbers where known."""
         if self._example() is None:
             return self.tracer.create_proxy("call_method", "size", (self,) if dim is None else (self, dim), {})
         return self.shape if dim is None else self.shape[dim]
 
     @property
     def ndim(self) -> Any:
-        """As a plain number where known."""
+        """The rank, as a plain number if known."""
         example = self._example()
         return fx.proxy.Attribute(self, "ndim") if example is None else example.dim()
 
     def dim(self) -> Any:
-        """As a plain number where known."""
+        """Return the rank, as a plain number if known."""
         example = self._example()
         return self.tracer.create_proxy("call_method", "dim", (self,), {}) if example is None else example.dim()
 
@@ -90,17 +90,17 @@ class Value(Asked, fx.Proxy):
 
     @property
     def device(self) -> Any:
-        """Of constants, a plain value."""
+        """The device; a plain value for constants."""
         return self._constant("device")
 
     @property
     def dtype(self) -> Any:
-        """Of constants, a plain value."""
+        """The dtype; a plain value for constants."""
         return self._constant("dtype")
 
     @property
     def is_cuda(self) -> Any:
-        """Of constants, a plain value."""
+        """Whether it is on a GPU; a plain value for constants."""
         return self._constant("is_cuda")
 
     def __len__(self) -> int:

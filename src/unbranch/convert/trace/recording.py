@@ -1,4 +1,4 @@
-"""Modules of a private copy that record their calls, and what they are to be again afterwards."""
+"""Let the modules of a private copy record their calls, and restore them afterwards."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from unbranch.graph.shadow import MODULE_ATTRIBUTES
 
 
 class Recorder(Protocol):
-    """What records: a tracer."""
+    """The interface of a tracer that records calls."""
 
     def tensor(self, path: str) -> fx.Proxy:
-        """The proxy of a parameter or buffer."""
+        """Return the proxy of a parameter or buffer."""
 
     def enter_module(self, m: nn.Module, forward: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """What stands for a module's forward."""
+        """Run in place of a module's forward."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is one operation."""
+        """Whether a module is traced as a single operation."""
 
 
 class _Tensors(dict[str, Any]):
-    """A module's parameters or buffers, read as proxies."""
+    """A module's parameters or buffers, returned as proxies."""
 
     def __init__(self, tensors: dict[str, Any], tracer: Recorder, prefix: str) -> None:
         super().__init__(tensors)
@@ -45,7 +45,7 @@ class _Tensors(dict[str, Any]):
 
 @contextlib.contextmanager
 def recording(tracer: Recorder, root: nn.Module) -> Iterator[None]:
-    """Let the modules of a private copy record their calls and give proxies for their tensors."""
+    """Let the modules of a private copy record their calls and return proxies for their tensors."""
     kept = States(root)
     for path, module in root.named_modules():
         state, prefix = vars(module), f"{path}." if path else ""
@@ -54,17 +54,17 @@ def recording(tracer: Recorder, root: nn.Module) -> Iterator[None]:
         if module is not root:
             state["forward"] = functools.partial(tracer.enter_module, module, module.forward)
         if tracer.is_leaf_module(module, path):
-            state["_forward_pre_hooks"] = OrderedDict()  # of weight norm, which the layer's rule reads through
+            state["_forward_pre_hooks"] = OrderedDict()  # hooks of weight norm, which the layer's rule accounts for
         state["_parameters"] = _Tensors(state["_parameters"], tracer, prefix)
         state["_buffers"] = _Tensors(state["_buffers"], tracer, prefix)
     try:
         yield
     finally:
-        kept.restore()  # what a forward keeps would hold proxies
+        kept.restore()  # values that a forward stored may hold proxies
 
 
 class States:
-    """Attributes of a module and its parts, with what lists and dictionaries among them hold."""
+    """A snapshot of the attributes of a module and its parts, including the contents of lists and dictionaries."""
 
     def __init__(self, root: nn.Module) -> None:
         self._states = [(vars(m), dict(vars(m))) for m in root.modules()]
@@ -76,7 +76,7 @@ class States:
         )
 
     def restore(self) -> None:
-        """Put back what has changed since, but for tensors that a forward makes anew."""
+        """Restore everything but tensors that a forward created."""
         for state, before in self._states:
             made = {name: value for name, value in state.items() if name.startswith(MADE)}
             state.clear()
@@ -86,7 +86,7 @@ class States:
 
 
 def states_of(module: nn.Module) -> list[Any]:
-    """Attributes of a module and its parts, to be compared: what lists and dictionaries hold counts."""
+    """Return the attributes of a module and its parts in a form to compare, including the contents of containers."""
     return [
         (name, _content(value))
         for part in module.modules()
@@ -96,7 +96,7 @@ def states_of(module: nn.Module) -> list[Any]:
 
 
 def _content(value: Any) -> Any:
-    """Something that is equal as long as a value is the same, or holds the same."""
+    """Return a mark that is equal as long as a value is, or contains, the same objects."""
     if isinstance(value, list | tuple):
         return tuple(map(_content, value))
     if isinstance(value, dict):

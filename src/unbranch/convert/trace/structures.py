@@ -1,4 +1,4 @@
-"""Nested values that hold nodes or proxies: arguments and outputs of a forward."""
+"""Nested arguments and outputs of a forward, with nodes or proxies as leaves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import fx
 
 
 def filled(structure: Any, values: list[Any]) -> Any:
-    """A structure, of the same classes, with other values in place of its own, in order."""
+    """Return a structure of the same classes with its leaves replaced, in order."""
     rest = iter(values)
 
     def put(value: Any) -> Any:
@@ -31,7 +31,7 @@ def filled(structure: Any, values: list[Any]) -> Any:
 
 
 def nodes_of(value: Any) -> Any:
-    """A structure of proxies as a structure of nodes."""
+    """Replace proxies by their nodes in a structure."""
     return fx.node.map_aggregate(value, lambda v: v.node if isinstance(v, fx.Proxy) else v)
 
 

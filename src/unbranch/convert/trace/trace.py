@@ -1,4 +1,4 @@
-"""Reading a module: its graph of operations, and which module call each of them belongs to."""
+"""The graph of a module, and which module call each operation belongs to."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import fx, nn
 from unbranch.graph.operations import reads_size
 from unbranch.rules import Rule, rule_of_function, rule_of_method, rule_of_module
 
-MADE = "_tensor_constant"  # torch.fx's name for tensors that a forward makes anew
-MOVED = "_moved"  # for scales and shifts of norms that were moved
+MADE = "_tensor_constant"  # prefix of torch.fx for tensors that a forward creates
+MOVED = "_moved"  # prefix for scales and shifts of norms that were moved
 
 
 @dataclass(eq=False)
@@ -27,10 +27,10 @@ class Call:
     Args:
         path: the module's path from the traced root.
         nodes: every operation inside, in order; a leaf has one.
-        args, kwargs, output: what went in and out, with nodes in place of tensors.
+        args, kwargs, output: arguments and output, with nodes in place of tensors.
         leaf: whether it is a single operation.
-        part: whether it is only the affine part of its module, as in a norm-and-activation layer.
-        branches: whether its forward goes several ways, so that the nodes don't tell all that it does.
+        part: whether it is only the affine part of its module, such as the norm of a norm-and-activation layer.
+        branches: whether its forward has several control-flow paths, so that the nodes aren't all that it may run.
     """
 
     path: str
@@ -45,7 +45,7 @@ class Call:
     branches: bool = False
 
     def lineage(self) -> Iterator[Call]:
-        """This call and those around it, innermost first."""
+        """Yield this call and those that enclose it, innermost first."""
         call: Call | None = self
         while call is not None:
             yield call
@@ -59,17 +59,18 @@ class Trace:
     Args:
         path: the module's path from the network's root.
         calls: every module call, the root's first.
-        failures: paths of modules that couldn't be entered, and why.
-        known: stand-ins of a value for two inputs of different size, None if they aren't known.
-        again: the same module read with other optional arguments, or why it can't be; ``...`` stands for a traced one.
-        alone: the module at a path from here read by itself, likewise.
-        hidden: paths of modules that some ways through a forward run alone, where the graph doesn't show it.
-        unshared: paths of parameters and buffers that some ways read alone.
+        failures: paths of modules that couldn't be traced, and why.
+        known: returns shape-only values of a node for inputs of two sizes, or None.
+        again: traces the module with other optional arguments, or returns why it can't; ``...`` stands for a traced
+            one.
+        alone: traces the module at a path from here on its own, likewise.
+        hidden: paths of modules that only some control-flow paths call, which the graph doesn't show.
+        unshared: paths of parameters and buffers that only some control-flow paths read.
         checks: assertions about shapes, and what is computed for them alone.
-        sizes: readings of shapes, and what is computed from them alone.
-        made: names of tensors that only the traced module holds: the forward makes them anew, or a norm has moved.
-        moved: norms that were moved, by the operations that do their work now.
-        reread: reads the module anew, with nothing moved.
+        sizes: reads of shapes, and what is computed from them alone.
+        made: names of tensors that only the traced module holds: created by the forward, or from moved norms.
+        moved: norms that were moved, by the operations that replace them.
+        reread: traces the module again, without moved norms.
     """
 
     path: str
@@ -93,7 +94,7 @@ class Trace:
         self.refresh()
 
     def refresh(self) -> None:
-        """Find out again what is said of the graph, after it has changed."""
+        """Recompute ``sizes``, ``checks`` and ``made`` after the graph has changed."""
         self.sizes = _sizes(self.graph)
         self.checks = _checks(self.graph, self.sizes)
         read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
@@ -104,18 +105,20 @@ class Trace:
         return self.calls[0]
 
     def read(self) -> set[int]:
-        """Parameters and buffers, by id, that the forward reads by itself instead of calling what holds them."""
+        """Return the ids of parameters and buffers that the forward reads itself instead of calling the module that
+        holds them.
+        """
         return self._ids({str(node.target) for node in self.graph.nodes if node.op == "get_attr"} | self.unshared)
 
     def read_on_some_ways(self) -> set[int]:
-        """Those, by id, that are read where the graph doesn't show it."""
+        """Return the ids of those that only some control-flow paths read."""
         return self._ids(self.unshared)
 
     def _ids(self, paths: set[str]) -> set[int]:
         return {id(reduce(getattr, path.split("."), self.module)) for path in paths}
 
     def insert_after(self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
-        """A new operation, in the call that a node belongs to."""
+        """Insert an operation after a node, in the same call."""
         with self.graph.inserting_after(node):
             new = self.graph.call_function(function, args)
         new.meta["call"] = call_of(node)
@@ -124,7 +127,7 @@ class Trace:
         return new
 
     def insert_before(self, node: fx.Node, function: Callable[..., Any] | str, args: tuple[Any, ...]) -> fx.Node:
-        """A new operation in front of another, in the same call."""
+        """Insert an operation before a node, in the same call."""
         with self.graph.inserting_before(node):
             if isinstance(function, str):
                 new = self.graph.call_method(function, args)
@@ -136,17 +139,17 @@ class Trace:
         return new
 
     def erase(self, node: fx.Node) -> None:
-        """Take an operation out that nothing reads."""
+        """Erase an operation that nothing reads."""
         for call in call_of(node).lineage():
             call.nodes.remove(node)
         self.graph.erase_node(node)
 
     def readers(self, node: fx.Node) -> set[fx.Node]:
-        """Operations that read a value, and not its size alone."""
+        """Return the operations that read a value, other than its size."""
         return set(node.users) - self.sizes - self.checks
 
     def seen_by(self, hooked: Collection[str]) -> set[fx.Node]:
-        """Values that go into modules at paths, or come out of them."""
+        """Return the inputs and outputs of the modules at some paths."""
         found: set[fx.Node] = set()
         for call in self.calls:
             if call.path in hooked:
@@ -154,14 +157,14 @@ class Trace:
         return found
 
     def layer_of(self, node: fx.Node) -> nn.Module:
-        """The module that an operation calls."""
+        """Return the module that an operation calls."""
         path = str(node.target)
         if path not in self._layers:
             self._layers[path] = self.module.get_submodule(path)
         return self._layers[path]
 
     def rule(self, node: fx.Node) -> Rule | None:
-        """The rule of an operation or a layer, if it has one."""
+        """Return the rule of an operation or layer, or None."""
         if node.op == "call_module" and not node.meta.get("passes"):
             return rule_of_module(self.layer_of(node))
         if node.op == "call_function":
@@ -169,13 +172,14 @@ class Trace:
         return rule_of_method(str(node.target)) if node.op == "call_method" else None
 
     def times_called(self) -> Counter[int]:
-        """How often each module (by id) is called."""
+        """Count the calls of each module, by id."""
         return Counter(id(call.module) for call in self.calls if not call.part)
 
     def path_inside(self, call: Call, path: str) -> str | None:
-        """The path, from a call's module, of a part that has a path from the root; None if it doesn't hold it.
+        """Return the path, from a call's module, of a part given by its path from the root; None if the module doesn't
+        hold it.
 
-        A module that lies in several places is traced under one of its paths.
+        A module that is registered in several places is traced under one of its paths.
         """
         if not call.path or path.startswith(f"{call.path}."):
             return path[len(call.path) :].lstrip(".")
@@ -183,22 +187,22 @@ class Trace:
         return next((p for p, m in call.module.named_modules(remove_duplicate=False) if m is part), None)
 
     def full_path(self, path: str) -> str:
-        """A path from the network's root."""
+        """Return a path from the network's root."""
         return ".".join(p for p in (self.path, path) if p)
 
 
 def call_of(node: fx.Node) -> Call:
-    """The innermost module call that a node belongs to."""
+    """Return the innermost module call that a node belongs to."""
     return node.meta["call"]  # type: ignore[no-any-return]
 
 
 def forward_of(module: nn.Module) -> Any:
-    """The function that a module's class has as its forward; of ScriptModules something else."""
+    """Return the function that a module's class defines as its forward; for ScriptModules it isn't a function."""
     return inspect.unwrap(inspect.getattr_static(type(module), "forward", None))
 
 
 def has_rules_inside(module: nn.Module) -> bool:
-    """Whether there is anything in the module that could take part in a merge: layers, or parameters of its own."""
+    """Whether anything in a module could be part of a merge: layers, or parameters that its forward computes with."""
     return any(rule_of_module(m) is not None or _computes_itself(m) for m in module.modules())
 
 

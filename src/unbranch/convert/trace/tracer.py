@@ -1,4 +1,4 @@
-"""Running a forward on proxies: what it computes becomes a trace."""
+"""Trace a module: run its forward on proxies and record what it computes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from unbranch.convert.trace.trace import Call, Trace, forward_of
 from unbranch.graph.guard import protected_tensors
 from unbranch.rules import rule_of_module
 
-# Functions marked by ``torch.fx.wrap`` are replaced in their modules while a network is traced; for arguments that
-# aren't traced values the replacement is the function itself, so that other threads see no difference.
+# Functions marked by ``torch.fx.wrap`` are replaced in their modules during a trace. For arguments that aren't traced
+# values the replacement calls the function itself, so other threads see no difference.
 _ONE_AT_A_TIME = threading.RLock()
 
 
 def _new_lock() -> None:
-    """Give a forked process a lock of its own: the parent may have been tracing in another thread."""
+    """Create a new lock in a forked process: another thread of the parent may have been tracing."""
     global _ONE_AT_A_TIME
     _ONE_AT_A_TIME = threading.RLock()
 
@@ -44,19 +44,21 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Tracer(PathTracer):
-    """Traces for all inputs at once; a module that can't be entered becomes an opaque leaf."""
+    """A tracer for all inputs at once; a module that can't be traced becomes an opaque leaf."""
 
     proxy_buffer_attributes = True
 
     def __init__(
-        self, leaves: set[int], given: Callable[[], Given | None], options: dict[str, Any], told: dict[Any, Any]
+        self, leaves: set[int], given: Callable[[], Given | None], options: dict[str, Any], known_paths: dict[Any, Any]
     ) -> None:
-        super().__init__(given, options, told)
+        super().__init__(given, options, known_paths)
         self._leaves = leaves
         self.failures: dict[str, str] = {}
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
-        """Placeholders for arguments without a default, and those that are given; the others keep theirs."""
+        """Create placeholders for required arguments and those with example tensors; other arguments have their
+        defaults.
+        """
         args: list[Any] = [self.root]
         kwargs: dict[str, Any] = {}
         for j, (name, parameter) in enumerate(inspect.signature(self.root.forward).parameters.items()):
@@ -85,8 +87,8 @@ class _Tracer(PathTracer):
         """Run the root's forward on proxies.
 
         ``torch.fx.Tracer.trace`` replaces ``nn.Module.__call__`` and ``__getattr__`` for the whole process, which
-        breaks modules that run in other threads. Here the modules of the root, a private copy, carry what is needed
-        themselves: a ``forward`` that records the call, and tables of tensors that give proxies.
+        breaks modules that run in other threads. Here the modules of the root, a private copy, are prepared instead:
+        each gets a ``forward`` that records the call, and tables of tensors that return proxies.
         """
         self.calls = [Call("", root, None)]
         self._stack = [self.calls[0]]
@@ -149,17 +151,17 @@ class _Tracer(PathTracer):
             node.meta["where"] = line_of_user()
         self._followed += 1
         if self._followed > MAX_OPERATIONS:
-            raise TooManyPathsError("its forward runs too many operations, or goes too many ways")
+            raise TooManyPathsError("its forward runs too many operations, or goes too many paths")
         return node
 
     def tensor(self, path: str) -> fx.Proxy:
-        """The proxy of a parameter or buffer."""
+        """Return the proxy of a parameter or buffer."""
         if path not in self._parameter_proxies:
             self._parameter_proxies[path] = self.create_proxy("get_attr", path, (), {})
         return self._parameter_proxies[path]
 
     def enter_module(self, m: nn.Module, forward: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """What stands for a module's ``forward`` while its root is traced."""
+        """Run in place of a module's ``forward`` while its root is traced."""
         path = self.path_of_module(m)
         rule = rule_of_module(m)
         if self.is_leaf_module(m, path) and not (rule and rule.rest):
@@ -177,10 +179,10 @@ class _Tracer(PathTracer):
                 output = self._through(call, functools.partial(self._forward, path, forward, args, kwargs))
             passed_through = any(output is a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy))
         except OutputStructureError:
-            raise  # the parent may ask what it got
+            raise  # the parent may inspect the output
         except Exception as error:
             self.failures[path] = reason_of(error)
-            passed_through = True  # and so replaced by a leaf
+            passed_through = True  # so that it is replaced by a leaf
         finally:
             self._stack.pop()
         if passed_through:
@@ -206,7 +208,7 @@ class _Tracer(PathTracer):
 
 
 def _is_refusal(trace: types.TracebackType | None) -> bool:
-    """Whether an exception comes from a ``raise`` or an ``assert`` of the code itself."""
+    """Whether an exception comes from a ``raise`` or ``assert`` in the user's code."""
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     if trace is None:
@@ -217,7 +219,7 @@ def _is_refusal(trace: types.TracebackType | None) -> bool:
 
 
 class Refused(str):
-    """Why there is no trace: the forward itself refuses such arguments."""
+    """The reason why there is no trace, if the forward itself rejects its arguments."""
 
     __slots__ = ()
 
@@ -232,17 +234,23 @@ def _globals_of(module: nn.Module) -> dict[str, Any] | None:
 
 def trace_module(
     path: str, module: nn.Module, leaves: set[int], given: Callable[[str], Given | None] = lambda _path: None,
-    options: dict[str, Any] | None = None, told: dict[Any, Any] | None = None,
+    options: dict[str, Any] | None = None, known_paths: dict[Any, Any] | None = None,
 ) -> Trace | str:  # fmt: skip
-    """The trace of a module, or why there is none.
+    """Trace a module.
 
     Args:
-        given: finds stand-ins of the arguments of the part at a path.
-        options: optional arguments that aren't given their defaults; ``...`` is a traced one.
-        told: which ways through forwards tell the story of the others, as far as that is known.
+        path: the module's path from the network's root.
+        module: a private copy.
+        leaves: ids of modules that are traced as single operations.
+        given: returns shape-only arguments of the part at a path, or None.
+        options: optional arguments that don't have their defaults; ``...`` stands for a traced one.
+        known_paths: decisions of distinct control-flow paths that were found before.
+
+    Returns:
+        The trace, or the reason why there is none.
     """
-    told = {} if told is None else told
-    tracer = _Tracer(leaves, functools.partial(given, path), options or {}, told)
+    known_paths = {} if known_paths is None else known_paths
+    tracer = _Tracer(leaves, functools.partial(given, path), options or {}, known_paths)
     try:
         graph = tracer.trace(module)
     except Exception as error:
@@ -256,7 +264,7 @@ def trace_module(
 
     def again(options: dict[str, Any]) -> Trace | str:
         if tuple(options) not in read:
-            read[tuple(options)] = trace_module(path, module, leaves, given, options, told)
+            read[tuple(options)] = trace_module(path, module, leaves, given, options, known_paths)
         return read[tuple(options)]
 
     def alone(inner: str, options: dict[str, Any]) -> Trace | str:

@@ -1,7 +1,8 @@
-"""What a traced value says to code that asks about it without PyTorch's knowledge: ``isinstance``, sets, dictionaries.
+"""Answer ``isinstance``, ``type``, ``match`` and set or dictionary lookups on traced values.
 
-Python asks an object for its ``__class__`` and its hash, and lets nobody see who asks, but for the frame that runs. A
-forward that asks is run once more with an ``isinstance`` of its own, which knows what a value will be.
+Python reads an object's ``__class__`` and hash without saying which code asks; only the running frame shows it. A
+forward whose question can't be identified is run again with its own ``isinstance``, which knows the class that a value
+will have.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _LOOKUPS = {
     "BUILD_CONST_KEY_MAP", "MAP_ADD",
 }  # fmt: skip
 _LOOKING = {"get", "setdefault", "pop", "set", "frozenset", "dict", "fromkeys", "add", "update", "Counter"}
-"""What puts numbers into sets and dictionaries, or looks for them there, when it is called."""
+"""Calls that insert numbers into sets and dictionaries, or look them up."""
 
 
 class Asked:
-    """A traced value that notices where code asks what it is, and that no set of numbers is asked for.
+    """A traced value that recognises type checks and lookups in the code that uses it.
 
-    Its class is never said to be another one but to ``isinstance`` itself: PyTorch's compiled code takes what says to
-    be a tensor for one.
+    It reports another class than its own to ``isinstance`` alone: PyTorch's compiled code trusts ``__class__``, and
+    crashes on a proxy that claims to be a tensor.
     """
 
     node: fx.Node
@@ -41,7 +42,7 @@ class Asked:
         if _is_torchs(frame) and _asked_for(frame) is not None:
             return type(self)
         while frame.f_back is not None and frame.f_code.co_name == "__instancecheck__":
-            frame = frame.f_back  # of nn.Parameter, which asks twice
+            frame = frame.f_back  # of nn.Parameter, which checks twice
         if _is_torchs(frame):
             return type(self)
         operation = _running(frame)
@@ -59,10 +60,10 @@ class Asked:
     __class__ = property(_kind)
 
     def expected_class(self) -> type | None:
-        """The class of what this will be, None if it may be anything.
+        """Return the class that this value will have; None if it may be any.
 
         Raises:
-            UnreadableError: if nothing is known of it.
+            UnreadableError: if nothing is known about it.
         """
         known = self.tracer.known(self.node)
         if known is None:
@@ -77,10 +78,10 @@ class Asked:
         return nn.Parameter if parameter else torch.Tensor
 
     def known_class(self) -> type:
-        """The class of what this will be.
+        """Return the class that this value will have.
 
         Raises:
-            UnreadableError: if that isn't known.
+            UnreadableError: if it isn't known.
         """
         kind = self.expected_class()
         if kind is None:
@@ -100,9 +101,9 @@ class Asked:
 
 
 def _asked_for(frame: types.FrameType) -> tuple[type, ...] | None:
-    """The classes that a frame's ``isinstance(value, classes)`` asks for, if that is surely what runs in it now.
+    """Return the classes of the ``isinstance(value, classes)`` call that a frame executes, if it certainly does.
 
-    It is where only names, attributes of Python modules and tuples stand between ``isinstance`` and its call.
+    That is the case if only names, attributes of Python modules and tuples lie between ``isinstance`` and its call.
     """
     operations, at = instructions(frame.f_code), running(frame)
     if at is None or "isinstance" in frame.f_globals:
@@ -139,7 +140,7 @@ _PLAIN_CALLS = {"CALL", "PRECALL", "CALL_FUNCTION"}
 
 
 def _may_be_isinstance(frame: types.FrameType, operation: dis.Instruction) -> bool:
-    """Whether an instruction may call ``isinstance``, which takes two values without names."""
+    """Whether an instruction may call ``isinstance``, which takes two positional arguments."""
     if operation.opname == "CALL_FUNCTION_EX":
         return not (operation.arg or 0) & 1
     if operation.opname not in _PLAIN_CALLS:
@@ -155,7 +156,7 @@ def _is_torchs(frame: types.FrameType) -> bool:
 
 
 def _looks_up(frame: types.FrameType) -> bool:
-    """Whether what runs in a frame looks for something: a function with a cache is called with values, too."""
+    """Whether the running code looks something up: functions with a cache are called with traced values, too."""
     operation = _running(frame)
     name = "" if operation is None else operation.opname
     return name in _LOOKUPS or ("CALL" in name and not _LOOKING.isdisjoint(frame.f_code.co_names))
