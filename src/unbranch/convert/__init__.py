@@ -1,4 +1,4 @@
-"""The converter: any network in, an equal and plainer network out, with a report and a proof."""
+"""The converter: turns any network into an equivalent one with fewer layers, with a report and a proof."""
 
 from unbranch.convert.conversion import Conversion, collapse, explain
 from unbranch.convert.kernel import EquivalentKernel, equivalent_kernel

@@ -1,4 +1,4 @@
-"""One attempt at converting a network: read, interpret, plan, prove each merge, place, rewrite."""
+"""One attempt at converting a network: trace, interpret, plan, build each merge, place, rewrite."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from unbranch.convert.prove.merged_layers import IN_FLOAT64, Built, build
 from unbranch.convert.prove.watch import Rows
 from unbranch.convert.reasons import HOOKED, REACHED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
 from unbranch.convert.report import Refusal, Report
+from unbranch.convert.rewrite.blueprint import Blueprint, check_rebuilds
 from unbranch.convert.rewrite.place import rewrites_of, unit_of
-from unbranch.convert.rewrite.rebuild import Blueprint, check_rebuilds
+from unbranch.convert.rewrite.placement import PlacementError, Rebuild, Swap
 from unbranch.convert.rewrite.rewrite import copied, rebuild, replaced_modules
-from unbranch.convert.rewrite.sites import PlacementError, Rebuild, Swap
 from unbranch.convert.rewrite.unused import drop_unused
 from unbranch.convert.source.methods import parts_run_by_forward
 from unbranch.convert.trace.part_examples import PartExamples
@@ -40,13 +40,13 @@ _DROPPED = "dropped"
 
 @dataclass(eq=False)
 class Attempt:
-    """One network on its way; each trace is planned until all its merges hold and have a place.
+    """One attempt at a network; each trace is planned again until all its merges are exact and have a place.
 
     Args:
-        pair: inputs of two sizes, if some were found.
-        excluded: merges that a proof ruled out before, with the reasons.
-        built: merged layers of attempts before.
-        faulty: paths of parts that aren't to be read as a whole, with the reasons.
+        pair: inputs of two sizes, if any were found.
+        excluded: merges that a proof has disproved, with the reasons.
+        built: merged layers of earlier attempts.
+        faulty: paths of parts that must not be traced as a whole, with the reasons.
     """
 
     network: nn.Module
@@ -79,7 +79,7 @@ class Attempt:
         seen = {trace.full_path(call.path) for trace in traces for call in trace.calls if call.leaf}
         for path, reason in unread.items():
             layers = {p for p, m in self.network.named_modules() if lies_in(p, path) and rule_of_module(m) is not None}
-            refusal = Refusal(path, f"its forward can't be read ({reason}), so its parts were read one by one")
+            refusal = Refusal(path, f"its forward can't be traced ({reason}), so its parts were converted separately")
             self.account.unread.append((refusal, layers - seen))
         for path, module in self.network.named_modules():
             around = self.network.get_submodule(path.rpartition(".")[0])
@@ -92,7 +92,7 @@ class Attempt:
                 self._convert(trace, hooked, owners, elsewhere | trace.read_on_some_ways())
 
     def _watched(self, traces: list[Trace], unread: dict[str, str]) -> dict[str, str]:
-        """Paths of modules whose inputs and outputs someone sees, with the reason."""
+        """Return the paths of modules whose inputs and outputs are observed, with the reason."""
         named = list(self.network.named_modules(remove_duplicate=False))
         hidden = {id(self.network.get_submodule(t.full_path(path))) for t in traces for path in t.hidden}
         unknown = {id(m) for path in unread for m in parts_run_by_forward(self.network.get_submodule(path))}
@@ -129,7 +129,7 @@ class Attempt:
                 rewrites = rewrites_of(region, plan.merges)
                 check_rebuilds(region, rewrites, self.network)
                 exact = sum(m.after.numbers for m in plan.merges) * 8 <= IN_FLOAT64
-                for merge in sorted(plan.merges, key=lambda m: -m.after.numbers):  # so that the peak is low
+                for merge in sorted(plan.merges, key=lambda m: -m.after.numbers):  # to limit peak memory
                     if merge.key not in done:
                         name = (*_identity(trace, merge), merge.layer)
                         if name not in self.built:
@@ -144,7 +144,7 @@ class Attempt:
         built = {merge: done[merge.key].layer for merge in plan.merges}
         errors = {merge: done[merge.key].error for merge in plan.merges}
         self.used += done.values()
-        # What is inside of other parts comes from later traces.
+        # Modules inside other parts come from later traces.
         self.blueprints[:0] = replaced_modules(region, rewrites, self.network, built, self.memo)
         for call in dropped:
             path = trace.full_path(call.path)
@@ -171,14 +171,15 @@ class Attempt:
         return {(nodes[root], nodes[target]) for root, target in pairs if root in nodes and target in nodes}
 
     def round(self) -> None:
-        """Cast the merged layers to the dtype of what they replace."""
+        """Cast the merged layers to the dtype of the layers that they replace."""
         for built in self.used:
             built.layer.to(built.dtype)
 
     def disproved(self, plain: nn.Module, forwards: Forwards) -> dict[tuple[str, str, str], str]:
-        """Merges that the original's own forwards don't bear out, with the reason.
+        """Return the merges that the original's own forwards disprove, with the reason.
 
-        Where a part differs, the rewrites that it alone shows are at fault; where it has none, those inside it are.
+        If a part differs, the rewrites whose smallest containing part it is are wrong; if there are none, those inside
+        it are.
         """
         exact = all(built.exact for built in self.used)
         tolerance = EXACT if exact else ROUNDED / 10
@@ -200,7 +201,7 @@ class Attempt:
         return wrong or forwards.differing_options(self.rows, tolerance)
 
     def _crossed(self, path: str) -> bool:
-        """Whether something moves into a part from outside, as the norm behind a stem does: its output changes."""
+        """Whether something moves into a part from outside, such as the norm after a stem, and changes its output."""
         return any(lies_in(place, path) and not lies_in(unit, path) for unit, place in self.places)
 
     def _mode(self, region: Region, merge: Merge) -> bool:
@@ -241,7 +242,7 @@ class Attempt:
 
 
 def _identity(trace: Trace, merge: Merge) -> tuple[str, str, str]:
-    """What a merge is called in every conversion of one network."""
+    """Return an identifier of a merge that is the same in every attempt at a network."""
     return trace.path, merge.root.name, merge.target.name
 
 
@@ -250,9 +251,9 @@ def _inner_path(trace: Trace, path: str) -> str:
 
 
 def _shared(trace: Trace, owners: dict[int, set[int]], elsewhere: set[int]) -> dict[str, str]:
-    """Leaves that have to stay because their parameters serve in another place too.
+    """Return leaves that must stay because their parameters are also used elsewhere.
 
-    ``elsewhere`` are those, by id, that forwards outside this trace read.
+    ``elsewhere`` are ids of those that forwards outside this trace read.
     """
     found: dict[str, str] = {}
     times = trace.times_called()

@@ -1,4 +1,4 @@
-"""Internal errors: the part of a network in which one occurs is left unchanged, and the user gets a warning."""
+"""Internal errors: the affected part of the network isn't changed, and the user gets a warning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REMEDY = "report it, with the code of the part"
 
 
 class Fault(Exception):
-    """An unexpected exception while the part at a path was read or rewritten."""
+    """An unexpected exception while the part at a path was traced or rewritten."""
 
     def __init__(self, path: str, error: Exception) -> None:
         super().__init__(path, error)
@@ -30,27 +30,27 @@ class Fault(Exception):
 
 @contextlib.contextmanager
 def in_part(path: str) -> Iterator[None]:
-    """Note of an unexpected exception in which part of the network it happened.
+    """Attribute unexpected exceptions to a part of the network.
 
     Raises:
-        Fault: in its place.
+        Fault: instead of them.
     """
     try:
         yield
     except Fault:
         raise
     except Exception as error:
-        if _is_expected(error) and not isinstance(error, Inexact):  # a law's refusal that nobody took
+        if _is_expected(error) and not isinstance(error, Inexact):  # raised by a law and not caught
             raise
         raise Fault(path, error) from error
 
 
 @contextlib.contextmanager
 def as_errors() -> Iterator[None]:
-    """Let no exception out that isn't meant for a user.
+    """Convert unexpected exceptions to one that is meant for users.
 
     Raises:
-        InternalError: in place of an unexpected one.
+        InternalError: instead of them.
     """
     try:
         yield
@@ -62,14 +62,14 @@ def as_errors() -> Iterator[None]:
 
 
 def warn_of(fault: Fault) -> None:
-    """Tell the user that a part stays as it was."""
+    """Warn the user that a part isn't converted as a whole."""
     name = fault.path or "the network"
     text = f"{name} is converted part by part, since there is {fault.reason}; please {REMEDY}"
     warnings.warn(text, InternalErrorWarning, stacklevel=5)
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an exception is meant for the user as it is: ours, warnings as errors, and memory that is full."""
+    """Whether an exception may reach the user as it is: Unbranch's own, warnings as errors, and out of memory."""
     return is_full(error) or isinstance(error, UnbranchError | Warning)
 
 
@@ -93,5 +93,5 @@ def _described(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     try:
         return (str(error).strip().splitlines() or [""])[0][:120]
-    except Exception:  # its text can't be made
+    except Exception:  # its text can't be computed
         return ""

@@ -1,1 +1,1 @@
-"""Passes over a trace that find or simplify operations before they are interpreted."""
+"""Passes over a trace: analyses, and rewrites to a form that can be interpreted."""

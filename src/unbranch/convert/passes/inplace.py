@@ -1,4 +1,4 @@
-"""Values that are written to while something else reads them: they keep their operations."""
+"""Find values that are written to while something else reads them: merges must not reach across them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from unbranch.rules import rule_of_module
 
 
 def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
-    """Nodes whose value changes in place while something else reads it, and when they change for the last time.
+    """Return the nodes that must stay, and the last write to each node.
 
-    The first are given with the reason: no merge may reach across; the second with the position in the graph.
+    A node must stay if its value changes in place while something else reads it; it is returned with the reason. The
+    last write is given by its position in the graph.
     """
     order = {node: j for j, node in enumerate(trace.graph.nodes)}
     last: dict[fx.Node, int] = {}
@@ -45,7 +46,7 @@ def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
 def _unite(
     first: fx.Node, other: fx.Node, base: dict[fx.Node, fx.Node], family: dict[fx.Node, set[fx.Node]]
 ) -> None:  # fmt: skip
-    """Enter that two values may share memory."""
+    """Record that two values may share memory."""
     if first is not other:
         family[first] |= family.pop(other)
         base |= dict.fromkeys(family[first], first)
@@ -60,7 +61,7 @@ def is_view(trace: Trace, node: fx.Node) -> bool:
 
 
 def changed_in_place(trace: Trace, node: fx.Node) -> fx.Node | None:
-    """The value that an operation writes to, if it does."""
+    """Return the value that an operation writes to, or None."""
     if node.op != "call_module":
         return written_to(node)
     writes = bool(getattr(trace.layer_of(node), "inplace", False)) and not is_view(trace, node)

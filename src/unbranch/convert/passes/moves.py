@@ -1,8 +1,8 @@
-"""Norms that change places with what stands between them and a kernel, so that the kernel can take them in.
+"""Move batch norms past the operations between them and a kernel, so that the kernel can absorb them.
 
-A norm scales and shifts each channel, and so it may be done before a concatenation or a split instead of behind it,
-part by part, and behind an average over the image instead of before it. That alone gains nothing; it is done where a
-convolution or linear layer then stands beside every piece, and taken back where one of the pieces can't be merged.
+A norm scales and shifts each channel. It can therefore be applied to each part before a concatenation or split instead
+of after it, and after an average over the image instead of before it. On its own that gains nothing; it is done if a
+convolution or linear layer is then next to every piece, and undone if one of the pieces can't be merged.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from unbranch.rules.pieces import scaled_and_shifted
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """Norms, by the calls that they were, and what does their work in other places."""
+    """Norms, by their calls, and the operations that replace them elsewhere."""
 
     calls: tuple[Call, ...]
     pieces: tuple[fx.Node, ...]
 
 
 def move_norms(trace: Trace, unmoved: set[str], hooked: Collection[str] = ()) -> list[Move]:
-    """Move the norms of a trace to the kernels that may take them in.
+    """Move the norms of a trace next to kernels that can absorb them.
 
     Args:
-        unmoved: paths of norms that are to stay.
-        hooked: paths of modules whose inputs and outputs someone watches.
+        trace: is changed.
+        unmoved: paths of norms that must stay.
+        hooked: paths of modules whose inputs and outputs are observed.
     """
     moves: list[Move] = []
     gone: set[fx.Node] = set()
@@ -82,7 +83,7 @@ class _Mover:
         return Neighbours(self.trace)
 
     def before_cat(self, norm: Norm, cat: fx.Node) -> Move | None:
-        """Part by part in front of a concatenation of channels."""
+        """Move a norm before a concatenation of channels, part by part."""
         given: dict[str, Any] = dict(zip(("tensors", "dim"), cat.args, strict=False)) | cat.kwargs
         parts: Any = given.get("tensors")
         rank = self.near.shape_of(cat)
@@ -108,7 +109,7 @@ class _Mover:
         return Move((self._removed(norm.node, cat),), tuple(pieces))
 
     def before_split(self, split: fx.Node) -> Move | None:
-        """The norms of the parts, side by side, in front of a split of channels."""
+        """Move the norms of the parts before a split of channels, as one."""
         source = split.all_input_nodes[0]
         shape = self.near.shape_of(source)
         arguments: dict[str, Any] = dict(zip(("input", "sizes", "dim"), split.args, strict=False)) | split.kwargs
@@ -142,7 +143,7 @@ class _Mover:
         return Move(tuple(self._removed(norm.node, part) for norm, part in norms), (piece,))
 
     def before_axes(self, norm: Norm) -> Move | None:
-        """In front of reshapes and transpositions, where the channels are on axis 1 or on the last one."""
+        """Move a norm before reshapes and transpositions, to a value with channels on axis 1 or on the last axis."""
         between: list[fx.Node] = []
         node = norm.node.all_input_nodes[0]
         while len(self.trace.readers(node)) == 1 and (rearranges(self.trace, node) or self.near.passes(node)):
@@ -168,7 +169,7 @@ class _Mover:
         return Move((self._removed(norm.node, norm.node.all_input_nodes[0]),), (piece,))
 
     def behind_mean(self, norm: Norm) -> Move | None:
-        """Behind an average over the image, in front of linear layers or convolutions of one point."""
+        """Move a norm after an average over the image, before linear layers or 1×1 convolutions."""
         averaged, node = False, norm.node
         while node not in self.watched:
             readers = sorted(self.trace.readers(node))
@@ -187,10 +188,8 @@ class _Mover:
             reader.replace_input_with(node, piece)
         return Move((self._removed(norm.node, norm.node.all_input_nodes[0]),), pieces)
 
-    # --- changing the graph
-
     def _piece(self, source: fx.Node, scale: Tensor, shift: Tensor, j: int, axis: int = 1) -> fx.Node:
-        """Scale and shift a value, in the call around it."""
+        """Insert a scale and shift after a value, in the enclosing call."""
         names = [f"{MOVED}_{self.number}_{j}_{kind}" for kind in ("scale", "shift")]
         for name, value in zip(names, (scale, shift), strict=True):
             vars(self.trace.module)[name] = value.clone()
@@ -209,7 +208,7 @@ class _Mover:
         return piece
 
     def _removed(self, node: fx.Node, instead: fx.Node) -> Call:
-        """Take a norm out of the graph; what reads it reads what it was given."""
+        """Erase a norm from the graph; its readers read its input."""
         own = call_of(node)
         node.replace_all_uses_with(instead)
 

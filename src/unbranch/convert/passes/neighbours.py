@@ -1,4 +1,4 @@
-"""Operations before and after a norm that it can move past, and kernels that can absorb it."""
+"""Find the operations that a norm can move past, and kernels that can absorb it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _ADAPTIVE = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Questions about the operations of a trace."""
+    """Queries about the operations around a norm."""
 
     trace: Trace
 
     def is_rearranged(self, node: fx.Node) -> bool:
-        """Whether a reshape or transposition comes before a value, behind any kernel."""
+        """Whether a value comes from a reshape or transposition that comes after any kernel."""
         while len(self.trace.readers(node)) == 1 and self.passes(node):
             node = source_of(node)
         return len(self.trace.readers(node)) == 1 and rearranges(self.trace, node)
 
     def is_averaged(self, node: fx.Node) -> bool:
-        """Whether an average comes behind a norm, before any kernel."""
+        """Whether a norm is followed by an average before any kernel."""
         for _ in range(8):
             readers = self.trace.readers(node)
             if len(readers) != 1:
@@ -43,7 +43,7 @@ class Neighbours:
         return False
 
     def takes(self, node: fx.Node) -> bool:
-        """Whether a value is a kernel's, or a sum of several, and read by one operation alone."""
+        """Whether a value is the output of a kernel, or a sum of several, and has a single reader."""
         if len(self.trace.readers(node)) != 1:
             return False
         if self.is_kernel(node):
@@ -69,7 +69,7 @@ class Neighbours:
         return node.target in _MEANS | _ADAPTIVE or isinstance(module, _AdaptiveAvgPoolNd | _AvgPoolNd)
 
     def keeps_channels(self, node: fx.Node, source: fx.Node) -> bool:
-        """Whether each channel, on axis 1, becomes averages of its own numbers, or the numbers themselves."""
+        """Whether each channel, on axis 1, is kept or averaged on its own."""
         before, after = self.shape_of(source), self.shape_of(node)
         if before is None or after is None or len(after) < 2 or after[1] != before[1] or len(node.all_input_nodes) != 1:
             return False

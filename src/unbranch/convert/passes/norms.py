@@ -24,7 +24,7 @@ def is_norm(trace: Trace, node: fx.Node) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """A layer that scales and shifts each channel; both in float64, ``(C,)``."""
+    """A layer that scales and shifts each channel; both are in float64, ``(C,)``."""
 
     node: fx.Node
     scale: Tensor
@@ -43,7 +43,7 @@ class Norm:
         try:
             device = next(iter((*module.parameters(), *module.buffers())), torch.empty(0)).device
             result = rule.apply(module, Affine(identity(channels, ndim, device=device)))
-        except Exception:  # no statistics, say
+        except Exception:  # for example, without statistics
             return None
         value = result.map
         if not value.pointwise or not value.in_channels == value.out_channels == value.groups == channels:

@@ -1,4 +1,4 @@
-"""Reading a network: traces that together cover it, with writes into tensors read as what they amount to."""
+"""Trace a network as a whole or in parts, and run the passes that prepare traces for interpretation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unbranch.rules import rule_of_module
 def read_module(
     path: str, module: nn.Module, leaves: set[int], given: Callable[[str], Given | None] = lambda _path: None
 ) -> Trace | str:  # fmt: skip
-    """The trace of a module, or why there is none."""
+    """Trace a module and run the passes on it; returns the reason if it can't be traced."""
     trace = trace_module(path, module, leaves, given)
     if isinstance(trace, Trace):
         with in_part(path):
@@ -35,7 +35,7 @@ def read_module(
 
 
 def _drop_unread(trace: Trace) -> None:
-    """Take out readings of attributes and sizes that nothing needs any more."""
+    """Erase unused reads of attributes and sizes."""
     for node in reversed(list(trace.graph.nodes)):
         reads = node.target in (getattr, operator.getitem, "size", "dim") or node in trace.sizes - trace.checks
         if reads and not node.users and node.op in ("call_function", "call_method"):
@@ -44,7 +44,7 @@ def _drop_unread(trace: Trace) -> None:
 
 
 def _read_shapes(trace: Trace) -> None:
-    """Write ``reshape_as(x, y)`` as a reshape to the size of ``y``, whose numbers it doesn't need."""
+    """Replace ``reshape_as(x, y)`` by a reshape to the size of ``y``, which doesn't need its values."""
     for node in list(trace.graph.nodes):
         if node.target not in ("reshape_as", "view_as") or len(node.args) != 2 or node.kwargs:
             continue
@@ -59,7 +59,7 @@ def _read_shapes(trace: Trace) -> None:
 
 def _again(path: str, module: nn.Module, leaves: set[int], given: Callable[[str], Given | None]) -> Trace:
     trace = read_module(path, module, leaves, given)
-    assert isinstance(trace, Trace)  # as it was the first time
+    assert isinstance(trace, Trace)  # it succeeded the first time
     return trace
 
 
@@ -68,15 +68,18 @@ def traces_of(
     given: Callable[[str], Given | None] = lambda _path: None,
     unreadable: Mapping[str, str] | None = None,
 ) -> tuple[list[Trace], dict[str, str]]:
-    """Traces that together cover a network, and the modules that couldn't be read with the reasons.
+    """Return traces that together cover a network, and the modules that couldn't be traced, with the reasons.
 
-    The network is traced as a whole where that succeeds. Modules that can't be entered, that are used several
-    times, or that the network's forward doesn't reach are read on their own. ``given`` finds the arguments of the part
-    at a path, where a forward asks for ranks or sizes. ``unreadable`` are paths of parts that aren't to be read as a
-    whole, with the reasons.
+    The network is traced as a whole if that succeeds. Modules that can't be traced into, that are called several times,
+    or that the network's forward doesn't call are traced on their own.
+
+    Args:
+        network: a private copy.
+        given: returns shape-only arguments of the part at a path, for forwards that read ranks or sizes.
+        unreadable: paths of parts that must not be traced as a whole, with the reasons.
 
     Raises:
-        Fault: if what is read of a part can't be worked on.
+        Fault: if a pass fails on a part.
     """
     known = unreadable or {}
     queue: list[tuple[str, nn.Module]] = [("", network)]
@@ -92,7 +95,7 @@ def traces_of(
         if rule_of_module(module) is not None:
             continue
         children = [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
-        if type(module).forward is nn.Module.forward:  # a list or dictionary of modules
+        if type(module).forward is nn.Module.forward:  # a ModuleList or ModuleDict
             queue += children
             continue
         trace = known.get(path) or read_module(path, module, leaves - {id(module)}, given)
@@ -111,7 +114,7 @@ def traces_of(
 
 
 def _reused(trace: Trace) -> list[Call]:
-    """Calls of the outermost modules that are called several times; what is inside them is read with them."""
+    """Return calls of the outermost modules that are called several times; what is inside is traced with them."""
     times = trace.times_called()
 
     def reused(call: Call) -> bool:
@@ -121,7 +124,7 @@ def _reused(trace: Trace) -> list[Call]:
 
 
 def _not_covered(trace: Trace) -> list[tuple[str, nn.Module]]:
-    """The outermost modules whose inside the trace doesn't show, but for those that only hold what it reads."""
+    """Return the outermost modules that the trace doesn't show, other than those that only hold tensors it reads."""
     read = trace.read()
     entered = {id(call.module) for call in trace.calls if not call.leaf}
     called = {id(call.module) for call in trace.calls}
@@ -140,7 +143,7 @@ def _not_covered(trace: Trace) -> list[tuple[str, nn.Module]]:
 
 
 def _holding(module: nn.Module) -> Iterator[nn.Module]:
-    """The parts of a module that hold tensors: an activation may be shared with parts that a forward runs."""
+    """Yield the parts of a module that hold tensors: others, such as activations, may be shared with parts that run."""
     return (m for m in module.modules() if m._parameters or m._buffers)
 
 

@@ -1,4 +1,4 @@
-"""Operations that give a tensor other axes with the same numbers: reshapes, transpositions, and what is like them."""
+"""Operations that change the axes of a tensor and keep its elements: reshapes, transpositions and the like."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PRIMES = (2, 3, 5, 7, 11, 13, 17)
 
 
 def _name(trace: Trace, node: fx.Node) -> str:
-    """What an operation is called as a tensor's method, or nothing."""
+    """Return the name of an operation as a method of tensors, or ``""``."""
     if node.op == "call_module" and not node.meta.get("passes"):
         layer = trace.layer_of(node)
         return {nn.Flatten: "flatten", nn.Unflatten: "unflatten"}.get(type(layer), "")
@@ -31,14 +31,14 @@ def _name(trace: Trace, node: fx.Node) -> str:
 
 
 def rearranges(trace: Trace, node: fx.Node) -> bool:
-    """Whether an operation gives a tensor other axes."""
+    """Whether an operation changes the axes of a tensor."""
     name = _name(trace, node)
     known = name in AXIS_CHANGES or name in RESHAPES or name in AXIS_ATTRIBUTES or name == "unflatten"
     return known and bool(node.all_input_nodes) and not any(isinstance(a, torch.dtype) for a in node.args)
 
 
 def shapes_of(trace: Trace, node: fx.Node) -> Shapes | None:
-    """A tensor's shapes for inputs of two sizes, if they are known and have one rank."""
+    """Return a tensor's shapes for inputs of two sizes; None if they aren't known or differ in rank."""
     known = trace.known(node)
     if known is None or not all(isinstance(v, Tensor) for v in known) or known[0].dim() != known[1].dim():
         return None
@@ -46,26 +46,28 @@ def shapes_of(trace: Trace, node: fx.Node) -> Shapes | None:
 
 
 def source_of(node: fx.Node) -> fx.Node:
-    """The tensor that an operation gives other axes."""
+    """Return the tensor whose axes an operation changes."""
     return node.all_input_nodes[0]
 
 
 def rearranged(trace: Trace, node: fx.Node, before: Arrangement, channels: int = 0) -> Arrangement:
-    """The arrangement behind such an operation.
+    """Return the arrangement of axes after such an operation.
 
     Args:
-        before: that of what it is given.
-        channels: how many of them there are, if the arrangement has any.
+        trace: the trace.
+        node: the operation.
+        before: the arrangement of its input.
+        channels: the number of channels, if the arrangement has any.
 
     Raises:
-        NotAffine: if it isn't known, or the numbers are mixed.
+        NotAffine: if it isn't known, or elements are mixed.
     """
     name, source = _name(trace, node), source_of(node)
     shapes, after = shapes_of(trace, source), shapes_of(trace, node)
     if shapes is None or after is None or before.rank != len(shapes[0]) or 0 in (*shapes[0], *shapes[1]):
-        raise NotAffine("a tensor whose shape isn't known")
+        raise NotAffine("a tensor of unknown shape")
     if name == "squeeze" and any(shapes[0][j] != shapes[1][j] for j in _squeezed_axes(node, before.rank)):
-        raise NotAffine("an axis that goes where it happens to have one point")
+        raise NotAffine("an axis that squeeze removes only at some input sizes")
     if name in RESHAPES:
         return before if shapes == after else before.reshaped(0, before.rank, after, channels)
     if name == "unflatten":
@@ -81,7 +83,7 @@ def rearranged(trace: Trace, node: fx.Node, before: Arrangement, channels: int =
     result = run_node(node, {source: torch.empty(primes, device="meta")}, trace.module)
     groups = [[j for j, p in enumerate(primes) if n % p == 0] for n in result.shape]
     if not isinstance(result, Tensor) or prod(result.shape) != prod(primes) or len(groups) != len(after[0]):
-        raise NotAffine("an operation on axes that isn't understood")
+        raise NotAffine("an unknown operation on axes")
     return before.made_of(groups)
 
 

@@ -1,1 +1,1 @@
-"""Choose which operations to merge, and into which layers."""
+"""Choose which operations to merge, and build the layers that replace them."""

@@ -1,10 +1,10 @@
-"""What computing a value costs."""
+"""The cost of computing values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-LAUNCH = 2.5e5  # one launch, in multiply-accumulates of the same time: 5 µs at 50 GMAC/s
+LAUNCH = 2.5e5  # one launch, in multiply-accumulates that take the same time: 5 µs at 50 GMAC/s
 
 
 MOVED = 20.0  # one number read or written: 4 bytes at 10 GB/s
@@ -12,7 +12,7 @@ MOVED = 20.0  # one number read or written: 4 bytes at 10 GB/s
 
 @dataclass(frozen=True)
 class Cost:
-    """Arithmetic, stored numbers, launches and numbers moved."""
+    """Multiply-accumulates, stored numbers, launches, and numbers read or written."""
 
     macs: float = 0.0
     numbers: float = 0.0
@@ -35,11 +35,11 @@ class Cost:
         )  # fmt: skip
 
     def better_than(self, other: Cost) -> bool:
-        """Less arithmetic, or as much in less time: what a layer that goes away saves isn't spent on another."""
+        """Whether this is less arithmetic, or as much in less time: savings of one merge aren't spent on another."""
         slack = 1 - 1e-9
         as_much = self.macs * slack <= other.macs and other.macs * slack <= self.macs
         if as_much and (self.launches, self.numbers) == (other.launches, other.numbers):
-            return False  # the same layer again, under another name
+            return False  # the same layer, named differently
         return self.time < other.time * slack if as_much else self.macs < other.macs
 
     @property

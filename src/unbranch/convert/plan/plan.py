@@ -1,9 +1,9 @@
-"""What to compute from what: the cheapest choice between operations as they are and merged layers.
+"""Choose the cheapest plan: which values are computed by their own operations, and which by merged layers.
 
-Each tensor that something needs is computed either by its own operation or by one merged layer from a value
-that all its paths come from. The choice is made by dynamic programming over the affine region: a plan's cost
-adds arithmetic, numbers moved and launches, and a plan is admitted only if it has no more multiply-accumulates,
-stored numbers or launches than the operations it replaces.
+Each value that something needs is computed either by its own operation or by one merged layer from a value that all its
+paths come from. Dynamic programming over the affine values finds the choice. The cost of a plan adds arithmetic, memory
+traffic and launches; a plan is admitted only if it has no more multiply-accumulates, stored numbers and launches than
+the operations it replaces.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Merge:
 
     Args:
         layer: how the map is built.
-        inside: the operations between the two whose results nothing else needs, the target's included.
-        before, after: cost of what it replaces, and its own.
+        inside: the operations between the two whose results nothing else needs, including the target's.
+        before, after: the cost of the operations it replaces, and its own.
     """
 
     root: fx.Node
@@ -51,7 +51,7 @@ class Merge:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """An operation of the region that stays because merging it isn't exact or costs more."""
+    """An operation that isn't merged because that isn't exact or costs more."""
 
     node: fx.Node
     reason: str
@@ -60,7 +60,7 @@ class Kept:
 
 @dataclass(eq=False)
 class Plan:
-    """Merges of one trace, and what stays with the reason."""
+    """The merges of one trace, and what is skipped with the reason."""
 
     merges: list[Merge]
     kept: list[Kept]
@@ -76,7 +76,7 @@ class _Step:
 
 
 def plan_of(region: Region) -> Plan:
-    """The cheapest way to compute what is needed."""
+    """Return the cheapest plan that computes every needed value."""
     return _Planner(region).plan()
 
 
@@ -85,7 +85,7 @@ class _Planner:
     region: Region
 
     def plan(self) -> Plan:
-        """The cheapest way to compute what is needed."""
+        """Return the cheapest plan that computes every needed value."""
         chosen = self._choose()
         roots = {step.root for step in chosen.values()}
         merges = []
@@ -99,10 +99,10 @@ class _Planner:
         return Plan(merges, list(self._kept(chosen)))
 
     def _choose(self) -> dict[fx.Node, _Step]:
-        """A step for every node that has to be computed.
+        """Return a step for every node that must be computed.
 
-        Needed values are planned in order. Where that would repeat operations, because two merges swallow them or
-        an earlier one did, and so would cost more than the original, the values they share are needed too.
+        Needed values are planned in order. If a plan would repeat operations that two merges contain, and so cost more
+        than the original, the values that they share become needed as well, and planning starts again.
         """
         needed = self._demanded()
         while True:
@@ -123,7 +123,7 @@ class _Planner:
                 return chosen
 
     def _identities_after(self, node: fx.Node, root: fx.Node) -> Iterator[fx.Node]:
-        """``nn.Identity`` layers that are all that reads a node: a merge takes them along."""
+        """Yield ``nn.Identity`` layers that are the only reader of a node: they become part of the merge."""
         while len(node.users) == 1:
             (node,) = node.users
             known = root in self.region.values.get(node, ()) and node not in self.region.barriers
@@ -134,12 +134,14 @@ class _Planner:
     def _is_identity_layer(self, node: fx.Node) -> bool:
         around = call_of(node).parent
         rule = None if around is None else rule_of_module(around.module)
-        if rule is not None and rule.rest:  # it goes with the activation
+        if rule is not None and rule.rest:  # it belongs to the activation
             return False
         return type(self.region.trace.layer_of(node)) is torch.nn.Identity
 
     def _demanded(self) -> set[fx.Node]:
-        """Values of affine operations that something else reads, or nothing: what is computed is converted."""
+        """Return the affine values that other operations read, or that nothing reads: they are computed, so they are
+        planned.
+        """
         skipped = self.region.trace.checks | self.region.trace.sizes
         needed = {n for n in self.region.values if n in self.region.barriers or not set(n.users) - skipped}
         for node in self.region.order:
@@ -150,7 +152,7 @@ class _Planner:
     def _best(
         self, node: fx.Node, chosen: dict[fx.Node, _Step], memo: dict[fx.Node, Any]
     ) -> tuple[dict[fx.Node, _Step], dict[fx.Node, Cost]]:
-        """The cheapest steps that give a node, and the costs of the original operations for it."""
+        """Return the cheapest steps that compute a node, and the costs of the original operations for it."""
         if node in chosen or node not in self.region.values:
             return {}, {}
         if node in memo:
@@ -195,7 +197,7 @@ class _Planner:
         return Cost(layer.macs(m, out), layer.numbers(m), layer.launches(m), moved)
 
     def _own_cost(self, node: fx.Node) -> Cost:
-        """What a node's own operation costs."""
+        """Return the cost of a node's own operation."""
         rule = self.region.rule(node)
         if rule is None or rule.kind == "view" or node not in self.region.values:
             return Cost()
@@ -228,20 +230,20 @@ class _Planner:
         return next(iter(known.values())) if known else self.region.identity_on(node)
 
     def _kept(self, chosen: dict[fx.Node, _Step]) -> Iterator[Kept]:
-        """Where a law refused, or something linear stands before a step and merging it too would cost more."""
+        """Yield operations that a law rejects, or that come before a step and would cost more if merged as well."""
         refused = dict(self.region.refused)
         for node, step in chosen.items():
             inside = self.region.between(step.root, node) if step.root is not None else [node]
             if step.root is not None and step.root not in self.region.values:
                 for n in inside:
-                    refused.pop(n, None)  # merged from as far as there is anything linear
+                    refused.pop(n, None)  # merged as far back as anything is affine
             elif not any(n in refused for n in inside) and self._could_go_on(node, set(inside)):
                 yield Kept(node, "merging it would cost more than it saves", exact=True)
         for node, reason in refused.items():
             yield Kept(node, reason, exact=False)
 
     def _could_go_on(self, node: fx.Node, inside: set[fx.Node]) -> bool:
-        """Whether a map from farther back exists, past an operation that does something."""
+        """Whether a map from an earlier value exists, past an operation that computes something."""
         if not any(self._launches(n) for n in inside):
             return False
         return any(
@@ -255,7 +257,7 @@ class _Planner:
 
 
 def _readers(node: fx.Node, original: dict[fx.Node, Cost], paid: set[fx.Node]) -> int:
-    """How many operations of a plan read a node; those that an earlier plan paid for count as one."""
+    """Count the operations of a plan that read a node; those that an earlier plan contains count as one."""
     return sum(u in original and u not in paid for u in node.users) + (node in paid)
 
 

@@ -1,1 +1,1 @@
-"""Compare a rewritten network with its original."""
+"""Prove a conversion: compare the rewritten network with the original's own forwards."""

@@ -1,4 +1,4 @@
-"""How two runs differ, and what a comparison of many of them found."""
+"""Differences between two runs, and the outcome of a comparison."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from unbranch.graph.running import Observation
 
 @dataclass(eq=False)
 class Verdict:
-    """What a comparison of a rewritten network with its original found.
+    """The outcome of comparing a rewritten network with its original.
 
     Args:
         proved: paths of parts that agree.
-        different: paths of parts that don't, with how they differ.
+        different: paths of parts that don't, with the difference.
         unprovable: paths of parts that can't be compared, with the reason.
-        run: paths of parts of which the network's forward runs something.
+        run: paths of parts that the network's forward runs, at least in part.
     """
 
     proved: set[str] = field(default_factory=set)
@@ -29,12 +29,12 @@ class Verdict:
     unprovable: dict[str, str] = field(default_factory=dict)
 
     def holds(self, path: str) -> bool:
-        """Whether a part agrees, by itself or as a part of another one that runs it."""
+        """Whether a part agrees, on its own or as a part of another one that runs it."""
         around = [p for p in self.proved if lies_in(path, p)]
         return path in self.proved or (bool(around) and (path in self.run or around != [""]))
 
     def note(self, path: str, reason: str | None) -> None:
-        """Enter the outcome of one comparison."""
+        """Record the outcome of one comparison."""
         if reason is None:
             if path not in self.unprovable:  # on another input
                 self.proved.add(path)
@@ -44,12 +44,12 @@ class Verdict:
 
 
 def lies_in(path: str, around: str) -> bool:
-    """Whether a path is, or is inside, another one."""
+    """Whether a path is equal to, or inside, another one."""
     return not around or path == around or path.startswith(f"{around}.")
 
 
 def difference(ours: Observation, theirs: Observation, tolerance: float, *, changes: bool = True) -> str | None:
-    """How an observation differs from the original's."""
+    """Return how an observation differs from the original's; None if it agrees."""
     if (reason := structural_difference(ours, theirs)) is not None:
         return reason
     for a, b in zip(ours.outputs, theirs.outputs, strict=True):
@@ -70,14 +70,14 @@ def difference(ours: Observation, theirs: Observation, tolerance: float, *, chan
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             reason = _values(a, b, tolerance)
             if reason is not None:
-                return f"what it keeps in {name} would differ"
+                return f"what it stores in {name} would differ"
     return None
 
 
 def structural_difference(ours: Observation, theirs: Observation) -> str | None:
-    """How the structure of outputs or their dtypes differ from the original's."""
+    """Return how the structure or dtypes of outputs differ from the original's; None if they agree."""
     if ours.structure != theirs.structure or len(ours.outputs) != len(theirs.outputs):
-        return "its outputs would have another structure"
+        return "the structure of its outputs would change"
     for a, b in zip(ours.outputs, theirs.outputs, strict=True):
         if a.dtype != b.dtype:
             return f"its output would be {a.dtype} instead of {b.dtype}"
@@ -95,7 +95,7 @@ def _values(a: Tensor, b: Tensor, tolerance: float) -> str | None:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Largest difference over the largest value of ``b``; what isn't finite has to be so in both."""
+    """Return the largest difference over the largest value of ``b``; infinities and NaNs must be in the same places."""
     if a.is_meta or b.is_meta or not b.numel():
         return 0.0
     if not (b.is_floating_point() or b.is_complex()):

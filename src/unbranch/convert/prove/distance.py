@@ -1,4 +1,4 @@
-"""Tensors of an output, and how far they are from those of another run, number by number."""
+"""The tensors of an output, and their distance from those of another run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unbranch.graph.running import plain_output
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor of a network's output and the container, by its path, that it is in."""
+    """A tensor in a network's output, and the path of the container that holds it."""
 
     home: Any
     value: Tensor
@@ -22,10 +22,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Distance:
-    """Largest difference, relative to the largest value of its tensor and absolute.
+    """The largest difference, absolute and relative to the largest value of its tensor.
 
-    ``compared`` is how many finite numbers were compared, ``tied`` how many weren't because their scores tie. Integers
-    that differ are at a relative distance of 1.
+    ``compared`` counts the finite numbers that were compared, ``tied`` those that weren't because their scores tie.
+    Integers that differ have a relative distance of 1.
     """
 
     relative: float = 0.0
@@ -41,18 +41,18 @@ class Distance:
 
 
 def outputs_of(output: Any) -> list[Output]:
-    """The tensors of an output in order, each with its container."""
+    """Return the tensors of an output in order, each with its container."""
     return [Output(path[:-1], v) for path, v in _leaves(output) if isinstance(v, Tensor)]
 
 
 class Kind(str):
-    """What kind of value an output is, where the value itself isn't compared or is a tensor."""
+    """The type of an output that isn't compared by value."""
 
     __slots__ = ()
 
 
 def kinds_of(output: Any) -> dict[str, Any]:
-    """By path: plain values as they are, the kinds of all others."""
+    """Return plain values as they are and the types of all others, by path."""
     kinds: dict[str, Any] = {}
     for path, value in _leaves(output):
         place = "".join(map(str, path))
@@ -65,12 +65,12 @@ def kinds_of(output: Any) -> dict[str, Any]:
 
 
 def _leaves(output: Any) -> list[tuple[Any, Any]]:
-    """Leaves with their paths, in the order of these, which is that of no dictionary."""
+    """Return the leaves with their paths, sorted by path, so that the order of dictionaries doesn't matter."""
     return sorted(tree_flatten_with_path(plain_output(output))[0], key=lambda leaf: [str(k) for k in leaf[0]])
 
 
 def plain_distance(ours: Tensor, theirs: Tensor) -> Distance:
-    """Number by number. Equal infinities and NaNs in the same place count as equal, but not as compared."""
+    """Compare two tensors elementwise. Equal infinities and NaNs count as equal, but not as compared."""
     if theirs.numel() == 0:
         return Distance()
     if not (is_real(ours) or is_real(theirs)):

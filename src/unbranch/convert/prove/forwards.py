@@ -1,9 +1,8 @@
-"""The proof of a conversion: rewritten parts against the original parts' own forwards, run by PyTorch.
+"""Prove a conversion: run rewritten parts and the original parts' own forwards on the same arguments.
 
-A merge that was made from a misread forward agrees with the reading, so the reading proves nothing. Here the
-original's forward and the rewritten part's run in float64 on the same arguments: those that its callers pass, with
-noise in their tensors. What they return, what they write into their arguments, and what they leave in attributes and
-buffers has to be the same.
+A merge that comes from a misunderstood forward agrees with the trace, so comparing with the trace proves nothing. Here
+PyTorch runs the original's forward and the rewritten part's in float64, on the arguments that callers pass, with noise
+in their tensors. Outputs, writes into arguments, and changes of attributes and buffers must be the same.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from unbranch.graph.guard import RandomDrawError
 from unbranch.graph.probe import Arguments, larger, probe, runs, small
 from unbranch.graph.running import Observation, Runner, observe
 
-EXACT = 2e-7  # of the largest value, for layers not rounded yet: constants that a forward makes anew may be float32
-ROUNDED = 1e-3  # the same where they have been, to the network's own dtype
-_NATIVE = 3  # calls with other options that are run in the network's own dtype, too
-_OPERATIONS = 50_000  # that a call with other options may launch: it may wait for something
+EXACT = 2e-7  # of the largest value, for layers that aren't rounded yet: constants created by a forward may be float32
+ROUNDED = 1e-3  # the same for layers that were rounded to the network's dtype
+_NATIVE = 3  # calls with other options that are also run in the network's dtype
+_OPERATIONS = 50_000  # that a call with other options may launch, in case it waits for something
 _FEW = 2  # other options that are tried on an input that may be large
-_UNLIKE = 0.1  # of the largest value: outputs in the network's own dtype that differ by more aren't the same function
+_UNLIKE = 0.1  # of the largest value: outputs in the network's dtype that differ by more aren't the same function
 
 
 @dataclass(eq=False)
 class Forwards:
-    """The original network, and inputs to try it on.
+    """The original network, with inputs to run it on.
 
     Args:
         network: the original.
-        example: an input of the user's.
+        example: the user's example input, if any.
 
     Raises:
         InputError: if the network doesn't run on the example.
@@ -72,22 +71,22 @@ class Forwards:
 
     @functools.cached_property
     def pair(self) -> tuple[Arguments, Arguments] | None:
-        """Two inputs of different sizes, of batches at least, that the network takes."""
+        """Return two inputs that the network accepts, of different sizes or at least batches."""
         if len(self.given) == 2:
             return self.given[0], self.given[1]
         if self.given and self._reason is None:
             for other in larger(self.given[0]):
-                with contextlib.suppress(RandomDrawError):  # for that size alone
+                with contextlib.suppress(RandomDrawError):  # for this size only
                     if runs(self._original, other):
                         return self.given[0], other
         return None
 
     @functools.cached_property
     def small(self) -> list[Arguments]:
-        """A small image, if the network takes one."""
+        """Return a small image, if the network accepts one."""
         if not self.given:
             return []
-        with contextlib.suppress(RandomDrawError):  # for one small image alone
+        with contextlib.suppress(RandomDrawError):  # for this size only
             found = small(self.given[0], self._original)
             return [] if found is None else [found]
         return []
@@ -103,9 +102,9 @@ class Forwards:
             self._reason = "its output differs between two runs on one input"
 
     def compare(self, plain: nn.Module, paths: set[str], crossed: set[str], tolerance: float) -> Verdict:
-        """Compare a rewritten network with the original: the parts at ``paths``, and both as a whole, in float64.
+        """Compare a rewritten network with the original in float64: the parts at ``paths``, and both as a whole.
 
-        Of parts at ``crossed``, whose outputs change, it is only found out whether they run.
+        Parts at ``crossed``, whose outputs are meant to change, are only checked for whether they run.
         """
         verdict = Verdict()
         seen: set[str] = set()
@@ -122,9 +121,9 @@ class Forwards:
         return verdict
 
     def differing_options(self, rows: Rows, tolerance: float) -> dict[Any, str]:
-        """Rewrites of the network compared last that are wrong where it is called with other options, and the reason.
+        """Return rewrites of the last compared network that are wrong for other options, with the reason.
 
-        Those are at fault of which a call runs something otherwise, or all of them where none is seen to be.
+        These are the rewrites whose modules such a call runs differently, or all if there are none.
         """
         if self._reason is not None or not self.given:
             return {}
@@ -145,19 +144,21 @@ class Forwards:
 
     @functools.cached_property
     def variants(self) -> list[tuple[str, Arguments]]:
-        """Calls with other options that the network takes, with what they give in float64."""
+        """Return calls with other options that the network accepts, with its outputs in float64."""
         found = variants_of(self.network, (self.small or self.given)[0])
-        if found and self.example is not None and not self.small:  # which may be large
+        if found and self.example is not None and not self.small:  # the example may be large
             with contextlib.suppress(RandomDrawError):
                 other = probe(self.network, expected_input, self._original)
                 found = variants_of(self.network, other[0]) if other else found[:_FEW]
         for _, given in found:
-            with contextlib.suppress(Exception, SystemExit):  # a value that it doesn't take
+            with contextlib.suppress(Exception, SystemExit):  # a value that it rejects
                 given.exact.extend(self._original.observe(given.args, given.kwargs, Float64, most=_OPERATIONS))
         return found
 
     def method_differs(self, plain: nn.Module, name: str, tolerance: float) -> str | None:
-        """How what a method of the network returns for its input would change, or why that isn't known."""
+        """Return how the result of another method of the network would change, or why that isn't known; None if it
+        agrees.
+        """
         title = f"{type(self.network).__name__}.{name}"
         if self._reason is not None or not self.given:
             return f"{title} can't be run: {self._reason}"
@@ -165,16 +166,18 @@ class Forwards:
         try:
             (theirs,) = observe(MethodAsForward(self.network, name), given.args, given.kwargs, Float64)
         except Exception as error:
-            return f"{title} may show what is between ({type(error).__name__} when it is run: {first_line(error)})"
+            return (
+                f"{title} may return an intermediate value ({type(error).__name__} when it is run: {first_line(error)})"
+            )
         try:
             (ours,) = observe(MethodAsForward(plain, name), given.args, given.kwargs, Float64)
         except Exception as error:
             return f"{title}: {failure(error)}"
         reason = difference(ours, theirs, max(tolerance, EXACT * self._noise))
-        return None if reason is None else f"{title} shows what is between: {reason}"
+        return None if reason is None else f"{title} returns an intermediate value: {reason}"
 
     def agrees(self, plain: nn.Module) -> str | None:
-        """How the finished network differs in its own dtype: in dtypes, structure, or what it keeps."""
+        """Return how the finished network differs in its own dtype: in dtypes, structure, or stored state."""
         if self._reason is not None or not self.given:
             return None
         runner = Runner(plain)
@@ -193,7 +196,7 @@ class Forwards:
                 if not given.native:
                     mode = contextlib.nullcontext
                     given.native.extend(self._original.observe(given.args, given.kwargs, mode, most=_OPERATIONS))
-            except (Exception, SystemExit):  # it runs in float64 alone
+            except (Exception, SystemExit):  # it only runs in float64
                 continue
             try:
                 (ours,) = runner.observe(given.args, given.kwargs, contextlib.nullcontext, most=_OPERATIONS)
@@ -205,7 +208,7 @@ class Forwards:
         return None
 
     def _repeats(self, given: Arguments, first: Observation, mode: Callable[[], Any]) -> bool:
-        """Whether the original gives once more what it gave: it may tell the time."""
+        """Whether the original returns the same result again: it may depend on the time."""
         try:
             (second,) = self._original.observe(given.args, given.kwargs, mode, most=_OPERATIONS)
         except (Exception, SystemExit):
@@ -243,15 +246,15 @@ class Forwards:
             verdict.note("", reason)
 
     def _depends_on_rounding(self, given: Arguments, theirs: Observation, limit: float) -> bool:
-        """Whether the original itself differs from what it gave if its layers round otherwise, as where scores tie."""
+        """Whether the original's own outputs change if its layers round differently, for example because scores tie."""
         try:
             (shaken,) = self._original.observe(given.args, given.kwargs, PerturbedRounding)
-        except Exception:  # it doesn't run on that, so nothing is known
+        except Exception:  # it doesn't run like that, so nothing is known
             return False
         return difference(shaken, theirs, limit, changes=False) is not None
 
     def _compare_part(self, path: str, plain: nn.Module, tolerance: float, verdict: Verdict) -> None:
-        """Compare a part on inputs of its own, where the network's forward didn't come to it."""
+        """Compare a part on generated inputs, if the network's forward didn't run it."""
         original = self.network.get_submodule(path)
         part = part_of(plain, path)
         if part is None:
@@ -282,5 +285,5 @@ class Forwards:
 
 
 def _twice(runner: Runner, given: Arguments) -> list[Observation]:
-    """Two runs of one copy, one right after the other: what the first leaves anywhere is there in the second."""
+    """Run one copy twice in a row, so that anything the first run leaves behind affects the second."""
     return runner.observe(given.args, given.kwargs, contextlib.nullcontext, times=2)

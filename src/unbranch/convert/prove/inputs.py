@@ -1,4 +1,4 @@
-"""Example inputs, and errors about them."""
+"""Example inputs, expected inputs of layers, and errors about inputs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from unbranch.rules import rule_of_base
 
 
 def as_inputs(example: Any) -> tuple[Any, ...]:
-    """An example input as the tuple of a forward's arguments.
+    """Return an example input as the tuple of a forward's arguments.
 
     Raises:
-        InputError: if there is no tensor in it.
+        InputError: if it has no tensor.
     """
     inputs = tuple(example) if isinstance(example, tuple | list) and not _is_image_list(example) else (example,)
     if not any(isinstance(v, Tensor) for v in tree_flatten(inputs)[0]):
@@ -31,7 +31,7 @@ def _is_image_list(example: Any) -> bool:
 def input_error(
     network: nn.Module, inputs: Any, error: Exception, *, which: str = "the network", precision: str = ""
 ) -> InputError:  # fmt: skip
-    """The one sentence about an input that a network doesn't run on."""
+    """Return an error, in one sentence, about an input on which a network doesn't run."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return InputError(
         f"{which}, {type(network).__name__}, can't run on `example_input`, {_described(inputs)},{precision}: "
@@ -51,20 +51,20 @@ def _described(value: Any) -> str:
 
 
 def expected_input(module: nn.Module) -> tuple[int, int, bool] | None:
-    """Channels and rank of a layer's input, where it has a rule that knows."""
+    """Return the channels and rank of a layer's input, if its rule knows them."""
     rule = rule_of_base(module)
     if rule is None or rule.channels is None:
         return None
     try:
         return rule.channels(module)
-    except Exception:  # a lazy layer, or a rule of the user's that doesn't fit
+    except Exception:  # a lazy layer, or a user's rule that doesn't fit
         return None
 
 
 def sizes_of(network: nn.Module) -> tuple[Arguments, Arguments] | None:
-    """Inputs of two sizes for a network on the meta device, which can be read and not be proved."""
+    """Return inputs of two sizes for a network on the meta device, which can be traced but not proved."""
     try:
         found = probe(network, expected_input)
-    except Exception:  # what it does needs numbers
+    except Exception:  # it needs data
         return None
     return (found[0], found[1]) if len(found) == 2 else None

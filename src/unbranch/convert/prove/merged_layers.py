@@ -1,4 +1,4 @@
-"""Merged layers, each proved against the operations that it replaces."""
+"""Build merged layers and compare each with the operations that it replaces."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from unbranch.convert.interpret.interpretation import Region, operations_between
 from unbranch.convert.passes.rearrange import rearranges, shapes_of
 from unbranch.convert.plan.emit import allocate, fill
 from unbranch.convert.plan.plan import Merge
+from unbranch.convert.rewrite.placement import PlacementError
 from unbranch.convert.rewrite.rewrite import trained_like
-from unbranch.convert.rewrite.sites import PlacementError
 from unbranch.convert.trace.execute import random_inputs, relative_error, run_nodes
 from unbranch.errors import Inexact
 from unbranch.rules.value import Affine, Gridded
 
-IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may take in float64 until they are proved
+IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may use in float64 until they are proved
 TOLERANCE = 1e-10  # of a merge in float64, relative to its largest output
 
 
 @dataclass(eq=False)
 class Built:
-    """A merged layer, its error against the operations that it replaces, and the dtype that it gets in the end."""
+    """A merged layer, its error against the operations that it replaces, and its final dtype."""
 
     layer: nn.Module
     error: float | None
@@ -37,12 +37,22 @@ class Built:
 
 
 def build(region: Region, merge: Merge, *, exact: bool, training: bool) -> Built:
-    """The merged layer, in float64 if ``exact``, and its error against the operations it replaces."""
+    """Build a merged layer and measure its error.
+
+    Args:
+        region: the interpretation of the trace.
+        merge: what to build.
+        exact: whether to build it in float64.
+        training: its mode.
+
+    Raises:
+        PlacementError: if a law doesn't hold for its values, or it differs from the operations it replaces.
+    """
     like = region.weight_like(merge.root, merge.target)
     planned = region.values[merge.target][merge.root]
     assert isinstance(planned, Affine)
     dtype = torch.float64 if exact and not like.is_meta else like.dtype
-    layer = allocate(planned, merge.layer, like, dtype)  # before anything temporary, so that memory isn't torn
+    layer = allocate(planned, merge.layer, like, dtype)  # before temporaries, to reduce fragmentation
     example = None if like.is_meta or _needs_sizes(region, merge) else _example(region, merge)
     try:
         value = region.realised(merge.root, merge.target)
@@ -58,9 +68,9 @@ def build(region: Region, merge: Merge, *, exact: bool, training: bool) -> Built
 
 @torch.no_grad()
 def _example(region: Region, merge: Merge) -> tuple[Tensor, Tensor] | None:
-    """Random input of the operations that a merge replaces, and what they make of it in float64.
+    """Return random input of the operations that a merge replaces, and their output in float64.
 
-    None where they reshape it to other sizes than it has.
+    Returns None if they reshape it to sizes that it doesn't have.
     """
     path = operations_between(merge.root, merge.target, region.order)
     known = {n: region.constants.value(n) for node in path for n in node.all_input_nodes if n in region.constant}
@@ -72,7 +82,7 @@ def _example(region: Region, merge: Merge) -> tuple[Tensor, Tensor] | None:
     for x in random_inputs(value, device, shapes_of(region.trace, merge.root) if reshapes else None):
         try:
             return x, run_nodes(path, known | {merge.root: x}, region.trace.module)
-        except Exception as error:  # channels on the last axis: the operations may want rank 2, or rank 3
+        except Exception as error:  # with channels on the last axis, the operations may need rank 2 or 3
             problem = error
     if reshapes:
         return None
@@ -80,14 +90,14 @@ def _example(region: Region, merge: Merge) -> tuple[Tensor, Tensor] | None:
 
 
 def _needs_sizes(region: Region, merge: Merge) -> bool:
-    """Whether the operations of a merge read sizes of something else than they are given."""
+    """Whether the operations of a merge read the sizes of other values."""
     path = operations_between(merge.root, merge.target, region.order)
     known = {merge.root, *path, *region.constant}
     return any(n not in known for node in path for n in node.all_input_nodes)
 
 
 def _error(value: Affine, x: Tensor, theirs: Tensor) -> float:
-    """How far a merged map is from the operations it replaces, before any rounding to their dtype."""
+    """Return the error of a merged map against the operations it replaces, before any rounding to their dtype."""
     with torch.no_grad():
         if isinstance(value, Gridded):
             ours = value.map(x).reshape(len(x), *value.shape)

@@ -1,7 +1,7 @@
-"""How far the outputs of two runs are apart, where rows that are sorted or selected may have tied.
+"""Compare outputs whose rows are sorted or selected by scores, allowing for ties.
 
-Detections and top-k come in the order of their scores. Two scores that are equal up to rounding may come in either
-order, and the last row may be one that tied with a row left out. Rows are therefore matched by their values.
+Detections and top-k are in the order of their scores. Scores that are equal up to rounding may come in either order,
+and the last row may tie with one that wasn't selected. Rows are therefore matched by their values.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from unbranch.convert.prove.distance import Distance, Output, is_real, plain_dis
 from unbranch.errors import InputError
 
 _MOST_ROWS = 4096
-_MANY_ROWS = 32  # that fall in order by no accident
-_MOST_COLUMNS = 512  # of a row, to find its partner; partners are compared in full
+_MANY_ROWS = 32  # so many rows aren't in order by chance
+_MOST_COLUMNS = 512  # of a row, to find its partner; partners are compared completely
 
 
 def distance(ours: Sequence[Output], theirs: Sequence[Output], tie: float, columns: bool = True) -> Distance:
-    """The distance of outputs from those of another run; scores closer than ``tie``, relative, may be swapped.
+    """Return the distance of outputs from those of another run; scores closer than ``tie``, relative, may be swapped.
 
     Scores may be one of several tensors, and with ``columns`` a column of a tensor.
 
@@ -41,7 +41,7 @@ def distance(ours: Sequence[Output], theirs: Sequence[Output], tie: float, colum
 
 
 def in_place(ours: Sequence[Output], theirs: Sequence[Output]) -> Distance | None:
-    """The distance number by number, without looking for rows that changed places; None if shapes differ."""
+    """Return the elementwise distance, without matching rows; None if shapes differ."""
     if [o.value.shape for o in ours] != [t.value.shape for t in theirs]:
         return None
     total = Distance()
@@ -56,7 +56,7 @@ def _different(ours: Sequence[Output], theirs: Sequence[Output]) -> InputError:
 
 
 def _one_container(pairs: list[tuple[Tensor, Tensor]], tie: float, columns: bool) -> Distance | None:
-    """The distance of tensors that lie in one tuple, list or dictionary; None if shapes are incomparable."""
+    """Return the distance of tensors in one tuple, list or dictionary; None if shapes are incomparable."""
     same_shapes = all(o.shape == t.shape for o, t in pairs)
     plain = Distance()
     if same_shapes:
@@ -78,9 +78,10 @@ def _one_container(pairs: list[tuple[Tensor, Tensor]], tie: float, columns: bool
 
 
 def _chosen(ours: Tensor, theirs: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], tie: float) -> Distance | None:
-    """Indices of largest entries: another index counts as equal where its entry is as large.
+    """Compare indices of largest entries: a different index counts as equal if its entry is as large.
 
-    The entries are another output, ``(..., C, ...)``, whose shape without one axis is that of the indices.
+    The entries are another output, ``(..., C, ...)``, whose shape without one axis is that of the indices. Returns None
+    if there is no such output.
     """
     if is_real(theirs) or theirs.numel() == 0 or theirs.dtype == torch.bool or ours.shape != theirs.shape:
         return None
@@ -101,9 +102,10 @@ def _chosen(ours: Tensor, theirs: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class _Selection:
-    """Tensors ``(*batch, n, ...)`` whose n rows belong together, in falling order of ``scores``, ``(*batch, n)``.
+    """Tensors ``(*batch, n, ...)`` whose n rows belong together, in descending order of ``scores``, ``(*batch, n)``.
 
-    ``places`` says which outputs of their container they are, ``cut`` whether the last row may tie with one left out.
+    ``places`` are their positions in the container; ``cut`` says whether the last row may tie with one that wasn't
+    selected.
     """
 
     pairs: list[tuple[Tensor, Tensor]]
@@ -126,7 +128,7 @@ class _Selection:
 
 
 def _rows(value: Tensor, axes: int) -> Tensor:
-    """``(*batch, n, *rest)`` as ``(batch, n, rest)``."""
+    """Reshape ``(*batch, n, *rest)`` to ``(batch, n, rest)``."""
     batch, n = value.shape[: axes - 1], value.shape[axes - 1]
     rest = value.shape[axes:].numel()
     return value.reshape(batch.numel(), n, rest)
@@ -135,7 +137,7 @@ def _rows(value: Tensor, axes: int) -> Tensor:
 def _matched(
     fields: Sequence[tuple[Tensor, Tensor, float]], ours: Tensor, theirs: Tensor, tie: float, slack: float
 ) -> Distance:
-    """Rows of one image: each with its partner; a row without one is at its distance from the nearest, unless tied."""
+    """Match the rows of one image; an unmatched row has its distance from the nearest one, unless its score may tie."""
     width = sum(o.shape[1] for o, _, _ in fields)
     apart = torch.zeros(len(ours), len(theirs), dtype=torch.float64)
     for o, t, scale in fields:
@@ -162,7 +164,9 @@ def _matched(
 
 
 def _apart(ours: Tensor, theirs: Tensor, scale: float) -> Tensor:
-    """Largest relative difference of any two rows, ``(n, rest)`` and ``(m, rest)`` to ``(n, m)``; 1 for integers."""
+    """Return the largest relative difference of any two rows, ``(n, rest)`` and ``(m, rest)`` to ``(n, m)``; 1 for
+    integers.
+    """
     step = max(1, ours.shape[1] // _MOST_COLUMNS)
     a, b = ours[:, ::step].double().cpu(), theirs[:, ::step].double().cpu()
     largest = torch.cdist(a, b, p=float("inf"))
@@ -170,7 +174,7 @@ def _apart(ours: Tensor, theirs: Tensor, scale: float) -> Tensor:
 
 
 def _partners(apart: Tensor, tie: float) -> list[tuple[int, int]]:
-    """One partner for each row that has one within ``tie``, the nearest that is free."""
+    """Return pairs of rows within ``tie`` of each other: for each row, the nearest that is free."""
     free, found = apart.clone(), []
     for row in range(free.shape[0] if free.shape[1] else 0):
         nearest = int(free[row].argmin())
@@ -181,7 +185,7 @@ def _partners(apart: Tensor, tie: float) -> list[tuple[int, int]]:
 
 
 def _may_tie(scores: Tensor, row: int, slack: float, *, cut: bool) -> bool:
-    """Whether a row's score is that of another of the same list, or the last one's of a list that was cut."""
+    """Whether a row's score ties with another one of its list, or with the last one of a list that was cut."""
     if len(scores) < 2:
         return False
     gaps = (scores - scores[row]).abs()
@@ -190,7 +194,7 @@ def _may_tie(scores: Tensor, row: int, slack: float, *, cut: bool) -> bool:
 
 
 def _selections(pairs: Sequence[tuple[Tensor, Tensor]], columns: bool) -> list[_Selection]:
-    """The outputs of a container that are rows in falling order of a score that is among them."""
+    """Return the outputs of a container that are rows in descending order of a score among them."""
     for scores in pairs:
         if _fall(*scores):
             places = [j for j, p in enumerate(pairs) if all(_begins(v, s) for v, s in zip(p, scores, strict=True))]
@@ -202,7 +206,7 @@ def _selections(pairs: Sequence[tuple[Tensor, Tensor]], columns: bool) -> list[_
 
 
 def _one_tensor(ours: Tensor, theirs: Tensor, place: int) -> Iterator[_Selection]:
-    """Rows of one tensor, ``(*batch, n, c)``, with the score in a column."""
+    """Yield the rows of one tensor, ``(*batch, n, c)``, if one of its columns is a score."""
     if ours.dim() < 2 or ours.dim() != theirs.dim() or ours.shape[-1] != theirs.shape[-1]:
         return
     for column in range(ours.shape[-1] if ours.shape[-1] <= _MOST_COLUMNS else 0):
@@ -214,7 +218,7 @@ def _one_tensor(ours: Tensor, theirs: Tensor, place: int) -> Iterator[_Selection
 
 
 def _fall(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether both are scores ``(*batch, n)``, each row from the highest to the lowest."""
+    """Whether both are scores ``(*batch, n)``, in descending order in each list."""
     if not ours.is_floating_point() or not theirs.is_floating_point() or ours.dim() == 0:
         return False
     if ours.dim() != theirs.dim() or ours.shape[:-1] != theirs.shape[:-1]:

@@ -1,4 +1,4 @@
-"""Calls of a forward with other values of its options, to be run for real: reading alone can misjudge them."""
+"""Calls of a forward with other values of its options, to be run in addition to the analysis of its code."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from unbranch.convert.source.bytecode import cells_of, functions_of
 from unbranch.convert.source.effects import has_side_effects
 from unbranch.graph.probe import Arguments
 
-_MOST = 6  # calls, each of which is a run of the original and one of the rewritten network
-_LARGEST = 4  # number that is tried: it may say how often something is done
+_MOST = 6  # calls, each of which runs the original and the rewritten network
+_LARGEST = 4  # the largest number that is tried: it may be a number of repetitions
 _WORDS = 4  # constants of the code that are tried for one option
 
 
 def variants_of(module: nn.Module, given: Arguments) -> list[tuple[str, Arguments]]:
-    """The call ``given`` with other options, and what is other in words.
+    """Return calls like ``given`` with other options, each with a description of the options.
 
-    Flags are turned over, alone and together. Words, numbers and members of enumerations that the code compares with
-    are tried in place of others, and a few values in place of ``None``.
+    Flags are inverted, alone and together. Strings, numbers and enumeration members that the code compares with are
+    tried instead of others, and a few values instead of ``None``.
     """
     if any(has_side_effects(part) for part in module.modules()):
         return []
@@ -48,7 +48,7 @@ def _words(options: dict[str, Any]) -> str:
 
 
 def _options(module: nn.Module, given: Arguments) -> dict[str, list[Any]]:
-    """Other values of each option that a forward takes, or one that is wrapped around it."""
+    """Return other values of each option that a forward, or a decorator around it, takes."""
     constants = list(dict.fromkeys(_constants(module)))
     found: dict[str, list[Any]] = {}
     layer: Any = type(module).forward if "forward" not in vars(module) else vars(module)["forward"]
@@ -79,10 +79,10 @@ def _options_of(layer: Any, given: Arguments, constants: list[Any]) -> dict[str,
 
 
 def _others(default: Any, given: Arguments, constants: list[Any]) -> list[Any]:
-    """Values unlike a default."""
+    """Return values that differ from a default."""
     words = [c for c in constants if isinstance(c, str) and c.isidentifier()]
     known = [c for c in constants if isinstance(c, int) and not isinstance(c, bool) and abs(c) <= _LARGEST]
-    numbers = list(dict.fromkeys(n for c in known for n in (c, c + 1)))  # what is compared, and what is beyond it
+    numbers = list(dict.fromkeys(n for c in known for n in (c, c + 1)))  # the number compared with, and the next one
     if isinstance(default, bool):
         return [not default, None, *words[:2]]
     if isinstance(default, enum.Enum):
@@ -98,7 +98,9 @@ def _others(default: Any, given: Arguments, constants: list[Any]) -> list[Any]:
 
 
 def _constants(module: nn.Module) -> Iterator[Any]:
-    """Words and numbers in the code of a forward and of what it calls, and those that it reads by name."""
+    """Yield strings and numbers in the code of a forward and of the functions that it calls, and in names that it
+    reads.
+    """
     for function in functions_of(module):
         yield from _plain(_constants_in(function.__code__, function.__doc__))
         yield from _plain(function.__globals__.get(name) for name in function.__code__.co_names)
@@ -114,7 +116,7 @@ def _constants_in(code: types.CodeType, doc: str | None) -> Iterator[Any]:
 
 
 def _plain(values: Iterable[Any]) -> Iterator[Any]:
-    """Words and numbers, alone and in tuples."""
+    """Yield strings and numbers, also nested in tuples."""
     for value in values:
         if isinstance(value, tuple | frozenset | list):
             yield from _plain(value)

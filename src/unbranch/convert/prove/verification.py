@@ -1,4 +1,4 @@
-"""The result of comparing two networks."""
+"""The result of comparing two networks, and the tolerances."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from typing import Any
 
 import torch
 
-LARGEST_FLOAT32_NOISE = (
-    1e-3  # of the largest output: what rounding in float32 may cost in a network that computes something
-)
+LARGEST_FLOAT32_NOISE = 1e-3  # of the largest output, for a network with trained weights
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How far two networks are apart on the given input, both in evaluation.
+    """How far two networks differ on a given input, both in evaluation mode.
 
     Args:
-        max_abs, max_rel: largest difference, and over the largest output of the first, in float64.
+        max_abs, max_rel: largest difference in float64, absolute and relative to the first network's largest output.
         native_abs, native_rel: the same in the networks' own dtype.
-        noise_floor: the first network in its own dtype against itself in float64, relative. A difference in
-            its own dtype that isn't well above this says nothing.
+        noise_floor: relative difference of the first network in its own dtype from itself in float64. A native
+            difference that isn't well above it says nothing.
         same_classes: fraction of rows whose largest entry is at the same place, of the first 2-D output.
-        first_difference: path of the first module, in order of computation, that is in both networks under one
-            name and differs in float64; None if none does.
-        tolerance: what ``ok`` allows for ``max_rel``.
-        compared: how many numbers were compared; a detector that finds nothing gives none.
-        unproved: why this input can't tell whether the two are the same; None if it can.
+        first_difference: path of the first module, in order of computation, that both networks have under one name and
+            that differs in float64; None if there is none.
+        tolerance: the largest ``max_rel`` for which ``ok`` is true.
+        compared: how many numbers were compared; a detector that finds nothing returns none.
+        unproved: why this input can't show whether the two are the same; None if it can.
     """
 
     max_abs: float
@@ -42,23 +40,23 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether the float64 outputs agree within the tolerance, on an input that can tell."""
+        """Whether the float64 outputs agree within the tolerance, on an input that can show a difference."""
         return self.compared > 0 and self.unproved is None and self.max_rel <= self.tolerance
 
     @property
     def within_noise(self) -> bool:
-        """``ok``, or a difference no larger than rounding explains on an input that can't prove more than that."""
+        """Whether ``ok``, or the difference is no larger than rounding explains on an input that can't show more."""
         return self.ok or (self.unproved is not None and self.max_rel <= 4 * self.noise_floor)
 
     @property
     def verdict(self) -> str:
-        """One of three: the same function, not the same, or not to be told from this input."""
+        """One of three: the same function, not the same, or undecided on this input."""
         if self.compared == 0 or self.unproved is not None:
             return "can't be proved on this input"
         return "the same function" if self.ok else "NOT the same function"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
+        """Return plain numbers and strings, ready for JSON."""
         return {**asdict(self), "ok": self.ok, "verdict": self.verdict}
 
     def __str__(self) -> str:
@@ -80,11 +78,11 @@ class Verification:
 
 
 def largest_tolerance(dtype: torch.dtype) -> float:
-    """The most that ``default_tolerance`` allows: 1e-3 for float32, 16 units of rounding for coarser dtypes."""
+    """Return the upper limit of ``default_tolerance``: 1e-3 for float32, 16 units of rounding for coarser dtypes."""
     return 1e-10 if dtype == torch.float64 else max(LARGEST_FLOAT32_NOISE, 16 * torch.finfo(dtype).eps)
 
 
 def default_tolerance(dtype: torch.dtype, noise_floor: float) -> float:
-    """What rounding the merged weights once, to ``dtype``, may cost: four times the network's own noise, capped."""
+    """Return the tolerance for weights that are rounded once to ``dtype``: four times the network's noise, limited."""
     most = largest_tolerance(dtype)
     return most if dtype == torch.float64 else min(max(64 * torch.finfo(dtype).eps, 4 * noise_floor), most)

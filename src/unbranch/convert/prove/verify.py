@@ -1,4 +1,4 @@
-"""Comparing two networks: in float64, in their own precision, and beside that precision's own noise."""
+"""Compare two networks in float64 and in their own dtype, and relate the difference to rounding noise."""
 
 from __future__ import annotations
 
@@ -34,17 +34,20 @@ from unbranch.graph.shadow import shadow_of, unwrapped
 def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float | None = None) -> Verification:
     """Compare two networks on an input; neither is changed, and both run in evaluation mode.
 
-    What isn't a tensor in the outputs has to be the same, too. Rows of outputs that are sorted by scores or selected
-    (detections, top-k) are matched, so scores that tie up to the tolerance may change places; integers are compared
-    exactly where their scores don't tie.
+    Outputs that aren't tensors must be the same, too. Rows of outputs that are sorted or selected by scores
+    (detections, top-k) are matched, so that scores that tie up to the tolerance may change places; integers are
+    compared exactly unless their scores tie.
 
     Args:
         a: the original.
         b: its collapsed form, or any network with the same inputs and outputs.
         example_input: a tensor, or a tuple of the forward's arguments.
-        tolerance: allowed relative difference in float64; default 1e-10 for float64 weights, otherwise four
-            times the noise floor, since merged weights are rounded to their dtype, and at most 1e-3 for float32.
-            Where the noise floor is above that, the result says that this input proves nothing.
+        tolerance: the allowed relative difference in float64. The default is 1e-10 for float64 weights; otherwise four
+            times the noise floor, since merged weights are rounded to their dtype, and at most 1e-3 for float32. If the
+            noise floor is larger than that, the result says that this input proves nothing.
+
+    Returns:
+        The differences; ``print`` shows them as a table.
 
     Raises:
         InputError: if a network can't run on the input, or the outputs have different structures or shapes.
@@ -57,7 +60,7 @@ def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float |
 def _verified(a: nn.Module, b: nn.Module, example_input: Any, tolerance: float | None) -> Verification:
     inputs = _cast(as_inputs(example_input), _dtype_of(a))
     dtype, most = _dtype_of(a), largest_tolerance(_dtype_of(a))
-    # First in their own dtypes: what forwards keep in caches outside the modules is then as they would keep it.
+    # First in their own dtypes, so that caches outside the modules are filled in these dtypes.
     own_a, other_a = _native(a, inputs, "first")
     own_b, other_b = _native(b, inputs, "second")
     exact_a, seen = _exact(a, inputs, "first")
@@ -68,12 +71,12 @@ def _verified(a: nn.Module, b: nn.Module, example_input: Any, tolerance: float |
     found, native = distance(exact_b, exact_a, allowed), distance(own_b, own_a, max(allowed, 4 * noise.relative))
     plain = in_place(exact_b, exact_a)
     if plain is not None and plain.relative > allowed:
-        # Rows may only be matched where rounding weights to their dtype changes what is selected.
+        # Rows may only be matched if rounding weights to their dtype changes what is selected.
         amount = max(1e-14, torch.finfo(dtype).eps)
         moved = _moved_by_rounding(a, inputs, exact_a, amount)
         if 0 < moved <= max(allowed, default_tolerance(dtype, noise.relative), 64 * amount):
             found = plain
-        elif moved == 0:  # no layer that rounds: what is selected from nothing but the input may tie
+        elif moved == 0:  # no layer rounds: selections from the input alone may tie
             found = distance(exact_b, exact_a, allowed, columns=False)
     if unlike:
         found |= Distance(1.0, 1.0, 1)
@@ -94,7 +97,7 @@ def _verified(a: nn.Module, b: nn.Module, example_input: Any, tolerance: float |
 
 
 def _unproved(noise: float, most: float | None, found: Distance) -> str | None:
-    """Why agreement on this input would mean nothing; ``most`` is the largest noise, None if the caller chose."""
+    """Return why agreement on this input means nothing. ``most`` is the largest noise; None if the caller chose."""
     if most is not None and noise > most:
         return f"its own rounding noise, {noise:.0e} of the largest output, is above {most:.0e}: try trained weights"
     if found.tied > found.compared:
@@ -103,7 +106,7 @@ def _unproved(noise: float, most: float | None, found: Distance) -> str | None:
 
 
 def _unlike_beside_tensors(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Whether outputs differ in what isn't a tensor; numbers that are computed may round otherwise.
+    """Whether outputs that aren't tensors differ; floats may differ by rounding.
 
     Raises:
         InputError: if their structures differ.
@@ -125,7 +128,7 @@ def _is_close(a: Any, b: Any) -> bool:
 def _depends_on_rounding(
     network: nn.Module, inputs: tuple[Any, ...], exact: list[Output], allowed: float
 ) -> str | None:  # fmt: skip
-    """Why a difference means nothing: the network itself gives something else if its layers round otherwise."""
+    """Return why a difference means nothing: the network's own outputs change if its layers round differently."""
     moved = _moved_by_rounding(network, inputs, exact, 1e-14)
     if moved <= allowed:
         return None
@@ -135,14 +138,16 @@ def _depends_on_rounding(
 
 
 def _moved_by_rounding(network: nn.Module, inputs: tuple[Any, ...], exact: list[Output], amount: float) -> float:
-    """How far outputs move if what each layer computes is off by ``amount`` of the largest; 0 if there is no layer."""
+    """Return how far outputs move if layers are off by ``amount`` of their largest value; 0 for networks without
+    layers.
+    """
     shaken, _ = _exact(network, inputs, "first", functools.partial(PerturbedRounding, amount=amount))
     found = in_place(shaken, exact)
-    return float("inf") if found is None else found.relative  # another number of rows may be selected
+    return float("inf") if found is None else found.relative  # a different number of rows may be selected
 
 
 def _native(network: nn.Module, inputs: tuple[Any, ...], which: str) -> tuple[list[Output], dict[str, Any]]:
-    """Outputs in the network's own dtype, and the kinds of all and what isn't a tensor, by path."""
+    """Return outputs in the network's own dtype, and plain values and types of all leaves by path."""
     shadow = shadow_of(network)
     with _run(network, inputs, which, "its own dtype"), Isolated() as run:
         output = run.values(shadow(*_cast(inputs, _dtype_of(network))))
@@ -152,8 +157,8 @@ def _native(network: nn.Module, inputs: tuple[Any, ...], which: str) -> tuple[li
 def _exact(
     network: nn.Module, inputs: tuple[Any, ...], which: str, mode: Callable[[torch.dtype], Float64] = Float64
 ) -> tuple[list[Output], dict[str, Tensor]]:
-    """Outputs in float64, and a fingerprint of every module's output."""
-    shadow = shadow_of(network)  # a fresh one, since some networks cache tensors
+    """Return outputs in float64, and a fingerprint of every module's output."""
+    shadow = shadow_of(network)  # a new one each time, since some networks cache tensors
     seen: dict[str, Tensor] = {}
     for name, module in shadow.named_modules():
         if name:
@@ -170,7 +175,7 @@ def _exact(
 
 @contextlib.contextmanager
 def _run(network: nn.Module, inputs: tuple[Any, ...], which: str, precision: str) -> Iterator[None]:
-    """A run whose errors are one sentence and that leaves the random states as they were."""
+    """Run a network: errors become one sentence, and random generators are restored."""
     devices = {t.device for t in (*network.parameters(), *network.buffers()) if t.device.type == "cuda"}
     state = random.getstate()
     try:
@@ -178,20 +183,20 @@ def _run(network: nn.Module, inputs: tuple[Any, ...], which: str, precision: str
             yield
     except UnbranchError:
         raise
-    except Exception as error:  # whatever stops a forward
+    except Exception as error:  # anything that a forward raises
         raise input_error(network, inputs, error, which=f"the {which} network", precision=f" in {precision}") from error
     finally:
         random.setstate(state)
 
 
 def _fingerprint(value: Tensor) -> Tensor:
-    """At most 4096 numbers that stand for a tensor."""
+    """Return at most 4096 numbers of a tensor."""
     flat = value.detach().flatten()
     return flat[:: max(1, flat.numel() // 4096)].double().clone()
 
 
 def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
-    """Fresh tensors, since some networks write to their input, the floating ones in a dtype."""
+    """Clone tensors, since some networks write to their input, and cast the floating-point ones."""
     return tree_map(  # type: ignore[no-any-return]
         lambda v: v.to(dtype if v.is_floating_point() else v.dtype, copy=True) if isinstance(v, Tensor) else v, inputs
     )

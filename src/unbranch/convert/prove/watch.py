@@ -1,4 +1,4 @@
-"""Hooks on the original while it runs: rewritten parts run beside it, rows of modules are seen to run as such."""
+"""Hooks on the original while it runs: they run rewritten parts on the same arguments, or record the order of calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unbranch.graph.running import Runner, cloned, observation
 
 
 class SideBySide:
-    """Runs rewritten parts beside the original's, on what the original's are given, while the original runs."""
+    """Runs rewritten parts next to the original's, on the same arguments, while the original runs."""
 
     _MOST = 2  # calls of one part that are compared
 
@@ -26,7 +26,7 @@ class SideBySide:
         self._verdict, self._seen = verdict, seen
 
     def install(self, running: nn.Module, beside: nn.Module | None) -> list[RemovableHandle]:
-        """Put hooks on the parts of a copy of the original, which run those of a copy of the rewritten network."""
+        """Register hooks on the parts of a copy of the original; they run the parts of ``beside``."""
         assert beside is not None
         handles = []
         for path in self._paths | self._crossed:
@@ -71,11 +71,11 @@ class SideBySide:
 
 
 Rows = dict[Any, tuple[tuple[str, ...], str]]
-"""Rewrites, with the paths of modules that one layer stands for, or none, and of the part that is rewritten."""
+"""Rewrites, each with the paths of the modules that one layer replaces, if any, and of the part that is rewritten."""
 
 
 class RowOrder:
-    """Notices which rows of modules aren't run one after the other, and which parts are run in pieces."""
+    """Records whether rows of modules run one after the other, and whether parts run as a whole."""
 
     beside: Runner | None = None
 
@@ -86,7 +86,7 @@ class RowOrder:
         self._alone: set[str] = set()
 
     def install(self, running: nn.Module, _beside: nn.Module | None) -> list[RemovableHandle]:
-        """Put hooks on the modules of a copy of the original."""
+        """Register hooks on the modules of a copy of the original."""
         handles = []
         for path, module in running.named_modules():
             enter, leave = functools.partial(self._enter, path), functools.partial(self._leave, path)
@@ -106,7 +106,7 @@ class RowOrder:
         self._seen.append((path, args[0] if args else None, output))
 
     def out_of_order(self) -> list[Any]:
-        """Rewrites whose modules were run in another way than as one row."""
+        """Return the rewrites whose modules didn't run as one row."""
         return [key for key, (row, part) in self._rows.items() if part in self._alone or not self._in_a_row(row)]
 
     def _in_a_row(self, row: tuple[str, ...]) -> bool:
@@ -121,7 +121,7 @@ class RowOrder:
 
 
 def part_of(plain: nn.Module, path: str) -> nn.Module | None:
-    """The part at a path; None where something around it was replaced, and is compared as a whole."""
+    """Return the part at a path; None if an enclosing module was replaced, which is then compared as a whole."""
     try:
         part = plain.get_submodule(path)
     except AttributeError:
@@ -130,7 +130,7 @@ def part_of(plain: nn.Module, path: str) -> nn.Module | None:
 
 
 class MethodAsForward(nn.Module):
-    """A network that is run by another method than its forward."""
+    """A module whose forward is another method of a network."""
 
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Write merged layers into a copy of the network."""
+"""Decide where merged layers go, and write them into a copy of the network."""

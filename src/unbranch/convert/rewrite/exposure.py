@@ -1,4 +1,4 @@
-"""Which parts of a network other code may look into: merges must not change what it sees."""
+"""Check what other code can observe of a network's parts: merges must not change it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
-from unbranch.convert.rewrite.sites import PlacementError
+from unbranch.convert.rewrite.placement import PlacementError
 from unbranch.convert.source.methods import (
     calls_method_of,
     methods_iterating_over,
@@ -25,17 +25,18 @@ def is_kernel(region: Region, node: fx.Node) -> bool:
 
 
 def check_exposure(region: Region, merge: Merge, row: list[Call], emptied: tuple[Call, ...]) -> list[str]:
-    """Refuse parts of a row that can't become one, since someone may look between them.
+    """Check that modules in a row can become one although other methods may run them separately.
 
-    A kernel may not go into a part that another method runs: what ``forward_intermediates`` and its kin return would
-    change. A norm may (that behind a stem of several convolutions), where no method runs one without the other. Of a
-    part inside the network, methods count for a norm beside its kernel only if a method of what is around calls them.
+    A kernel must not move into a part that another method runs, since the results of ``forward_intermediates`` and
+    similar methods would change. A norm may (for example after a stem of several convolutions), if no method runs one
+    without the other. For a part inside the network, methods count for a norm next to its kernel only if a method of an
+    enclosing module calls them.
 
     Returns:
-        Methods of the network that go through a norm and the kernel beside it in a loop: they have to be run.
+        Methods of the network that run a norm and the kernel before it in a loop; they must be run to compare them.
 
     Raises:
-        PlacementError: if someone does.
+        PlacementError: if a method runs parts of the row separately.
     """
     for call in row:
         if (reason := exposed_inside(region, call)) is not None:
@@ -57,26 +58,26 @@ def check_exposure(region: Region, merge: Merge, row: list[Call], emptied: tuple
             if not above and not emptied:
                 walked = sorted(methods_iterating_over(module, inner) & set(shown))
                 shown = [name for name in shown if name not in walked]
-        if above and not kernels and not emptied:  # a helper of a part's own forward, if nothing else calls it
+        if above and not kernels and not emptied:  # a helper of the part's own forward, unless other code calls it
             outer = [(m, above[len(path) :].lstrip(".")) for m, path in around_it if len(path) < len(above)]
             shown = [name for name in shown if any(calls_method_of(m, path, name) for m, path in outer)]
         if shown:
-            raise PlacementError(merge, f"{type(module).__name__}.{shown[0]} runs its parts one by one")
+            raise PlacementError(merge, f"{type(module).__name__}.{shown[0]} runs these parts separately")
     return walked
 
 
 def exposed_inside(region: Region, call: Call) -> str | None:
-    """Why a call's module can't become another one: a method of something around it runs what is inside."""
+    """Return why a call's module can't be replaced, if a method of an enclosing module runs modules inside it."""
     path = region.trace.full_path(call.path)
     for module, above in list(_modules_around(region, call))[1:]:
         methods = methods_reaching_into(module, path[len(above) :].lstrip("."))
         if methods:
-            return f"{type(module).__name__}.{methods[0]} runs what is inside {type(call.module).__name__}"
+            return f"{type(module).__name__}.{methods[0]} runs modules inside {type(call.module).__name__}"
     return None
 
 
 def _modules_around(region: Region, call: Call) -> Iterator[tuple[nn.Module, str]]:
-    """A call's module and those that it lies in, with their paths, as far as the trace goes."""
+    """Yield a call's module and its enclosing modules, with their paths, up to the traced root."""
     steps = call.path.split(".") if call.path else []
     for n in range(len(steps), -1, -1):
         path = ".".join(steps[:n])

@@ -1,4 +1,4 @@
-"""Forwards called with other optional arguments than those that a trace assumes."""
+"""Check that a rewrite is valid for optional arguments other than those that a trace assumes."""
 
 from __future__ import annotations
 
@@ -25,45 +25,46 @@ from unbranch.rules import rule_of_module
 
 _ASKING = {"isinstance", "type", "len", "hasattr", "callable", "issubclass"}
 _MANY = 8  # options of which pairs are tried
-_MOST = 4  # options that are tried in all combinations; of more, one at a time and all at once
+_MOST = 4  # options that are tried in all combinations; of more, one at a time and all together
 
 
 def optional_arguments(module: nn.Module) -> list[str]:
-    """Arguments of a forward that a trace gives their default, or leaves out."""
+    """Return the arguments of a forward that a trace gives their default, or omits."""
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(module.forward).parameters
     return [name for name, p in parameters.items() if p.default is not p.empty or p.kind in kinds]
 
 
 def conflict_with_options(trace: Trace, row: list[Call]) -> str | None:
-    """Why modules in a row can't become one: with other optional arguments they aren't run one after the other.
+    """Return why modules in a row can't become one: with other optional arguments they don't run one after the other.
 
-    A flag is tried with its other value, any other option with a value that nothing is known of, and one that the
-    example gives with its default. What can't be read so doesn't matter where the row lies in a part that takes no
-    options, and that nothing around it reaches into.
+    A flag is tried with its opposite value, an option that the example gives with its default, and any other option
+    with an unknown value. Failures to trace don't matter if the row lies in a part that takes no options and that no
+    enclosing module reaches into.
     """
     name, alone = type(trace.module).__name__, _is_apart(trace, row)
     if not alone and (more := _reads_more(trace)) is not None:
-        return f"{name}.forward reads any number of arguments, {more}"
+        return f"{name}.forward uses {more}"
     if not alone and (option := compared_by_identity(trace.module, optional_arguments(trace.module))) is not None:
-        return f"{name}.forward goes by which object {option} is"
+        return f"{name}.forward compares {option} by identity"
     variants = _variants(trace, at_most=1 if alone and len(row) > 1 else _MOST)
-    if variants and any(map(has_side_effects, trace.module.modules())):  # reading runs the code
-        return None if alone else f"{name}.forward may act on files or the process with other options"
+    if variants and any(map(has_side_effects, trace.module.modules())):  # tracing runs the code
+        return None if alone else f"{name}.forward may have side effects with other options"
     for options in variants:
         other = trace.again(options)
         if isinstance(other, str):
             if not alone and not _is_refused(trace, other, options):
-                return f"{name}.forward can't be read with another {' and '.join(options)} ({other})"
+                return f"{name}.forward can't be traced with other values of {' and '.join(options)} ({other})"
         elif not _runs(other, row) and not _fails(other):
-            return f"{name}.forward runs them otherwise with another {' and '.join(options)}"
+            return f"{name}.forward runs them differently with other values of {' and '.join(options)}"
     return None
 
 
 def _is_apart(trace: Trace, row: list[Call]) -> bool:
-    """Whether the forward of one part runs a row whatever it is given, and only that forward does.
+    """Whether the forward of one part runs a row whatever its arguments, and no other forward does.
 
-    A part that becomes a layer by itself has to take one value as that does, and no forward around may reach into it.
+    A part that becomes a layer by itself must take one argument as a layer does, and no enclosing forward may reach
+    into it.
     """
     if len(row) == 1:
         only = row[0]
@@ -84,7 +85,7 @@ def _is_apart(trace: Trace, row: list[Call]) -> bool:
 
 
 def _runs_alike(trace: Trace, part: Call, row: list[Call]) -> bool:
-    """Whether a part runs a row whatever its arguments are but for the first, on which no layer could run then."""
+    """Whether a part runs a row for all values of its arguments but the first, which every layer needs."""
     parameters = list(inspect.signature(part.module.forward).parameters.values())
     any_number = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     code = getattr(forward_of(part.module), "__code__", None)
@@ -105,7 +106,7 @@ def _runs_alike(trace: Trace, part: Call, row: list[Call]) -> bool:
 
 
 def _takes_one_value(module: nn.Module) -> bool:
-    """Whether a forward has one argument, and doesn't ask what it is."""
+    """Whether a forward has one argument and doesn't inspect its type."""
     parameters = list(inspect.signature(module.forward).parameters.values())
     code = getattr(forward_of(module), "__code__", None)
     one = [p.kind for p in parameters] in (
@@ -116,13 +117,13 @@ def _takes_one_value(module: nn.Module) -> bool:
 
 
 def _fails(trace: Trace) -> bool:
-    """Whether a layer is given None, as where images are optional by their name alone: the forward can't run so."""
+    """Whether a layer receives None, as for images that are optional in name only: the forward can't run like that."""
     layers = (c for c in trace.calls if c.leaf and (rule := rule_of_module(c.module)) and rule.kind == "kernel")
     return any(c.args[:1] == (None,) for c in layers)
 
 
 def _runs(trace: Trace, row: list[Call]) -> bool:
-    """Whether a trace runs calls of another one as a row, or none of them."""
+    """Whether a trace runs calls of another one as a row, or doesn't run any of them."""
     found = [[c for c in trace.calls if c.path == call.path and c.leaf == call.leaf] for call in row]
     if any(call.path in trace.hidden for call in row):
         return False
@@ -143,7 +144,7 @@ def _runs(trace: Trace, row: list[Call]) -> bool:
 
 
 def _reaches_into(trace: Trace, call: Call) -> bool:
-    """Whether a trace runs something of a part, or reads it, without calling the part; or gives it to somebody."""
+    """Whether a trace runs or reads something inside a part without calling the part, or passes it to other code."""
     inside = f"{call.path}."
     nodes = [n for n in trace.graph.nodes if n.op in ("get_attr", "call_module")]
     reads = (str(n.target) for n in nodes)
@@ -158,7 +159,7 @@ def _nodes(value: Any) -> list[fx.Node]:
 
 
 def _plain(call: Call) -> Any:
-    """The arguments of a call, with numbers for its tensors: the same one twice has one number."""
+    """Return the arguments of a call with labels for its tensors, the same label for the same tensor."""
     numbers: dict[fx.Node, str] = {}
 
     def without(value: Any) -> Any:
@@ -168,7 +169,7 @@ def _plain(call: Call) -> Any:
 
 
 def _variants(trace: Trace, at_most: int) -> list[dict[str, Any]]:
-    """Other values of a forward's optional arguments, alone and together; ``...`` is one that nothing is known of."""
+    """Return other values of a forward's optional arguments, alone and combined; ``...`` is an unknown value."""
     read = {str(node.target).lstrip("*") for node in trace.graph.nodes if node.op == "placeholder"}
     options: dict[str, Any] = {}
     for name, parameter in inspect.signature(trace.module.forward).parameters.items():
@@ -189,7 +190,7 @@ def _variants(trace: Trace, at_most: int) -> list[dict[str, Any]]:
 
 
 def _is_refused(trace: Trace, reason: str, options: dict[str, Any]) -> bool:
-    """Whether a forward doesn't run at all with its defaults, as where it needs images that may be None."""
+    """Whether a forward fails with its defaults, for example because it needs images that may be None."""
     if not isinstance(reason, Refused) and not reason.startswith(("ValueError", "AttributeError")):
         return False
     defaults = {name: value for name, value in options.items() if value is not ...}
@@ -197,7 +198,7 @@ def _is_refused(trace: Trace, reason: str, options: dict[str, Any]) -> bool:
 
 
 def _reads_more(trace: Trace) -> str | None:
-    """``*args`` or ``**kwargs``, by name, if a forward does something with them and a trace leaves them out."""
+    """Return ``*args`` or ``**kwargs``, by name, if a forward uses them and a trace omits them."""
     read = {str(node.target).lstrip("*") for node in trace.graph.nodes if node.op == "placeholder"}
     code = getattr(forward_of(trace.module), "__code__", None)
     for name, parameter in inspect.signature(trace.module.forward).parameters.items():

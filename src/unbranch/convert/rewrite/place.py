@@ -1,7 +1,7 @@
-"""Where a merge is written into the network, as locally as possible.
+"""Decide where each merge is written into the network, as locally as possible.
 
-A merge whose operations are whole modules in a row replaces the first of them and leaves identities for the
-others. Any other merge rebuilds the smallest module that holds it from its graph.
+A merge whose operations are whole modules in a row replaces one of them and leaves identities in place of the others.
+For any other merge, the smallest module that holds it is rebuilt from its graph.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from torch import fx
 from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.exposure import common_call
-from unbranch.convert.rewrite.rebuilds import as_rebuild
-from unbranch.convert.rewrite.sites import PlacementError, Rebuild, Swap, calls_opened_by
-from unbranch.convert.rewrite.swaps import as_swap
+from unbranch.convert.rewrite.place_rebuild import as_rebuild
+from unbranch.convert.rewrite.place_swap import as_swap
+from unbranch.convert.rewrite.placement import PlacementError, Rebuild, Swap, calls_opened_by
 from unbranch.convert.trace.trace import Call
 
 
 def rewrites_of(region: Region, merges: list[Merge]) -> list[Swap | Rebuild]:
-    """How each merge is put into the network; those that touch each other are rebuilt together.
+    """Return how each merge is written into the network; merges that overlap are rebuilt together.
 
     Raises:
-        PlacementError: for the merges that have no place; they have to be barred.
+        PlacementError: for merges that have no place; they must be excluded.
     """
     plans: list[Swap | Rebuild] = []
     refused: list[tuple[Merge, str]] = []
@@ -40,7 +40,7 @@ def rewrites_of(region: Region, merges: list[Merge]) -> list[Swap | Rebuild]:
 
 
 def unit_of(plan: Swap | Rebuild) -> str:
-    """The path of the smallest module whose own forward shows what a rewrite does."""
+    """Return the path of the smallest module whose own forward contains the whole rewrite."""
     if isinstance(plan, Rebuild):
         return plan.call.path
     calls = (*plan.calls, *plan.emptied)
@@ -54,7 +54,7 @@ def _merges_of(plan: Swap | Rebuild) -> tuple[Merge, ...]:
 
 
 def _touching(plans: list[Swap | Rebuild]) -> tuple[Swap | Rebuild, Swap | Rebuild] | None:
-    """Two plans that remove one operation, or of which one opens a module that the other replaces."""
+    """Return two rewrites that remove the same operation, or of which one opens a module that the other replaces."""
     owner: dict[fx.Node | Call, Swap | Rebuild] = {}
     for plan in plans:
         nodes = {n for m in _merges_of(plan) for n in m.inside}

@@ -1,4 +1,4 @@
-"""A part with a new forward that stays what it was for everything else: its class, methods and attributes."""
+"""A module with a new forward that keeps the class, methods and attributes of the original for other code."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import fx, nn
 
 
 class Rebuilt(fx.GraphModule):
-    """A part whose forward is a graph, and whose class's other methods and attributes stay.
+    """A module whose forward is a graph and which keeps the original's other methods and attributes.
 
     ``isinstance`` sees the original's class, and attributes that aren't found are looked up there. Copies and pickles
-    keep what outer code hung on it, which those of ``torch.fx.GraphModule`` lose.
+    keep attributes that other code has set, which those of ``torch.fx.GraphModule`` lose.
 
     Args:
-        parts: modules and tensors that the graph reads, by path.
-        original: the class of the part.
+        parts: modules and tensors that the graph uses, by path.
+        graph: the graph of the forward.
+        original: the class of the original.
     """
 
     def __init__(self, parts: Any, graph: fx.Graph, original: type | None = None) -> None:
@@ -41,7 +42,7 @@ class Rebuilt(fx.GraphModule):
             return value.__get__(self, original) if hasattr(value, "__get__") else value
 
     def recompile(self) -> Any:
-        """As in ``torch.fx``, whose own ``__call__`` prints the code to the terminal where a call fails."""
+        """Compile the graph as ``torch.fx`` does, without its ``__call__``, which prints the code when a call fails."""
         code = super().recompile()
         type(self).__call__ = nn.Module.__call__  # type: ignore[method-assign]
         return code
@@ -55,7 +56,7 @@ class Rebuilt(fx.GraphModule):
         return copied
 
     def _unread(self) -> dict[str, dict[str, Any]]:
-        """Children, parameters and buffers that the graph doesn't use, which ``torch.fx`` doesn't copy."""
+        """Return children, parameters and buffers that the graph doesn't use, which ``torch.fx`` doesn't copy."""
         used = {str(n.target).split(".")[0] for n in self.graph.nodes if n.op in ("get_attr", "call_module")}
         return {
             table: {name: value for name, value in self.__dict__[table].items() if name not in used}

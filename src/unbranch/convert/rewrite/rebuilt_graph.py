@@ -1,4 +1,4 @@
-"""The graph of a rebuilt module, with merged layers in place of the operations that they replace."""
+"""Build the graph of a rebuilt module, with merged layers in place of the operations that they replace."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import fx, nn
 
 from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
-from unbranch.convert.rewrite.sites import Rebuild, calls_opened_by
-from unbranch.convert.rewrite.sizes import PendingSizes
+from unbranch.convert.rewrite.pending_sizes import PendingSizes
+from unbranch.convert.rewrite.placement import Rebuild, calls_opened_by
 from unbranch.convert.trace.execute import attribute
 from unbranch.convert.trace.trace import Call, call_of
 from unbranch.errors import Inexact
@@ -24,14 +24,14 @@ from unbranch.rules import rule_of_module
 from unbranch.rules.value import Affine, Gridded
 
 Piece = Callable[[dict[Merge, nn.Module], dict[int, Any]], Any]
-"""Makes a layer, a part or a tensor of a rebuilt module from the merged layers and the copies made so far."""
+"""Creates a layer, child or tensor of a rebuilt module from the merged layers and the copies made so far."""
 
 
 def graph_of(region: Region, plan: Rebuild, original: nn.Module) -> tuple[fx.Graph, dict[str, Piece]]:
-    """The graph of a rebuilt module, and what it runs and reads, by path.
+    """Return the graph of a rebuilt module, and what it calls and reads, by path.
 
     Raises:
-        Inexact: if something that it reads goes with what is merged.
+        Inexact: if something that it reads is merged away.
     """
     call = plan.call
     opened = calls_opened_by(call, plan.merges)
@@ -47,7 +47,7 @@ def graph_of(region: Region, plan: Rebuild, original: nn.Module) -> tuple[fx.Gra
 
     def known(node: fx.Node) -> fx.Node:
         if node not in env:
-            raise Inexact("what is beside it reads sizes or values that it takes away")
+            raise Inexact("another operation reads sizes or values that the merge removes")
         return env[node]
 
     for node in call.nodes:
@@ -66,7 +66,7 @@ def graph_of(region: Region, plan: Rebuild, original: nn.Module) -> tuple[fx.Gra
                 env[size] = _copied(size, graph, env, parts, original, region, call)
         elif node in removed:
             continue
-        elif node in region.trace.moved:  # its work is done by what another rewrite puts in front of it
+        elif node in region.trace.moved:  # another rewrite does its work before this one
             env[node] = env[node.all_input_nodes[0]]
         elif outer is not None and isinstance(outer.output, fx.Node):
             if outer not in folded:
@@ -102,7 +102,7 @@ def _placeholders(graph: fx.Graph, call: Call, region: Region) -> dict[fx.Node, 
     env: dict[fx.Node, fx.Node] = {}
 
     def bind(value: Any, node: fx.Node) -> None:
-        """Where the nodes of an argument are found in the new graph's."""
+        """Map the nodes in an argument to nodes of the new graph."""
         if isinstance(value, fx.Node):
             env.setdefault(value, node)
         elif isinstance(value, tuple | list | dict):
@@ -125,7 +125,7 @@ def _placeholders(graph: fx.Graph, call: Call, region: Region) -> dict[fx.Node, 
 
 def _inside(region: Region, call: Call, path: str) -> str:
     found = region.trace.path_inside(call, path)
-    assert found is not None  # see place.py
+    assert found is not None  # checked in place_rebuild.py
     return found
 
 
@@ -143,7 +143,7 @@ def _copied(
     node: fx.Node, graph: fx.Graph, env: dict[fx.Node, fx.Node], parts: dict[str, Piece], original: nn.Module,
     region: Region, call: Call,
 ) -> fx.Node:  # fmt: skip
-    """One operation as it was."""
+    """Copy one operation."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
     target = node.target
     if node.op == "get_attr" and str(target) in region.trace.made:
@@ -154,7 +154,7 @@ def _copied(
             module = original.get_submodule(target)
             rule = rule_of_module(module)
             if rule is not None and rule.rest:
-                raise Inexact(f"the affine part of {type(module).__name__} stands alone")
+                raise Inexact(f"the affine part of {type(module).__name__} can't be separated from its activation")
             parts[target] = functools.partial(_copied_piece, module)
         else:
             holder, dot, name = str(target).rpartition(".")
@@ -164,7 +164,7 @@ def _copied(
 
 
 def _name_of(region: Region, merge: Merge) -> str:
-    """What a merged layer is called in its new place."""
+    """Return the name of a merged layer in the rebuilt module."""
     value = region.values[merge.target][merge.root]
     if isinstance(value, Gridded):  # between reshapes
         return "fc"
@@ -177,9 +177,9 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 def _drop_unused(graph: fx.Graph, parts: dict[str, Piece]) -> None:
-    """Remove constants that were computed only for what is gone, and readings of shapes."""
+    """Remove constants and reads of shapes that nothing uses any more."""
     constant: set[fx.Node] = set()
-    family: dict[fx.Node, Any] = {}  # what tensor a constant is a part of
+    family: dict[fx.Node, Any] = {}  # the tensor that a constant is a part of
     for node in graph.nodes:
         inputs = node.all_input_nodes
         computed = node.op in ("call_function", "call_method") and inputs and all(n in constant for n in inputs)

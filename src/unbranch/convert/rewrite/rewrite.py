@@ -1,4 +1,4 @@
-"""Writing merged layers into a copy of the network; what a rewrite doesn't touch stays the module it was."""
+"""Write merged layers into a copy of the network; modules that no rewrite affects are copied as they are."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
-from unbranch.convert.rewrite.rebuild import Blueprint, blueprints_of
-from unbranch.convert.rewrite.sites import Rebuild, Swap
+from unbranch.convert.rewrite.blueprint import Blueprint, blueprints_of
+from unbranch.convert.rewrite.placement import Rebuild, Swap
 from unbranch.convert.source.methods import attributes_set_by
 from unbranch.errors import UnsupportedError
 from unbranch.graph.shadow import copy_hooks, deep_copied, has_hooks
@@ -24,13 +24,15 @@ def replaced_modules(
     region: Region, plans: list[Swap | Rebuild], network: nn.Module, layers: dict[Merge, nn.Module],
     memo: dict[int, Any],
 ) -> list[Blueprint]:  # fmt: skip
-    """Enter successors of modules into ``memo``; returned is what has to be rebuilt around them, innermost first."""
+    """Enter replacements of modules into ``memo``; returns the modules that must be rebuilt around them, innermost
+    first.
+    """
     trace = region.trace
     swaps = [p for p in plans if isinstance(p, Swap)]
     for swap in swaps:
         for j, path in enumerate(swap.paths):
             old = network.get_submodule(trace.full_path(path))
-            if j < len(swap.calls) or id(old) not in memo:  # a norm that has moved to several layers goes once
+            if j < len(swap.calls) or id(old) not in memo:  # a norm moved into several layers is removed once
                 layer = layers[swap.merge] if j == swap.host else None
                 keeps = layer is not None and swap.keeps
                 new = _with_weights_of(layer, old) if keeps else with_rest(layer, old, memo)
@@ -44,13 +46,13 @@ def replaced_modules(
 
 
 def rebuild(blueprints: list[Blueprint], memo: dict[int, Any]) -> None:
-    """Build parts, those inside others first, and enter them into ``memo``."""
+    """Build modules, inner ones first, and enter them into ``memo``."""
     for blueprint in blueprints:
         _take_place(blueprint.old, blueprint.built(memo), memo)
 
 
 def with_rest(layer: nn.Module | None, old: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A merged layer or nothing, followed by what comes after the affine part of the old module."""
+    """Return a merged layer, if any, followed by the parts of the old module after its affine part."""
     rule = rule_of_module(old)
     rest = rule.rest if rule is not None else ()
     parts = OrderedDict((name, copy.deepcopy(getattr(old, name), memo)) for name in rest)
@@ -63,7 +65,7 @@ def with_rest(layer: nn.Module | None, old: nn.Module, memo: dict[int, Any]) -> 
 
 
 def _with_weights_of(layer: Any, old: Any) -> nn.Module:
-    """A copy of a convolution with a forward of its own that has the merged layer's weight and bias."""
+    """Return a copy of a convolution with its own forward that has the merged layer's weight and bias."""
     new = deep_copied(old, {id(old.weight): layer.weight, id(old.bias): layer.bias})
     new.bias = layer.bias
     return new
@@ -87,12 +89,12 @@ def _is_data(value: Any) -> bool:
 
 
 def _take_place(old: nn.Module, new: nn.Module, memo: dict[int, Any]) -> None:
-    """Enter a successor, with what outer code hung on the original, such as the f and i of YOLO's layers."""
+    """Enter a replacement, with attributes that other code set on the original, such as f and i of YOLO's layers."""
     data = {n: v for n, v in vars(old).items() if not n.startswith("_") and _is_data(v)}
     kind: Any = type(old)
     own = attributes_set_by(kind) | set(_COMMON)
     if any(name not in own and (name in vars(new) or _holds(new, name)) for name in data):
-        new = nn.Sequential(OrderedDict([("conv", new)])).train(new.training)  # of its own it has none that collide
+        new = nn.Sequential(OrderedDict([("conv", new)])).train(new.training)  # whose attributes collide with none
     if has_hooks(old):
         copy_hooks(old, new)
     for name, value in data.items():
@@ -102,10 +104,10 @@ def _take_place(old: nn.Module, new: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def copied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """The network with its successors in place; what didn't change is copied.
+    """Return a copy of the network with its replacements in place.
 
     Raises:
-        InputError: if something in it can't be.
+        UnsupportedError: if something in it can't be copied.
     """
     for module in network.modules():
         for value in vars(module).values():
@@ -122,7 +124,7 @@ def copied(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def trained_like(layer: nn.Module, sources: list[Tensor], training: bool) -> nn.Module:
-    """Give a merged layer the mode and ``requires_grad`` of what it replaces."""
+    """Set a merged layer's mode and ``requires_grad`` as in the layers that it replaces."""
     wanted = [t.requires_grad for t in sources if isinstance(t, nn.Parameter)]
     if wanted and not any(wanted):
         layer.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Parts whose results nothing reads, such as an auxiliary head: they can go."""
+"""Remove parts whose results nothing reads, such as auxiliary heads."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from unbranch.rules import rule_of_module
 
 
 def drop_unused(trace: Trace, kept: set[str]) -> list[Call]:
-    """Take the calls of parts out of a trace that have no effect; what reads them reads what they were given.
+    """Remove calls of parts without effect from a trace; their readers read the part's input.
 
     Args:
-        kept: paths of parts that are to stay, with what is around them.
+        trace: is changed.
+        kept: paths of parts that must stay, with their enclosing modules.
+
+    Returns:
+        The removed calls.
     """
     live, written = _live(trace)
     around = {".".join(path.split(".")[:n]) for path in kept for n in range(1, path.count(".") + 2)}
@@ -25,7 +29,7 @@ def drop_unused(trace: Trace, kept: set[str]) -> list[Call]:
         inside_another = any(outer in dropped for outer in call.lineage())
         if not inside_another and _is_unread(trace, call, live, written) and call.path not in around:
             dropped.append(call)
-    given: dict[fx.Node, fx.Node] = {}  # to a part that is dropped, by its output
+    given: dict[fx.Node, fx.Node] = {}  # input of a removed part, by its output
     for call in dropped:
         source = call.args[0]
         while source in given:
@@ -38,9 +42,9 @@ def drop_unused(trace: Trace, kept: set[str]) -> list[Call]:
 
 
 def _live(trace: Trace) -> tuple[set[fx.Node], set[fx.Node]]:
-    """Operations that the outputs depend on, or that do something beside computing a value; and what is written to.
+    """Return the operations that outputs depend on or that have other effects, and the nodes that are written to.
 
-    What is written to stays: an identity in its place would let its input be written to.
+    A node that is written to must stay: with an identity in its place, the write would reach its input.
     """
     base: dict[fx.Node, fx.Node] = {}
     writes: dict[fx.Node, list[fx.Node]] = {}
@@ -65,7 +69,7 @@ def _live(trace: Trace) -> tuple[set[fx.Node], set[fx.Node]]:
 
 
 def _may_have_effects(trace: Trace, node: fx.Node) -> bool:
-    """Whether a module whose inside isn't read may keep or count something."""
+    """Whether a module that can't be traced into may store something."""
     if node.op != "call_module":
         return False
     module = trace.layer_of(node)
@@ -82,12 +86,12 @@ def _is_unread(trace: Trace, call: Call, live: set[fx.Node], written: set[fx.Nod
     if trace.times_called()[id(call.module)] > 1:
         return False
     if any(optional_arguments(outer.module) for outer in call.lineage() if outer is not call):
-        return False  # one of them may ask for the result
+        return False  # an option may request the result
     return not _is_shown(trace.module, call.path.split("."))
 
 
 def _is_shown(root: nn.Module, steps: list[str]) -> bool:
-    """Whether another method runs a part, something that holds it, or something inside it."""
+    """Whether another method runs a part, a module that holds it, or something inside it."""
     for n in range(len(steps)):
         module = root.get_submodule(".".join(steps[:n]))
         paths = [".".join(steps[n:end]) for end in range(n + 1, len(steps) + 1)]

@@ -38,7 +38,11 @@ def reason_of(error: Exception) -> str:
         return text
     if isinstance(error, fx.proxy.TraceError):
         loops = "iterated" in text
-        return "it loops over something of unknown length" if loops else "it goes by numbers that it computes"
+        return (
+            "it loops over a value of unknown length"
+            if loops
+            else "its control flow depends on values that it computes"
+        )
     return f"{type(error).__name__}: {text}"
 
 
@@ -154,7 +158,7 @@ def is_one_of(value: Any, classes: Sequence[type]) -> bool:
 
 def is_of_kind(_value: Any, _names: tuple[str, ...]) -> NoReturn:
     """The node in a graph for ``isinstance`` of an optional argument; it is never executed."""
-    raise RuntimeError("what an optional argument is can't be told")
+    raise RuntimeError("the class of an optional argument isn't known")
 
 
 def _each(kinds: Any) -> Iterator[type]:

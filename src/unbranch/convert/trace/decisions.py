@@ -52,7 +52,7 @@ class Decisions:
 
     def _next(self, known: Any) -> bool:
         if len(self.taken) >= _DEEPEST:
-            raise TooManyPathsError(f"more than {_DEEPEST} conditions depend on what it is given")
+            raise TooManyPathsError(f"more than {_DEEPEST} conditions depend on the input size")
         outcome = self.given[len(self.taken)] if len(self.taken) < len(self.given) else True
         self.taken.append(outcome)
         self.known.append(known)

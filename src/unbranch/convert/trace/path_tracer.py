@@ -110,7 +110,7 @@ class PathTracer(ExampleTracer):
             decisions.clear()
             return self._follow(begin, run, decisions)
         if states_of(begin.call.module) != before:
-            raise UnreadableError("it keeps something that depends on the size of what it is given")
+            raise UnreadableError("it stores something that depends on the input size")
         path = self._recorded_path(begin, nodes_of(output))
         self._take_back(begin)
         return path
@@ -133,7 +133,7 @@ class PathTracer(ExampleTracer):
         if self.asked == asked:
             return output
         if call.path in self._converts:  # the forward caught the error
-            raise NeedsNumberError("a number that depends on the input is needed there and then")
+            raise NeedsNumberError("a value that depends on the input must be a plain number")
         return self._converted(call, asked)
 
     def _converted(self, call: Call, asked: int) -> Any:
@@ -163,9 +163,9 @@ class PathTracer(ExampleTracer):
         shared, (live, *_) = Shared(paths), paths
         outputs = shared.outputs()
         if outputs is None and call is not self.calls[0]:
-            raise OutputStructureError("what its forward returns depends on what it is given")
+            raise OutputStructureError("the structure of its output depends on the input size")
         if not shared.harmless() or any(name.startswith(MADE) for path in paths for name in path.tensors):
-            raise UnreadableError("what its forward does depends on the size of what it is given")
+            raise UnreadableError("what its forward does depends on the input size")
         made: dict[tuple[Any, ...], fx.Node] = {}
 
         def value(values: tuple[Any, ...], before: fx.Node | None) -> Any:

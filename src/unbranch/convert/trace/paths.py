@@ -68,7 +68,7 @@ def explore_paths(follow: Callable[[Decisions], ControlPath]) -> list[ControlPat
         pending += [(*decisions.taken[:j], not decisions.taken[j]) for j in fresh]
         if not pending:
             return paths
-    raise TooManyPathsError(f"more than {MAX_PATHS} paths lead through its forward")
+    raise TooManyPathsError(f"its forward has more than {MAX_PATHS} control-flow paths")
 
 
 @dataclass(eq=False)

@@ -107,7 +107,7 @@ class Value(Asked, fx.Proxy):
         length = self._length()
         if length is None:
             self._asks()
-            raise NeedsNumberError("a length that depends on the input is needed there and then")
+            raise NeedsNumberError("a length that depends on the input must be a plain number")
         return length
 
     def _asks(self) -> None:
@@ -128,13 +128,13 @@ class Value(Asked, fx.Proxy):
 
     def __int__(self) -> int:
         self._asks()
-        raise NeedsNumberError("a number that depends on the input is needed there and then")
+        raise NeedsNumberError("a value that depends on the input must be a plain number")
 
     __float__ = __int__
 
     def __str__(self) -> str:
         self._asks()
-        raise NeedsNumberError("a number that depends on the input is needed as text")
+        raise NeedsNumberError("a number that depends on the input is formatted as text")
 
     def __format__(self, format_spec: str) -> str:
         return self.__str__()

@@ -79,8 +79,8 @@ class Trace:
     calls: list[Call]
     failures: dict[str, str]
     known: Callable[[fx.Node], Any] = lambda _node: None
-    again: Callable[[dict[str, Any]], Trace | str] = lambda _options: "it can't be read again"
-    alone: Callable[[str, dict[str, Any]], Trace | str] = lambda _path, _options: "it can't be read alone"
+    again: Callable[[dict[str, Any]], Trace | str] = lambda _options: "it can't be traced again"
+    alone: Callable[[str, dict[str, Any]], Trace | str] = lambda _path, _options: "it can't be traced on its own"
     hidden: set[str] = field(default_factory=set)
     unshared: set[str] = field(default_factory=set)
     checks: set[fx.Node] = field(init=False)

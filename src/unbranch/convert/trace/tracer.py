@@ -151,7 +151,7 @@ class _Tracer(PathTracer):
             node.meta["where"] = line_of_user()
         self._followed += 1
         if self._followed > MAX_OPERATIONS:
-            raise TooManyPathsError("its forward runs too many operations, or goes too many paths")
+            raise TooManyPathsError("its forward has too many operations or control-flow paths")
         return node
 
     def tensor(self, path: str) -> fx.Proxy:
@@ -257,7 +257,7 @@ def trace_module(
         reason = reason_of(error)
         return Refused(reason) if _is_refusal(error.__traceback__) else reason
     if any(n.op == "get_attr" and str(n.target).startswith("_torchbind_obj") for n in graph.nodes):
-        return "it holds a compiled object that can't be read"
+        return "it holds a compiled object that can't be traced"
     output = next(n for n in graph.nodes if n.op == "output")
     tracer.calls[0].output = output.args[0]
     read: dict[tuple[str, ...], Trace | str] = {}

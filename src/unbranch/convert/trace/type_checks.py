@@ -70,7 +70,7 @@ class Asked:
             if self.tracer.is_open(self.node):
                 return None
             if self.node.op not in ("placeholder", "get_attr") and not self.tracer.is_layers(self.node):
-                raise UnreadableError("it asks what kind of value something is that nothing is known of")
+                raise UnreadableError("it checks the type of a value about which nothing is known")
             return torch.Tensor
         if not isinstance(known[0], torch.Tensor):
             return type(known[0])
@@ -85,7 +85,7 @@ class Asked:
         """
         kind = self.expected_class()
         if kind is None:
-            raise UnreadableError("it goes by the class of an optional argument")
+            raise UnreadableError("it depends on the class of an optional argument")
         return kind
 
     def __hash__(self) -> int:

@@ -1,4 +1,4 @@
-"""Merges whose operations are whole modules in a row: the module with the kernel becomes the merged layer."""
+"""Place merges whose operations are whole modules in a row: the module with the kernel becomes the merged layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.exposure import check_exposure, is_kernel
 from unbranch.convert.rewrite.options import conflict_with_options
-from unbranch.convert.rewrite.sites import PlacementError, Swap, takes_one_argument
+from unbranch.convert.rewrite.placement import PlacementError, Swap, takes_one_argument
 from unbranch.convert.trace.trace import Call, Trace, call_of, forward_of
 from unbranch.rules.value import Affine, Gridded
 
@@ -56,10 +56,10 @@ def as_swap(region: Region, merge: Merge) -> Swap | None:
 
 
 def _own_kernel(region: Region, node: fx.Node, merge: Merge) -> Call | None:
-    """The call of a module that computes a convolution with its own weight and bias at the end of its forward.
+    """Return the call of a module that ends in a convolution with its own weight and bias.
 
-    What its forward does before, such as padding by the size of what it is given, is none of the merge's business: it
-    stays, if the merged layer is a convolution of the same geometry.
+    What its forward does before, such as padding by the input size, is unaffected by the merge and is kept, if the
+    merged layer is a convolution of the same geometry.
     """
     call, own = call_of(node), call_of(node).module
     if node.op != "call_function" or node.target not in _CONVOLUTIONS or call is region.trace.root or call.leaf:
@@ -90,7 +90,7 @@ def _own_kernel(region: Region, node: fx.Node, merge: Merge) -> Call | None:
 
 
 def _asks_for_bias(own: nn.Module) -> bool:
-    """Whether a forward reads its bias more than once: it may ask whether there is one, and there will be."""
+    """Whether a forward reads its bias more than once: it may check whether there is one, and there will be."""
     code = getattr(forward_of(own), "__code__", None)
     return code is None or sum(i.argval == "bias" for i in dis.get_instructions(code)) > 1
 
@@ -98,26 +98,26 @@ def _asks_for_bias(own: nn.Module) -> bool:
 def _geometry(value: Affine) -> Any:
     m = value.map
     if isinstance(value, Gridded):
-        return value  # another one for each
+        return value  # unlike any other
     return m.weight.shape, m.stride, m.dilation, m.lo, m.hi, m.groups, m.up, m.border, value.last
 
 
 def _unmoved(trace: Trace, node: Any) -> Any:
-    """What a value is before a norm that was moved behind it."""
+    """Return a value before a norm that was moved after it."""
     while node in trace.moved:
         node = node.all_input_nodes[0]
     return node
 
 
 def _same(trace: Trace, node: fx.Node) -> list[fx.Node]:
-    """A value, and what norms that were moved behind it make of it."""
+    """Return a value and the results of norms that were moved after it."""
     return [node, *(u for u in node.users if u in trace.moved)]
 
 
 def _largest_call(
     trace: Trace, node: fx.Node, inside: set[fx.Node], region: Region, times: dict[int, int]
 ) -> Call | None:
-    """The outermost module call around a node that the merge covers wholly; one that only calls another is kept."""
+    """Return the outermost module call around a node that the merge covers completely, without pure wrappers."""
     largest: Call | None = None
     inside = inside | trace.moved.keys()
     for call in call_of(node).lineage():

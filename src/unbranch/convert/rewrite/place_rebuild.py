@@ -1,4 +1,4 @@
-"""Merges for which the smallest module that holds them is rebuilt from its graph."""
+"""Place merges by rebuilding the smallest module that holds them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.exposure import common_call, exposed_inside
 from unbranch.convert.rewrite.options import conflict_with_options, optional_arguments
-from unbranch.convert.rewrite.sites import PlacementError, Rebuild, calls_opened_by
+from unbranch.convert.rewrite.placement import PlacementError, Rebuild, calls_opened_by
 from unbranch.convert.source.methods import entry_points
 from unbranch.convert.trace.trace import Call, call_of
 
@@ -19,7 +19,7 @@ def as_rebuild(region: Region, merges: tuple[Merge, ...]) -> Rebuild:
     moved = region.trace.moved
     emptied = tuple(dict.fromkeys(c for merge in merges for n in merge.inside for c in moved.get(n, ())))
     call = _smallest_call(merges, emptied)
-    # Its new forward is made for what it is given where options have their defaults.
+    # The new forward is valid for arguments whose options have their defaults.
     reason = None if call is region.trace.root else conflict_with_options(region.trace, [call])
     if reason is not None:
         raise PlacementError(merges[0], reason, tuple((merge, reason) for merge in merges[1:]))
@@ -32,7 +32,7 @@ def as_rebuild(region: Region, merges: tuple[Merge, ...]) -> Rebuild:
 
 
 def _smallest_call(merges: tuple[Merge, ...], emptied: tuple[Call, ...] = ()) -> Call:
-    """The innermost call that holds all operations of the merges, and norms that go, and can see the roots."""
+    """Return the innermost call that holds all operations of the merges and emptied norms, and can read the roots."""
     calls = [*(call_of(n) for merge in merges for n in merge.inside), *emptied]
     call = common_call([c.parent if c.leaf and c.parent is not None else c for c in calls])
     roots = [merge.root for merge in merges]
@@ -42,7 +42,7 @@ def _smallest_call(merges: tuple[Merge, ...], emptied: tuple[Call, ...] = ()) ->
 
 
 def _visible(call: Call) -> set[fx.Node]:
-    """Nodes inside a call or given to it, alone or in lists."""
+    """Return the nodes inside a call or among its arguments, also nested."""
     seen = set(call.nodes)
     fx.node.map_arg((call.args, call.kwargs), seen.add)
     return seen
@@ -66,17 +66,17 @@ def _check_rebuildable(region: Region, call: Call, merge: Merge) -> None:
     if any(has_hooks_at(region, c) for c in inlined if c is not call):
         raise PlacementError(merge, "it would remove a module with a hook")
     if any(c.branches for c in inlined):
-        raise PlacementError(merge, f"it is spread over {name}, whose forward goes by what it is given")
+        raise PlacementError(merge, f"it is spread over {name}, whose forward depends on the input size")
     entering = {n for node in call.nodes for n in node.all_input_nodes}
     if call is not region.trace.root and not entering <= _visible(call):
-        raise PlacementError(merge, f"it lies in {name}, which reads tensors that it isn't given")
+        raise PlacementError(merge, f"it lies in {name}, which reads tensors other than its arguments")
     run = {c.path for c in region.trace.calls if c is not call and call in c.lineage()}
     run |= {str(n.target).rpartition(".")[0] for n in call.nodes if n.op == "get_attr" and "." in str(n.target)}
     if any(path != call.path and region.trace.path_inside(call, path) is None for path in run):
-        raise PlacementError(merge, f"it lies in {name}, which runs a module that it doesn't hold")
+        raise PlacementError(merge, f"it lies in {name}, which calls a module that it doesn't hold")
     kinds = {p.kind for p in inspect.signature(call.module.forward).parameters.values()}
     if call is not region.trace.root and inspect.Parameter.VAR_KEYWORD in kinds and call.kwargs:
-        raise PlacementError(merge, f"it lies in {name}, which takes any keywords")
+        raise PlacementError(merge, f"it lies in {name}, which accepts arbitrary keyword arguments")
 
 
 def has_hooks_at(region: Region, call: Call) -> bool:

@@ -1,4 +1,4 @@
-"""Readings of the sizes of values that a merge removes."""
+"""Reads of the sizes of values that a merge removes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from unbranch.convert.plan.plan import Merge
 
 
 class PendingSizes:
-    """Readings of the size of what is merged away: they read the merged layer's output, where that has the size."""
+    """Sizes of values that are merged away, to be read from the merged layer's input or output if that has the same
+    size.
+    """
 
     def __init__(self, region: Region, merges: tuple[Merge, ...]) -> None:
         self._region = region
@@ -21,7 +23,7 @@ class PendingSizes:
         self._pending: list[fx.Node] = []
 
     def holds(self, node: fx.Node, env: dict[fx.Node, fx.Node]) -> bool:
-        """Whether a node has to wait, since it reads the size of something that isn't there yet."""
+        """Whether a node must wait, since it reads the size of a value that doesn't exist yet."""
         waits = node in self._region.trace.sizes and any(
             (n in self._removed or n in self._pending) and n not in env for n in node.all_input_nodes
         )
@@ -30,7 +32,7 @@ class PendingSizes:
         return waits
 
     def released(self, merge: Merge, env: dict[fx.Node, fx.Node]) -> list[fx.Node]:
-        """Readings that can be made now that a merged layer is there, in order."""
+        """Return the nodes that can be computed now that a merged layer exists, in order."""
         for node in merge.inside:
             if node is not merge.target:
                 like = next((v for v in (merge.target, merge.root) if self._same_size(node, v)), None)
@@ -46,7 +48,7 @@ class PendingSizes:
         return ready
 
     def _same_size(self, node: fx.Node, target: fx.Node) -> bool:
-        """Whether a value has the size of another one, along the axes that are read."""
+        """Whether two values have the same size along the axes that are read."""
         shapes, others = shapes_of(self._region.trace, node), shapes_of(self._region.trace, target)
         if shapes is not None and others is not None:
             axes = self._axes_read(node, len(shapes[0]))
@@ -61,7 +63,7 @@ class PendingSizes:
         return bool(behind) and kinds <= {"elementwise"} and not moves and None not in rules
 
     def _passes(self, node: fx.Node) -> bool:
-        """Whether a value is passed on: an identity, or dropout, which is one in evaluation."""
+        """Whether a module returns its input: an identity, or dropout, which does so in evaluation mode."""
         if node.op != "call_module":
             return False
         module = self._region.trace.layer_of(node)

@@ -1,4 +1,4 @@
-"""The new module of a call that merges are spread over: its graph, with merged layers in place of operations."""
+"""Rebuild modules from graphs in which merged layers replace operations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import fx, nn
 
 from unbranch.convert.interpret.interpretation import Region
 from unbranch.convert.plan.plan import Merge
+from unbranch.convert.rewrite.placement import PlacementError, Rebuild, Swap, takes_one_argument
 from unbranch.convert.rewrite.rebuilt import Rebuilt
 from unbranch.convert.rewrite.rebuilt_graph import Piece, graph_of
-from unbranch.convert.rewrite.sites import PlacementError, Rebuild, Swap, takes_one_argument
 from unbranch.errors import Inexact
 from unbranch.graph.shadow import deep_copied
 from unbranch.rules import rule_of_base
@@ -21,15 +21,15 @@ from unbranch.rules import rule_of_base
 
 @dataclass(eq=False)
 class Blueprint:
-    """A part that is to be rebuilt, when what is inside it has its successors.
+    """A module to be rebuilt, after everything inside it has been replaced.
 
     Args:
-        old: the part in the user's network.
-        graph: of its new forward.
-        pieces: what the graph runs and reads, by path.
+        old: the module in the user's network.
+        graph: the graph of its new forward.
+        pieces: what the graph calls and reads, by path.
         layers: the merged layers.
-        plain: whether a layer may take its place.
-        used: modules and tensors of the user's network, by id, that its forward used.
+        plain: whether a single layer may replace it.
+        used: ids of modules and tensors of the user's network that its forward used.
     """
 
     old: nn.Module
@@ -40,12 +40,12 @@ class Blueprint:
     used: set[int]
 
     def built(self, memo: dict[int, Any]) -> nn.Module:
-        """The new part; ``memo`` holds copies made so far, by id of the original: children are copied through it."""
+        """Return the new module; children are copied through ``memo``, which has the copies made so far by id."""
         parts: dict[str, Any] = {name: make(self.layers, memo) for name, make in self.pieces.items()}
         new = _as_layer(self.graph, parts) if self.plain else None
         if new is None:
             self.graph.lint()
-            is_layer = rule_of_base(self.old) is not None  # of whose kind it isn't any more: it has no weight, say
+            is_layer = rule_of_base(self.old) is not None  # no longer a layer of that class: it may have no weight
             new = Rebuilt(parts, self.graph, None if is_layer else type(self.old))
             self._keep_unread(new, memo)
         new.training = self.old.training
@@ -71,7 +71,7 @@ class Blueprint:
 def blueprints_of(
     region: Region, plans: list[Rebuild], network: nn.Module, layers: dict[Merge, nn.Module]
 ) -> list[Blueprint]:  # fmt: skip
-    """How parts of a trace are rebuilt, the innermost first."""
+    """Return the blueprints of a trace, innermost modules first."""
     trace = region.trace
     used = trace.read() | {id(network.get_submodule(trace.full_path(c.path))) for c in trace.calls} if plans else set()
     found = []
@@ -84,10 +84,10 @@ def blueprints_of(
 
 
 def check_rebuilds(region: Region, plans: list[Swap | Rebuild], network: nn.Module) -> None:
-    """Find out whether rebuilt parts have all that they read; nothing is copied.
+    """Check that rebuilt modules have everything that they read; nothing is copied.
 
     Raises:
-        PlacementError: for the merges of those that haven't.
+        PlacementError: for the merges of modules that don't.
     """
     for plan in plans:
         if isinstance(plan, Rebuild):
@@ -99,7 +99,7 @@ def check_rebuilds(region: Region, plans: list[Swap | Rebuild], network: nn.Modu
 
 
 def _as_layer(graph: fx.Graph, parts: dict[str, Any]) -> nn.Module | None:
-    """A graph as a layer or a sequence of layers, where it is one."""
+    """Return a graph as a layer or sequence of layers; None if it isn't one."""
     nodes = list(graph.nodes)
     inputs = [n for n in nodes if n.op == "placeholder"]
     row = [n for n in nodes if n.op == "call_module"]

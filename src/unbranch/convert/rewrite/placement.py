@@ -14,10 +14,10 @@ class Swap:
     """Modules in a row, by path from the trace's root; the one at ``host`` becomes the merged layer.
 
     Args:
-        emptied: norms elsewhere that go, since what they do has moved into the layer.
-        walked: methods of the network that go through the row in a loop, and may show what is between.
-        keeps: whether the module at ``host`` stays what it is, a convolution with a forward of its own, and takes the
-            merged layer's weight and bias.
+        emptied: norms elsewhere that become identities, since they were moved into the layer.
+        walked: methods of the network that run the row in a loop, and may return intermediate values.
+        keeps: whether the module at ``host`` is a convolution with its own forward, which keeps its class and receives
+            the merged layer's weight and bias.
     """
 
     merge: Merge
@@ -40,7 +40,7 @@ class Swap:
 class Rebuild:
     """The module of ``call`` gets a new graph, in which the merges are single layers.
 
-    ``emptied`` are norms inside it that go, since what they do has moved into the layers.
+    ``emptied`` are norms inside it that become identities, since they were moved into the layers.
     """
 
     call: Call
@@ -54,7 +54,7 @@ class Rebuild:
 
 
 class PlacementError(Inexact):
-    """Merges that can't be written into the network without losing something else."""
+    """Raised for merges that can't be written into the network without losing something else."""
 
     def __init__(self, merge: Merge, reason: str, more: tuple[tuple[Merge, str], ...] = ()) -> None:
         super().__init__(reason)
@@ -62,14 +62,14 @@ class PlacementError(Inexact):
 
 
 def takes_one_argument(call: Call) -> bool:
-    """Whether a call can stay as it is if a layer takes the place of the module: it passes one value, by position."""
-    if call.leaf and set(call.kwargs) == {"input"}:  # as PyTorch's layers call theirs
+    """Whether a call remains valid if a layer replaces the module: it passes one argument, by position."""
+    if call.leaf and set(call.kwargs) == {"input"}:  # as PyTorch's layers name theirs
         return not call.args
     return len(call.args) == 1 and not call.kwargs
 
 
 def calls_opened_by(call: Call, merges: tuple[Merge, ...]) -> set[Call]:
-    """Calls inside ``call`` that a rebuild has to open: those that hold a removed operation or a merge's ends."""
+    """Return the calls that a rebuild must open: those that hold a removed operation or a merge's ends."""
     opened = {call}
     touched = [n for m in merges for n in m.inside]
     for node in touched:
