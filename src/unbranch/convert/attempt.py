@@ -31,8 +31,8 @@ from unbranch.convert.rewrite.unused import drop_unused
 from unbranch.convert.source.methods import parts_run_by_forward
 from unbranch.convert.trace.part_examples import PartExamples
 from unbranch.convert.trace.trace import Trace
+from unbranch.graph.eval_view import eval_view, has_hooks, owners_of, training_only_modules
 from unbranch.graph.probe import Arguments
-from unbranch.graph.shadow import has_hooks, owners_of, shadow_of, training_parts
 from unbranch.rules import rule_of_module
 
 _DROPPED = "dropped"
@@ -65,15 +65,15 @@ class Attempt:
     rows: Rows = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.stand_ins = PartExamples(self.network, self.pair)
+        self.examples = PartExamples(self.network, self.pair)
         self.account.blind = self.pair is None
 
     def run(self) -> None:
-        shadow = shadow_of(self.network)
-        for path, part in training_parts(self.network):
+        view = eval_view(self.network)
+        for path, part in training_only_modules(self.network):
             self.memo[id(part)] = type(part)()
-            shadow.set_submodule(path, type(part)())
-        traces, unread = traces_of(shadow, self.stand_ins.of, self.faulty)
+            view.set_submodule(path, type(part)())
+        traces, unread = traces_of(view, self.examples.of, self.faulty)
         hooked = self._watched(traces, unread)
         owners, read = owners_of(self.network), {id(trace): trace.read() for trace in traces}
         seen = {trace.full_path(call.path) for trace in traces for call in trace.calls if call.leaf}

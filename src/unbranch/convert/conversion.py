@@ -15,9 +15,9 @@ from unbranch.convert.prove.merged_layers import Built
 from unbranch.convert.report import Report
 from unbranch.convert.step import record_step
 from unbranch.errors import CollapseError, UnsupportedError
+from unbranch.graph.eval_view import deep_copied, unwrap_model
 from unbranch.graph.global_state import without_side_effects
 from unbranch.graph.outside import restore_outside
-from unbranch.graph.shadow import deep_copied, unwrapped
 
 
 class Conversion:
@@ -115,7 +115,7 @@ def _converted(model: nn.Module, example_input: Any, strict: bool = False) -> Co
 
 
 def _readable(model: nn.Module) -> nn.Module:
-    network = unwrapped(model)
+    network = unwrap_model(model)
     if isinstance(network, torch.jit.ScriptModule):
         raise UnsupportedError(
             f"{type(network).__name__} is a ScriptModule: collapse the network before it is scripted"

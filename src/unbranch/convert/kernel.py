@@ -15,8 +15,8 @@ from unbranch.convert.passes.reading import traces_of
 from unbranch.convert.plan.plan import plan_of
 from unbranch.convert.trace.trace import Trace
 from unbranch.errors import InputError
+from unbranch.graph.eval_view import eval_view, unwrap_model
 from unbranch.graph.outside import restoring_outside
-from unbranch.graph.shadow import shadow_of, unwrapped
 from unbranch.rules.value import Affine, Bundle, Gridded
 
 
@@ -53,7 +53,7 @@ def equivalent_kernel(module: nn.Module, *, constant_norms: bool = False) -> Equ
         >>> kernel.shape, block.conv_1x1.conv.weight.grad is not None
         (torch.Size([4, 4, 3, 3]), True)
     """
-    network = unwrapped(module)
+    network = unwrap_model(module)
     cached = _READ.setdefault(network, {}).get(constant_norms)
     state = _state(network)
     if cached is None or cached.state != state:
@@ -101,7 +101,7 @@ def _key(value: Any) -> Any:
 
 
 def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _Reading:
-    shadow = nn.Sequential(shadow_of(network))  # so that a single layer has a graph, too
+    shadow = nn.Sequential(eval_view(network))  # so that a single layer has a graph, too
     if constant_norms:
         _freeze_norms(shadow)
     with as_errors(), restoring_outside(network):

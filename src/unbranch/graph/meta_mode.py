@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 
-class Stage(Protocol):
+class ShapeMode(Protocol):
     """A mode in which tensors have shapes and no data: ``MetaMode``, or PyTorch's ``FakeTensorMode``."""
 
     def __enter__(self) -> Any: ...

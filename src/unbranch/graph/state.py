@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from unbranch.graph.shadow import MODULE_ATTRIBUTES, computed_names
+from unbranch.graph.eval_view import MODULE_ATTRIBUTES, computed_names
 
 _NOT_STATE = {*MODULE_ATTRIBUTES, "forward", "unbranch_history"}
 

@@ -12,14 +12,14 @@ from unbranch.convert.faults import in_part
 from unbranch.convert.passes.grids import share_grids
 from unbranch.convert.passes.sums import order_sums
 from unbranch.convert.passes.writes import read_writes
-from unbranch.convert.trace.example_values import Given
+from unbranch.convert.trace.example_values import ExampleArguments
 from unbranch.convert.trace.trace import Call, Trace, has_rules_inside
 from unbranch.convert.trace.tracer import trace_module
 from unbranch.rules import rule_of_module
 
 
 def read_module(
-    path: str, module: nn.Module, leaves: set[int], given: Callable[[str], Given | None] = lambda _path: None
+    path: str, module: nn.Module, leaves: set[int], given: Callable[[str], ExampleArguments | None] = lambda _path: None
 ) -> Trace | str:  # fmt: skip
     """Trace a module and run the passes on it; returns the reason if it can't be traced."""
     trace = trace_module(path, module, leaves, given)
@@ -57,7 +57,7 @@ def _read_shapes(trace: Trace) -> None:
     trace.refresh()
 
 
-def _again(path: str, module: nn.Module, leaves: set[int], given: Callable[[str], Given | None]) -> Trace:
+def _again(path: str, module: nn.Module, leaves: set[int], given: Callable[[str], ExampleArguments | None]) -> Trace:
     trace = read_module(path, module, leaves, given)
     assert isinstance(trace, Trace)  # it succeeded the first time
     return trace
@@ -65,7 +65,7 @@ def _again(path: str, module: nn.Module, leaves: set[int], given: Callable[[str]
 
 def traces_of(
     network: nn.Module,
-    given: Callable[[str], Given | None] = lambda _path: None,
+    given: Callable[[str], ExampleArguments | None] = lambda _path: None,
     unreadable: Mapping[str, str] | None = None,
 ) -> tuple[list[Trace], dict[str, str]]:
     """Return traces that together cover a network, and the modules that couldn't be traced, with the reasons.

@@ -25,10 +25,10 @@ from unbranch.convert.prove.verification import (
 )
 from unbranch.convert.trace.execute import relative_error
 from unbranch.errors import InputError, UnbranchError
+from unbranch.graph.eval_view import eval_view, unwrap_model
 from unbranch.graph.float64 import Float64, PerturbedRounding
 from unbranch.graph.isolated import Isolated
 from unbranch.graph.outside import restoring_outside
-from unbranch.graph.shadow import shadow_of, unwrapped
 
 
 def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float | None = None) -> Verification:
@@ -52,7 +52,7 @@ def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float |
     Raises:
         InputError: if a network can't run on the input, or the outputs have different structures or shapes.
     """
-    a, b = unwrapped(a), unwrapped(b)
+    a, b = unwrap_model(a), unwrap_model(b)
     with as_errors(), restoring_outside(a), restoring_outside(b):
         return _verified(a, b, example_input, tolerance)
 
@@ -148,9 +148,9 @@ def _moved_by_rounding(network: nn.Module, inputs: tuple[Any, ...], exact: list[
 
 def _native(network: nn.Module, inputs: tuple[Any, ...], which: str) -> tuple[list[Output], dict[str, Any]]:
     """Return outputs in the network's own dtype, and plain values and types of all leaves by path."""
-    shadow = shadow_of(network)
+    view = eval_view(network)
     with _run(network, inputs, which, "its own dtype"), Isolated() as run:
-        output = run.values(shadow(*_cast(inputs, _dtype_of(network))))
+        output = run.values(view(*_cast(inputs, _dtype_of(network))))
         return outputs_of(output), kinds_of(output)
 
 
@@ -158,9 +158,9 @@ def _exact(
     network: nn.Module, inputs: tuple[Any, ...], which: str, mode: Callable[[torch.dtype], Float64] = Float64
 ) -> tuple[list[Output], dict[str, Tensor]]:
     """Return outputs in float64, and a fingerprint of every module's output."""
-    shadow = shadow_of(network)  # a new one each time, since some networks cache tensors
+    view = eval_view(network)  # a new one each time, since some networks cache tensors
     seen: dict[str, Tensor] = {}
-    for name, module in shadow.named_modules():
+    for name, module in view.named_modules():
         if name:
 
             def remember(_m: nn.Module, _a: Any, out: Any, name: str = name) -> None:
@@ -170,7 +170,7 @@ def _exact(
             module.register_forward_hook(remember)
     dtype = _dtype_of(network)
     with _run(network, inputs, which, "float64"), mode(dtype) as run:
-        return outputs_of(run.values(shadow(*_cast(inputs, dtype)))), seen
+        return outputs_of(run.values(view(*_cast(inputs, dtype)))), seen
 
 
 @contextlib.contextmanager

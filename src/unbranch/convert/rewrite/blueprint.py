@@ -15,7 +15,7 @@ from unbranch.convert.rewrite.placement import PlacementError, Rebuild, Swap, ta
 from unbranch.convert.rewrite.rebuilt import Rebuilt
 from unbranch.convert.rewrite.rebuilt_graph import Piece, graph_of
 from unbranch.errors import Inexact
-from unbranch.graph.shadow import deep_copied
+from unbranch.graph.eval_view import deep_copied
 from unbranch.rules import rule_of_base
 
 

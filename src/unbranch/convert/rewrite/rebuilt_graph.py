@@ -18,8 +18,8 @@ from unbranch.convert.rewrite.placement import Rebuild, calls_opened_by
 from unbranch.convert.trace.execute import attribute
 from unbranch.convert.trace.trace import Call, call_of
 from unbranch.errors import Inexact
+from unbranch.graph.eval_view import deep_copied
 from unbranch.graph.operations import is_view_operation, written_to
-from unbranch.graph.shadow import deep_copied
 from unbranch.rules import rule_of_module
 from unbranch.rules.value import Affine, Gridded
 

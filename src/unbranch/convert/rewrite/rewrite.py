@@ -16,7 +16,7 @@ from unbranch.convert.rewrite.blueprint import Blueprint, blueprints_of
 from unbranch.convert.rewrite.placement import Rebuild, Swap
 from unbranch.convert.source.methods import attributes_set_by
 from unbranch.errors import UnsupportedError
-from unbranch.graph.shadow import copy_hooks, deep_copied, has_hooks
+from unbranch.graph.eval_view import copy_hooks, deep_copied, has_hooks
 from unbranch.rules import rule_of_module
 
 

@@ -83,8 +83,8 @@ class _Float(metaclass=_Converting):
     plain = builtins.float
 
 
-for _stand_in in (_Int, _Float):
-    _stand_in.__name__ = _stand_in.__qualname__ = _stand_in.plain.__name__
+for _shape_only in (_Int, _Float):
+    _shape_only.__name__ = _shape_only.__qualname__ = _shape_only.plain.__name__
 
 
 class _Asking(_Converting):

@@ -14,12 +14,12 @@ from torch import fx, nn
 from unbranch.convert.trace.decisions import about_sizes
 from unbranch.convert.trace.paths import ControlPath, Shared
 from unbranch.convert.trace.trace import Call
-from unbranch.graph.meta_mode import MetaMode, Stage
+from unbranch.graph.meta_mode import MetaMode, ShapeMode
 from unbranch.rules import rule_of_function, rule_of_module, users_functions
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class ExampleArguments:
     """Shape-only arguments of a forward, for inputs of two sizes.
 
     Args:
@@ -29,7 +29,7 @@ class Given:
         apart: whether all sizes that aren't fixed differ and are odd, so that equal sizes are the same size.
     """
 
-    mode: Stage
+    mode: ShapeMode
     module: nn.Module
     inputs: tuple[dict[str, Any], dict[str, Any]]
     apart: bool
@@ -45,13 +45,13 @@ class ExampleTracer(fx.Tracer):
 
     calls: list[Call]
 
-    def __init__(self, given: Callable[[], Given | None], options: dict[str, Any]) -> None:
+    def __init__(self, given: Callable[[], ExampleArguments | None], options: dict[str, Any]) -> None:
         super().__init__(autowrap_functions=users_functions())
         self._options = options
         self._given = given
         self._knowledge: dict[fx.Node, Any] = {}
         self._later: dict[fx.Node, Callable[[], Any]] = {}
-        self._mode: Stage | None = None
+        self._mode: ShapeMode | None = None
 
     def known(self, node: fx.Node) -> Any:
         """Return shape-only values of a node for inputs of two sizes; None if they aren't known."""
@@ -64,7 +64,7 @@ class ExampleTracer(fx.Tracer):
                 return None
         return self._knowledge[node]
 
-    def _computed(self, node: fx.Node, given: Given | None) -> Any:
+    def _computed(self, node: fx.Node, given: ExampleArguments | None) -> Any:
         if self._mode is None:
             self._mode = MetaMode() if given is None else given.mode
         if node.op == "get_attr":
@@ -75,7 +75,9 @@ class ExampleTracer(fx.Tracer):
             return None if given is None or is_open else tuple(g[str(node.target)] for g in given.inputs)
         return self._run_twice(node, (node.args, node.kwargs), self.known, given)
 
-    def _run_twice(self, node: fx.Node, args: Any, known: Callable[[fx.Node], Any], given: Given | None) -> Any:
+    def _run_twice(
+        self, node: fx.Node, args: Any, known: Callable[[fx.Node], Any], given: ExampleArguments | None
+    ) -> Any:
         inputs: dict[fx.Node, Any] = {}
         fx.node.map_arg(args, lambda n: inputs.setdefault(n, known(n)))
         if any(v is None for v in inputs.values()):

@@ -17,11 +17,11 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_map
 
-from unbranch.convert.trace.example_values import Given
+from unbranch.convert.trace.example_values import ExampleArguments
 from unbranch.graph.copies import with_shapes_only
-from unbranch.graph.meta_mode import MetaMode, Stage
+from unbranch.graph.eval_view import eval_view
+from unbranch.graph.meta_mode import MetaMode, ShapeMode
 from unbranch.graph.probe import Arguments
-from unbranch.graph.shadow import shadow_of
 
 _UNLIKE = (1, 1, 2, 3, 5)
 _ODD = (21, 26)  # added to the two sizes, so that a half or a quarter is odd in one of them
@@ -39,19 +39,19 @@ class PartExamples:
 
     network: nn.Module
     pair: tuple[Arguments, Arguments] | None
-    _mode: Stage = field(default_factory=MetaMode)
+    _mode: ShapeMode = field(default_factory=MetaMode)
     _copy: nn.Module | None = None
     _unlike: bool = False
     _found: list[dict[str, Arguments]] | None = None
-    _given: dict[str, Given | None] = field(default_factory=dict)
+    _given: dict[str, ExampleArguments | None] = field(default_factory=dict)
 
-    def of(self, path: str) -> Given | None:
+    def of(self, path: str) -> ExampleArguments | None:
         """Return the arguments of the part at a path, if the network calls it."""
         if path not in self._given:
             self._given[path] = self._made(path)
         return self._given[path]
 
-    def _made(self, path: str) -> Given | None:
+    def _made(self, path: str) -> ExampleArguments | None:
         if self.pair is None:
             return None
         if self._found is None:
@@ -64,7 +64,9 @@ class PartExamples:
             first, second = (_by_name(part, given) for given in (a, b))
         except (TypeError, ValueError):  # a module without a signature
             return None
-        return Given(self._mode, part, (first, second), self._unlike) if first.keys() == second.keys() else None
+        return (
+            ExampleArguments(self._mode, part, (first, second), self._unlike) if first.keys() == second.keys() else None
+        )
 
     def _search(self) -> list[dict[str, Arguments]]:
         """Run the network at two sizes: with all sides different and odd, if it accepts them."""
@@ -73,7 +75,7 @@ class PartExamples:
         for make in (MetaMode, lambda: FakeTensorMode(allow_non_fake_inputs=True)):
             self._mode = make()
             try:
-                self._copy = with_shapes_only(shadow_of(self.network), self._mode)
+                self._copy = with_shapes_only(eval_view(self.network), self._mode)
             except Exception:  # tensors that have no shape-only form
                 continue
             for self._unlike, unlike in ((True, True), (False, True), (False, False)):
@@ -103,7 +105,7 @@ class PartExamples:
     def _observed(self, given: Arguments) -> tuple[dict[str, Arguments], Exception | None]:
         """Return the arguments of all parts for an input, and the exception that stopped the run, if any."""
         assert self._copy is not None
-        own = shadow_of(self._copy)
+        own = eval_view(self._copy)
         found: dict[str, Arguments] = {}
 
         def watch(path: str) -> Any:
@@ -118,7 +120,7 @@ class PartExamples:
                 module.register_forward_pre_hook(watch(path), with_kwargs=True)
         try:
             with torch.inference_mode(False), torch.no_grad(), self._mode:
-                own(*tree_map(self._stand_in, given.args))
+                own(*tree_map(self._shape_only, given.args))
         except Exception as error:
             return found, error
         return found, None
@@ -127,7 +129,7 @@ class PartExamples:
     def _device(self) -> torch.device:
         return next((t.device for t in self.network.parameters()), torch.device("cpu"))
 
-    def _stand_in(self, value: Any) -> Any:
+    def _shape_only(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         device = self._device if value.is_meta else value.device

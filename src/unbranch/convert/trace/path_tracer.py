@@ -13,7 +13,7 @@ from torch import fx
 
 from unbranch.convert.trace.casts import NeedsNumberError, UnreadableError
 from unbranch.convert.trace.decisions import Decisions, about_sizes, either, is_harmless
-from unbranch.convert.trace.example_values import ExampleTracer, Given
+from unbranch.convert.trace.example_values import ExampleArguments, ExampleTracer
 from unbranch.convert.trace.paths import ControlPath, Shared, distinct_paths, explore_paths
 from unbranch.convert.trace.recording import States, states_of
 from unbranch.convert.trace.structures import filled, nodes_of
@@ -27,7 +27,9 @@ class PathTracer(ExampleTracer):
         known_paths: decisions of the distinct paths through forwards, as far as they were found before.
     """
 
-    def __init__(self, given: Callable[[], Given | None], options: dict[str, Any], known_paths: dict[Any, Any]) -> None:
+    def __init__(
+        self, given: Callable[[], ExampleArguments | None], options: dict[str, Any], known_paths: dict[Any, Any]
+    ) -> None:
         super().__init__(given, options)
         self._known_paths = known_paths
         self._stack: list[Call] = []

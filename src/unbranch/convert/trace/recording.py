@@ -14,8 +14,8 @@ from torch import fx, nn
 from unbranch.convert.trace.casts import is_traceable_copy
 from unbranch.convert.trace.trace import MADE
 from unbranch.graph.contents import Contents
+from unbranch.graph.eval_view import MODULE_ATTRIBUTES
 from unbranch.graph.outside import restore_outside
-from unbranch.graph.shadow import MODULE_ATTRIBUTES
 
 
 class Recorder(Protocol):

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from unbranch.convert.lines import begins, line_of_user
 from unbranch.convert.trace.casts import calls_type, reason_of, traceable
 from unbranch.convert.trace.decisions import MAX_OPERATIONS, TooManyPathsError
-from unbranch.convert.trace.example_values import Given
+from unbranch.convert.trace.example_values import ExampleArguments
 from unbranch.convert.trace.path_tracer import OutputStructureError, PathTracer
 from unbranch.convert.trace.proxies import Value
 from unbranch.convert.trace.recording import recording
@@ -49,7 +49,11 @@ class _Tracer(PathTracer):
     proxy_buffer_attributes = True
 
     def __init__(
-        self, leaves: set[int], given: Callable[[], Given | None], options: dict[str, Any], known_paths: dict[Any, Any]
+        self,
+        leaves: set[int],
+        given: Callable[[], ExampleArguments | None],
+        options: dict[str, Any],
+        known_paths: dict[Any, Any],
     ) -> None:
         super().__init__(given, options, known_paths)
         self._leaves = leaves
@@ -233,9 +237,13 @@ def _globals_of(module: nn.Module) -> dict[str, Any] | None:
 
 
 def trace_module(
-    path: str, module: nn.Module, leaves: set[int], given: Callable[[str], Given | None] = lambda _path: None,
-    options: dict[str, Any] | None = None, known_paths: dict[Any, Any] | None = None,
-) -> Trace | str:  # fmt: skip
+    path: str,
+    module: nn.Module,
+    leaves: set[int],
+    given: Callable[[str], ExampleArguments | None] = lambda _path: None,
+    options: dict[str, Any] | None = None,
+    known_paths: dict[Any, Any] | None = None,
+) -> Trace | str:
     """Trace a module.
 
     Args:

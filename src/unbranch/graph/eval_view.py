@@ -28,7 +28,7 @@ _WRAPPERS = {
 }
 
 
-def unwrapped(model: Any) -> nn.Module:
+def unwrap_model(model: Any) -> nn.Module:
     """Return the network inside data-parallel, averaging and compiling wrappers.
 
     Raises:
@@ -125,7 +125,7 @@ def _inside_out(network: nn.Module, memo: dict[int, Any]) -> list[nn.Module]:
     return found[::-1]
 
 
-def shadow_of(model: nn.Module) -> nn.Module:
+def eval_view(model: nn.Module) -> nn.Module:
     """Return a copy of the modules in evaluation mode, without hooks, that shares all tensors with ``model``.
 
     Raises:
@@ -136,19 +136,19 @@ def shadow_of(model: nn.Module) -> nn.Module:
         for value in _tensors_of(module):
             memo[id(value)] = value
     try:
-        shadow = deep_copied(model, memo)
+        view = deep_copied(model, memo)
     except Exception as error:
         raise UnsupportedError(f"{type(model).__name__} can't be copied: {error}") from error
-    shadow.eval()
-    for module in shadow.modules():
+    view.eval()
+    for module in view.modules():
         kept = [(k, h) for k, h in module._forward_pre_hooks.items() if type(h).__name__ in _WEIGHT_HOOKS]
         for name in _HOOKS:
             vars(module)[name] = OrderedDict()
         vars(module)["_forward_pre_hooks"] = OrderedDict(kept)
-    return shadow
+    return view
 
 
-def training_parts(network: nn.Module) -> list[tuple[str, nn.Module]]:
+def training_only_modules(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return containers, by path, of modules that an evaluation forward never uses, such as auxiliary classifiers.
 
     A class lists the names of such children, each an ``nn.ModuleDict`` or ``nn.ModuleList``, in ``training_only``; its
