@@ -16,7 +16,7 @@ from unbranch.convert.passes import reading
 STEPS = {
     "read_writes": reading, "share_grids": reading, "order_sums": reading, "_read_shapes": reading,
     "drop_unused": attempt, "move_norms": attempt, "plan_of": attempt, "rewrites_of": attempt,
-    "replaced_modules": attempt, "Region": attempt,
+    "replaced_modules": attempt, "Interpretation": attempt,
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from unbranch.convert.account import Account, name_of, sources_of
 from unbranch.convert.faults import in_part
-from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.lines import place_of
 from unbranch.convert.passes.moves import move_norms
 from unbranch.convert.passes.reading import traces_of
@@ -109,12 +109,12 @@ class Attempt:
         stay = {*inner, *(target for path, kind, target in self.excluded if (path, kind) == (trace.path, _DROPPED))}
         dropped = drop_unused(trace, stay)
         moves = move_norms(trace, unmoved, inner)
-        barred = self._barred(trace)
+        excluded = self._excluded(trace)
         reasons: dict[tuple[str, ...], tuple[str, fx.Node]] = {}
         done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], Built] = {}
         while True:
-            region = Region(trace, barred, inner, shared)
-            plan = plan_of(region)
+            interpretation = Interpretation(trace, excluded, inner, shared)
+            plan = plan_of(interpretation)
             merged = {n for m in plan.merges for n in m.inside}
             lost = {call.path for move in moves if not set(move.pieces) <= merged for call in move.calls}
             if lost:
@@ -123,29 +123,31 @@ class Attempt:
                 trace = trace.reread()
                 dropped = drop_unused(trace, stay)
                 moves, done = move_norms(trace, unmoved, inner), {}
-                barred = self._barred(trace)
+                excluded = self._excluded(trace)
                 continue
             try:
-                rewrites = rewrites_of(region, plan.merges)
-                check_rebuilds(region, rewrites, self.network)
+                rewrites = rewrites_of(interpretation, plan.merges)
+                check_rebuilds(interpretation, rewrites, self.network)
                 exact = sum(m.after.numbers for m in plan.merges) * 8 <= IN_FLOAT64
                 for merge in sorted(plan.merges, key=lambda m: -m.after.numbers):  # to limit peak memory
                     if merge.key not in done:
                         name = (*_identity(trace, merge), merge.layer)
                         if name not in self.built:
-                            self.built[name] = build(region, merge, exact=exact, training=self._mode(region, merge))
+                            self.built[name] = build(
+                                interpretation, merge, exact=exact, training=self._mode(interpretation, merge)
+                            )
                         done[merge.key] = self.built[name]
             except PlacementError as refused:
                 for merge, reason in refused.merges:
-                    barred.add((merge.root, merge.target))
-                    reasons[sources_of(region, merge)] = reason, merge.target
+                    excluded.add((merge.root, merge.target))
+                    reasons[sources_of(interpretation, merge)] = reason, merge.target
                 continue
             break
         built = {merge: done[merge.key].layer for merge in plan.merges}
         errors = {merge: done[merge.key].error for merge in plan.merges}
         self.used += done.values()
         # Modules inside other parts come from later traces.
-        self.blueprints[:0] = replaced_modules(region, rewrites, self.network, built, self.memo)
+        self.blueprints[:0] = replaced_modules(interpretation, rewrites, self.network, built, self.memo)
         for call in dropped:
             path = trace.full_path(call.path)
             self.memo[id(self.network.get_submodule(path))] = nn.Identity()
@@ -163,9 +165,9 @@ class Attempt:
             for method in rewrite.walked if isinstance(rewrite, Swap) else ():
                 self.walked.setdefault(method, []).append(_identity(trace, rewrite.merge))  # type: ignore[union-attr]
             self.places += [(unit, trace.full_path(p)) for p in (rewrite.paths if isinstance(rewrite, Swap) else ())]
-        self._record(region, plan, rewrites, errors, built, reasons)
+        self._record(interpretation, plan, rewrites, errors, built, reasons)
 
-    def _barred(self, trace: Trace) -> set[tuple[fx.Node, fx.Node]]:
+    def _excluded(self, trace: Trace) -> set[tuple[fx.Node, fx.Node]]:
         nodes = {node.name: node for node in trace.graph.nodes}
         pairs = {(root, target) for path, root, target in self.excluded if path == trace.path}
         return {(nodes[root], nodes[target]) for root, target in pairs if root in nodes and target in nodes}
@@ -204,33 +206,38 @@ class Attempt:
         """Whether something moves into a part from outside, such as the norm after a stem, and changes its output."""
         return any(lies_in(place, path) and not lies_in(unit, path) for unit, place in self.places)
 
-    def _mode(self, region: Region, merge: Merge) -> bool:
+    def _mode(self, interpretation: Interpretation, merge: Merge) -> bool:
         for node in merge.inside:
             if node.op == "call_module":
-                return self.network.get_submodule(region.trace.full_path(str(node.target))).training
+                return self.network.get_submodule(interpretation.trace.full_path(str(node.target))).training
         return self.network.training
 
     def _record(
-        self, region: Region, plan: Plan, rewrites: list[Swap | Rebuild], errors: dict[Merge, float | None],
-        built: dict[Merge, nn.Module], reasons: dict[tuple[str, ...], tuple[str, fx.Node]],
-    ) -> None:  # fmt: skip
-        trace, account = region.trace, self.account
+        self,
+        interpretation: Interpretation,
+        plan: Plan,
+        rewrites: list[Swap | Rebuild],
+        errors: dict[Merge, float | None],
+        built: dict[Merge, nn.Module],
+        reasons: dict[tuple[str, ...], tuple[str, fx.Node]],
+    ) -> None:
+        trace, account = interpretation.trace, self.account
         for rewrite in rewrites:
             for merge in rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,):
                 place = trace.full_path(rewrite.place)
-                account.merge(place, sources_of(region, merge), built[merge], errors[merge])
+                account.merge(place, sources_of(interpretation, merge), built[merge], errors[merge])
         for names, (reason, node) in reasons.items():
             account.refuse(names, reason, node)
         nodes = {node.name: node for node in trace.graph.nodes}
         for (path, _, target), reason in self.excluded.items():
             if path == trace.path and target in nodes:
                 account.refuse((name_of(trace, nodes[target]),), reason, nodes[target])
-        for kept in plan.kept:
-            if kept.exact:
-                where = place_of(kept.node)
-                account.kept.append(Refusal(name_of(trace, kept.node), kept.reason, exact=True, where=where))
+        for skipped in plan.skipped:
+            if skipped.exact:
+                where = place_of(skipped.node)
+                account.kept.append(Refusal(name_of(trace, skipped.node), skipped.reason, exact=True, where=where))
             else:
-                account.refuse((name_of(trace, kept.node),), kept.reason, kept.node)
+                account.refuse((name_of(trace, skipped.node),), skipped.reason, skipped.node)
         account.norms_of(trace, {n for m in plan.merges for n in m.inside})
 
     def result(self) -> nn.Module:

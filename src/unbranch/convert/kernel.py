@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from unbranch.convert.faults import as_errors
-from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.passes.reading import traces_of
 from unbranch.convert.plan.plan import plan_of
 from unbranch.convert.trace.trace import Trace
@@ -59,7 +59,7 @@ def equivalent_kernel(module: nn.Module, *, constant_norms: bool = False) -> Equ
     if cached is None or cached.state != state:
         cached = _read(network, state, constant_norms)
         _READ[network][constant_norms] = cached
-    value = cached.region.realised(cached.root, cached.target)
+    value = cached.region.materialise(cached.root, cached.target)
     like = cached.region.weight_like(cached.root, cached.target)
     kernel, bias = _tensors(value)
     return EquivalentKernel(kernel.to(like.dtype), bias.to(like))
@@ -70,7 +70,7 @@ class _Reading:
     """What a module was found to be, and the state of it that this holds for."""
 
     state: tuple[Any, ...]
-    region: Region
+    region: Interpretation
     root: fx.Node
     target: fx.Node
 
@@ -112,7 +112,7 @@ def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _
         raise InputError(f"{type(network).__name__} has no equivalent kernel: {reason}")
     if trace.hidden or trace.unshared:
         raise InputError(f"{type(network).__name__} has no one equivalent kernel: its forward goes by what it is given")
-    region = Region(trace, differentiable=True)
+    region = Interpretation(trace, differentiable=True)
     root, target = _whole(region, trace) or _only_merge(region, network)
     return _Reading(state, region, root, target)
 
@@ -125,7 +125,7 @@ def _freeze_norms(shadow: nn.Module) -> None:
                     module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
 
 
-def _whole(region: Region, trace: Trace) -> tuple[fx.Node, fx.Node] | None:
+def _whole(region: Interpretation, trace: Trace) -> tuple[fx.Node, fx.Node] | None:
     """The module's input and output, if it is one map."""
     output = trace.root.output
     roots = region.values.get(output, {}) if isinstance(output, fx.Node) else {}
@@ -137,7 +137,7 @@ def _is_map(value: Affine | Bundle) -> bool:
     return isinstance(value, Affine) and value.arrangement is None
 
 
-def _only_merge(region: Region, network: nn.Module) -> tuple[fx.Node, fx.Node]:
+def _only_merge(region: Interpretation, network: nn.Module) -> tuple[fx.Node, fx.Node]:
     """Where the one merged layer starts and ends, or else the one layer with a kernel."""
     merges = [(m.root, m.target) for m in plan_of(region).merges]
     found = merges or [

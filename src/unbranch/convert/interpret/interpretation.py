@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from unbranch.algebra import identity
 from unbranch.convert.interpret.channels import Channels
 from unbranch.convert.passes.constants import Constants
-from unbranch.convert.passes.inplace import pinned_in
+from unbranch.convert.passes.inplace import find_in_place
 from unbranch.convert.passes.rearrange import rearranged, rearranges, shapes_of, source_of
 from unbranch.convert.trace.trace import Trace
 from unbranch.errors import Inexact, NotAffine
@@ -27,18 +27,18 @@ _FARTHEST = 64  # roots considered for one value
 
 
 @dataclass(eq=False)
-class Region:
+class Interpretation:
     """Every value of a trace, interpreted relative to every earlier value that it is a map of.
 
     Args:
-        barred: (root, target) pairs that were tried and found not exact.
+        excluded: (root, target) pairs that were tried and found not exact.
         hooked: paths of modules whose inputs and outputs someone watches, with the reason.
         shared: paths of leaves that must stay because their parameters are used elsewhere, with the reason.
-        differentiable: whether realised maps carry gradients to the parameters.
+        differentiable: whether materialised maps carry gradients to the parameters.
     """
 
     trace: Trace
-    barred: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
+    excluded: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
     hooked: Mapping[str, str] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     differentiable: bool = False
@@ -51,7 +51,7 @@ class Region:
         self.constants = Constants(self.trace, self.differentiable)
         self.constant = self.constants.nodes
         self._channels = Channels(self.trace, self.constants, self.rule)
-        self.pinned, self.last_written = pinned_in(self.trace)
+        self.must_stay, self.last_written = find_in_place(self.trace)
         self.barriers = self.trace.seen_by(self.hooked)
         for node in self.order:
             self._interpret(node)
@@ -69,8 +69,8 @@ class Region:
 
     def _stays(self, node: fx.Node) -> str | None:
         """Why a node with a rule must be left as it is."""
-        if node in self.pinned:
-            return self.pinned[node]
+        if node in self.must_stay:
+            return self.must_stay[node]
         if node.op == "call_module":
             path = str(node.target)
             if path in self.hooked:
@@ -126,13 +126,13 @@ class Region:
         allowed = [
             r
             for r in common or ()
-            if (r, node) not in self.barred and self._is_final(r, node) and self.identity_on(r) is not None
+            if (r, node) not in self.excluded and self._is_final(r, node) and self.identity_on(r) is not None
         ]
         return sorted(allowed, key=self.order.__getitem__, reverse=True)[:_FARTHEST]
 
     def _is_final(self, root: fx.Node, node: fx.Node) -> bool:
         """Whether a root isn't written to any more when the first operation on the way to a node reads it."""
-        if root not in self.pinned:
+        if root not in self.must_stay:
             return True
         return self.last_written[root] < min(self.order[n] for n in self.between(root, node))
 
@@ -209,7 +209,7 @@ class Region:
                 return -1
         return _DependentSize()
 
-    def realised(self, root: fx.Node, target: fx.Node) -> Affine:
+    def materialise(self, root: fx.Node, target: fx.Node) -> Affine:
         """The map from ``root`` to ``target`` with its kernel's values, in float64.
 
         Raises:

@@ -11,7 +11,7 @@ from unbranch.graph.operations import is_view_operation, written_to
 from unbranch.rules import rule_of_module
 
 
-def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
+def find_in_place(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
     """Return the nodes that must stay, and the last write to each node.
 
     A node must stay if its value changes in place while something else reads it; it is returned with the reason. The
@@ -27,7 +27,7 @@ def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
         family.setdefault(base[node], set()).add(node)
         for other in node.all_input_nodes if node.target is either else ():
             _unite(base[node], base[other], base, family)
-    pinned: dict[fx.Node, str] = {}
+    must_stay: dict[fx.Node, str] = {}
     for node in trace.graph.nodes:
         target = changed_in_place(trace, node)
         if target is None:
@@ -38,9 +38,9 @@ def pinned_in(trace: Trace) -> tuple[dict[fx.Node, str], dict[fx.Node, int]]:
         readers -= trace.checks
         arrived = base[target].op == "placeholder" and node.op != "call_module"
         if readers or arrived:
-            for pinned_node in (*members, node):
-                pinned[pinned_node] = IN_PLACE
-    return pinned, last
+            for changed in (*members, node):
+                must_stay[changed] = IN_PLACE
+    return must_stay, last
 
 
 def _unite(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.plan.cost import Cost
 from unbranch.convert.plan.emit import Layer, layers_for, own_padding
 from unbranch.convert.plan.emit_grid import GridLayer
@@ -50,7 +50,7 @@ class Merge:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class Skipped:
     """An operation that isn't merged because that isn't exact or costs more."""
 
     node: fx.Node
@@ -63,7 +63,7 @@ class Plan:
     """The merges of one trace, and what is skipped with the reason."""
 
     merges: list[Merge]
-    kept: list[Kept]
+    skipped: list[Skipped]
 
 
 @dataclass(eq=False)
@@ -75,14 +75,14 @@ class _Step:
     layer: Layer | GridLayer | None = None
 
 
-def plan_of(region: Region) -> Plan:
+def plan_of(interpretation: Interpretation) -> Plan:
     """Return the cheapest plan that computes every needed value."""
-    return _Planner(region).plan()
+    return _Planner(interpretation).plan()
 
 
 @dataclass(frozen=True)
 class _Planner:
-    region: Region
+    interpretation: Interpretation
 
     def plan(self) -> Plan:
         """Return the cheapest plan that computes every needed value."""
@@ -91,12 +91,14 @@ class _Planner:
         merges = []
         for target, step in chosen.items():
             if step.root is not None and step.layer is not None:
-                inside = tuple(n for n in self.region.between(step.root, target) if n not in chosen or n is target)
+                inside = tuple(
+                    n for n in self.interpretation.between(step.root, target) if n not in chosen or n is target
+                )
                 before = sum((self._own_cost(n) for n in inside), Cost())
                 tail = () if target in roots else tuple(self._identities_after(target, step.root))
                 merges.append(Merge(step.root, (target, *tail)[-1], step.layer, inside + tail, before, step.cost))
-        merges.sort(key=lambda m: self.region.order[m.target])
-        return Plan(merges, list(self._kept(chosen)))
+        merges.sort(key=lambda m: self.interpretation.order[m.target])
+        return Plan(merges, list(self._skipped(chosen)))
 
     def _choose(self) -> dict[fx.Node, _Step]:
         """Return a step for every node that must be computed.
@@ -108,7 +110,7 @@ class _Planner:
         while True:
             chosen: dict[fx.Node, _Step] = {}
             paid: set[fx.Node] = set()
-            for node in sorted(needed, key=self.region.order.__getitem__):
+            for node in sorted(needed, key=self.interpretation.order.__getitem__):
                 best, original = self._best(node, chosen, {})
                 limit = sum((c for n, c in original.items() if n not in paid), Cost())
                 if not _total(best).within(limit):
@@ -126,7 +128,7 @@ class _Planner:
         """Yield ``nn.Identity`` layers that are the only reader of a node: they become part of the merge."""
         while len(node.users) == 1:
             (node,) = node.users
-            known = root in self.region.values.get(node, ()) and node not in self.region.barriers
+            known = root in self.interpretation.values.get(node, ()) and node not in self.interpretation.barriers
             if not known or node.op != "call_module" or not self._is_identity_layer(node):
                 return
             yield node
@@ -136,24 +138,26 @@ class _Planner:
         rule = None if around is None else rule_of_module(around.module)
         if rule is not None and rule.rest:  # it belongs to the activation
             return False
-        return type(self.region.trace.layer_of(node)) is torch.nn.Identity
+        return type(self.interpretation.trace.layer_of(node)) is torch.nn.Identity
 
     def _demanded(self) -> set[fx.Node]:
         """Return the affine values that other operations read, or that nothing reads: they are computed, so they are
         planned.
         """
-        skipped = self.region.trace.checks | self.region.trace.sizes
-        needed = {n for n in self.region.values if n in self.region.barriers or not set(n.users) - skipped}
-        for node in self.region.order:
-            if node not in self.region.values and node not in skipped:
-                needed.update(n for n in node.all_input_nodes if n in self.region.values)
+        skipped = self.interpretation.trace.checks | self.interpretation.trace.sizes
+        needed = {
+            n for n in self.interpretation.values if n in self.interpretation.barriers or not set(n.users) - skipped
+        }
+        for node in self.interpretation.order:
+            if node not in self.interpretation.values and node not in skipped:
+                needed.update(n for n in node.all_input_nodes if n in self.interpretation.values)
         return needed
 
     def _best(
         self, node: fx.Node, chosen: dict[fx.Node, _Step], memo: dict[fx.Node, Any]
     ) -> tuple[dict[fx.Node, _Step], dict[fx.Node, Cost]]:
         """Return the cheapest steps that compute a node, and the costs of the original operations for it."""
-        if node in chosen or node not in self.region.values:
+        if node in chosen or node not in self.interpretation.values:
             return {}, {}
         if node in memo:
             return memo[node]  # type: ignore[no-any-return]
@@ -168,7 +172,7 @@ class _Planner:
         original = original | {node: own}
         limit = sum(original.values(), Cost())
         cheapest = _total(steps)
-        for root in self.region.values[node]:
+        for root in self.interpretation.values[node]:
             for layer in self._layers(node, root):
                 candidate = self._best(root, chosen, memo)[0] | {
                     node: _Step(self._cost(node, root, layer), root, layer)
@@ -180,7 +184,7 @@ class _Planner:
         return steps, original
 
     def _layers(self, node: fx.Node, root: fx.Node) -> list[Layer | GridLayer]:
-        value = self.region.values[node][root]
+        value = self.interpretation.values[node][root]
         if not isinstance(value, Affine):
             return []
         try:
@@ -189,70 +193,74 @@ class _Planner:
             return []
 
     def _cost(self, node: fx.Node, root: fx.Node, layer: Layer | GridLayer) -> Cost:
-        value = self.region.values[node][root]
+        value = self.interpretation.values[node][root]
         assert isinstance(value, Affine)
         m: Any = value.map
-        out = self.region.points(node, value.ndim)
-        moved = m.in_channels * self.region.points(root, m.ndim) + value.channels * out
+        out = self.interpretation.points(node, value.ndim)
+        moved = m.in_channels * self.interpretation.points(root, m.ndim) + value.channels * out
         return Cost(layer.macs(m, out), layer.numbers(m), layer.launches(m), moved)
 
     def _own_cost(self, node: fx.Node) -> Cost:
         """Return the cost of a node's own operation."""
-        rule = self.region.rule(node)
-        if rule is None or rule.kind == "view" or node not in self.region.values:
+        rule = self.interpretation.rule(node)
+        if rule is None or rule.kind == "view" or node not in self.interpretation.values:
             return Cost()
-        sources = [n for n in node.all_input_nodes if n not in self.region.constant]
-        computed = sum(self.region.constants.launches(n) for n in node.all_input_nodes if n in self.region.constant)
-        value = next(iter(self.region.values[node].values()))
+        sources = [n for n in node.all_input_nodes if n not in self.interpretation.constant]
+        computed = sum(
+            self.interpretation.constants.launches(n) for n in node.all_input_nodes if n in self.interpretation.constant
+        )
+        value = next(iter(self.interpretation.values[node].values()))
         numbers = float(
             sum(
                 t.numel()
                 for n in node.all_input_nodes
-                if n in self.region.constant
-                for t in self.region.constants.leaves(n)
+                if n in self.interpretation.constant
+                for t in self.interpretation.constants.leaves(n)
             )
         )
         if node.op == "call_module":
-            numbers += parameter_numbers(self.region.trace.layer_of(node))
+            numbers += parameter_numbers(self.interpretation.trace.layer_of(node))
         if not isinstance(value, Affine):
             return Cost(numbers=numbers, launches=1 + computed)
         ndim = value.ndim
-        out = self.region.points(node, ndim)
+        out = self.interpretation.points(node, ndim)
         macs, launches = 0.0, 1
-        near = self.region.values[node].get(sources[0])
+        near = self.interpretation.values[node].get(sources[0])
         if rule.kind == "kernel" and isinstance(near, Affine):
             macs, launches = near.map.macs(out), 1 + own_padding(near.map)
-        width = sum(_width(self._any_value(s)) * self.region.points(s, ndim) for s in sources)
+        width = sum(_width(self._any_value(s)) * self.interpretation.points(s, ndim) for s in sources)
         return Cost(macs, numbers, launches + computed, width + value.channels * out)
 
     def _any_value(self, node: fx.Node) -> Affine | Bundle | None:
-        known = self.region.values.get(node)
-        return next(iter(known.values())) if known else self.region.identity_on(node)
+        known = self.interpretation.values.get(node)
+        return next(iter(known.values())) if known else self.interpretation.identity_on(node)
 
-    def _kept(self, chosen: dict[fx.Node, _Step]) -> Iterator[Kept]:
+    def _skipped(self, chosen: dict[fx.Node, _Step]) -> Iterator[Skipped]:
         """Yield operations that a law rejects, or that come before a step and would cost more if merged as well."""
-        refused = dict(self.region.refused)
+        refused = dict(self.interpretation.refused)
         for node, step in chosen.items():
-            inside = self.region.between(step.root, node) if step.root is not None else [node]
-            if step.root is not None and step.root not in self.region.values:
+            inside = self.interpretation.between(step.root, node) if step.root is not None else [node]
+            if step.root is not None and step.root not in self.interpretation.values:
                 for n in inside:
                     refused.pop(n, None)  # merged as far back as anything is affine
             elif not any(n in refused for n in inside) and self._could_go_on(node, set(inside)):
-                yield Kept(node, "merging it would cost more than it saves", exact=True)
+                yield Skipped(node, "merging it would cost more than it saves", exact=True)
         for node, reason in refused.items():
-            yield Kept(node, reason, exact=False)
+            yield Skipped(node, reason, exact=False)
 
     def _could_go_on(self, node: fx.Node, inside: set[fx.Node]) -> bool:
         """Whether a map from an earlier value exists, past an operation that computes something."""
         if not any(self._launches(n) for n in inside):
             return False
         return any(
-            self._launches(n) for root in self.region.values[node] for n in self.region.between(root, node)
+            self._launches(n)
+            for root in self.interpretation.values[node]
+            for n in self.interpretation.between(root, node)
             if n not in inside
-        )  # fmt: skip
+        )
 
     def _launches(self, node: fx.Node) -> bool:
-        rule = self.region.rule(node)
+        rule = self.interpretation.rule(node)
         return rule is not None and rule.kind != "view"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unbranch.convert.interpret.interpretation import Region, operations_between
+from unbranch.convert.interpret.interpretation import Interpretation, operations_between
 from unbranch.convert.passes.rearrange import rearranges, shapes_of
 from unbranch.convert.plan.emit import allocate, fill
 from unbranch.convert.plan.plan import Merge
@@ -36,11 +36,11 @@ class Built:
         return all(t.dtype == torch.float64 for t in tensors)
 
 
-def build(region: Region, merge: Merge, *, exact: bool, training: bool) -> Built:
+def build(interpretation: Interpretation, merge: Merge, *, exact: bool, training: bool) -> Built:
     """Build a merged layer and measure its error.
 
     Args:
-        region: the interpretation of the trace.
+        interpretation: the interpretation of the trace.
         merge: what to build.
         exact: whether to build it in float64.
         training: its mode.
@@ -48,40 +48,45 @@ def build(region: Region, merge: Merge, *, exact: bool, training: bool) -> Built
     Raises:
         PlacementError: if a law doesn't hold for its values, or it differs from the operations it replaces.
     """
-    like = region.weight_like(merge.root, merge.target)
-    planned = region.values[merge.target][merge.root]
+    like = interpretation.weight_like(merge.root, merge.target)
+    planned = interpretation.values[merge.target][merge.root]
     assert isinstance(planned, Affine)
     dtype = torch.float64 if exact and not like.is_meta else like.dtype
     layer = allocate(planned, merge.layer, like, dtype)  # before temporaries, to reduce fragmentation
-    example = None if like.is_meta or _needs_sizes(region, merge) else _example(region, merge)
+    example = None if like.is_meta or _needs_sizes(interpretation, merge) else _example(interpretation, merge)
     try:
-        value = region.realised(merge.root, merge.target)
+        value = interpretation.materialise(merge.root, merge.target)
     except Inexact as refused:
         raise PlacementError(merge, str(refused)) from refused
     error = None if example is None else _error(value, *example)
     if error is not None and not error <= TOLERANCE:
         raise PlacementError(merge, f"the merged layer differs by {error:.1e} of the largest output")
     fill(layer, value, merge.layer)
-    trained_like(layer, list(region.parameters(merge.root, merge.target)), training)
+    trained_like(layer, list(interpretation.parameters(merge.root, merge.target)), training)
     return Built(layer, error, like.dtype)
 
 
 @torch.no_grad()
-def _example(region: Region, merge: Merge) -> tuple[Tensor, Tensor] | None:
+def _example(interpretation: Interpretation, merge: Merge) -> tuple[Tensor, Tensor] | None:
     """Return random input of the operations that a merge replaces, and their output in float64.
 
     Returns None if they reshape it to sizes that it doesn't have.
     """
-    path = operations_between(merge.root, merge.target, region.order)
-    known = {n: region.constants.value(n) for node in path for n in node.all_input_nodes if n in region.constant}
-    value = region.values[merge.target][merge.root]
+    path = operations_between(merge.root, merge.target, interpretation.order)
+    known = {
+        n: interpretation.constants.value(n)
+        for node in path
+        for n in node.all_input_nodes
+        if n in interpretation.constant
+    }
+    value = interpretation.values[merge.target][merge.root]
     assert isinstance(value, Affine)
-    device = region.weight_like(merge.root, merge.target).device
+    device = interpretation.weight_like(merge.root, merge.target).device
     problem: Exception | None = None
-    reshapes = any(rearranges(region.trace, node) for node in path)
-    for x in random_inputs(value, device, shapes_of(region.trace, merge.root) if reshapes else None):
+    reshapes = any(rearranges(interpretation.trace, node) for node in path)
+    for x in random_inputs(value, device, shapes_of(interpretation.trace, merge.root) if reshapes else None):
         try:
-            return x, run_nodes(path, known | {merge.root: x}, region.trace.module)
+            return x, run_nodes(path, known | {merge.root: x}, interpretation.trace.module)
         except Exception as error:  # with channels on the last axis, the operations may need rank 2 or 3
             problem = error
     if reshapes:
@@ -89,10 +94,10 @@ def _example(region: Region, merge: Merge) -> tuple[Tensor, Tensor] | None:
     raise PlacementError(merge, f"its operations can't be run on random input: {problem}")
 
 
-def _needs_sizes(region: Region, merge: Merge) -> bool:
+def _needs_sizes(interpretation: Interpretation, merge: Merge) -> bool:
     """Whether the operations of a merge read the sizes of other values."""
-    path = operations_between(merge.root, merge.target, region.order)
-    known = {merge.root, *path, *region.constant}
+    path = operations_between(merge.root, merge.target, interpretation.order)
+    known = {merge.root, *path, *interpretation.constant}
     return any(n not in known for node in path for n in node.all_input_nodes)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.placement import PlacementError, Rebuild, Swap, takes_one_argument
 from unbranch.convert.rewrite.rebuilt import Rebuilt
@@ -69,21 +69,21 @@ class Blueprint:
 
 
 def blueprints_of(
-    region: Region, plans: list[Rebuild], network: nn.Module, layers: dict[Merge, nn.Module]
+    interpretation: Interpretation, plans: list[Rebuild], network: nn.Module, layers: dict[Merge, nn.Module]
 ) -> list[Blueprint]:  # fmt: skip
     """Return the blueprints of a trace, innermost modules first."""
-    trace = region.trace
+    trace = interpretation.trace
     used = trace.read() | {id(network.get_submodule(trace.full_path(c.path))) for c in trace.calls} if plans else set()
     found = []
     for plan in sorted(plans, key=lambda p: -len(list(p.call.lineage()))):
         old = network.get_submodule(trace.full_path(plan.call.path))
-        graph, pieces = graph_of(region, plan, old)
+        graph, pieces = graph_of(interpretation, plan, old)
         plain = plan.call is trace.root or takes_one_argument(plan.call)
         found.append(Blueprint(old, graph, pieces, layers, plain, used))
     return found
 
 
-def check_rebuilds(region: Region, plans: list[Swap | Rebuild], network: nn.Module) -> None:
+def check_rebuilds(interpretation: Interpretation, plans: list[Swap | Rebuild], network: nn.Module) -> None:
     """Check that rebuilt modules have everything that they read; nothing is copied.
 
     Raises:
@@ -92,7 +92,7 @@ def check_rebuilds(region: Region, plans: list[Swap | Rebuild], network: nn.Modu
     for plan in plans:
         if isinstance(plan, Rebuild):
             try:
-                graph_of(region, plan, network.get_submodule(region.trace.full_path(plan.call.path)))
+                graph_of(interpretation, plan, network.get_submodule(interpretation.trace.full_path(plan.call.path)))
             except Inexact as error:
                 first, *more = ((merge, str(error)) for merge in plan.merges)
                 raise PlacementError(*first, tuple(more)) from error

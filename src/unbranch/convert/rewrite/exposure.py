@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.placement import PlacementError
 from unbranch.convert.source.methods import (
@@ -19,12 +19,14 @@ from unbranch.convert.source.methods import (
 from unbranch.convert.trace.trace import Call
 
 
-def is_kernel(region: Region, node: fx.Node) -> bool:
-    rule = region.rule(node)
+def is_kernel(interpretation: Interpretation, node: fx.Node) -> bool:
+    rule = interpretation.rule(node)
     return rule is not None and rule.kind == "kernel"
 
 
-def check_exposure(region: Region, merge: Merge, row: list[Call], emptied: tuple[Call, ...]) -> list[str]:
+def check_exposure(
+    interpretation: Interpretation, merge: Merge, row: list[Call], emptied: tuple[Call, ...]
+) -> list[str]:
     """Check that modules in a row can become one although other methods may run them separately.
 
     A kernel must not move into a part that another method runs, since the results of ``forward_intermediates`` and
@@ -39,16 +41,16 @@ def check_exposure(region: Region, merge: Merge, row: list[Call], emptied: tuple
         PlacementError: if a method runs parts of the row separately.
     """
     for call in row:
-        if (reason := exposed_inside(region, call)) is not None:
+        if (reason := exposed_inside(interpretation, call)) is not None:
             raise PlacementError(merge, reason)
     walked: list[str] = []
     calls = [*row, *emptied]
     around = common_call([c.parent for c in calls if c.parent is not None])
     parts = [next(c for c in call.lineage() if c.parent is around) for call in calls]
     moved = [call for call, part in zip(calls, parts, strict=True) if part is not parts[0]]
-    kernels = any(is_kernel(region, n) for call in moved for n in call.nodes)
-    paths = {region.trace.full_path(part.path) for part in parts}
-    around_it = list(_modules_around(region, around)) if moved else []
+    kernels = any(is_kernel(interpretation, n) for call in moved for n in call.nodes)
+    paths = {interpretation.trace.full_path(part.path) for part in parts}
+    around_it = list(_modules_around(interpretation, around)) if moved else []
     for module, above in around_it:
         inner = {path[len(above) :].lstrip(".") for path in paths}
         shown = sorted({name for path in inner for name in methods_running(module, path)})
@@ -66,22 +68,22 @@ def check_exposure(region: Region, merge: Merge, row: list[Call], emptied: tuple
     return walked
 
 
-def exposed_inside(region: Region, call: Call) -> str | None:
+def exposed_inside(interpretation: Interpretation, call: Call) -> str | None:
     """Return why a call's module can't be replaced, if a method of an enclosing module runs modules inside it."""
-    path = region.trace.full_path(call.path)
-    for module, above in list(_modules_around(region, call))[1:]:
+    path = interpretation.trace.full_path(call.path)
+    for module, above in list(_modules_around(interpretation, call))[1:]:
         methods = methods_reaching_into(module, path[len(above) :].lstrip("."))
         if methods:
             return f"{type(module).__name__}.{methods[0]} runs modules inside {type(call.module).__name__}"
     return None
 
 
-def _modules_around(region: Region, call: Call) -> Iterator[tuple[nn.Module, str]]:
+def _modules_around(interpretation: Interpretation, call: Call) -> Iterator[tuple[nn.Module, str]]:
     """Yield a call's module and its enclosing modules, with their paths, up to the traced root."""
     steps = call.path.split(".") if call.path else []
     for n in range(len(steps), -1, -1):
         path = ".".join(steps[:n])
-        yield region.trace.module.get_submodule(path), region.trace.full_path(path)
+        yield interpretation.trace.module.get_submodule(path), interpretation.trace.full_path(path)
 
 
 def common_call(calls: list[Call]) -> Call:

@@ -7,7 +7,7 @@ import operator
 from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from unbranch.convert.interpret.interpretation import CHANGES_SIZE, Region
+from unbranch.convert.interpret.interpretation import CHANGES_SIZE, Interpretation
 from unbranch.convert.passes.rearrange import shapes_of
 from unbranch.convert.plan.plan import Merge
 
@@ -17,8 +17,8 @@ class PendingSizes:
     size.
     """
 
-    def __init__(self, region: Region, merges: tuple[Merge, ...]) -> None:
-        self._region = region
+    def __init__(self, interpretation: Interpretation, merges: tuple[Merge, ...]) -> None:
+        self._region = interpretation
         self._removed = {n for m in merges for n in m.inside if n is not m.target}
         self._pending: list[fx.Node] = []
 

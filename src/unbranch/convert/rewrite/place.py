@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.exposure import common_call
 from unbranch.convert.rewrite.place_rebuild import as_rebuild
@@ -17,7 +17,7 @@ from unbranch.convert.rewrite.placement import PlacementError, Rebuild, Swap, ca
 from unbranch.convert.trace.trace import Call
 
 
-def rewrites_of(region: Region, merges: list[Merge]) -> list[Swap | Rebuild]:
+def rewrites_of(interpretation: Interpretation, merges: list[Merge]) -> list[Swap | Rebuild]:
     """Return how each merge is written into the network; merges that overlap are rebuilt together.
 
     Raises:
@@ -27,15 +27,15 @@ def rewrites_of(region: Region, merges: list[Merge]) -> list[Swap | Rebuild]:
     refused: list[tuple[Merge, str]] = []
     for merge in merges:
         try:
-            plan: Swap | Rebuild | None = as_swap(region, merge)
-            plans.append(plan or as_rebuild(region, (merge,)))
+            plan: Swap | Rebuild | None = as_swap(interpretation, merge)
+            plans.append(plan or as_rebuild(interpretation, (merge,)))
         except PlacementError as error:
             refused += error.merges
     if refused:
         raise PlacementError(*refused[0], tuple(refused[1:]))
     while (pair := _touching(plans)) is not None:
         joined = tuple(m for plan in pair for m in _merges_of(plan))
-        plans = [p for p in plans if p not in pair] + [as_rebuild(region, joined)]
+        plans = [p for p in plans if p not in pair] + [as_rebuild(interpretation, joined)]
     return plans
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn import functional as F
 
-from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.exposure import check_exposure, is_kernel
 from unbranch.convert.rewrite.options import conflict_with_options
@@ -19,8 +19,8 @@ from unbranch.rules.value import Affine, Gridded
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
 
 
-def as_swap(region: Region, merge: Merge) -> Swap | None:
-    trace = region.trace
+def as_swap(interpretation: Interpretation, merge: Merge) -> Swap | None:
+    trace = interpretation.trace
     inside = set(merge.inside)
     times = trace.times_called()
     emptied = tuple(dict.fromkeys(call for n in merge.inside for call in trace.moved.get(n, ())))
@@ -29,9 +29,9 @@ def as_swap(region: Region, merge: Merge) -> Swap | None:
     for node in merge.inside:
         if node in trace.moved:
             continue
-        call = _largest_call(trace, node, inside, region, times)
+        call = _largest_call(trace, node, inside, interpretation, times)
         if call is None and not row:
-            call = kept = _own_kernel(region, node, merge)
+            call = kept = _own_kernel(interpretation, node, merge)
         if call is None:
             return None
         if call not in row:
@@ -40,7 +40,7 @@ def as_swap(region: Region, merge: Merge) -> Swap | None:
     for call in row:
         nodes = call.nodes if call is not kept else [_unmoved(trace, call.output)]
         entering = {_unmoved(trace, n) for node in nodes for n in node.all_input_nodes if n not in nodes}
-        if entering - region.constant != {source}:
+        if entering - interpretation.constant != {source}:
             return None
         source = _unmoved(trace, call.output)
         users = {u for n in _same(trace, source) for u in n.users} - trace.checks - trace.sizes - set(trace.moved)
@@ -48,21 +48,21 @@ def as_swap(region: Region, merge: Merge) -> Swap | None:
             return None
     if not row or source is not _unmoved(trace, merge.target):
         return None
-    walked = check_exposure(region, merge, row, emptied)
-    if (reason := conflict_with_options(region.trace, [*row, *emptied])) is not None:
+    walked = check_exposure(interpretation, merge, row, emptied)
+    if (reason := conflict_with_options(interpretation.trace, [*row, *emptied])) is not None:
         raise PlacementError(merge, reason)
-    kernels = [j for j, call in enumerate(row) if any(is_kernel(region, n) for n in call.nodes)]
+    kernels = [j for j, call in enumerate(row) if any(is_kernel(interpretation, n) for n in call.nodes)]
     return Swap(merge, tuple(row), kernels[0] if kernels else 0, emptied, tuple(walked), kept is not None)
 
 
-def _own_kernel(region: Region, node: fx.Node, merge: Merge) -> Call | None:
+def _own_kernel(interpretation: Interpretation, node: fx.Node, merge: Merge) -> Call | None:
     """Return the call of a module that ends in a convolution with its own weight and bias.
 
     What its forward does before, such as padding by the input size, is unaffected by the merge and is kept, if the
     merged layer is a convolution of the same geometry.
     """
     call, own = call_of(node), call_of(node).module
-    if node.op != "call_function" or node.target not in _CONVOLUTIONS or call is region.trace.root or call.leaf:
+    if node.op != "call_function" or node.target not in _CONVOLUTIONS or call is interpretation.trace.root or call.leaf:
         return None
     given: Any = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
     weight, bias = given.get("weight"), given.get("bias")
@@ -73,16 +73,18 @@ def _own_kernel(region: Region, node: fx.Node, merge: Merge) -> Call | None:
     if (
         not holds
         or not reads
-        or _unmoved(region.trace, call.output) is not node
+        or _unmoved(interpretation.trace, call.output) is not node
         or (names[1] is None and _asks_for_bias(own))
     ):
         return None
-    trace = region.trace
+    trace = interpretation.trace
     others = {
         u for n in trace.graph.nodes if n.op == "get_attr" and str(n.target) in names for u in n.users
     } - trace.sizes - trace.checks - {node}  # fmt: skip
-    watched = call.path in region.hooked or call.path in region.shared or trace.times_called()[id(own)] > 1
-    before, after = (region.values.get(n, {}).get(merge.root) for n in (node, merge.target))
+    watched = (
+        call.path in interpretation.hooked or call.path in interpretation.shared or trace.times_called()[id(own)] > 1
+    )
+    before, after = (interpretation.values.get(n, {}).get(merge.root) for n in (node, merge.target))
     if others or watched or not isinstance(before, Affine) or not isinstance(after, Affine):
         return None
     same = _geometry(before) == _geometry(after) and not getattr(merge.layer, "grow", ())
@@ -115,13 +117,13 @@ def _same(trace: Trace, node: fx.Node) -> list[fx.Node]:
 
 
 def _largest_call(
-    trace: Trace, node: fx.Node, inside: set[fx.Node], region: Region, times: dict[int, int]
+    trace: Trace, node: fx.Node, inside: set[fx.Node], interpretation: Interpretation, times: dict[int, int]
 ) -> Call | None:
     """Return the outermost module call around a node that the merge covers completely, without pure wrappers."""
     largest: Call | None = None
     inside = inside | trace.moved.keys()
     for call in call_of(node).lineage():
-        whole = all(n in inside or n in region.constant or n in trace.checks for n in call.nodes)
+        whole = all(n in inside or n in interpretation.constant or n in trace.checks for n in call.nodes)
         if not whole or call is trace.root:
             break
         fits = isinstance(call.output, fx.Node) and call.output in inside and times[id(call.module)] <= 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.pending_sizes import PendingSizes
 from unbranch.convert.rewrite.placement import Rebuild, calls_opened_by
@@ -27,7 +27,7 @@ Piece = Callable[[dict[Merge, nn.Module], dict[int, Any]], Any]
 """Creates a layer, child or tensor of a rebuilt module from the merged layers and the copies made so far."""
 
 
-def graph_of(region: Region, plan: Rebuild, original: nn.Module) -> tuple[fx.Graph, dict[str, Piece]]:
+def graph_of(interpretation: Interpretation, plan: Rebuild, original: nn.Module) -> tuple[fx.Graph, dict[str, Piece]]:
     """Return the graph of a rebuilt module, and what it calls and reads, by path.
 
     Raises:
@@ -39,11 +39,11 @@ def graph_of(region: Region, plan: Rebuild, original: nn.Module) -> tuple[fx.Gra
     by_target = {m.target: m for m in plan.merges}
     graph = fx.Graph()
     parts: dict[str, Piece] = {}
-    env: dict[fx.Node, fx.Node] = _placeholders(graph, call, region)
+    env: dict[fx.Node, fx.Node] = _placeholders(graph, call, interpretation)
     folded: set[Call] = set()
     closed = [_outermost_closed(n, call, opened) for n in call.nodes]
-    taken = {_inside(region, call, c.path).split(".")[0] for c in closed if c is not None}
-    pending = PendingSizes(region, plan.merges)
+    taken = {_inside(interpretation, call, c.path).split(".")[0] for c in closed if c is not None}
+    pending = PendingSizes(interpretation, plan.merges)
 
     def known(node: fx.Node) -> fx.Node:
         if node not in env:
@@ -51,32 +51,32 @@ def graph_of(region: Region, plan: Rebuild, original: nn.Module) -> tuple[fx.Gra
         return env[node]
 
     for node in call.nodes:
-        if node.op in ("placeholder", "output") or node in region.trace.checks or node in env:
+        if node.op in ("placeholder", "output") or node in interpretation.trace.checks or node in env:
             continue
         if pending.holds(node, env):
             continue
         outer = _outermost_closed(node, call, opened)
         if node in by_target:
             merge = by_target[node]
-            name = _free_name(_name_of(region, merge), taken)
+            name = _free_name(_name_of(interpretation, merge), taken)
             taken.add(name)
             parts[name] = functools.partial(_layer_of, merge)
             env[node] = graph.call_module(name, (env[by_target[node].root],))
             for size in pending.released(by_target[node], env):
-                env[size] = _copied(size, graph, env, parts, original, region, call)
+                env[size] = _copied(size, graph, env, parts, original, interpretation, call)
         elif node in removed:
             continue
-        elif node in region.trace.moved:  # another rewrite does its work before this one
+        elif node in interpretation.trace.moved:  # another rewrite does its work before this one
             env[node] = env[node.all_input_nodes[0]]
         elif outer is not None and isinstance(outer.output, fx.Node):
             if outer not in folded:
                 folded.add(outer)
-                path = _inside(region, call, outer.path)
+                path = _inside(interpretation, call, outer.path)
                 parts[path] = functools.partial(_module_copied, original.get_submodule(path))
                 args, kwargs = fx.node.map_arg((outer.args, outer.kwargs), known)
                 env[outer.output] = graph.call_module(path, tuple(args), kwargs)
         elif all(n in env for n in node.all_input_nodes):
-            env[node] = _copied(node, graph, env, parts, original, region, call)
+            env[node] = _copied(node, graph, env, parts, original, interpretation, call)
     graph.output(fx.node.map_arg(call.output, known))
     _drop_unused(graph, parts)
     return graph, parts
@@ -94,10 +94,12 @@ def _copied_piece(value: Any, _layers: dict[Merge, nn.Module], memo: dict[int, A
     return copy.deepcopy(value, memo)
 
 
-def _placeholders(graph: fx.Graph, call: Call, region: Region) -> dict[fx.Node, fx.Node]:
-    if call is region.trace.root:
+def _placeholders(graph: fx.Graph, call: Call, interpretation: Interpretation) -> dict[fx.Node, fx.Node]:
+    if call is interpretation.trace.root:
         return {
-            n: graph.placeholder(str(n.target).lstrip("*")) for n in region.trace.graph.nodes if n.op == "placeholder"
+            n: graph.placeholder(str(n.target).lstrip("*"))
+            for n in interpretation.trace.graph.nodes
+            if n.op == "placeholder"
         }
     env: dict[fx.Node, fx.Node] = {}
 
@@ -123,8 +125,8 @@ def _placeholders(graph: fx.Graph, call: Call, region: Region) -> dict[fx.Node, 
     return env
 
 
-def _inside(region: Region, call: Call, path: str) -> str:
-    found = region.trace.path_inside(call, path)
+def _inside(interpretation: Interpretation, call: Call, path: str) -> str:
+    found = interpretation.trace.path_inside(call, path)
     assert found is not None  # checked in place_rebuild.py
     return found
 
@@ -141,16 +143,18 @@ def _outermost_closed(node: fx.Node, call: Call, opened: set[Call]) -> Call | No
 
 def _copied(
     node: fx.Node, graph: fx.Graph, env: dict[fx.Node, fx.Node], parts: dict[str, Piece], original: nn.Module,
-    region: Region, call: Call,
+    interpretation: Interpretation, call: Call,
 ) -> fx.Node:  # fmt: skip
     """Copy one operation."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
     target = node.target
-    if node.op == "get_attr" and str(target) in region.trace.made:
-        parts[str(target)] = functools.partial(_copied_piece, attribute(region.trace.module, str(target)).clone())
+    if node.op == "get_attr" and str(target) in interpretation.trace.made:
+        parts[str(target)] = functools.partial(
+            _copied_piece, attribute(interpretation.trace.module, str(target)).clone()
+        )
     elif node.op in ("call_module", "get_attr"):
         if node.op == "call_module":
-            target = _inside(region, call, str(target))
+            target = _inside(interpretation, call, str(target))
             module = original.get_submodule(target)
             rule = rule_of_module(module)
             if rule is not None and rule.rest:
@@ -158,14 +162,14 @@ def _copied(
             parts[target] = functools.partial(_copied_piece, module)
         else:
             holder, dot, name = str(target).rpartition(".")
-            target = f"{_inside(region, call, holder)}.{name}".lstrip(".") if dot else name
+            target = f"{_inside(interpretation, call, holder)}.{name}".lstrip(".") if dot else name
             parts[target] = functools.partial(_copied_piece, attribute(original, target))
     return graph.create_node(node.op, target, tuple(args), dict(kwargs))
 
 
-def _name_of(region: Region, merge: Merge) -> str:
+def _name_of(interpretation: Interpretation, merge: Merge) -> str:
     """Return the name of a merged layer in the rebuilt module."""
-    value = region.values[merge.target][merge.root]
+    value = interpretation.values[merge.target][merge.root]
     if isinstance(value, Gridded):  # between reshapes
         return "fc"
     return "linear" if isinstance(value, Affine) and value.map.ndim == 0 else "conv"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from unbranch.convert.interpret.interpretation import Region
+from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.blueprint import Blueprint, blueprints_of
 from unbranch.convert.rewrite.placement import Rebuild, Swap
@@ -21,13 +21,13 @@ from unbranch.rules import rule_of_module
 
 
 def replaced_modules(
-    region: Region, plans: list[Swap | Rebuild], network: nn.Module, layers: dict[Merge, nn.Module],
+    interpretation: Interpretation, plans: list[Swap | Rebuild], network: nn.Module, layers: dict[Merge, nn.Module],
     memo: dict[int, Any],
 ) -> list[Blueprint]:  # fmt: skip
     """Enter replacements of modules into ``memo``; returns the modules that must be rebuilt around them, innermost
     first.
     """
-    trace = region.trace
+    trace = interpretation.trace
     swaps = [p for p in plans if isinstance(p, Swap)]
     for swap in swaps:
         for j, path in enumerate(swap.paths):
@@ -42,7 +42,7 @@ def replaced_modules(
         old = network.get_submodule(trace.full_path(norm.path))
         if id(old) not in memo:
             _take_place(old, with_rest(None, old, memo), memo)
-    return blueprints_of(region, rebuilds, network, layers)
+    return blueprints_of(interpretation, rebuilds, network, layers)
 
 
 def rebuild(blueprints: list[Blueprint], memo: dict[int, Any]) -> None:
