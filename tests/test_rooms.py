@@ -42,6 +42,7 @@ STEPS = (
     ("prove",),
     ("costs", "kernel", "step"),
     ("account",),
+    ("trace_plan",),
     ("attempt",),
     ("conversion",),
     ("replay",),

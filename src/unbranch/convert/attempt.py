@@ -6,36 +6,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from unbranch.convert.account import Account, name_of, sources_of
 from unbranch.convert.faults import in_part
-from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.lines import place_of
-from unbranch.convert.passes.moves import move_norms
 from unbranch.convert.passes.reading import traces_of
-from unbranch.convert.plan.emit import Layer
-from unbranch.convert.plan.emit_grid import GridLayer
-from unbranch.convert.plan.plan import Merge, Plan, plan_of
 from unbranch.convert.prove.differences import lies_in
 from unbranch.convert.prove.forwards import EXACT, ROUNDED, Forwards
-from unbranch.convert.prove.merged_layers import IN_FLOAT64, Built, build
+from unbranch.convert.prove.merged_layers import Built
 from unbranch.convert.prove.watch import Rows
 from unbranch.convert.reasons import HOOKED, REACHED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
 from unbranch.convert.report import Refusal, Report
-from unbranch.convert.rewrite.blueprint import Blueprint, check_rebuilds
-from unbranch.convert.rewrite.place import rewrites_of, unit_of
-from unbranch.convert.rewrite.placement import PlacementError, Rebuild, Swap
+from unbranch.convert.rewrite.blueprint import Blueprint
+from unbranch.convert.rewrite.place import unit_of
+from unbranch.convert.rewrite.placement import Rebuild, Swap
 from unbranch.convert.rewrite.rewrite import copied, rebuild, replaced_modules
-from unbranch.convert.rewrite.unused import drop_unused
 from unbranch.convert.source.methods import parts_run_by_forward
 from unbranch.convert.trace.part_examples import PartExamples
-from unbranch.convert.trace.trace import Trace
+from unbranch.convert.trace.trace import Call, Trace
+from unbranch.convert.trace_plan import DROPPED, MergeKey, TracePlan, TracePlanner, merge_key
 from unbranch.graph.eval_view import eval_view, has_hooks, owners_of, training_only_modules
 from unbranch.graph.probe import Arguments
 from unbranch.rules import rule_of_module
-
-_DROPPED = "dropped"
 
 
 @dataclass(eq=False)
@@ -53,15 +46,15 @@ class Attempt:
     pair: tuple[Arguments, Arguments] | None = None
     memo: dict[int, Any] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
-    excluded: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    excluded: dict[MergeKey, str] = field(default_factory=dict)
     built: dict[Any, Built] = field(default_factory=dict)
     faulty: dict[str, str] = field(default_factory=dict)
-    units: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    units: dict[str, list[MergeKey]] = field(default_factory=dict)
     blueprints: list[Blueprint] = field(default_factory=list)
     places: list[tuple[str, str]] = field(default_factory=list)
     used: list[Built] = field(default_factory=list)
     unmoved: set[str] = field(default_factory=set)
-    walked: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    walked: dict[str, list[MergeKey]] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,79 +98,45 @@ class Attempt:
     ) -> None:  # fmt: skip
         inner = {_inner_path(trace, p): why for p, why in hooked.items() if lies_in(p, trace.path)}
         shared = _shared(trace, owners, elsewhere)
-        unmoved = {*inner, *shared, *self.unmoved}
-        stay = {*inner, *(target for path, kind, target in self.excluded if (path, kind) == (trace.path, _DROPPED))}
-        dropped = drop_unused(trace, stay)
-        moves = move_norms(trace, unmoved, inner)
-        excluded = self._excluded(trace)
-        reasons: dict[tuple[str, ...], tuple[str, fx.Node]] = {}
-        done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], Built] = {}
-        while True:
-            interpretation = Interpretation(trace, excluded, inner, shared)
-            plan = plan_of(interpretation)
-            merged = {n for m in plan.merges for n in m.inside}
-            lost = {call.path for move in moves if not set(move.pieces) <= merged for call in move.calls}
-            if lost:
-                self.unmoved |= lost
-                unmoved |= lost
-                trace = trace.reread()
-                dropped = drop_unused(trace, stay)
-                moves, done = move_norms(trace, unmoved, inner), {}
-                excluded = self._excluded(trace)
-                continue
-            try:
-                rewrites = rewrites_of(interpretation, plan.merges)
-                check_rebuilds(interpretation, rewrites, self.network)
-                exact = sum(m.after.numbers for m in plan.merges) * 8 <= IN_FLOAT64
-                for merge in sorted(plan.merges, key=lambda m: -m.after.numbers):  # to limit peak memory
-                    if merge.key not in done:
-                        name = (*_identity(trace, merge), merge.layer)
-                        if name not in self.built:
-                            self.built[name] = build(
-                                interpretation, merge, exact=exact, training=self._mode(interpretation, merge)
-                            )
-                        done[merge.key] = self.built[name]
-            except PlacementError as refused:
-                for merge, reason in refused.merges:
-                    excluded.add((merge.root, merge.target))
-                    reasons[sources_of(interpretation, merge)] = reason, merge.target
-                continue
-            break
-        built = {merge: done[merge.key].layer for merge in plan.merges}
-        errors = {merge: done[merge.key].error for merge in plan.merges}
-        self.used += done.values()
+        planner = TracePlanner(self.network, trace, inner, shared, self.unmoved, self.excluded, self.built)
+        planned = planner.run()
+        self.used += planner.done.values()
         # Modules inside other parts come from later traces.
-        self.blueprints[:0] = replaced_modules(interpretation, rewrites, self.network, built, self.memo)
-        for call in dropped:
-            path = trace.full_path(call.path)
-            self.memo[id(self.network.get_submodule(path))] = nn.Identity()
-            self.units.setdefault(trace.path, []).append((trace.path, _DROPPED, call.path))
-            self.places.append((trace.path, path))
-            self.account.dropped.append(path)
-        for rewrite in rewrites:
-            merges = rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,)
-            unit = trace.full_path(unit_of(rewrite))
-            self.units.setdefault(unit, []).extend(_identity(trace, m) for m in merges)
-            row = tuple(trace.full_path(p) for p in rewrite.paths) if isinstance(rewrite, Swap) else ()
-            part = unit if isinstance(rewrite, Rebuild) or len(row) == 1 else ""
-            self.rows |= {_identity(trace, m): (row, part) for m in merges}
-            self.units.setdefault(trace.path, [])
-            for method in rewrite.walked if isinstance(rewrite, Swap) else ():
-                self.walked.setdefault(method, []).append(_identity(trace, rewrite.merge))  # type: ignore[union-attr]
-            self.places += [(unit, trace.full_path(p)) for p in (rewrite.paths if isinstance(rewrite, Swap) else ())]
-        self._record(interpretation, plan, rewrites, errors, built, reasons)
+        made = replaced_modules(planned.interpretation, planned.rewrites, self.network, planned.layers, self.memo)
+        self.blueprints[:0] = made
+        for call in planned.dropped:
+            self._drop(planned.trace, call)
+        for rewrite in planned.rewrites:
+            self._enter(planned.trace, rewrite)
+        self._record(planned)
 
-    def _excluded(self, trace: Trace) -> set[tuple[fx.Node, fx.Node]]:
-        nodes = {node.name: node for node in trace.graph.nodes}
-        pairs = {(root, target) for path, root, target in self.excluded if path == trace.path}
-        return {(nodes[root], nodes[target]) for root, target in pairs if root in nodes and target in nodes}
+    def _drop(self, trace: Trace, call: Call) -> None:
+        """Replace an unused part by an identity."""
+        path = trace.full_path(call.path)
+        self.memo[id(self.network.get_submodule(path))] = nn.Identity()
+        self.units.setdefault(trace.path, []).append((trace.path, DROPPED, call.path))
+        self.places.append((trace.path, path))
+        self.account.dropped.append(path)
+
+    def _enter(self, trace: Trace, rewrite: Swap | Rebuild) -> None:
+        """Record which parts a rewrite affects, for the proof."""
+        keys = [merge_key(trace, merge) for merge in rewrite.all_merges]
+        unit = trace.full_path(unit_of(rewrite))
+        self.units.setdefault(unit, []).extend(keys)
+        self.units.setdefault(trace.path, [])
+        row = tuple(trace.full_path(p) for p in rewrite.paths) if isinstance(rewrite, Swap) else ()
+        part = unit if isinstance(rewrite, Rebuild) or len(row) == 1 else ""
+        self.rows |= dict.fromkeys(keys, (row, part))
+        self.places += [(unit, path) for path in row]
+        for method in rewrite.walked if isinstance(rewrite, Swap) else ():
+            self.walked.setdefault(method, []).extend(keys)
 
     def round(self) -> None:
         """Cast the merged layers to the dtype of the layers that they replace."""
         for built in self.used:
             built.layer.to(built.dtype)
 
-    def disproved(self, plain: nn.Module, forwards: Forwards) -> dict[tuple[str, str, str], str]:
+    def disproved(self, plain: nn.Module, forwards: Forwards) -> dict[MergeKey, str]:
         """Return the merges that the original's own forwards disprove, with the reason.
 
         If a part differs, the rewrites whose smallest containing part it is are wrong; if there are none, those inside
@@ -187,7 +146,7 @@ class Attempt:
         tolerance = EXACT if exact else ROUNDED / 10
         crossed = {path for path in self.units if self._crossed(path)} - {""}
         verdict = forwards.compare(plain, {"", *self.units} - crossed, crossed, tolerance)
-        wrong: dict[tuple[str, str, str], str] = {}
+        wrong: dict[MergeKey, str] = {}
         for method, merges in self.walked.items():
             if (reason := forwards.method_differs(plain, method, tolerance)) is not None:
                 wrong |= dict.fromkeys(merges, reason)
@@ -206,39 +165,25 @@ class Attempt:
         """Whether something moves into a part from outside, such as the norm after a stem, and changes its output."""
         return any(lies_in(place, path) and not lies_in(unit, path) for unit, place in self.places)
 
-    def _mode(self, interpretation: Interpretation, merge: Merge) -> bool:
-        for node in merge.inside:
-            if node.op == "call_module":
-                return self.network.get_submodule(interpretation.trace.full_path(str(node.target))).training
-        return self.network.training
-
-    def _record(
-        self,
-        interpretation: Interpretation,
-        plan: Plan,
-        rewrites: list[Swap | Rebuild],
-        errors: dict[Merge, float | None],
-        built: dict[Merge, nn.Module],
-        reasons: dict[tuple[str, ...], tuple[str, fx.Node]],
-    ) -> None:
-        trace, account = interpretation.trace, self.account
-        for rewrite in rewrites:
-            for merge in rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,):
-                place = trace.full_path(rewrite.place)
-                account.merge(place, sources_of(interpretation, merge), built[merge], errors[merge])
-        for names, (reason, node) in reasons.items():
+    def _record(self, planned: TracePlan) -> None:
+        trace, account = planned.trace, self.account
+        for rewrite in planned.rewrites:
+            for merge in rewrite.all_merges:
+                built, sources = planned.built[merge], sources_of(planned.interpretation, merge)
+                account.merge(trace.full_path(rewrite.place), sources, built.layer, built.error)
+        for names, (reason, node) in planned.rejected.items():
             account.refuse(names, reason, node)
         nodes = {node.name: node for node in trace.graph.nodes}
         for (path, _, target), reason in self.excluded.items():
             if path == trace.path and target in nodes:
                 account.refuse((name_of(trace, nodes[target]),), reason, nodes[target])
-        for skipped in plan.skipped:
+        for skipped in planned.plan.skipped:
             if skipped.exact:
                 where = place_of(skipped.node)
                 account.kept.append(Refusal(name_of(trace, skipped.node), skipped.reason, exact=True, where=where))
             else:
                 account.refuse((name_of(trace, skipped.node),), skipped.reason, skipped.node)
-        account.norms_of(trace, {n for m in plan.merges for n in m.inside})
+        account.norms_of(trace, {n for m in planned.plan.merges for n in m.inside})
 
     def result(self) -> nn.Module:
         rebuild(self.blueprints, self.memo)
@@ -246,11 +191,6 @@ class Attempt:
 
     def report(self, plain: nn.Module, inputs: tuple[Any, ...] | None) -> Report:
         return self.account.report(self.network, plain, inputs)
-
-
-def _identity(trace: Trace, merge: Merge) -> tuple[str, str, str]:
-    """Return an identifier of a merge that is the same in every attempt at a network."""
-    return trace.path, merge.root.name, merge.target.name
 
 
 def _inner_path(trace: Trace, path: str) -> str:

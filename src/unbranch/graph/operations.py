@@ -30,7 +30,7 @@ VIEWS = (
         "split_with_sizes", "detach", "positive", "resolve_conj", "resolve_neg", "contiguous", "to", "type_as", "float",
         "half", "bfloat16", "double", "cpu", "cuda", "pin_memory", "real", "imag", "view_as_real", "view_as_complex",
         "as_strided", "unfold", "atleast_1d", "atleast_2d", "atleast_3d", "conj", "alias",
-        "either",  # of convert/trace/ways.py, stands for one of its inputs
+        "either",  # of convert/trace/decisions.py, stands for one of its inputs
     }
 )  # fmt: skip
 """Operations whose result may share memory with their first input."""

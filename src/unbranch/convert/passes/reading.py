@@ -30,7 +30,7 @@ def read_module(
             order_sums(trace)
             _read_shapes(trace)
             _drop_unread(trace)
-        trace.reread = functools.partial(_again, path, module, leaves, given)
+        trace.retrace = functools.partial(_again, path, module, leaves, given)
     return trace
 
 

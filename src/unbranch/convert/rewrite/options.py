@@ -51,7 +51,7 @@ def conflict_with_options(trace: Trace, row: list[Call]) -> str | None:
     if variants and any(map(has_side_effects, trace.module.modules())):  # tracing runs the code
         return None if alone else f"{name}.forward may have side effects with other options"
     for options in variants:
-        other = trace.again(options)
+        other = trace.with_options(options)
         if isinstance(other, str):
             if not alone and not _is_refused(trace, other, options):
                 return f"{name}.forward can't be traced with other values of {' and '.join(options)} ({other})"
@@ -98,7 +98,7 @@ def _runs_alike(trace: Trace, part: Call, row: list[Call]) -> bool:
     parameters = [p for p in parameters if p.kind not in any_number]
     if not parameters or parameters[0].default is not inspect.Parameter.empty:
         return False
-    read = trace.alone(part.path, {p.name: ... for p in parameters[1:]})
+    read = trace.part_with_options(part.path, {p.name: ... for p in parameters[1:]})
     if isinstance(read, str) or not read.root.args:
         return False
     inside = [dataclasses.replace(c, path=c.path[len(part.path) :].lstrip(".")) for c in row]
@@ -194,7 +194,7 @@ def _is_refused(trace: Trace, reason: str, options: dict[str, Any]) -> bool:
     if not isinstance(reason, Refused) and not reason.startswith(("ValueError", "AttributeError")):
         return False
     defaults = {name: value for name, value in options.items() if value is not ...}
-    return bool(defaults) and (defaults == options or trace.again(defaults) == reason)
+    return bool(defaults) and (defaults == options or trace.with_options(defaults) == reason)
 
 
 def _reads_more(trace: Trace) -> str | None:

@@ -34,7 +34,7 @@ def rewrites_of(interpretation: Interpretation, merges: list[Merge]) -> list[Swa
     if refused:
         raise PlacementError(*refused[0], tuple(refused[1:]))
     while (pair := _touching(plans)) is not None:
-        joined = tuple(m for plan in pair for m in _merges_of(plan))
+        joined = tuple(m for plan in pair for m in plan.all_merges)
         plans = [p for p in plans if p not in pair] + [as_rebuild(interpretation, joined)]
     return plans
 
@@ -49,15 +49,11 @@ def unit_of(plan: Swap | Rebuild) -> str:
     return common_call([c.parent for c in calls if c.parent is not None]).path
 
 
-def _merges_of(plan: Swap | Rebuild) -> tuple[Merge, ...]:
-    return plan.merges if isinstance(plan, Rebuild) else (plan.merge,)
-
-
 def _touching(plans: list[Swap | Rebuild]) -> tuple[Swap | Rebuild, Swap | Rebuild] | None:
     """Return two rewrites that remove the same operation, or of which one opens a module that the other replaces."""
     owner: dict[fx.Node | Call, Swap | Rebuild] = {}
     for plan in plans:
-        nodes = {n for m in _merges_of(plan) for n in m.inside}
+        nodes = {n for m in plan.all_merges for n in m.inside}
         for key in nodes | (calls_opened_by(plan.call, plan.merges) if isinstance(plan, Rebuild) else set()):
             if owner.setdefault(key, plan) is not plan:
                 return owner[key], plan

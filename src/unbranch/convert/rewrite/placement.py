@@ -28,6 +28,10 @@ class Swap:
     keeps: bool = False
 
     @property
+    def all_merges(self) -> tuple[Merge, ...]:
+        return (self.merge,)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         return tuple(call.path for call in (*self.calls, *self.emptied))
 
@@ -47,6 +51,10 @@ class Rebuild:
     merges: tuple[Merge, ...]
     emptied: tuple[Call, ...] = ()
     walked: tuple[str, ...] = ()
+
+    @property
+    def all_merges(self) -> tuple[Merge, ...]:
+        return self.merges
 
     @property
     def place(self) -> str:

@@ -35,20 +35,20 @@ class Decisions:
     given: tuple[bool, ...] = ()
     taken: list[bool] = field(default_factory=list)
     known: list[Any] = field(default_factory=list)
-    asked: dict[Any, bool] = field(default_factory=dict)
+    outcomes: dict[Any, bool] = field(default_factory=dict)
 
     def of(self, condition: fx.Node, known: Any = None) -> bool:
         """Return the outcome of a condition; the same for every evaluation of it."""
         key = _key(condition)
-        if key not in self.asked:
-            self.asked[key] = self._next(known)
-        return self.asked[key]
+        if key not in self.outcomes:
+            self.outcomes[key] = self._next(known)
+        return self.outcomes[key]
 
     def clear(self) -> None:
         """Start again from the first condition."""
         self.taken.clear()
         self.known.clear()
-        self.asked.clear()
+        self.outcomes.clear()
 
     def _next(self, known: Any) -> bool:
         if len(self.taken) >= _DEEPEST:

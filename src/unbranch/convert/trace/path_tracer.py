@@ -36,7 +36,7 @@ class PathTracer(ExampleTracer):
         self._parameter_proxies: dict[str, fx.Proxy] = {}
         self._decisions = Decisions()
         self._following = self._followed = 0
-        self.asked = 0  # how often a size was converted to a number
+        self.conversions = 0  # how often a size was converted to a number
         self._converts: set[str] = set()
         self.hidden: set[str] = set()
         self.unshared: set[str] = set()
@@ -61,7 +61,7 @@ class PathTracer(ExampleTracer):
         self._decisions = Decisions()
         try:
             return self._once(call, run)
-        except _Again:
+        except _Retry:
             self._take_back(begin)
             paths = self._distinct_paths(begin, run)
             self._decisions = Decisions(paths[0].taken)
@@ -96,10 +96,10 @@ class PathTracer(ExampleTracer):
             output = self._run(call, run)
         except Exception as error:
             if self._decisions.taken:
-                raise _Again from error
+                raise _Retry from error
             raise
-        if output is _AGAIN or self._decisions.taken:
-            raise _Again
+        if output is _RETRY or self._decisions.taken:
+            raise _Retry
         return output
 
     def _follow(self, begin: _Beginning, run: Callable[[], Any], decisions: Decisions) -> ControlPath:
@@ -107,7 +107,7 @@ class PathTracer(ExampleTracer):
         self._decisions = decisions
         before = states_of(begin.call.module)
         output = self._run(begin.call, run)
-        if output is _AGAIN:
+        if output is _RETRY:
             self._take_back(begin)
             decisions.clear()
             return self._follow(begin, run, decisions)
@@ -118,31 +118,31 @@ class PathTracer(ExampleTracer):
         return path
 
     def _run(self, call: Call, run: Callable[[], Any]) -> Any:
-        """Return the output of a forward, or ``_AGAIN`` if it converts a size to a number for the first time."""
-        asked = self.asked
+        """Return the output of a forward, or ``_RETRY`` if it converts a size to a number for the first time."""
+        conversions = self.conversions
         try:
             output = run()
         except NeedsNumberError:
             if call.path in self._converts:
                 raise
-            return self._converted(call, asked)
+            return self._converted(call, conversions)
         except SystemExit as error:
             raise UnreadableError("its forward ends the process") from error
         except Exception:
-            if self.asked == asked or call.path in self._converts:
+            if self.conversions == conversions or call.path in self._converts:
                 raise
-            return self._converted(call, asked)  # the failed conversion may have caused the error
-        if self.asked == asked:
+            return self._converted(call, conversions)  # the failed conversion may have caused the error
+        if self.conversions == conversions:
             return output
         if call.path in self._converts:  # the forward caught the error
             raise NeedsNumberError("a value that depends on the input must be a plain number")
-        return self._converted(call, asked)
+        return self._converted(call, conversions)
 
-    def _converted(self, call: Call, asked: int) -> Any:
+    def _converted(self, call: Call, conversions: int) -> Any:
         """Replace the built-ins of a forward from now on; enclosing forwards don't notice the conversion."""
         self._converts.add(call.path)
-        self.asked = asked
-        return _AGAIN
+        self.conversions = conversions
+        return _RETRY
 
     def _take_back(self, begin: _Beginning) -> None:
         self._forget(begin.new_nodes(), begin.calls)
@@ -261,10 +261,10 @@ class OutputStructureError(UnreadableError):
     """Raised for a child that returns a tensor on one path and another structure on another."""
 
 
-_AGAIN: Any = object()
+_RETRY: Any = object()
 
 
-class _Again(Exception):
+class _Retry(Exception):
     """Raised to run a forward again that has several paths or converts sizes."""
 
 

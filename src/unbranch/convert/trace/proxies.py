@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from unbranch.convert.trace.casts import NeedsNumberError
-from unbranch.convert.trace.type_checks import Asked
+from unbranch.convert.trace.type_checks import TypeChecked
 from unbranch.graph.operations import AUGMENTED_ASSIGNMENTS
 
 
@@ -29,7 +29,7 @@ class _Shape(tuple[Any, ...]):
         return reduce(operator.mul, self, 1)
 
 
-class Value(Asked, fx.Proxy):
+class Value(TypeChecked, fx.Proxy):
     """A traced value with plain numbers for its rank, its channels and everything else that is the same for all inputs.
 
     ``+=`` and the like, and assignments to items, are recorded as the in-place operations that they are.
@@ -106,13 +106,13 @@ class Value(Asked, fx.Proxy):
     def __len__(self) -> int:
         length = self._length()
         if length is None:
-            self._asks()
+            self._count_conversion()
             raise NeedsNumberError("a length that depends on the input must be a plain number")
         return length
 
-    def _asks(self) -> None:
+    def _count_conversion(self) -> None:
         tracer: Any = self.tracer
-        tracer.asked += 1  # the forward may catch the error
+        tracer.conversions += 1  # the forward may catch the error
 
     def __iter__(self) -> Any:
         length = self._length()
@@ -127,13 +127,13 @@ class Value(Asked, fx.Proxy):
         return lengths.pop() if len(lengths) == 1 else None
 
     def __int__(self) -> int:
-        self._asks()
+        self._count_conversion()
         raise NeedsNumberError("a value that depends on the input must be a plain number")
 
     __float__ = __int__
 
     def __str__(self) -> str:
-        self._asks()
+        self._count_conversion()
         raise NeedsNumberError("a number that depends on the input is formatted as text")
 
     def __format__(self, format_spec: str) -> str:

@@ -61,16 +61,16 @@ class Trace:
         calls: every module call, the root's first.
         failures: paths of modules that couldn't be traced, and why.
         known: returns shape-only values of a node for inputs of two sizes, or None.
-        again: traces the module with other optional arguments, or returns why it can't; ``...`` stands for a traced
-            one.
-        alone: traces the module at a path from here on its own, likewise.
+        with_options: traces the module with other optional arguments, or returns why it can't; ``...`` stands for a
+            traced one.
+        part_with_options: traces the module at a path from here on its own, likewise.
         hidden: paths of modules that only some control-flow paths call, which the graph doesn't show.
         unshared: paths of parameters and buffers that only some control-flow paths read.
         checks: assertions about shapes, and what is computed for them alone.
         sizes: reads of shapes, and what is computed from them alone.
         made: names of tensors that only the traced module holds: created by the forward, or from moved norms.
         moved: norms that were moved, by the operations that replace them.
-        reread: traces the module again, without moved norms.
+        retrace: traces the module again, without moved norms.
     """
 
     path: str
@@ -79,15 +79,17 @@ class Trace:
     calls: list[Call]
     failures: dict[str, str]
     known: Callable[[fx.Node], Any] = lambda _node: None
-    again: Callable[[dict[str, Any]], Trace | str] = lambda _options: "it can't be traced again"
-    alone: Callable[[str, dict[str, Any]], Trace | str] = lambda _path, _options: "it can't be traced on its own"
+    with_options: Callable[[dict[str, Any]], Trace | str] = lambda _options: "it can't be traced again"
+    part_with_options: Callable[[str, dict[str, Any]], Trace | str] = lambda _path, _options: (
+        "it can't be traced on its own"
+    )
     hidden: set[str] = field(default_factory=set)
     unshared: set[str] = field(default_factory=set)
     checks: set[fx.Node] = field(init=False)
     sizes: set[fx.Node] = field(init=False)
     made: set[str] = field(init=False)
     moved: dict[fx.Node, tuple[Call, ...]] = field(default_factory=dict)
-    reread: Callable[[], Trace] = field(init=False)
+    retrace: Callable[[], Trace] = field(init=False)
     _layers: dict[str, nn.Module] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:

@@ -270,12 +270,12 @@ def trace_module(
     tracer.calls[0].output = output.args[0]
     read: dict[tuple[str, ...], Trace | str] = {}
 
-    def again(options: dict[str, Any]) -> Trace | str:
+    def with_options(options: dict[str, Any]) -> Trace | str:
         if tuple(options) not in read:
             read[tuple(options)] = trace_module(path, module, leaves, given, options, known_paths)
         return read[tuple(options)]
 
-    def alone(inner: str, options: dict[str, Any]) -> Trace | str:
+    def part_with_options(inner: str, options: dict[str, Any]) -> Trace | str:
         key = ("", inner, *options)  # no option has an empty name
         if key not in read:
             part = module.get_submodule(inner)
@@ -283,5 +283,14 @@ def trace_module(
         return read[key]
 
     return Trace(
-        path, module, graph, tracer.calls, tracer.failures, tracer.known, again, alone, tracer.hidden, tracer.unshared
+        path,
+        module,
+        graph,
+        tracer.calls,
+        tracer.failures,
+        tracer.known,
+        with_options,
+        part_with_options,
+        tracer.hidden,
+        tracer.unshared,
     )

@@ -27,7 +27,7 @@ _LOOKING = {"get", "setdefault", "pop", "set", "frozenset", "dict", "fromkeys", 
 """Calls that insert numbers into sets and dictionaries, or look them up."""
 
 
-class Asked:
+class TypeChecked:
     """A traced value that recognises type checks and lookups in the code that uses it.
 
     It reports another class than its own to ``isinstance`` alone: PyTorch's compiled code trusts ``__class__``, and
@@ -54,7 +54,7 @@ class Asked:
         if kinds is not None:
             return kinds[0] if is_one_of(self, kinds) else type(self)
         if "isinstance" in frame.f_code.co_names and "isinstance" not in frame.f_globals:
-            self.tracer.asked += 1
+            self.tracer.conversions += 1
         return type(self)
 
     __class__ = property(_kind)
@@ -91,7 +91,7 @@ class Asked:
     def __hash__(self) -> int:
         frame = sys._getframe(1)
         if not _is_torchs(frame) and _looks_up(frame) and self._is_number():
-            self.tracer.asked += 1
+            self.tracer.conversions += 1
             raise NeedsNumberError("a number that depends on the input is used in a set or a dictionary")
         return object.__hash__(self)
 
