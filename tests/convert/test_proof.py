@@ -237,7 +237,7 @@ def test_nothing_is_written_with_options_that_nobody_asked_for(default, tmp_path
     for example in (None, torch.ones(2, 4, 6, 6)):
         plain = ub.collapse(Logging().eval(), example)
         assert isinstance(plain.norm, nn.BatchNorm2d)
-        assert "act on files" in plain.collapse_report.refusals[0].reason
+        assert "side effects" in plain.collapse_report.refusals[0].reason
     assert list(tmp_path.iterdir()) == []
 
 

@@ -62,6 +62,7 @@ class Attempt:
         self.account.blind = self.pair is None
 
     def run(self) -> None:
+        """Trace the network, plan every trace, and build the merged layers."""
         view = eval_view(self.network)
         for path, part in training_only_modules(self.network):
             self.memo[id(part)] = type(part)()
@@ -69,6 +70,14 @@ class Attempt:
         traces, unread = traces_of(view, self.examples.of, self.faulty)
         hooked = self._watched(traces, unread)
         owners, read = owners_of(self.network), {id(trace): trace.read() for trace in traces}
+        self._note_untraced(traces, unread)
+        for trace in traces:
+            elsewhere = set().union(*(ids for of, ids in read.items() if of != id(trace)))
+            with in_part(trace.path):
+                self._convert(trace, hooked, owners, elsewhere | trace.read_on_some_ways())
+
+    def _note_untraced(self, traces: list[Trace], unread: dict[str, str]) -> None:
+        """Record forwards that can't be traced, with the layers that no other trace shows, and ScriptModules."""
         seen = {trace.full_path(call.path) for trace in traces for call in trace.calls if call.leaf}
         for path, reason in unread.items():
             layers = {p for p, m in self.network.named_modules() if lies_in(p, path) and rule_of_module(m) is not None}
@@ -79,10 +88,6 @@ class Attempt:
             scripted = isinstance(module, torch.jit.ScriptModule) and not isinstance(around, torch.jit.ScriptModule)
             if scripted and any(p.dim() > 1 for p in module.parameters()):
                 self.account.refuse((path,), SCRIPTED)
-        for trace in traces:
-            elsewhere = set().union(*(ids for of, ids in read.items() if of != id(trace)))
-            with in_part(trace.path):
-                self._convert(trace, hooked, owners, elsewhere | trace.read_on_some_ways())
 
     def _watched(self, traces: list[Trace], unread: dict[str, str]) -> dict[str, str]:
         """Return the paths of modules whose inputs and outputs are observed, with the reason."""
@@ -186,10 +191,12 @@ class Attempt:
         account.norms_of(trace, {n for m in planned.plan.merges for n in m.inside})
 
     def result(self) -> nn.Module:
+        """Return the converted network."""
         rebuild(self.blueprints, self.memo)
         return copied(self.network, self.memo)
 
     def report(self, plain: nn.Module, inputs: tuple[Any, ...] | None) -> Report:
+        """Return the report of the conversion to ``plain``."""
         return self.account.report(self.network, plain, inputs)
 
 

@@ -25,6 +25,7 @@ class Fault(Exception):
 
     @property
     def reason(self) -> Reason:
+        """The reason for the report."""
         return Reason(f"an internal error of Unbranch: {_described(self.error)}", REMEDY)
 
 
@@ -91,6 +92,7 @@ def _described(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text."""
     try:
         return (str(error).strip().splitlines() or [""])[0][:120]
     except Exception:  # its text can't be computed

@@ -47,10 +47,12 @@ class TracePlan:
 
     @property
     def trace(self) -> Trace:
+        """The trace, with unused parts removed and norms moved."""
         return self.interpretation.trace
 
     @property
     def layers(self) -> dict[Merge, nn.Module]:
+        """The merged layers."""
         return {merge: built.layer for merge, built in self.built.items()}
 
 

@@ -17,6 +17,7 @@ class Binding:
     name: str
 
     def value(self) -> Any:
+        """Return the value, or ``MISSING``."""
         if isinstance(self.owner, types.CellType):
             try:
                 return self.owner.cell_contents
@@ -29,6 +30,7 @@ class Binding:
         return slot_of(self.owner, self.name)
 
     def bind(self, value: Any) -> None:
+        """Bind a value, or unbind with ``MISSING``."""
         if isinstance(self.owner, types.CellType):
             if value is not MISSING:
                 self.owner.cell_contents = value
@@ -48,6 +50,7 @@ class Binding:
 
 
 def slot_of(owner: Any, name: str) -> Any:
+    """Return an attribute of an object, bypassing methods of its class."""
     try:
         return object.__getattribute__(owner, name)
     except AttributeError:

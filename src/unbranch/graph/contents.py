@@ -88,4 +88,5 @@ def _holds(container: Any, base: Any, held: tuple[list[Any], ...]) -> bool:
 
 
 def is_plain(value: Any) -> bool:
+    """Whether a value is immutable and refers to nothing else."""
     return issubclass(type(value), _PLAIN)  # ``isinstance`` would call code of the value

@@ -104,6 +104,7 @@ class _Call:
         self.watched: list[tuple[Tensor, int, PrivateCopy | None]] = []  # with the number of writes before the call
 
     def run(self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call the function on private tensors."""
         result = self.mode.directly(func, args, kwargs, self)
         if result is not None:
             return mapped(self._taken, result)

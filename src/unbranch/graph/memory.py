@@ -30,6 +30,7 @@ class PrivateCopy:
     filled: list[tuple[int, int]] = field(default_factory=list)  # ranges that were copied or written
 
     def live(self) -> Any:
+        """Return the storage of the copy, or None if it was freed."""
         return None if self.weak is None else torch.UntypedStorage._new_with_weak_ptr(self.weak.cdata)
 
 
@@ -45,6 +46,7 @@ class PrivateMemory:
         self._limit = 4096
 
     def owns(self, value: Tensor) -> bool:
+        """Whether a tensor belongs to the run."""
         storage = untyped_storage_of(value)
         return storage is not None and storage._cdata in self._own
 
@@ -57,6 +59,7 @@ class PrivateMemory:
         return any(key[0] == storage._cdata and copy.live() is not None for key, copy in self._copies.items())
 
     def own(self, value: Tensor, copy: PrivateCopy | None = None) -> None:
+        """Record that a tensor belongs to the run."""
         storage = untyped_storage_of(value)
         if storage is None or storage._cdata in self._own:
             return
@@ -111,6 +114,7 @@ def untyped_storage_of(value: Tensor) -> Any:
 
 
 def geometry_of(value: Tensor) -> Any:
+    """Return what must not change about a tensor: shape, strides, offset and storage."""
     return value.shape, value.stride(), value.storage_offset(), value.untyped_storage()._cdata
 
 

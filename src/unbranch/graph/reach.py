@@ -68,6 +68,7 @@ class _Walk:
         self._stack.append((value, names))
 
     def run(self) -> None:
+        """Follow everything that is queued."""
         while self._stack and self._steps < _MOST_PLACES:
             self._steps += 1
             value, names = self._stack.pop()

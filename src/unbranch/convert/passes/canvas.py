@@ -73,6 +73,7 @@ class Canvas:
 
     @property
     def rank(self) -> int:
+        """Number of axes."""
         return len(self.shapes[0])
 
     def _follow(self, alias: fx.Node, view: View) -> bool:

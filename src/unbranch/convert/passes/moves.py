@@ -20,7 +20,7 @@ from unbranch.convert.passes.norms import Norm, is_norm
 from unbranch.convert.passes.rearrange import rearranged, rearranges, shapes_of, source_of
 from unbranch.convert.trace.trace import MOVED, Call, Trace, call_of
 from unbranch.errors import NotAffine
-from unbranch.graph.operations import CONCATENATIONS, SPLITS
+from unbranch.graph.operations import CONCATENATIONS, SPLITS, named_arguments
 from unbranch.rules.arrangement import Arrangement
 from unbranch.rules.pieces import scaled_and_shifted
 
@@ -80,11 +80,12 @@ class _Mover:
 
     @property
     def near(self) -> Neighbours:
+        """Queries about the trace."""
         return Neighbours(self.trace)
 
     def before_cat(self, norm: Norm, cat: fx.Node) -> Move | None:
         """Move a norm before a concatenation of channels, part by part."""
-        given: dict[str, Any] = dict(zip(("tensors", "dim"), cat.args, strict=False)) | cat.kwargs
+        given = named_arguments(cat, "tensors", "dim")
         parts: Any = given.get("tensors")
         rank = self.near.shape_of(cat)
         if not isinstance(parts, list | tuple) or rank is None or given.get("dim", 0) not in (1, 1 - len(rank)):
@@ -112,7 +113,7 @@ class _Mover:
         """Move the norms of the parts before a split of channels, as one."""
         source = split.all_input_nodes[0]
         shape = self.near.shape_of(source)
-        arguments: dict[str, Any] = dict(zip(("input", "sizes", "dim"), split.args, strict=False)) | split.kwargs
+        arguments = named_arguments(split, "input", "sizes", "dim")
         if shape is None or arguments.get("dim", 0) not in (1, 1 - len(shape)) or not self.near.takes(source):
             return None
         known = self.trace.known(split)

@@ -13,7 +13,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 
 from unbranch.convert.passes.rearrange import rearranges, shapes_of, source_of
 from unbranch.convert.trace.trace import Trace
-from unbranch.graph.operations import CONCATENATIONS, SPLITS
+from unbranch.graph.operations import CONCATENATIONS, SPLITS, named_arguments
 
 _MEANS = {torch.mean, "mean"}
 _ADAPTIVE = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
@@ -55,16 +55,19 @@ class Neighbours:
         return bool(sources) and rule.kind in ("view", "elementwise") and all(self.takes(n) for n in sources)
 
     def passes(self, node: fx.Node) -> bool:
+        """Whether an operation returns its input in evaluation mode."""
         if node.op == "call_module":
             module = self.trace.layer_of(node)
             return isinstance(module, nn.Identity | nn.Dropout) or bool(node.meta.get("passes"))
         return node.target is F.dropout or node.target in ("contiguous", "clone")
 
     def is_kernel(self, node: fx.Node) -> bool:
+        """Whether an operation has a kernel."""
         rule = self.trace.rule(node)
         return rule is not None and rule.kind == "kernel"
 
     def is_mean(self, node: fx.Node) -> bool:
+        """Whether an operation averages over the image."""
         module = self.trace.layer_of(node) if node.op == "call_module" else None
         return node.target in _MEANS | _ADAPTIVE or isinstance(module, _AdaptiveAvgPoolNd | _AvgPoolNd)
 
@@ -89,7 +92,7 @@ class Neighbours:
                 return module.start_dim >= 1 and self._flattens_channels_alone(before, module.start_dim)
         if self.passes(node) or node.target in _ADAPTIVE:
             return True
-        given: dict[str, Any] = dict(zip(("input", "dim", "end"), node.args, strict=False)) | node.kwargs
+        given = named_arguments(node, "input", "dim", "end")
         if node.target in _MEANS:
             dims = given.get("dim")
             dims = [dims] if isinstance(dims, int) else dims
@@ -110,5 +113,6 @@ class Neighbours:
         return start > 1 or all(n == 1 for n in shape[2:])
 
     def shape_of(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Return a value's shape for the first of two input sizes."""
         shapes = shapes_of(self.trace, node)
         return None if shapes is None else shapes[0]

@@ -14,6 +14,7 @@ from unbranch.rules.value import Affine
 
 
 def is_norm(trace: Trace, node: fx.Node) -> bool:
+    """Whether an operation calls a batch norm of one argument."""
     if node.op != "call_module" or node.meta.get("passes") or len(node.args) != 1 or node.kwargs:
         return False
     module = trace.layer_of(node)
@@ -32,6 +33,7 @@ class Norm:
 
     @classmethod
     def at(cls, trace: Trace, node: fx.Node) -> Norm | None:
+        """Return the norm that a node calls; None if it is shared or its scale can't be determined."""
         module = trace.layer_of(node)
         rule = rule_of_module(module)
         if rule is None or trace.times_called()[id(module)] > 1:

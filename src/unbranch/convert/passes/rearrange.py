@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from unbranch.convert.trace.execute import run_node
 from unbranch.convert.trace.trace import Trace
 from unbranch.errors import NotAffine
-from unbranch.graph.operations import AXIS_ATTRIBUTES, AXIS_CHANGES, RESHAPES
+from unbranch.graph.operations import AXIS_ATTRIBUTES, AXIS_CHANGES, RESHAPES, named_arguments
 from unbranch.rules.arrangement import Arrangement, Shapes
 
 _PRIMES = (2, 3, 5, 7, 11, 13, 17)
@@ -88,7 +88,7 @@ def rearranged(trace: Trace, node: fx.Node, before: Arrangement, channels: int =
 
 
 def _squeezed_axes(node: fx.Node, rank: int) -> list[int]:
-    given: Any = dict(zip(("input", "dim"), node.args, strict=False)) | node.kwargs
+    given = named_arguments(node, "input", "dim")
     axes = given.get("dim", tuple(range(rank)))
     axes = axes if isinstance(axes, tuple | list) else (axes,)
     if not all(isinstance(j, int) for j in axes) or len(node.args) > 2:
@@ -99,5 +99,5 @@ def _squeezed_axes(node: fx.Node, rank: int) -> list[int]:
 def _divided_axis(trace: Trace, node: fx.Node) -> Any:
     if node.op == "call_module":
         return trace.layer_of(node).dim
-    given: Any = dict(zip(("input", "dim"), node.args, strict=False)) | node.kwargs
+    given = named_arguments(node, "input", "dim")
     return given.get("dim")

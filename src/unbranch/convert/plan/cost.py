@@ -26,6 +26,7 @@ class Cost:
         )  # fmt: skip
 
     def within(self, limit: Cost) -> bool:
+        """Whether arithmetic, stored numbers and launches are no more than a limit."""
         slack = 1 + 1e-9
         return all(
             a <= b * slack
@@ -44,4 +45,5 @@ class Cost:
 
     @property
     def time(self) -> float:
+        """Estimated time, in multiply-accumulates."""
         return self.macs + LAUNCH * self.launches + MOVED * self.moved

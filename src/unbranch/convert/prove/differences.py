@@ -108,4 +108,5 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def failure(error: BaseException) -> str:
+    """Return the difference of a part that can't be run."""
     return f"the rewritten part can't be run ({type(error).__name__}: {first_line(error)})"

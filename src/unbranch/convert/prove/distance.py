@@ -89,6 +89,7 @@ def plain_distance(ours: Tensor, theirs: Tensor) -> Distance:
 
 
 def is_real(value: Tensor) -> bool:
+    """Whether a tensor has real or complex numbers."""
     return value.is_floating_point() or value.is_complex()
 
 

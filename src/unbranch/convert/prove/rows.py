@@ -114,6 +114,7 @@ class _Selection:
     cut: bool
 
     def distance(self, tie: float) -> Distance:
+        """Return the distance of matched rows; scores closer than ``tie``, relative, may be swapped."""
         ours, theirs = ([_rows(p[side], s.dim()) for p in self.pairs] for side, s in enumerate(self.scores))
         scores = [s.reshape(s.shape[:-1].numel(), s.shape[-1]).double() for s in self.scores]
         scales = [max((float(v.abs().max()) for v in pair if v.numel()), default=0.0) or 1.0 for pair in self.pairs]

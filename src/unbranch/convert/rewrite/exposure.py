@@ -20,6 +20,7 @@ from unbranch.convert.trace.trace import Call
 
 
 def is_kernel(interpretation: Interpretation, node: fx.Node) -> bool:
+    """Whether an operation has a kernel."""
     rule = interpretation.rule(node)
     return rule is not None and rule.kind == "kernel"
 
@@ -87,5 +88,6 @@ def _modules_around(interpretation: Interpretation, call: Call) -> Iterator[tupl
 
 
 def common_call(calls: list[Call]) -> Call:
+    """Return the innermost call that encloses all calls."""
     lines = [list(call.lineage()) for call in calls]
     return next(c for c in lines[0] if all(c in line for line in lines[1:]))

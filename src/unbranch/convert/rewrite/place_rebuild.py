@@ -16,6 +16,11 @@ from unbranch.convert.trace.trace import Call, call_of
 
 
 def as_rebuild(interpretation: Interpretation, merges: tuple[Merge, ...]) -> Rebuild:
+    """Return the rebuild of the smallest module that holds all merges.
+
+    Raises:
+        PlacementError: for merges that have no place in it.
+    """
     moved = interpretation.trace.moved
     emptied = tuple(dict.fromkeys(c for merge in merges for n in merge.inside for c in moved.get(n, ())))
     call = _smallest_call(merges, emptied)
@@ -82,4 +87,5 @@ def _check_rebuildable(interpretation: Interpretation, call: Call, merge: Merge)
 
 
 def has_hooks_at(interpretation: Interpretation, call: Call) -> bool:
+    """Whether a call's module has hooks."""
     return call.path in interpretation.hooked

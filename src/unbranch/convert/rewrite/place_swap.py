@@ -14,16 +14,37 @@ from unbranch.convert.rewrite.exposure import check_exposure, is_kernel
 from unbranch.convert.rewrite.options import conflict_with_options
 from unbranch.convert.rewrite.placement import PlacementError, Swap, takes_one_argument
 from unbranch.convert.trace.trace import Call, Trace, call_of, forward_of
+from unbranch.graph.operations import named_arguments
 from unbranch.rules.value import Affine, Gridded
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
 
 
 def as_swap(interpretation: Interpretation, merge: Merge) -> Swap | None:
+    """Return the replacement of a row of modules by the merged layer; None if a merge isn't a row.
+
+    Raises:
+        PlacementError: if other code runs the modules of the row in a different way.
+    """
     trace = interpretation.trace
-    inside = set(merge.inside)
-    times = trace.times_called()
+    row, kept = _row_of(interpretation, merge)
+    if not row or not _is_chain(interpretation, merge, row, kept):
+        return None
     emptied = tuple(dict.fromkeys(call for n in merge.inside for call in trace.moved.get(n, ())))
+    walked = check_exposure(interpretation, merge, row, emptied)
+    if (reason := conflict_with_options(trace, [*row, *emptied])) is not None:
+        raise PlacementError(merge, reason)
+    kernels = [j for j, call in enumerate(row) if any(is_kernel(interpretation, n) for n in call.nodes)]
+    return Swap(merge, tuple(row), kernels[0] if kernels else 0, emptied, tuple(walked), kept is not None)
+
+
+def _row_of(interpretation: Interpretation, merge: Merge) -> tuple[list[Call], Call | None]:
+    """Return the largest calls that together are a merge, and the one of them that keeps its class, if any.
+
+    The list is empty if some operation lies in no such call.
+    """
+    trace, inside = interpretation.trace, set(merge.inside)
+    times = trace.times_called()
     row: list[Call] = []
     kept: Call | None = None
     for node in merge.inside:
@@ -33,26 +54,26 @@ def as_swap(interpretation: Interpretation, merge: Merge) -> Swap | None:
         if call is None and not row:
             call = kept = _own_kernel(interpretation, node, merge)
         if call is None:
-            return None
+            return [], None
         if call not in row:
             row.append(call)
+    return row, kept
+
+
+def _is_chain(interpretation: Interpretation, merge: Merge, row: list[Call], kept: Call | None) -> bool:
+    """Whether each call reads only the output of the one before, and nothing else reads that."""
+    trace = interpretation.trace
     source: Any = merge.root
     for call in row:
         nodes = call.nodes if call is not kept else [_unmoved(trace, call.output)]
         entering = {_unmoved(trace, n) for node in nodes for n in node.all_input_nodes if n not in nodes}
         if entering - interpretation.constant != {source}:
-            return None
+            return False
         source = _unmoved(trace, call.output)
         users = {u for n in _same(trace, source) for u in n.users} - trace.checks - trace.sizes - set(trace.moved)
         if call is not row[-1] and not any(users <= set(later.nodes) for later in row):
-            return None
-    if not row or source is not _unmoved(trace, merge.target):
-        return None
-    walked = check_exposure(interpretation, merge, row, emptied)
-    if (reason := conflict_with_options(interpretation.trace, [*row, *emptied])) is not None:
-        raise PlacementError(merge, reason)
-    kernels = [j for j, call in enumerate(row) if any(is_kernel(interpretation, n) for n in call.nodes)]
-    return Swap(merge, tuple(row), kernels[0] if kernels else 0, emptied, tuple(walked), kept is not None)
+            return False
+    return source is _unmoved(trace, merge.target)
 
 
 def _own_kernel(interpretation: Interpretation, node: fx.Node, merge: Merge) -> Call | None:
@@ -64,7 +85,7 @@ def _own_kernel(interpretation: Interpretation, node: fx.Node, merge: Merge) -> 
     call, own = call_of(node), call_of(node).module
     if node.op != "call_function" or node.target not in _CONVOLUTIONS or call is interpretation.trace.root or call.leaf:
         return None
-    given: Any = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+    given = named_arguments(node, "input", "weight", "bias")
     weight, bias = given.get("weight"), given.get("bias")
     names = [None if n is None else str(n.target) if isinstance(n, fx.Node) else "" for n in (weight, bias)]
     holds = own._parameters.get("weight") is not None and "bias" in own._parameters

@@ -29,14 +29,17 @@ class Swap:
 
     @property
     def all_merges(self) -> tuple[Merge, ...]:
+        """The merges that it writes."""
         return (self.merge,)
 
     @property
     def paths(self) -> tuple[str, ...]:
+        """Paths of the modules that are replaced."""
         return tuple(call.path for call in (*self.calls, *self.emptied))
 
     @property
     def place(self) -> str:
+        """Path of the module that becomes the merged layer."""
         return self.paths[self.host]
 
 
@@ -54,10 +57,12 @@ class Rebuild:
 
     @property
     def all_merges(self) -> tuple[Merge, ...]:
+        """The merges that it writes."""
         return self.merges
 
     @property
     def place(self) -> str:
+        """Path of the rebuilt module."""
         return self.call.path
 
 

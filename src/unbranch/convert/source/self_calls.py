@@ -33,6 +33,7 @@ def deleted_by(method: Any) -> frozenset[str]:
 
 
 def stored_by(method: Any) -> set[str]:
+    """Return the names of attributes that a method sets."""
     return {n.attr for n in ast.walk(tree_of(method)) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
 
 
@@ -46,6 +47,7 @@ def tree_of(method: Any) -> ast.AST:
 
 @functools.lru_cache(maxsize=4096)
 def passed_on_by(method: Any) -> frozenset[Pattern]:
+    """Return patterns of what a method passes to functions among its arguments."""
     try:
         own, *others = inspect.signature(method).parameters
     except ValueError:

@@ -36,12 +36,14 @@ def nodes_of(value: Any) -> Any:
 
 
 def leaves_of(value: Any) -> list[Any]:
+    """Return the leaves of a structure, in order."""
     found: list[Any] = []
     fx.node.map_aggregate(value, found.append)
     return found
 
 
 def structure_of(value: Any) -> str:
+    """Return a structure without its nodes, in a form to compare."""
     return repr(fx.node.map_aggregate(value, lambda v: _TENSOR if isinstance(v, fx.Node) else v))
 
 

@@ -104,6 +104,7 @@ class Trace:
 
     @property
     def root(self) -> Call:
+        """The call of the traced module."""
         return self.calls[0]
 
     def read(self) -> set[int]:
