@@ -342,7 +342,9 @@ def test_drop_path_zeroes_whole_samples_and_keeps_the_mean() -> None:
 
 
 def test_convffn_without_shortcut_is_refused() -> None:
-    with pytest.raises(ub.InputError, match="`in_channels` and `out_channels` must be equal for a shortcut, got 4 and 6"):
+    with pytest.raises(
+        ub.InputError, match="`in_channels` and `out_channels` must be equal for a shortcut, got 4 and 6"
+    ):
         ConvFFN(4, 8, 6)
 
 
@@ -351,5 +353,7 @@ def test_compactor_starts_as_the_identity_and_does_not_read_its_mask() -> None:
         compactor, x = Compactor(3, ndim), torch.randn(2, 3, 4, 5, 6)[(..., *(0,) * (3 - ndim))]
         compactor.mask.zero_()
         assert torch.equal(compactor(x), x)
-    with pytest.raises(ub.InputError, match="`channels` must be at least 1 and `ndim` 1, 2 or 3, got channels=0, ndim=2"):
+    with pytest.raises(
+        ub.InputError, match="`channels` must be at least 1 and `ndim` 1, 2 or 3, got channels=0, ndim=2"
+    ):
         Compactor(0)

@@ -10,12 +10,13 @@ from torch import nn
 
 import unbranch as ub
 from tests.networks import randomised
-from unbranch.convert import account, attempt, conversion, kernel, reading
+from unbranch.convert import account, attempt, conversion, kernel, trace_plan
+from unbranch.convert.passes import reading
 
 STEPS = {
     "read_writes": reading, "share_grids": reading, "order_sums": reading, "_read_shapes": reading,
-    "drop_unread": attempt, "move_norms": attempt, "plan_of": attempt, "rewrites_of": attempt,
-    "replaced_modules": attempt, "Region": attempt,
+    "drop_unused": trace_plan, "move_norms": trace_plan, "plan_of": trace_plan, "rewrites_of": trace_plan,
+    "replaced_modules": attempt, "Interpretation": trace_plan,
 }  # fmt: skip
 
 
@@ -94,6 +95,6 @@ def test_full_memory_is_no_fault(monkeypatch):
     def full(*_args, **_kwargs):
         raise MemoryError("not enough memory")
 
-    monkeypatch.setattr(attempt, "plan_of", full)
+    monkeypatch.setattr(trace_plan, "plan_of", full)
     with pytest.raises(MemoryError):
         ub.collapse(network())

@@ -63,7 +63,7 @@ def test_nothing_is_listed_where_nothing_stays() -> None:
 def test_a_forward_that_cannot_be_read_is_listed_for_what_it_costs() -> None:
     (refusal,) = report_of(nn.Sequential(_Split(), nn.ReLU())).refusals
     assert refusal.path == "0"
-    assert "can't be read" in refusal.reason
+    assert "can't be traced" in refusal.reason
     assert refusal.cost == "one batch norm stays"
 
 

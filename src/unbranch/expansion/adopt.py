@@ -15,8 +15,8 @@ from unbranch.algebra import batch_norm_scale_shift
 from unbranch.blocks import CONVOLUTIONS, BranchedConv, Compactor, initialise
 from unbranch.blocks.dilated import BRANCHES as DILATED
 from unbranch.convert import equivalent_kernel
-from unbranch.convert.emit import memory_format_of
-from unbranch.convert.rewrite import with_rest
+from unbranch.convert.plan.emit import memory_format_of
+from unbranch.convert.rewrite.rewrite import with_rest
 from unbranch.errors import InputError
 from unbranch.grids import is_depthwise
 from unbranch.rules import rule_of_module

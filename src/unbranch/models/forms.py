@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from unbranch.blocks import BranchedConv, Compactor, WindowPerceptron
 from unbranch.convert import equivalent_kernel
 from unbranch.errors import CheckpointError
-from unbranch.graph.shadow import training_parts
+from unbranch.graph.eval_view import training_only_modules
 
 State = dict[str, Tensor]
 
@@ -83,7 +83,7 @@ def merged(plain: nn.Module, training: nn.Module) -> State:
     """
     state: State = {}
     taken: Tensor | None = None  # by a convolution, from a norm further on
-    inside = [path for path, _ in training_parts(training)]
+    inside = [path for path, _ in training_only_modules(training)]
     for path, module in training.named_modules():
         if any(path == outer or path.startswith(f"{outer}.") for outer in inside):
             continue

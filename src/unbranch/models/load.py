@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unbranch.convert import collapse
 from unbranch.errors import CheckpointError, InputError
-from unbranch.graph.shadow import unwrapped
+from unbranch.graph.eval_view import unwrap_model
 from unbranch.history import History, history_of
 from unbranch.models.checkpoints import fill, read_weights, unwrapped_state
 from unbranch.models.fit import ENDS, FIRST, Fit, fitted, is_foreign, is_useless
@@ -76,7 +76,7 @@ def load_checkpoint(model: nn.Module, source: Source) -> Loaded:
     >>> ub.load_checkpoint(ub.create_model("repvgg_a0"), {"model": published, "epoch": 119}).layout
     'repvgg'
     """
-    network, path = unwrapped(model), _path(source)
+    network, path = unwrap_model(model), _path(source)
     state = _read(source, network)
     try:
         reading, fit = _loaded(network, state, path)

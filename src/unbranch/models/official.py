@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from unbranch.blocks import BranchedConv
 from unbranch.errors import InputError
-from unbranch.graph.shadow import unwrapped
+from unbranch.graph.eval_view import unwrap_model
 from unbranch.history import History, history_of
 from unbranch.models.forms import merged, separated, split
 from unbranch.models.keys import Layout, layouts_of, renamed
@@ -34,7 +34,7 @@ def to_official(model: nn.Module, layout: str | None = None) -> dict[str, Tensor
     >>> names[0], names[-1]
     ('stage0.rbr_dense.conv.weight', 'linear.bias')
     """
-    network = unwrapped(model)
+    network = unwrap_model(model)
     history = history_of(network)
     _require_name(history)
     chosen = _chosen(history, layout)

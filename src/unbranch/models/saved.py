@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unbranch.errors import CheckpointError, InputError
 from unbranch.files import all_or_nothing
-from unbranch.graph.shadow import unwrapped
+from unbranch.graph.eval_view import unwrap_model
 from unbranch.history import History, history_of, replayed, set_history
 from unbranch.models.checkpoints import fill, is_plain, load_weights, read_weights
 from unbranch.models.manifest import Manifest, read_manifest, require_file
@@ -44,7 +44,7 @@ def save(network: nn.Module, path: str | Path) -> None:
         >>> plain.stem.conv
         Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
-    path, network = Path(path), unwrapped(network)
+    path, network = Path(path), unwrap_model(network)
     if path.suffix != ".safetensors":
         raise InputError(f"can't write {path}: the name should end in .safetensors")
     history = replace(history_of(network), input_size=known_input_size(network))
@@ -73,7 +73,7 @@ def load(path: str | Path, into: nn.Module | None = None, device: str | torch.de
     """
     path = Path(path)
     try:
-        network = _loaded(path, None if into is None else unwrapped(into))
+        network = _loaded(path, None if into is None else unwrap_model(into))
     except InputError as error:
         line = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:MESSAGE]
         raise CheckpointError(line if str(path) in line else f"{path} can't be loaded: {line}") from error
