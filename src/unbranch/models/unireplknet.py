@@ -19,7 +19,11 @@ from typing import Any
 from torch import nn
 
 from unbranch.blocks import ChannelNorm, UniRepLKNetBlock
-from unbranch.models.network import Head, Level, Network, Stage, drop_path_rates
+from unbranch.models.accuracy import IMAGENET22K, reported
+from unbranch.models.backbone import FeatureLevel
+from unbranch.models.classifier import Classifier, Head
+from unbranch.models.registry import register_models
+from unbranch.models.stage import Stage, drop_path_rates
 from unbranch.models.units import Block, no_block
 
 SMALL, LARGE = 3, 13
@@ -39,8 +43,34 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "unireplknet_l": {"width": 192, "depths": BASE, "turns": (LARGE, SMALL, SMALL)},
     "unireplknet_xl": {"width": 256, "depths": BASE, "turns": (LARGE, SMALL, SMALL)},
 }
+ACCURACY = {
+    **reported(
+        "AILab-CVC/UniRepLKNet",
+        224,
+        {
+            "unireplknet_a": 77.0,
+            "unireplknet_f": 78.6,
+            "unireplknet_p": 80.2,
+            "unireplknet_n": 81.6,
+            "unireplknet_t": 83.2,
+            "unireplknet_s": 83.9,
+        },
+    ),
+    **reported(
+        "AILab-CVC/UniRepLKNet",
+        384,
+        {"unireplknet_b": 87.4, "unireplknet_l": 87.9, "unireplknet_xl": 88.0},
+        IMAGENET22K,
+    ),
+}
 
 
+@register_models(
+    VARIANTS,
+    family="UniRepLKNet",
+    paper="UniRepLKNet: A Universal Perception Large-Kernel ConvNet, CVPR 2024, https://arxiv.org/abs/2311.15599",
+    accuracy=ACCURACY,
+)
 def unireplknet(
     width: int,
     depths: Sequence[int],
@@ -52,7 +82,7 @@ def unireplknet(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     layer_scale: float = 1e-6,
-) -> Network:
+) -> Classifier:
     """A UniRepLKNet: kernels of 3 in the first stage, in the third ``turns`` again and again, else of 13."""
     no_block(block, "UniRepLKNet")
     rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
@@ -68,8 +98,8 @@ def unireplknet(
             kernel = kernels[i % len(kernels)]
             layers[str(i)] = UniRepLKNetBlock(channels, kernel, next(rates), layer_scale=layer_scale)
         stages.append(Stage(layers))
-        levels.append(Level(number + 1, channels, 4 << number))
-    network = Network(stem, stages, _head(levels[-1].channels, num_classes, drop_rate), levels, in_channels)
+        levels.append(FeatureLevel(number + 1, channels, 4 << number))
+    network = Classifier(stem, stages, _head(levels[-1].channels, num_classes, drop_rate), levels, in_channels)
     network.apply(_initialise)
     return network
 

@@ -27,14 +27,17 @@ class Units:
         block: what stands for convolutions, by name or anything with nn.Conv2d's signature; ``"compactor"`` for
             compactors behind the prunable units; ``None`` for plain ones.
         block_options: further arguments of the block, such as ``init``.
-        widths: output channels of each unit in the order they are made, for a network that was pruned.
+        pruned_widths: output channels of each unit in the order they are made, for a network that was pruned.
 
     Raises:
         InputError: for an unknown block, and options that it hasn't.
     """
 
     def __init__(
-        self, block: Block = None, block_options: dict[str, Any] | None = None, widths: Iterable[int] | None = None
+        self,
+        block: Block = None,
+        block_options: dict[str, Any] | None = None,
+        pruned_widths: Iterable[int] | None = None,
     ) -> None:
         known = block in (*CONVOLUTIONS, "compactor") if isinstance(block, str) else block is None or callable(block)
         if not known:
@@ -47,29 +50,31 @@ class Units:
         self.block, self.options = make, block_options or {}
         if self.options and make is None:
             raise InputError("block_options are for a block that stands for convolutions; there is none")
-        if isinstance(widths, int):
-            raise InputError(f"widths lists the channels of each unit; got {widths}")
-        self._widths: Iterator[int] | None = None if widths is None else iter(widths)
+        if isinstance(pruned_widths, int):
+            raise InputError(f"`pruned_widths` must list the channels of each unit, got {pruned_widths}")
+        self._widths: Iterator[int] | None = None if pruned_widths is None else iter(pruned_widths)
 
     def width(self, usual: int) -> int:
-        """Channels of the next unit: the usual ones, or what is left of them.
+        """Return the channels of the next unit: ``usual``, or the next of ``pruned_widths``.
 
         Raises:
-            InputError: if ``widths`` has ended.
+            InputError: if ``pruned_widths`` has ended, or gives more than ``usual``.
         """
         if self._widths is None:
             return usual
         width = next(self._widths, None)
         if width is None:
-            raise InputError("widths has fewer entries than the network has units")
+            raise InputError("`pruned_widths` has fewer entries than the network has units")
         if not 1 <= width <= usual:
-            raise InputError(f"widths gives {width} where the network has {usual} channels")
+            raise InputError(
+                f"`pruned_widths` must be between 1 and the channels of each unit, {usual} here, got {width}"
+            )
         return width
 
     def finish(self) -> None:
-        """Raises InputError if ``widths`` has entries left."""
+        """Raise InputError if ``pruned_widths`` has entries left."""
         if self._widths is not None and next(self._widths, None) is not None:
-            raise InputError("widths has more entries than the network has units")
+            raise InputError("`pruned_widths` has more entries than the network has units")
 
     def conv(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int | None = None,

@@ -71,7 +71,7 @@ def require_file(path: Path) -> None:
         raise CheckpointError(f"there is no file {path}")
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A name from a file as it may be printed: short, on one line."""
     return name[:LONGEST_NAME] if name.isprintable() else repr(name[:LONGEST_NAME])
 
@@ -83,7 +83,7 @@ def _parsed(text: str) -> Manifest:
     _check_depth(values)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         told = values.get("format") if isinstance(values, dict) else values
-        raise CheckpointError(f"its format is {shown(str(told))} instead of {FORMAT}")
+        raise CheckpointError(f"its format is {printable(str(told))} instead of {FORMAT}")
     known = _Fields(values)
     steps = known.get("steps", list)
     if len(steps) > STEPS or not all(isinstance(step, dict) for step in steps):

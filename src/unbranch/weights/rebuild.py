@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from unbranch.errors import CheckpointError
 from unbranch.history import History
-from unbranch.models.manifest import shown
-from unbranch.models.names import ASIDE, create
-from unbranch.models.registry import NETWORKS
+from unbranch.models.build import SOURCE_OPTIONS, build_model
+from unbranch.models.registry import MODELS
+from unbranch.weights.manifest import printable
 
 BUILDABLE = re.compile(r"(timm|torchvision):\w+(\.\w+)?", re.ASCII)
 WORD = re.compile(r"[\w .,+-]{0,64}", re.ASCII)  # neither a path nor an address
@@ -33,10 +33,10 @@ MODULES = (64, 1 << 11)
 
 def is_buildable(network: str | None) -> bool:
     """Whether a name in a file may be built: ours, timm's or torchvision's, and nobody's own code."""
-    return network is not None and (network in NETWORKS or BUILDABLE.fullmatch(network) is not None)
+    return network is not None and (network in MODELS or BUILDABLE.fullmatch(network) is not None)
 
 
-def built(history: History, sizes: Sequence[int]) -> nn.Module:
+def rebuild(history: History, sizes: Sequence[int]) -> nn.Module:
     """The network of a history before its steps, with random weights.
 
     Args:
@@ -47,27 +47,27 @@ def built(history: History, sizes: Sequence[int]) -> nn.Module:
     """
     network = history.network
     if network is None:
-        raise CheckpointError(f"it holds a network of your own code ({shown(history.made_by)}); pass one as into=")
+        raise CheckpointError(f"it holds a network of your own code ({printable(history.made_by)}); pass one as into=")
     if not is_buildable(network):
-        made = shown(network)
+        made = printable(network)
         raise CheckpointError(
             f"it was made by your own code {made}, which no file runs; pass into={made.replace(':', '.')}(…)"
         )
     _check_arguments(history.arguments)
     with _hollow(MODULES[0] * len(sizes) + MODULES[1]):
-        hollow = create(network, **history.arguments)
+        hollow = build_model(network, **history.arguments)
     numbers, limit = sum(p.numel() for p in hollow.parameters()), NUMBERS[0] * sum(sizes) + NUMBERS[1]
     if numbers > limit:
         raise CheckpointError(f"it asks for a network of {numbers} numbers and holds only {sum(sizes)}")
-    return create(network, **history.arguments)
+    return build_model(network, **history.arguments)
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:
-    refused = [key for key in arguments if ASIDE.fullmatch(key)]
+    refused = [key for key in arguments if SOURCE_OPTIONS.fullmatch(key)]
     refused += [word for word in _leaves(arguments) if isinstance(word, str) and not WORD.fullmatch(word)]
     if refused:
         raise CheckpointError(
-            f"it asks for {shown(', '.join(refused))}, which no file may; build it and pass it as into="
+            f"it asks for {printable(', '.join(refused))}, which no file may; build it and pass it as into="
         )
     numbers = (value for value in _leaves(arguments) if isinstance(value, int | float))
     if sum(min(abs(number), LARGEST + 1) for number in numbers) > LARGEST:
