@@ -90,12 +90,9 @@ def test_old_argument_of_save_is_accepted_by_keyword(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").is_file()
 
 
-def test_old_attributes_read_the_new_ones() -> None:
+def test_old_attribute_reads_the_new_one() -> None:
     with pytest.warns(DeprecationWarning, match="use `skipped`"):
         assert LoadResult("timm", skipped=("head.fc.bias",)).left == ("head.fc.bias",)
-    model = ub.create_model("cifar_quick")
-    with pytest.warns(DeprecationWarning, match="use `input_spec`"):
-        assert model.takes is model.input_spec
 
 
 @pytest.mark.parametrize("path", PICKLES, ids=lambda path: path.stem)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, fx, nn
 
-from unbranch.deprecation import RenamedAttribute
 from unbranch.errors import InputError
 from unbranch.models.input_spec import InputSpec, check_images
 from unbranch.models.stage import Stage
@@ -66,8 +65,6 @@ class Backbone(nn.Module):
         levels: the feature maps that the network offers.
         input_spec: the images that it takes.
     """
-
-    takes = RenamedAttribute("input_spec")
 
     def __init__(
         self, stem: nn.Module, stages: Iterable[nn.Module], levels: Sequence[FeatureLevel], input_spec: InputSpec

@@ -140,7 +140,7 @@ def to_deploy_state(target: Target, canonical: Mapping[str, Tensor], skipped: Co
         CheckpointError: if the state has branches to merge and doesn't fit the training form.
     """
     parts = list(counterparts(target.model, target.training))
-    if all(_is_renamed(part, canonical) for part in parts):
+    if not any(_needs_merging(part, canonical) for part in parts):
         return _identity_compactors(target.model, canonical) | _renamed(parts, canonical)
     dtype = next(target.model.parameters()).dtype
     training = training_form(target.model).to(torch.promote_types(dtype, torch.float32))
@@ -159,16 +159,17 @@ def _is_merged(part: Counterpart, state: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _is_renamed(part: Counterpart, state: Mapping[str, Tensor]) -> bool:
-    """Whether a collapsed model can have a part of the state as it is."""
-    if part.name:
-        bias = state.get(part.key("bias"))
-        return _is_merged(part, state) and (part.layer.bias is not None or bias is None or not bool(bias.any()))
-    return not part.is_fused_norm or _is_identity(part, state)
+def _needs_merging(part: Counterpart, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state has branches or a norm that the collapsed model has no longer."""
+    if not part.name:
+        return part.is_fused_norm and part.key("running_var") in state and not _is_identity(part, state)
+    kept = (f"{part.name}.weight", "post.", "act.")  # which the collapsed model has, too
+    branches = (key for key in part.module.state_dict() if not key.startswith(kept))
+    return not _is_merged(part, state) and any(key_of(part.path, key) in state for key in branches)
 
 
 def _is_identity(part: Counterpart, state: Mapping[str, Tensor]) -> bool:
-    """Whether a state has a norm that does nothing, exactly."""
+    """Whether a norm in a state does nothing, exactly."""
     identity = identity_norm_state(part.module)
     values = {name: state.get(part.key(name)) for name in identity if name != "num_batches_tracked"}
     return all(
@@ -199,8 +200,10 @@ def _layer_state(part: Counterpart, rest: State) -> State:
     weight, bias = rest.pop(part.key("weight"), None), rest.pop(part.key("bias"), None)
     own = part.layer.weight.shape
     state = {} if weight is None else {"weight": weight.reshape(own) if weight.shape == part.shape else weight}
-    if part.layer.bias is not None:
-        state["bias"] = torch.zeros_like(part.layer.bias) if bias is None else bias
+    if bias is not None and (part.layer.bias is not None or bool(bias.any())):
+        state["bias"] = bias
+    elif part.layer.bias is not None and weight is not None:
+        state["bias"] = torch.zeros_like(part.layer.bias)
     return {key_of(part.layer_path, name): value for name, value in state.items()}
 
 
