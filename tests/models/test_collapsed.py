@@ -196,18 +196,30 @@ def test_repvgg_is_built_of_any_block(block: Any) -> None:
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
-    "name": ("resnet18", {"block": "abc"}, "block='abc' is none of acb, dbb, repvgg, .* nn.Conv2d's arguments"),
-    "number": ("resnet18", {"block": 3}, "block=3 is none of acb"),
+    "name": (
+        "resnet18",
+        {"block": "abc"},
+        "`block` must be one of acb, dbb, repvgg, .*, got 'abc'",
+    ),
+    "number": ("resnet18", {"block": 3}, "`block` must be one of acb, .* got 3"),
     "options": ("resnet18", {"block": "acb", "block_options": {"inti": 1}}, "block_options={'inti': 1}: .*'inti'"),
-    "signature": ("resnet18", {"block": nn.ReLU}, "ReLU'> can't stand for a convolution with"),
-    "no block": ("resnet18", {"block_options": {"init": 1}}, "block_options are for a block"),
-    "repghost": ("repghostnet_050", {"block": "acb"}, "made of blocks of its own: block='acb' has no place in it"),
+    "signature": ("resnet18", {"block": nn.ReLU}, "ReLU'> can't replace a convolution with"),
+    "no block": ("resnet18", {"block_options": {"init": 1}}, "`block_options` need a `block`"),
+    "repghost": (
+        "repghostnet_050",
+        {"block": "acb"},
+        "`block` must be None for RepGhostNet, .* got 'acb'",
+    ),
     "repmlp": ("repmlpnet_t224", {"block": "acb"}, "made of blocks of its own"),
     "replk": ("replknet_31b", {"block": "dbb"}, "made of blocks of its own"),
     "mobileone": ("mobileone_s4", {"block": "dbb"}, "made of blocks of its own"),
     "wrn": ("wrn_16_8", {"block": "compactor"}, "has no compactors"),
     "repvgg": ("repvgg_a0", {"block": "compactor"}, "block='compactor' is for plain networks"),
-    "drop path": ("repvgg_a0", {"block": "acb", "drop_path_rate": 0.1}, "RepVGG's own blocks only: drop_path_rate=0"),
+    "drop path": (
+        "repvgg_a0",
+        {"block": "acb", "drop_path_rate": 0.1},
+        "`drop_path_rate` must be 0 for other blocks",
+    ),
     "widths": ("cifar_quick", {"pruned_widths": (3, 4)}, "fewer entries than the network has units"),
     "more widths": ("cifar_quick", {"pruned_widths": (3, 4, 5, 6)}, "more entries"),
     "wide": ("cifar_quick", {"pruned_widths": (3, 4, 99)}, "got 99 for 8 channels"),

@@ -90,6 +90,14 @@ def test_old_argument_of_save_is_accepted_by_keyword(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").is_file()
 
 
+def test_old_positional_argument_of_load_is_accepted() -> None:
+    with pytest.warns(DeprecationWarning, match=r"load\(…, device=…\)"):
+        model = ub.load(FOLDER / "cifar_quick.safetensors", None, "cpu")
+    assert next(model.parameters()).device.type == "cpu"
+    with pytest.raises(TypeError, match="at most 3 positional"):
+        ub.load(FOLDER / "cifar_quick.safetensors", None, "cpu", "more")
+
+
 def test_old_attribute_reads_the_new_one() -> None:
     with pytest.warns(DeprecationWarning, match="use `skipped`"):
         assert LoadResult("timm", skipped=("head.fc.bias",)).left == ("head.fc.bias",)

@@ -20,7 +20,7 @@ from unbranch.models.stage import Stage, no_drop_path
 from unbranch.models.units import Block, Units
 
 VARIANTS: dict[str, dict[str, Any]] = {"mobilenet_v1": {}}
-# output channels of the blocks of each stage; the first block has the stride, but in the first stage
+# output channels of the blocks of each stage; the first block has stride 2, except in the first stage
 STAGES = ((64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024))
 STEM = 32
 
@@ -44,7 +44,7 @@ def mobilenet(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Classifier:
-    """A MobileNet; a pruned one has depthwise layers as wide as what comes in."""
+    """Build a MobileNet; in a pruned one, depthwise layers are as wide as their inputs."""
     no_drop_path(drop_path_rate, "MobileNet")
     units = Units(block, block_options, pruned_widths)
     channels = units.width(STEM)

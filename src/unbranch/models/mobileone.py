@@ -60,7 +60,7 @@ def mobileone(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Classifier:
-    """A MobileOne; ``gates`` counts the last pairs of each stage that have squeeze-and-excitation."""
+    """Build a MobileOne; ``gates`` counts the last pairs of each stage that have squeeze-and-excitation."""
     no_block(block, "MobileOne")
     no_drop_path(drop_path_rate, "MobileOne")
     channels = min(WIDTHS[0], int(WIDTHS[0] * width_multipliers[0]))

@@ -118,7 +118,7 @@ def repghostnet(
     drop_rate: float = 0.2,
     drop_path_rate: float = 0.0,
 ) -> Classifier:
-    """A RepGhostNet; ``fusion`` is the branch beside the depthwise kernels."""
+    """Build a RepGhostNet; ``fusion`` is the branch beside the depthwise kernels."""
     no_block(block, "RepGhostNet")
     units, rates = Units(), iter(drop_path_rates(drop_path_rate, len(ROWS)))
     channels = make_divisible(STEM * width)

@@ -41,10 +41,10 @@ ACCURACY = {
 
 
 class RepLKNet(Classifier):
-    """A network whose layers are counted as the authors' fine-tuning does, 14 depths in all."""
+    """A network whose depths for layer-wise learning rates are those of the authors' fine-tuning, 14 in all."""
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, ...]]:
-        """The stem, a stage a depth but two pairs of blocks in the third, the rest; ``down`` with what it follows."""
+        """Return depths: one for each stage, but one for two pairs of blocks in the third; see ``Backbone``."""
         if coarse:
             return super().group_matcher(coarse)
         ends = (1, 2, 2 + 2 * DEPTHS[2] // TOGETHER, 3 + 2 * DEPTHS[2] // TOGETHER)  # depth of each stage's last
@@ -87,7 +87,7 @@ def replknet(
     drop_path_rate: float = 0.0,
     ffn_ratio: float = 4.0,
 ) -> Classifier:
-    """A RepLKNet; both members of a pair of blocks share their rate of stochastic depth."""
+    """Build a RepLKNet; both members of a pair of blocks share their rate of stochastic depth."""
     no_block(block, "RepLKNet")
     units, rates = Units(), iter(drop_path_rates(drop_path_rate, sum(depths)))
 

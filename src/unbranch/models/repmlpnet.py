@@ -68,7 +68,7 @@ def repmlpnet(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Classifier:
-    """A RepMLPNet for images of ``size`` and its multiples."""
+    """Build a RepMLPNet for images of ``size`` and its multiples."""
     no_block(block, "RepMLPNet")
     rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
     stages, levels = [], []
@@ -88,7 +88,7 @@ def repmlpnet(
 
 
 def _patches(in_channels: int, out_channels: int, side: int) -> nn.Sequential:
-    """``ReLU(BN(conv(x)))`` of patches that don't overlap."""
+    """Return ``ReLU(BN(conv(x)))`` of patches that don't overlap."""
     unit = conv_bn(in_channels, out_channels, side, side)
     unit.add_module("act", nn.ReLU())
     return unit

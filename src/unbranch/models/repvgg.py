@@ -8,7 +8,7 @@ https://arxiv.org/abs/2101.03697, tables 2 and 3. RepVGGplus is described in the
     head   mean over the map, fc
 
 In the group-wise variants every second layer up to the 26th has 2 or 4 groups. RepVGGplus halves its third stage, and
-trains with a classifier behind each part of it but the last; those classifiers are gone once it is collapsed.
+trains with a classifier behind each part of it but the last; ``collapse`` removes those classifiers.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ ACCURACY = {
 
 
 class RepVGGNet(Classifier):
-    """``(B, in_channels, H, W)`` to logits; in training, with auxiliary classifiers, to a dictionary of logits.
+    """``(B, in_channels, H, W)`` to logits ``(B, num_classes)``.
 
-    The dictionary has ``main`` and the auxiliary ones, each ``(B, num_classes)``; in evaluation ``main`` comes alone.
+    In training with auxiliary classifiers it returns a dictionary of logits, ``main`` and the auxiliary ones.
     """
 
     training_only = ("auxiliary",)
@@ -90,7 +90,7 @@ class RepVGGNet(Classifier):
         return [self.head, *others]
 
     def forward_all(self, x: Tensor) -> dict[str, Tensor]:
-        """Logits by classifier, in any mode: ``main``, and the auxiliary ones by their stage."""
+        """Return the logits by classifier in any mode: ``main``, and the auxiliary ones by their stage."""
         self.check(x)
         logits = {}
         x = self.stem(x)
@@ -129,12 +129,12 @@ def repvgg(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Classifier:
-    """A RepVGG of its blocks, or of others by ``block``, each with ReLU behind it."""
+    """Build a RepVGG of its own blocks or of others, each followed by a ReLU."""
     units = Units(unit if block is None else block, block_options)
     if units.block is None:
         raise InputError("a RepVGG is made of blocks; block='compactor' is for plain networks")
     if drop_path_rate and units.block is not CONVOLUTIONS["repvgg"]:
-        raise InputError("paths can be dropped beside the identity of RepVGG's own blocks only: drop_path_rate=0")
+        raise InputError("`drop_path_rate` must be 0 for other blocks than RepVGG's own")
     layer, rates = count(), drop_path_rates(drop_path_rate, sum(depths) + 1)
     ours = isinstance(units.block, type) and issubclass(units.block, BranchedConv)
 

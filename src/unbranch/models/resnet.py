@@ -112,7 +112,15 @@ def resnet(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Classifier:
-    """A ResNet; ``small`` for small images: a 3×3 stem without pooling, and without stride unless ``stem_stride``."""
+    """Build a ResNet.
+
+    Args:
+        depths: blocks of each stage.
+        width: channels of the first stage.
+        bottleneck: use bottlenecks instead of basic blocks.
+        small: for small images: a 3×3 stem without pooling, and without stride unless ``stem_stride``.
+        stem_stride: of the stem; 1 or 2 by default.
+    """
     units, rates = Units(block, block_options, pruned_widths), iter(drop_path_rates(drop_path_rate, sum(depths)))
     channels = units.width(width)
     step = stem_stride or (1 if small else 2)
@@ -135,7 +143,7 @@ def resnet(
 def _residual(
     units: Units, channels: int, width: int, stride: int, bottleneck: bool, drop_path: float
 ) -> tuple[Residual, int]:
-    """A residual block and the channels that come out of it."""
+    """Return a residual block and its output channels."""
     out = width * (EXPANSION if bottleneck else 1)
     shortcut = None
     if stride > 1 or channels != out:

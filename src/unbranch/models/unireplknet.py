@@ -7,7 +7,7 @@ https://arxiv.org/abs/2311.15599, section 3.1 and table 3.
     stage  (3×3 with stride 2, norm before all but the first), blocks with kernels of 3 and of 13
     head   mean over the map, norm, fc
 
-The norms between the stages and in the head are over the channels of each position, and stay.
+The norms between the stages and in the head are over the channels of each position, and can't be merged.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def unireplknet(
     drop_path_rate: float = 0.0,
     layer_scale: float = 1e-6,
 ) -> Classifier:
-    """A UniRepLKNet: kernels of 3 in the first stage, in the third ``turns`` again and again, else of 13."""
+    """Build a UniRepLKNet: kernels of 3 in the first stage, ``turns`` repeated in the third, 13 in the others."""
     no_block(block, "UniRepLKNet")
     rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
     stem = nn.Sequential(*_down(in_channels, width // 2), nn.GELU(), *_down(width // 2, width))
@@ -115,7 +115,7 @@ def _head(channels: int, num_classes: int, drop_rate: float) -> Head:
 
 
 def _initialise(module: nn.Module) -> None:
-    """As published: kernels from a normal distribution of deviation 0.02, cut at ±2; no biases."""
+    """Initialise as published: kernels from a normal distribution of deviation 0.02, cut at ±2; zero biases."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -7,7 +7,7 @@ cifar-quick is the example network of Caffe, with batch norms.
     stage   units of convolution, norm and ReLU, and a pooling
     head    the map at a fixed size, flattened, hidden layers with ReLU (and dropout), fc
 
-The map comes to its fixed size by averaging, which does nothing to images of the size that a network is made for.
+Adaptive averaging gives the map its fixed size; for images of the published size it does nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """A pooling that ends a stage, of the largest or the mean."""
+    """A max or average pooling that ends a stage."""
 
     make: type[nn.Module]
     kernel: int
@@ -117,7 +117,7 @@ def vgg(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Classifier:
-    """A stack; the stages' units are numbered through, ``conv1``, ``conv2``, …"""
+    """Build a stack; the units of all stages are numbered ``conv1``, ``conv2``, …"""
     no_drop_path(drop_path_rate, "a plain stack")
     units, channels, number, reduction = Units(block, block_options, pruned_widths), in_channels, 0, 1
     made, levels = [], []

@@ -59,7 +59,7 @@ def wide_resnet(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Classifier:
-    """A wide ResNet with ``depth`` blocks a stage, ``factor`` times as wide as a ResNet."""
+    """Build a wide ResNet with ``depth`` blocks in each stage, ``factor`` times as wide as a ResNet."""
     not_compacted(block, "a wide ResNet, whose norms come before its convolutions,")
     units, rates = Units(block, block_options), iter(drop_path_rates(drop_path_rate, depth * len(WIDTHS)))
     channels = WIDTHS[0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -65,7 +67,7 @@ def save(model: nn.Module, path: PathLike) -> None:
             raise InputError(f"can't write {path}: {error}") from error
 
 
-def load(path: PathLike, into: nn.Module | None = None, device: str | torch.device = "cpu") -> nn.Module:
+def load(path: PathLike, into: nn.Module | None = None, *args: Any, device: str | torch.device = "cpu") -> nn.Module:
     """Return the model that a file of ``save`` holds, in evaluation mode, with the file's weights and dtypes.
 
     Nothing in a file is executed: pickles are read with ``weights_only=True``, and a file may only name networks of
@@ -80,6 +82,11 @@ def load(path: PathLike, into: nn.Module | None = None, device: str | torch.devi
     Raises:
         CheckpointError: if the file is missing, damaged, hostile or of another format, or doesn't fit the model.
     """
+    if args:
+        if len(args) > 1:
+            raise TypeError(f"load() takes at most 3 positional arguments, got {2 + len(args)}")
+        warnings.warn("name the argument: load(…, device=…)", DeprecationWarning, stacklevel=2)
+        device = args[0]
     path = Path(path)
     try:
         model = _load(path, None if into is None else unwrapped(into))
