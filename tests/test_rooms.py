@@ -21,6 +21,8 @@ FLOORS = (
     ("convert",),
     ("blocks",),
     ("models",),
+    ("weights",),
+    ("factory",),
     ("expansion",),
     ("prune",),
     ("train",),

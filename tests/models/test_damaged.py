@@ -16,13 +16,13 @@ import unbranch as ub
 from tests.models.damage import File, damaged_files, manifests
 from tests.networks import randomised
 from unbranch.errors import CheckpointError
-from unbranch.models import create
+from unbranch.factory import create_model
 
 MEMORY = 1 << 20  # KiB that all of them together may add to the most that the process ever had
 
 
 def network() -> nn.Module:
-    return create("resnet8_cifar", block="acb", width=2)
+    return create_model("resnet8_cifar", block="acb", width=2)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import json
@@ -11,56 +10,63 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unbranch.errors import InputError, nearest
 from unbranch.extras import library
 from unbranch.history import history_of, set_history
-from unbranch.models.registry import NETWORKS, SOURCES, list_models, resolve
+from unbranch.models.registry import MODELS, SOURCES, list_models, resolve
 
 Builder = Callable[..., Any]
-# Where weights come from and how layers are compiled, which says nothing about the network.
-ASIDE = re.compile(
+# Options that say where weights come from and how layers are compiled, and nothing about the network.
+SOURCE_OPTIONS = re.compile(
     r"pretrained(_cfg.*|_strict|_custom_load)?|checkpoint_path|weights.*|cache_dir|progress|scriptable|exportable|no_jit"
 )
 
 
-def create(name: str, /, **options: Any) -> nn.Module:
-    """Build the network called ``name`` with random weights, handing ``options`` to its factory.
+def build_model(name: str, /, **options: Any) -> nn.Module:
+    """Build the network called ``name`` with random weights.
 
-    Raises InputError for a name that doesn't exist, a library that isn't installed or an option that doesn't fit.
+    ``create_model`` is this, and pretrained weights. The history of the network says its name and options.
+
+    Args:
+        name: of the zoo, in any spelling, or ``timm:NAME``, ``torchvision:NAME``, ``package.module:factory``.
+        options: arguments of its factory; old names of options of the zoo are accepted, as files may have them.
+
+    Raises:
+        InputError: for an unknown name, or an option that doesn't fit.
+        MissingPackageError: if its library isn't installed.
     """
     name = resolve(name) or name
-    builder = _builder(name)
-    network = _built(name, builder, options)
-    described = {key: value for key, value in options.items() if not ASIDE.fullmatch(key)}
-    if name in NETWORKS:  # which take either
-        described = _with_lists(described)
+    if name in MODELS:
+        options = _with_lists(MODELS[name].current_options(options))
+    network = _built(name, _builder(name), options)
+    described = {key: value for key, value in options.items() if not SOURCE_OPTIONS.fullmatch(key)}
     history = history_of(network)  # a factory may have named it by what it was made from
-    if history.network is None and _is_json(described):  # if not, a file can't tell how to make it
+    if history.network is None and _is_json(described):  # otherwise a file can't say how to make it
         set_history(network, replace(history, network=name, arguments=described))
     return network
 
 
 def _builder(name: str) -> Builder:
     source, colon, rest = name.partition(":")
-    if not colon and name in NETWORKS:
-        return NETWORKS[name]
+    if not colon and name in MODELS:
+        return MODELS[name].make
     if not source or not rest:
         raise InputError(
-            f"{name!r} names no network: write timm:NAME, torchvision:NAME, package.module:factory or one of ours, "
-            f"which `unbranch models` lists, for example repvgg_a0{_elsewhere(name) or nearest(name, NETWORKS)}"
+            f"{name!r} names no network: write timm:NAME, torchvision:NAME, package.module:factory or a name that "
+            f"`unbranch models` lists, for example repvgg_a0{_elsewhere(name) or nearest(name, MODELS)}"
         )
     find = {"timm": _timm, "torchvision": _torchvision}.get(source)
     return find(rest) if find else _factory(source, rest)
 
 
 def _elsewhere(name: str) -> str:
-    """The end of a sentence that tells which library has a network of this name, or nothing."""
+    """Return the end of a sentence that says which library has a network of this name, or an empty string."""
     found = []
     for source in SOURCES if name.isidentifier() else ():
         with suppress(InputError):  # the library isn't installed
@@ -69,51 +75,18 @@ def _elsewhere(name: str) -> str:
 
 
 def _with_lists(value: Any) -> Any:
-    """A value with its tuples, which JSON doesn't know, as lists."""
+    """Return a value with its tuples, which JSON doesn't have, as lists."""
     if isinstance(value, dict):
         return {key: _with_lists(inner) for key, inner in value.items()}
     return [_with_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _is_json(options: dict[str, Any]) -> bool:
-    """Whether JSON gives the very same values back."""
+    """Whether JSON gives the same values back."""
     try:
         return bool(json.loads(json.dumps(options, allow_nan=False)) == options)
     except (TypeError, ValueError, RecursionError):
         return False
-
-
-def example_input(
-    network: nn.Module, size: tuple[int, ...] | None = None, batch: int = 1
-) -> Tensor | tuple[list[Tensor]]:
-    """Random images as the network takes them, of ``size`` (channels, height, width), else of its own usual size.
-
-    ``(batch, channels, height, width)``, or a list of images for a detector of torchvision. Raises InputError if
-    the network can't take them.
-    """
-    shape = size or input_size(network)
-    generator = torch.Generator().manual_seed(0)
-    images: Tensor | tuple[list[Tensor]] = torch.randn((batch, *shape), generator=generator)
-    if type(network).__module__.startswith("torchvision.models.detection"):
-        images = (list(torch.rand((batch, *shape), generator=generator)),)
-    try:
-        with torch.inference_mode():
-            copy.deepcopy(network).eval()(*(images if isinstance(images, tuple) else (images,)))
-    except Exception as error:  # whatever stops a forward
-        raise InputError(f"the network doesn't take an input of size {shape}: {error}; see --input-size") from error
-    return images
-
-
-def input_size(network: nn.Module) -> tuple[int, ...]:
-    """What is known of the network, ``(channels, height, width)``; ``(3, 224, 224)`` where nothing is."""
-    return known_input_size(network) or (3, 224, 224)
-
-
-def known_input_size(network: nn.Module) -> tuple[int, ...] | None:
-    """Input size by the network's history, or by what it says of itself; None if neither tells."""
-    configurations = [getattr(network, field, None) or {} for field in ("pretrained_cfg", "default_cfg")]
-    told = [history_of(network).input_size, *(known.get("input_size") for known in configurations)]
-    return next((tuple(size) for size in told if size), None)
 
 
 def _timm(name: str) -> Builder:
@@ -121,17 +94,17 @@ def _timm(name: str) -> Builder:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise InputError(f"timm has no network {name!r}{nearest(architecture, timm.list_models())}")
-    return lambda **options: timm.create_model(name if tag else architecture, **options)
+    return partial(timm.create_model, name if tag else architecture)
 
 
 def _torchvision(name: str) -> Builder:
     models = library("torchvision").models
     if name not in models.list_models():
         raise InputError(f"torchvision has no network {name!r}{nearest(name, models.list_models())}")
-    # A detector would fetch the weights of its backbone unless told not to.
+    # A detector would download the weights of its backbone by default.
     known = inspect.signature(models.get_model_builder(name)).parameters
     quiet = {key: None for key in ("weights", "weights_backbone") if key in known}
-    return lambda **options: models.get_model(name, **{**quiet, **options})
+    return partial(models.get_model, name, **quiet)
 
 
 def _factory(module_name: str, attribute: str) -> Builder:
@@ -149,7 +122,9 @@ def _factory(module_name: str, attribute: str) -> Builder:
                 raise InputError(f"{module_name!r} has no {attribute!r}{nearest(part, dir(module))}")
             module = getattr(module, part)
     if isinstance(module, nn.Module):
-        raise InputError(f"{module_name}:{attribute} is a network, not a factory; name what makes it")
+        raise InputError(
+            f"{module_name}:{attribute} is a network, not a factory; name the function or class that makes it"
+        )
     if not callable(module):
         raise InputError(f"{module_name}:{attribute} is {type(module).__name__}, not a factory")
     builder: Builder = module

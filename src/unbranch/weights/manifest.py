@@ -1,7 +1,6 @@
-"""What a file of ours says about its network: a small JSON text in the metadata of a safetensors file.
+"""The manifest: a small JSON text in the metadata of our safetensors files that says how the model is made.
 
-A file may come from a stranger, so nothing in its manifest is believed: every field has a type and a limit, and a name
-is looked up, never imported.
+Files are untrusted input: every field of a manifest has a type and a limit, and names are looked up, never imported.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Manifest:
     history: History
 
     def to_metadata(self) -> dict[str, str]:
-        """As safetensors keeps it.
+        """Return the metadata of a safetensors file.
 
         Raises:
             CheckpointError: if something in the history isn't plain JSON.
@@ -46,7 +45,11 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest of one of our files, ``None`` for a file of others. Raises CheckpointError if it can't be read."""
+    """Return the manifest of one of our files, None for other files.
+
+    Raises:
+        CheckpointError: if the file is damaged or its manifest can't be read.
+    """
     if path.suffix != ".safetensors":
         return None
     require_file(path)
@@ -64,15 +67,15 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def require_file(path: Path) -> None:
-    """Raises CheckpointError if there is no such file."""
+    """Raise CheckpointError if there is no such file."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a file")
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
 
 
-def shown(name: str) -> str:
-    """A name from a file as it may be printed: short, on one line."""
+def printable(name: str) -> str:
+    """Return a name from a file in a form that is safe to print: short, on one line."""
     return name[:LONGEST_NAME] if name.isprintable() else repr(name[:LONGEST_NAME])
 
 
@@ -83,7 +86,7 @@ def _parsed(text: str) -> Manifest:
     _check_depth(values)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         told = values.get("format") if isinstance(values, dict) else values
-        raise CheckpointError(f"its format is {shown(str(told))} instead of {FORMAT}")
+        raise CheckpointError(f"its format is {printable(str(told))} instead of {FORMAT}")
     known = _Fields(values)
     steps = known.get("steps", list)
     if len(steps) > STEPS or not all(isinstance(step, dict) for step in steps):
@@ -118,7 +121,7 @@ class _Fields:
     values: dict[str, Any]
 
     def get(self, name: str, *kinds: type) -> Any:
-        """A field, which must be there and of one of these types."""
+        """Return a field, which must be there and of one of these types."""
         if name not in self.values or not isinstance(self.values[name], kinds):
             raise CheckpointError(f"its {name} is missing or of another type")
         return self.values[name]

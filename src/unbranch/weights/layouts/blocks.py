@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from unbranch.models.keys.tables import Table, under
+from unbranch.weights.layouts.tables import Table, under
 
 ACB: Table = (
     ("square_conv.", "square.conv."),

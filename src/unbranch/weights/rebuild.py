@@ -1,8 +1,7 @@
-"""The network that a manifest names, built without trusting the manifest.
+"""Build the network that a manifest names, without trusting the manifest.
 
-Only networks of a known library are made, with arguments that neither read nor fetch files. Before anything is
-allocated, the network is built with hollow tensors, which have a shape and no values, to see that it has about the
-size of the file.
+Only networks of a known library are built, with arguments that neither read nor download files. Before memory is
+allocated, the network is built on the meta device to check that its size matches that of the file.
 """
 
 from __future__ import annotations
@@ -19,55 +18,55 @@ from torch.overrides import TorchFunctionMode
 
 from unbranch.errors import CheckpointError
 from unbranch.history import History
-from unbranch.models.manifest import shown
-from unbranch.models.names import ASIDE, create
-from unbranch.models.registry import NETWORKS
+from unbranch.models.build import SOURCE_OPTIONS, build_model
+from unbranch.models.registry import MODELS
+from unbranch.weights.manifest import printable
 
 BUILDABLE = re.compile(r"(timm|torchvision):\w+(\.\w+)?", re.ASCII)
 WORD = re.compile(r"[\w .,+-]{0,64}", re.ASCII)  # neither a path nor an address
 LARGEST = 1 << 22  # of all numbers in the arguments together
-# A training form has at most so many times the numbers and the modules of what it collapses to, and some more.
+# Limits (factor, constant) on the elements and modules of a training form, by those of its collapsed form.
 NUMBERS = (64, 1 << 20)
 MODULES = (64, 1 << 11)
 
 
 def is_buildable(network: str | None) -> bool:
-    """Whether a name in a file may be built: ours, timm's or torchvision's, and nobody's own code."""
-    return network is not None and (network in NETWORKS or BUILDABLE.fullmatch(network) is not None)
+    """Whether a name in a file may be built: of the zoo, timm or torchvision, but no other code."""
+    return network is not None and (network in MODELS or BUILDABLE.fullmatch(network) is not None)
 
 
-def built(history: History, sizes: Sequence[int]) -> nn.Module:
-    """The network of a history before its steps, with random weights.
+def rebuild(history: History, sizes: Sequence[int]) -> nn.Module:
+    """Build the network of a history before its steps, with random weights.
 
     Args:
-        sizes: how many numbers each tensor of the file has; a network far larger than they are isn't built.
+        sizes: number of elements of each tensor of the file; a network that is far larger isn't built.
 
     Raises:
-        CheckpointError: if the name isn't one of those that a file may ask for, or its arguments or size aren't.
+        CheckpointError: if a file may not ask for this name, these arguments or this size.
     """
     network = history.network
     if network is None:
-        raise CheckpointError(f"it holds a network of your own code ({shown(history.made_by)}); pass one as into=")
+        raise CheckpointError(f"it holds a network of your own code ({printable(history.made_by)}); pass one as into=")
     if not is_buildable(network):
-        made = shown(network)
+        made = printable(network)
         raise CheckpointError(
             f"it was made by your own code {made}, which no file runs; pass into={made.replace(':', '.')}(…)"
         )
     _check_arguments(history.arguments)
     with _hollow(MODULES[0] * len(sizes) + MODULES[1]):
-        hollow = create(network, **history.arguments)
+        hollow = build_model(network, **history.arguments)
     numbers, limit = sum(p.numel() for p in hollow.parameters()), NUMBERS[0] * sum(sizes) + NUMBERS[1]
     if numbers > limit:
         raise CheckpointError(f"it asks for a network of {numbers} numbers and holds only {sum(sizes)}")
-    return create(network, **history.arguments)
+    return build_model(network, **history.arguments)
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:
-    refused = [key for key in arguments if ASIDE.fullmatch(key)]
+    refused = [key for key in arguments if SOURCE_OPTIONS.fullmatch(key)]
     refused += [word for word in _leaves(arguments) if isinstance(word, str) and not WORD.fullmatch(word)]
     if refused:
         raise CheckpointError(
-            f"it asks for {shown(', '.join(refused))}, which no file may; build it and pass it as into="
+            f"it asks for {printable(', '.join(refused))}, which no file may; build it and pass it as into="
         )
     numbers = (value for value in _leaves(arguments) if isinstance(value, int | float))
     if sum(min(abs(number), LARGEST + 1) for number in numbers) > LARGEST:
@@ -75,7 +74,7 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Everything in a JSON value that isn't a list or an object, keys included."""
+    """Yield everything in a JSON value that isn't a list or an object, keys included."""
     if isinstance(value, dict):
         yield from value
     if isinstance(value, dict | list):
@@ -87,7 +86,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 @contextmanager
 def _hollow(modules: int) -> Iterator[None]:
-    """Build with tensors that take no memory, and at most so many modules."""
+    """Build on the meta device, with at most so many modules."""
     count = 0
 
     def counted(*_: Any) -> None:
@@ -107,7 +106,7 @@ def _hollow(modules: int) -> Iterator[None]:
 
 
 class _HollowTensors(TorchFunctionMode):
-    """What layers make their weights with goes to the meta device; ranges, which constructors read, stay real."""
+    """Put the weights of layers on the meta device; ranges, which constructors read, keep their values."""
 
     _SIZED = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 

@@ -1,7 +1,7 @@
-"""Tables of names: prefixes of parameters as other code writes them, and as ours does, read in both directions.
+"""Tables of names: prefixes of parameters in published code and in ours, read in both directions.
 
-A row is (their prefix, our prefix). A ``*`` in both stands for the same part of a path, a number mostly. The table of
-a module that holds others is made of theirs, ``under`` a prefix; so is that of a whole network.
+A row is (published prefix, our prefix). A ``*`` in both matches one part of a path, mostly a number. The table of a
+module with children is made of theirs, ``under`` a prefix; so is that of a whole network.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ T = TypeVar("T")
 
 
 def under(official: str, ours: str, table: Table) -> Table:
-    """The table of a module that is a child of another, under these names; an empty name is no name."""
+    """Return the table of a child module under a prefix on each side; an empty prefix adds nothing."""
     return tuple((_joined(official, theirs), _joined(ours, mine)) for theirs, mine in table)
 
 
 def same(*prefixes: str) -> Table:
-    """Rows of what has the same name in both."""
+    """Return rows of what has the same name in both."""
     return tuple((prefix, prefix) for prefix in prefixes)
 
 
 def to_ours(table: Table, values: Mapping[str, T]) -> dict[str, T]:
-    """Values by our keys, given by published keys; the inverse of ``to_official``.
+    """Return values by our keys, given by published keys; the inverse of ``to_official``.
 
     Raises:
         InputError: if a key isn't in the table.
 
-    >>> to_ours((("stage1.*.rbr_dense.", "stages.0.*.conv_kxk."),), {"stage1.12.rbr_dense.bn.bias": 1})
-    {'stages.0.12.conv_kxk.bn.bias': 1}
+    Example:
+        >>> to_ours((("stage1.*.rbr_dense.", "stages.0.*.conv_kxk."),), {"stage1.12.rbr_dense.bn.bias": 1})
+        {'stages.0.12.conv_kxk.bn.bias': 1}
     """
     return _renamed(table, values, "published")
 
 
 def to_official(table: Table, values: Mapping[str, T]) -> dict[str, T]:
-    """Values by published keys, given by ours; the inverse of ``to_ours``.
+    """Return values by published keys, given by ours; the inverse of ``to_ours``.
 
     Raises:
         InputError: if a key isn't in the table.
@@ -49,7 +50,7 @@ def to_official(table: Table, values: Mapping[str, T]) -> dict[str, T]:
 
 
 def renamed(table: Table, key: str) -> str | None:
-    """Our key for a published one, None if the table has no row for it."""
+    """Return our key for a published one, None if the table has no row for it."""
     for pattern, template in _compiled(table):
         if found := pattern.match(key):
             return found.expand(template) + key[found.end() :]
@@ -62,7 +63,7 @@ def _joined(prefix: str, name: str) -> str:
 
 @lru_cache(maxsize=64)
 def _compiled(table: Table) -> tuple[tuple[re.Pattern[str], str], ...]:
-    """Each row as a pattern and what to write in its place."""
+    """Return each row as a pattern and its replacement."""
     rows = []
     for old, new in table:
         numbers = iter(range(1, new.count("*") + 1))
