@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import unbranch as ub
 from unbranch.convert.costs import layer_counts
-from unbranch.graph.float64 import Shaken
+from unbranch.graph.float64 import PerturbedRounding
 from unbranch.models import randomise_statistics
 
 RESULTS = Path(__file__).parent / "results" / "atlas.jsonl"
@@ -326,7 +326,7 @@ def measured(row: str) -> dict[str, Any]:
     for args, theirs in zip(calls, outputs, strict=True):
         found["errors"].append(None if theirs is None else difference(_run(plain, args), theirs))
         if theirs is not None and not found["errors"][-1] < EXACT:
-            with Shaken(torch.float64) as run:
+            with PerturbedRounding(torch.float64) as run:
                 shaken = run.values(_run(network, args))
             found.setdefault("rounding", []).append(difference(shaken, theirs))
     return found

@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 import unbranch as ub
 from unbranch import cli
+from unbranch.factory import create_model
 from unbranch.history import history_of, set_history
-from unbranch.models import create, load, randomise_statistics, save
+from unbranch.models import randomise_statistics
+from unbranch.weights import load, save
 
 NETWORK = "resnet8_cifar"
 SMALL = [
@@ -28,7 +30,7 @@ ARGUMENTS = "10, 1, 'repvgg', width=4"  # as Python
 
 
 def small() -> nn.Module:
-    return create("resnet8_cifar", block="repvgg", in_channels=1, width=4)
+    return create_model("resnet8_cifar", block="repvgg", in_channels=1, width=4)
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_verify_compares_two_networks_and_two_files(folder: Path) -> None:
     assert run("verify", NETWORK, "a.pth", *SMALL, "--weights", "a.pth").exit_code == 0
     assert run("verify", NETWORK, "b.pth", *SMALL, "--weights", "a.pth").exit_code == 1
     (folder / "pair_of_networks.py").write_text(
-        f"from unbranch.models.registry import ENTRIES\ndef make(): return ENTRIES['resnet8_cifar'].make({ARGUMENTS})\n"
+        f"from unbranch.models.registry import MODELS\ndef make(): return MODELS['resnet8_cifar'].make({ARGUMENTS})\n"
     )
     try:
         arguments = ("verify", "pair_of_networks:make", "pair_of_networks:make", "--input-size", "1,8,8")
@@ -126,7 +128,7 @@ def test_verify_compares_two_networks_and_two_files(folder: Path) -> None:
 
 
 def test_a_file_of_ours_stands_for_its_network(folder: Path) -> None:
-    network = create("resnet8_cifar", block="acb", in_channels=1, width=4)
+    network = create_model("resnet8_cifar", block="acb", in_channels=1, width=4)
     randomise_statistics(network)
     set_history(network, replace(history_of(network), input_size=(1, 8, 12)))
     save(network, "trained.safetensors")
@@ -143,8 +145,8 @@ def test_a_file_of_ours_stands_for_its_network(folder: Path) -> None:
 
 def test_a_file_of_the_users_own_network_is_verified_against_that_network(folder: Path) -> None:
     (folder / "own_networks.py").write_text(
-        "import torch\nfrom unbranch.models.registry import ENTRIES\n"
-        f"def make():\n    torch.manual_seed(0)\n    return ENTRIES['resnet8_cifar'].make({ARGUMENTS})\n"
+        "import torch\nfrom unbranch.models.registry import MODELS\n"
+        f"def make():\n    torch.manual_seed(0)\n    return MODELS['resnet8_cifar'].make({ARGUMENTS})\n"
     )
     try:
         size = ("--input-size", "1,8,8")

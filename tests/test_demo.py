@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from unbranch import cli
-from unbranch.models import load
+from unbranch.weights import load
 
 
 @pytest.mark.slow

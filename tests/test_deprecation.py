@@ -38,7 +38,10 @@ def test_old_attribute_reads_the_new_one() -> None:
     class Result:
         skipped: int
         left = RenamedAttribute("skipped")
+        none = RenamedAttribute("skipped", lambda count: count == 0)
 
     with pytest.warns(DeprecationWarning, match=r"`Result\.left` is deprecated, use `skipped`") as caught:
         assert Result(3).left == 3
     assert caught[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match=r"`Result\.none` is deprecated"):
+        assert Result(0).none is True

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "unbranch"
 # From the ground up; rooms of one line may not import each other.
 FLOORS = (
     ("errors",),
-    ("channels_last", "deprecation", "extras", "files", "timing"),
+    ("channels_last", "deprecation", "extras", "files", "grids", "timing"),
     ("history",),
     ("algebra",),
     ("graph",),
@@ -21,6 +21,8 @@ FLOORS = (
     ("convert",),
     ("blocks",),
     ("models",),
+    ("weights",),
+    ("factory",),
     ("expansion",),
     ("prune",),
     ("train",),
@@ -29,6 +31,25 @@ FLOORS = (
     ("demo",),
     ("cli",),
 )
+# The same inside convert: the steps of a conversion in their order, between files that all use and those that use all.
+STEPS = (
+    ("lines", "reasons", "report", "statistics"),
+    ("faults",),
+    ("source",),
+    ("trace",),
+    ("passes",),
+    ("interpret",),
+    ("plan",),
+    ("rewrite",),
+    ("prove",),
+    ("costs", "kernel", "step"),
+    ("account",),
+    ("trace_plan",),
+    ("attempt",),
+    ("conversion",),
+    ("replay",),
+)
+STEP = {room: height for height, rooms in enumerate(STEPS) for room in rooms}
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 FRONT = "unbranch"  # the package itself, which offers everything: only the command line may go through it
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -62,6 +83,20 @@ def test_file_imports_only_rooms_below_its_own(path: Path) -> None:
             assert room in ("cli", "demo"), f"{name} is imported through the front door"
         else:
             assert other == room or FLOOR[other] < FLOOR[room], f"{room} may not import {name}"
+
+
+CONVERT = sorted(path for path in (PACKAGE / "convert").rglob("*.py") if path != PACKAGE / "convert" / "__init__.py")
+
+
+@pytest.mark.parametrize("path", CONVERT, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_step_of_a_conversion_imports_only_steps_before_it(path: Path) -> None:
+    step = path.relative_to(PACKAGE).parts[1].removesuffix(".py")
+    assert step in STEP, f"{step} has no place in the order of convert"
+    for name in imported(path):
+        if name.startswith(f"{FRONT}.convert."):
+            other = name.split(".")[2]
+            assert other in STEP, f"{name} is imported through convert itself"
+            assert other == step or STEP[other] < STEP[step], f"convert/{step} may not import {name}"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "algebra").glob("*.py")), ids=lambda path: path.name)

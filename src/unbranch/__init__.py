@@ -37,7 +37,9 @@ from unbranch.errors import (
     UnsupportedError,
 )
 from unbranch.expansion import Expansion, expand
-from unbranch.models import create_model, list_models, load, load_checkpoint, save, to_official
+from unbranch.factory import create_model
+from unbranch.models import list_models
+from unbranch.weights import load, load_checkpoint, save, to_official
 
 if TYPE_CHECKING:
     from unbranch import deploy, train

@@ -15,10 +15,10 @@ from unbranch.deploy import compare_latency, require_onnx, write_onnx
 from unbranch.display import Account
 from unbranch.errors import InputError
 from unbranch.files import all_or_nothing
-from unbranch.models import load, save
 from unbranch.train import Data, Recipe, Watch, load_recipe, open_data, train
 from unbranch.train.folder import LAST
 from unbranch.train.job import validation_loader
+from unbranch.weights import load, save
 
 BLOCKS = ("acb", "dbb", "repvgg")
 EPOCHS = {"digits": 20, "fashion-mnist": 1}

@@ -32,7 +32,7 @@ def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         where, _, last = names[name].rpartition(".")
         where = where or module
-        _warn(f"`{module}.{name}` is deprecated, use `{where}.{last}`")
+        warn_deprecated(f"`{module}.{name}` is deprecated, use `{where}.{last}`")
         return getattr(importlib.import_module(where), last)
 
     return find
@@ -62,7 +62,7 @@ def renamed_arguments(**names: str) -> Callable[[Function], Function]:
                 new = names[old]
                 if new in kwargs:
                     raise TypeError(f"{function.__name__}() got `{old}` and `{new}`, which are the same argument")
-                _warn(f"the argument `{old}` of {function.__name__}() is deprecated, use `{new}`")
+                warn_deprecated(f"the argument `{old}` of {function.__name__}() is deprecated, use `{new}`")
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
@@ -72,10 +72,15 @@ def renamed_arguments(**names: str) -> Callable[[Function], Function]:
 
 
 class RenamedAttribute:
-    """A class attribute that reads another one: ``left = RenamedAttribute("skipped")``."""
+    """A class attribute that reads another one: ``left = RenamedAttribute("skipped")``.
 
-    def __init__(self, new: str) -> None:
-        self._new = new
+    Args:
+        new: name of the attribute that is read.
+        convert: makes the old value of the new one, where they differ.
+    """
+
+    def __init__(self, new: str, convert: Callable[[Any], Any] = lambda value: value) -> None:
+        self._new, self._convert = new, convert
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._old = f"{owner.__name__}.{name}"
@@ -83,9 +88,10 @@ class RenamedAttribute:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        _warn(f"`{self._old}` is deprecated, use `{self._new}`")
-        return getattr(instance, self._new)
+        warn_deprecated(f"`{self._old}` is deprecated, use `{self._new}`")
+        return self._convert(getattr(instance, self._new))
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, DeprecationWarning, stacklevel=3)
+def warn_deprecated(message: str, *, frames: int = 1) -> None:
+    """Warn at the line that called the function with the deprecated use, ``frames`` above the caller of this."""
+    warnings.warn(message, DeprecationWarning, stacklevel=2 + frames)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.algebra.cases_one import choices, with_zeros
+from tests.algebra.cases_one import choices
 from tests.algebra.checks import Case
 from tests.algebra.strategies import NDIMS, SEEDS, Draw, conv_maps, grid_maps, grids, numbers, small_grids
 from unbranch.algebra import GridMap
@@ -127,18 +127,42 @@ def grid_scales(draw: Draw) -> Case:
 @st.composite
 def grid_selections(draw: Draw) -> Case:
     m = draw(any_grid_map())
-    outs, ins = draw(choices(m.out_channels)), draw(choices(m.in_channels))
-
-    def truth(x: Tensor) -> Tensor:
-        y = m(with_zeros(x, ins, m.in_channels))
-        return y if outs is None else y[:, outs]
-
-    count = m.in_channels if ins is None else len(ins)
-    return Case((m, outs, ins), truth, count, (m.grid_in,))
+    channels = draw(choices(m.out_channels))
+    return on_grid_map(m, lambda x: m(x)[:, channels], channels)
 
 
 @st.composite
-def regriddings(draw: Draw) -> Case:
+def grid_concats(draw: Draw) -> Case:
+    groups, wide = draw(GROUPS), draw(st.integers(1, 3))
+    grid_in, grid_out = draw(small_grids(draw(NDIMS))), draw(small_grids(draw(NDIMS)))
+    maps = [
+        draw(grid_maps(groups, (wide, draw(st.integers(1, 3))), grid_in, grid_out))
+        for _ in range(draw(st.integers(2, 3)))
+    ]
+    return Case(tuple(maps), lambda x: torch.cat([m(x) for m in maps], 1), maps[0].in_channels, (grid_in,))
+
+
+@st.composite
+def mixed_sums(draw: Draw) -> Case:
+    """A convolution and a grid map of the size that it has on that grid, in any order."""
+    conv = draw(conv_maps(draw(NDIMS)))
+    grid = draw(grids([conv]))
+    widths = (conv.in_channels, conv.out_channels)
+    maps = [conv, draw(grid_maps(1, widths, grid, conv.output_size(grid)))]
+    maps = maps[::-1] if draw(st.booleans()) else maps
+    return Case(tuple(maps), lambda x: maps[0](x) + maps[1](x), conv.in_channels, (grid,))
+
+
+@st.composite
+def mixed_compositions(draw: Draw) -> Case:
+    outer = draw(conv_maps(draw(NDIMS)))
+    grid = draw(grids([outer]))
+    inner = draw(grid_maps(1, (draw(st.integers(1, 3)), outer.in_channels), draw(small_grids(draw(NDIMS))), grid))
+    return Case((outer, inner), lambda x: outer(inner(x)), inner.in_channels, (inner.grid_in,))
+
+
+@st.composite
+def reshapes(draw: Draw) -> Case:
     """Outputs seen as channels on another grid, as RepMLP's fully connected layer sees an image."""
     m = draw(any_grid_map())
     sizes = [n for n in range(1, m.features + 1) if m.features % n == 0]

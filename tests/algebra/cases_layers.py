@@ -51,12 +51,12 @@ def convolutions(draw: Draw) -> Case:
             parts = zip(x.chunk(m.groups, 1), m.weight.chunk(m.groups), strict=True)
             y = torch.cat([F.linear(part, weight) for part, weight in parts], 1)
             return y if m.bias is None else y + m.bias
-        if same and m.border == "zeros":
+        if same and m.padding_mode == "zeros":
             return CONV[m.ndim](x, m.weight, m.bias, m.stride, m.lo, m.dilation, m.groups)
-        x = padded(x, m.lo, hi, border=m.border)
+        x = padded(x, m.lo, hi, padding_mode=m.padding_mode)
         return CONV[m.ndim](x, m.weight, m.bias, m.stride, 0, m.dilation, m.groups)
 
-    kwargs = {"border": m.border} | ({} if same else {"padding_after": hi})
+    kwargs = {"padding_mode": m.padding_mode} | ({} if same else {"padding_after": hi})
     args = (m.bias, m.stride, m.lo, m.dilation, m.groups)
     return Case((m.weight, *args), truth, m.in_channels, two(draw(grids([m]))), kwargs)
 
@@ -65,7 +65,7 @@ def convolutions(draw: Draw) -> Case:
 def layers(draw: Draw) -> ConvMap:
     """A map that one convolution layer of PyTorch computes."""
     ndim = draw(NDIMS)
-    return replace(draw(conv_maps(ndim, up=(1,) * ndim, crops=False)), gain=None)
+    return replace(draw(conv_maps(ndim, input_dilation=(1,) * ndim, crops=False)), gain=None)
 
 
 @st.composite

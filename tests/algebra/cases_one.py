@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.algebra.checks import Case, on_map, two
+from tests.algebra.checks import Case, on_map
 from tests.algebra.strategies import (
     GRIDS,
     NDIMS,
@@ -23,7 +23,7 @@ from tests.algebra.strategies import (
     zero_beyond_maps,
 )
 from tests.algebra.truths import along_channels, padded, stuffed
-from unbranch.algebra import BORDERS, ConvMap
+from unbranch.algebra import PADDING_MODES, ConvMap
 
 
 @st.composite
@@ -75,10 +75,10 @@ def pads_by_constant(draw: Draw) -> Case:
 def pads_by_border(draw: Draw) -> Case:
     n = draw(GRIDS)
     m = draw(pointwise_maps(n))
-    border = draw(st.sampled_from(BORDERS[1:]))
+    border = draw(st.sampled_from(PADDING_MODES[1:]))
     lo, hi = draw(amounts(n))
     grid = draw(grids([m], [padding(lo, hi)]))
-    return on_map(m, grid, lambda x: padded(m(x), lo, hi, border=border), lo, hi, None, border)
+    return on_map(m, grid, lambda x: padded(m(x), lo, hi, padding_mode=border), lo, hi, None, border)
 
 
 @st.composite
@@ -93,9 +93,9 @@ def crops(draw: Draw) -> Case:
 def any_pads(draw: Draw) -> Case:
     """Any map, amounts, value and border: mostly to be refused."""
     n = draw(GRIDS)
-    m = draw(st.one_of(conv_maps(n), conv_maps(n, border="zeros", bias=False), zero_beyond_maps(n, True)))
+    m = draw(st.one_of(conv_maps(n), conv_maps(n, padding_mode="zeros", bias=False), zero_beyond_maps(n, True)))
     m = draw(st.one_of(st.just(m), pointwise_maps(n)))
-    border = draw(st.sampled_from(("zeros", *BORDERS)))
+    border = draw(st.sampled_from(("zeros", *PADDING_MODES)))
     values = [None, None, m.bias, torch.zeros(m.out_channels, dtype=torch.float64), numbers(5, m.out_channels)]
     value = draw(st.sampled_from(values)) if border == "zeros" else None
     lo, hi = draw(amounts(n))
@@ -108,7 +108,7 @@ def upsamplings(draw: Draw) -> Case:
     n = draw(GRIDS)
     up = draw(per_dim(n, 1, 3))
     stride = tuple(1 if u > 1 else draw(st.integers(1, 3)) for u in up)
-    m = draw(conv_maps(n, border="zeros", bias=False, stride=stride))
+    m = draw(conv_maps(n, padding_mode="zeros", bias=False, stride=stride))
     return on_map(m, draw(grids([m])), lambda x: stuffed(m(x), up), up)
 
 
@@ -130,58 +130,33 @@ def lifts(draw: Draw) -> Case:
 
 
 @st.composite
-def choices(draw: Draw, count: int) -> list[int] | None:
-    """Some of the channels in any order, all of them (None), or a regular part of them."""
+def choices(draw: Draw, count: int) -> list[int]:
+    """Some of the channels in any order, all of them, or a regular part of them."""
     every = list(range(count))
     step = draw(st.sampled_from(divisors(count)))
     some = st.lists(st.sampled_from(every), min_size=1, max_size=count, unique=True)
-    return draw(st.one_of(some, some.map(sorted), st.none(), st.just(every[::step]), st.just(every[:step])))
-
-
-def with_zeros(x: Tensor, places: list[int] | None, count: int) -> Tensor:
-    """The input whose other channels are zero."""
-    if places is None:
-        return x
-    full = x.new_zeros(len(x), count, *x.shape[2:])
-    full[:, places] = x
-    return full
+    return draw(st.one_of(some, some.map(sorted), st.just(every), st.just(every[::step]), st.just(every[:step])))
 
 
 @st.composite
 def selections(draw: Draw) -> Case:
     m = draw(conv_maps(draw(NDIMS)))
-    outs, ins = draw(choices(m.out_channels)), draw(choices(m.in_channels))
-
-    def truth(x: Tensor) -> Tensor:
-        y = m(with_zeros(x, ins, m.in_channels))
-        return y if outs is None else y[:, outs]
-
-    count = m.in_channels if ins is None else len(ins)
-    return Case((m, outs, ins), truth, count, two(draw(grids([m]))))
+    channels = draw(choices(m.out_channels))
+    return on_map(m, draw(grids([m])), lambda x: m(x)[:, channels], channels)
 
 
 @st.composite
 def group_selections(draw: Draw) -> Case:
-    """The same channels, in any order, of some groups: the result has as many groups, and no zeros."""
+    """As many channels of every group, in any order: the result has as many groups, and no zeros."""
     m = draw(conv_maps(draw(NDIMS), groups=draw(st.integers(2, 4)), inputs=12))
-    rows, columns = m.out_channels // m.groups, m.in_channels // m.groups
-    kept = draw(st.lists(st.sampled_from(range(m.groups)), min_size=1, unique=True).map(sorted))
-    sizes = draw(st.integers(1, rows)), draw(st.integers(1, columns))
-    outs, ins = (
-        [g * width + j for g in kept for j in draw(st.permutations(range(width)))[:size]]
-        for width, size in zip((rows, columns), sizes, strict=True)
-    )
+    rows = m.out_channels // m.groups
+    size = draw(st.integers(1, rows))
+    channels = [g * rows + j for g in range(m.groups) for j in draw(st.permutations(range(rows)))[:size]]
 
     def stays_grouped(result: ConvMap) -> None:
-        assert (result.groups, result.weight.shape[1]) == (len(kept), sizes[1])
+        assert (result.groups, result.weight.shape[1]) == (m.groups, m.weight.shape[1])
 
-    return Case(
-        (m, outs, ins),
-        lambda x: m(with_zeros(x, ins, m.in_channels))[:, outs],
-        len(ins),
-        two(draw(grids([m]))),
-        also=stays_grouped,
-    )
+    return on_map(m, draw(grids([m])), lambda x: m(x)[:, channels], channels, also=stays_grouped)
 
 
 @st.composite

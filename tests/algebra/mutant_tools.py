@@ -29,7 +29,7 @@ def flipped(m: ConvMap) -> ConvMap:
 def undilated(m: ConvMap) -> ConvMap:
     """Neighbouring taps, the same output size."""
     one = (1,) * m.ndim
-    hi = tuple(d - a + k - 1 for d, a, k in zip(m.delta, m.lo, m.size, strict=True))
+    hi = tuple(d - a + k - 1 for d, a, k in zip(m.size_delta, m.lo, m.kernel_size, strict=True))
     return replace(m, dilation=one, hi=hi)
 
 
@@ -52,7 +52,7 @@ def widened(m: ConvMap, lo: Sequence[int], hi: Sequence[int], border: str | None
         m,
         lo=tuple(a + s * p for a, s, p in zip(m.lo, m.stride, lo, strict=True)),
         hi=tuple(a + s * p for a, s, p in zip(m.hi, m.stride, hi, strict=True)),
-        border=border or m.border,
+        padding_mode=border or m.padding_mode,
     )
 
 

@@ -23,10 +23,10 @@ MUTANTS[FORMULA, "gain forgotten"] = lambda m: replace(m, gain=None)
 MUTANTS[FORMULA, "bias forgotten"] = unbiased
 MUTANTS[FORMULA, "dilation ignored"] = undilated
 MUTANTS[FORMULA, "kernel flipped"] = flipped
-MUTANTS[FORMULA, "border always zero"] = lambda m: replace(m, border="zeros")
+MUTANTS[FORMULA, "border always zero"] = lambda m: replace(m, padding_mode="zeros")
 MUTANTS[FORMULA, "hi forgotten"] = lambda m: replace(m, hi=m.lo)
 MUTANTS[FORMULA, "cropping ignored"] = lambda m: replace(m, lo=tuple(max(v, 0) for v in m.lo))
-MUTANTS[FORMULA, "zero-stuffing ignored"] = lambda m: replace(m, up=(1,) * m.ndim)
+MUTANTS[FORMULA, "zero-stuffing ignored"] = lambda m: replace(m, input_dilation=(1,) * m.ndim)
 
 MANY_TAPS = "a map of many taps computes its formula"
 MUTANTS[MANY_TAPS, "kernel flipped"] = flipped
@@ -42,7 +42,7 @@ MUTANTS[IDENTITY, "sums channels"] = lambda channels, n: convolution(
 
 CONVOLUTION = "convolution is F.conv and F.linear"
 MUTANTS[CONVOLUTION, "padding after forgotten"] = lambda *a, padding_after=None, **k: convolution(*a, **k)
-MUTANTS[CONVOLUTION, "border forgotten"] = lambda *a, border="zeros", **k: convolution(*a, **k)
+MUTANTS[CONVOLUTION, "border forgotten"] = lambda *a, padding_mode="zeros", **k: convolution(*a, **k)
 MUTANTS[CONVOLUTION, "dilation ignored"] = lambda w, b, s, p, d, g, **k: convolution(w, b, s, p, 1, g, **k)
 MUTANTS[CONVOLUTION, "stride of other axis"] = lambda w, b, s, *a, **k: convolution(w, b, s[::-1], *a, **k)
 MUTANTS[CONVOLUTION, "kernel flipped"] = lambda *a, **k: flipped(convolution(*a, **k))
@@ -73,7 +73,7 @@ MUTANTS[POOL, "mixes channels"] = lambda *a, **k: over_channels(average_pool(*a,
 
 def over_channels(m: ConvMap) -> ConvMap:
     """The same kernel from every input to every output."""
-    return replace(m, weight=m.weight.expand(-1, m.in_channels, *m.size), groups=1)
+    return replace(m, weight=m.weight.expand(-1, m.in_channels, *m.kernel_size), groups=1)
 
 
 @breaks(POOL, "padding not counted")

@@ -21,13 +21,10 @@ from tests.algebra.mutant_tools import (
 from unbranch.algebra import (
     ConvMap,
     add,
-    block_diagonal,
     compose,
     concat,
-    densified,
     scale_shift,
-    select,
-    split,
+    with_groups,
 )
 from unbranch.errors import Inexact
 
@@ -35,23 +32,27 @@ ADD = "add sums outputs"
 ANY_ADD = "add is exact or refuses"
 MUTANTS[ADD, "aligned by the first tap"] = lambda *maps: add(*(moved(m, maps[0].lo) for m in maps))
 MUTANTS[ADD, "aligned by the middle of the kernel"] = lambda *maps: add(
-    *(moved(m, [r // 2 for r in m.reach]) for m in maps)
+    *(moved(m, [r // 2 for r in m.span]) for m in maps)
 )
 MUTANTS[ADD, "dilation ignored"] = lambda *maps: add(*map(undilated, maps))
 MUTANTS[ADD, "only the first bias"] = lambda *maps: add(maps[0], *map(unbiased, maps[1:]))
 MUTANTS[ADD, "biases added for each tap"] = lambda *maps: scale_shift(add(*maps), None, add(*maps).bias)
 MUTANTS[ADD, "gain lost"] = lambda *maps: add(*(replace(m, gain=None) for m in maps))
 MUTANTS[ADD, "last map lost"] = lambda *maps: add(*maps[:-1])
-MUTANTS[ADD, "border lost"] = lambda *maps: replace(add(*maps), border="zeros")
-MUTANTS[ANY_ADD, "different borders accepted"] = lambda *maps: add(*(replace(m, border=maps[0].border) for m in maps))
+MUTANTS[ADD, "border lost"] = lambda *maps: replace(add(*maps), padding_mode="zeros")
+MUTANTS[ANY_ADD, "different borders accepted"] = lambda *maps: add(
+    *(replace(m, padding_mode=maps[0].padding_mode) for m in maps)
+)
 MUTANTS[ANY_ADD, "different strides accepted"] = lambda *maps: add(*(replace(m, stride=maps[0].stride) for m in maps))
-MUTANTS[ANY_ADD, "different upsampling accepted"] = lambda *maps: add(*(replace(m, up=maps[0].up) for m in maps))
+MUTANTS[ANY_ADD, "different upsampling accepted"] = lambda *maps: add(
+    *(replace(m, input_dilation=maps[0].input_dilation) for m in maps)
+)
 MUTANTS[ANY_ADD, "different sizes accepted"] = lambda *maps: add(*(resized(m, maps[0]) for m in maps))
 
 
 def resized(m: ConvMap, like: ConvMap) -> ConvMap:
     """Padded after its end until the output has the other's size."""
-    return replace(m, hi=tuple(d - a + r for d, a, r in zip(like.delta, m.lo, m.reach, strict=True)))
+    return replace(m, hi=tuple(d - a + r for d, a, r in zip(like.size_delta, m.lo, m.span, strict=True)))
 
 
 @breaks(ANY_ADD, "fewer channels added to the first ones")
@@ -61,7 +62,7 @@ def add_fewer(*maps: ConvMap) -> ConvMap:
 
 
 def with_zero_outputs(m: ConvMap, count: int) -> ConvMap:
-    dense = densified(m)
+    dense = with_groups(m)
     more = count - m.out_channels
     bias = None if m.bias is None else torch.cat([m.bias, m.bias.new_zeros(more)])
     weight = torch.cat([dense.kernel, dense.kernel.new_zeros(more, *dense.weight.shape[1:])])
@@ -79,7 +80,7 @@ def refuse_unless_equal(name: str) -> Law:
     return law
 
 
-for part in ("size", "dilation", "groups", "lo"):
+for part in ("kernel_size", "dilation", "groups", "lo"):
     MUTANTS[ADD, f"different {part} refused"] = refuse_unless_equal(part)
 
 
@@ -98,21 +99,6 @@ MUTANTS[ANY_CONCAT, "different strides accepted"] = lambda *maps: concat(
     *(replace(m, stride=maps[0].stride) for m in maps)
 )
 
-SPLIT = "split slices outputs"
-MUTANTS[SPLIT, "order reversed"] = lambda m, sizes: split(m, sizes)[::-1]
-MUTANTS[SPLIT, "every part from the start"] = lambda m, sizes: [select(m, range(size)) for size in sizes]
-MUTANTS[SPLIT, "sizes sorted"] = lambda m, sizes: split(m, sorted(sizes))
-
-SIDES = "block_diagonal is maps side by side"
-ANY_SIDES = "block_diagonal is exact or refuses"
-MUTANTS[SIDES, "order reversed"] = lambda *maps: block_diagonal(*maps[::-1])
-MUTANTS[SIDES, "bias of the first for all"] = lambda *maps: block_diagonal(maps[0], *map(unbiased, maps[1:]))
-MUTANTS[SIDES, "kernels not aligned"] = lambda *maps: block_diagonal(*(moved(m, maps[0].lo) for m in maps))
-MUTANTS[ANY_SIDES, "different borders accepted"] = lambda *maps: block_diagonal(
-    *(replace(m, border=maps[0].border) for m in maps)
-)
-MUTANTS[ANY_SIDES, "different sizes accepted"] = lambda *maps: block_diagonal(*(resized(m, maps[0]) for m in maps))
-
 COMPOSE = "compose is one map after the other"
 ANY_COMPOSE = "compose is exact or refuses"
 GROUPED_COMPOSE = "compose coarsens groups to their gcd"
@@ -122,8 +108,12 @@ MUTANTS[COMPOSE, "outer dilation ignored"] = lambda outer, inner: compose(undila
 MUTANTS[COMPOSE, "outer bias forgotten"] = lambda outer, inner: compose(unbiased(outer), inner)
 MUTANTS[COMPOSE, "outer gain forgotten"] = lambda outer, inner: compose(replace(outer, gain=None), inner)
 MUTANTS[COMPOSE, "inner gain forgotten"] = lambda outer, inner: compose(outer, replace(inner, gain=None))
-MUTANTS[COMPOSE, "outer border ignored"] = lambda outer, inner: replace(compose(outer, inner), border=inner.border)
-MUTANTS[COMPOSE, "zero-stuffing ignored"] = lambda outer, inner: compose(replace(outer, up=(1,) * outer.ndim), inner)
+MUTANTS[COMPOSE, "outer border ignored"] = lambda outer, inner: replace(
+    compose(outer, inner), padding_mode=inner.padding_mode
+)
+MUTANTS[COMPOSE, "zero-stuffing ignored"] = lambda outer, inner: compose(
+    replace(outer, input_dilation=(1,) * outer.ndim), inner
+)
 MUTANTS[COMPOSE, "order swapped"] = lambda outer, inner: compose(inner, outer)
 MUTANTS[COMPOSE, "bias carried by one tap only"] = lambda outer, inner: replace(
     compose(outer, inner), bias=compose(one_tap(outer), inner).bias
@@ -136,7 +126,7 @@ MUTANTS[COMPOSE, "inner bias added as it is"] = lambda outer, inner: (
 
 
 def one_tap(m: ConvMap) -> ConvMap:
-    return replace(unpadded(m), weight=m.weight[(..., *(slice(1) for _ in m.size))])
+    return replace(unpadded(m), weight=m.weight[(..., *(slice(1) for _ in m.kernel_size))])
 
 
 @breaks(COMPOSE, "steps of the taps not multiplied by stride")
@@ -154,7 +144,7 @@ def compose_tap_steps_of_right_size(outer: ConvMap, inner: ConvMap) -> ConvMap:
 def compose_padding(outer: ConvMap, inner: ConvMap) -> ConvMap:
     result = compose(unpadded(outer), inner)
     lo, hi = ([a + b for a, b in zip(v, w, strict=True)] for v, w in ((result.lo, outer.lo), (result.hi, outer.hi)))
-    return replace(result, lo=tuple(lo), hi=tuple(hi), border=compose(outer, inner).border)
+    return replace(result, lo=tuple(lo), hi=tuple(hi), padding_mode=compose(outer, inner).padding_mode)
 
 
 @breaks(COMPOSE, "strides not multiplied")
@@ -179,11 +169,11 @@ def compose_after_bias(outer: ConvMap, inner: ConvMap) -> ConvMap:
 
 @breaks(ANY_COMPOSE, "padding after a kernel that reaches back accepted")
 def compose_after_reach(outer: ConvMap, inner: ConvMap) -> ConvMap:
-    if inner.bias is not None or inner.border != outer.border or max(outer.up, default=1) > 1:
+    if inner.bias is not None or inner.padding_mode != outer.padding_mode or max(outer.input_dilation, default=1) > 1:
         raise Inexact("not this bug")
     return compose(unpadded(outer), widened(inner, outer.lo, outer.hi))
 
 
 MUTANTS[GROUPED_COMPOSE, "output channels interleaved"] = lambda outer, inner: compose(interleaved(outer), inner)
 MUTANTS[GROUPED_COMPOSE, "middle channels interleaved"] = lambda outer, inner: compose(outer, interleaved(inner))
-MUTANTS[GROUPED_COMPOSE, "always dense"] = lambda outer, inner: densified(compose(outer, inner))
+MUTANTS[GROUPED_COMPOSE, "always dense"] = lambda outer, inner: with_groups(compose(outer, inner))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tests.algebra.mutant_tools import MUTANTS, breaks, interleaved, moved, unbiased, undilated, widened
-from unbranch.algebra import ConvMap, densified, lifted, pad, scale_shift, select, upsampled
+from unbranch.algebra import ConvMap, as_pointwise, pad, scale_shift, select, with_groups, zero_stuff
 from unbranch.errors import Inexact
 
 SCALE = "scale_shift scales and shifts"
@@ -33,7 +33,9 @@ MUTANTS[PAD, "stride not multiplied into lo"] = lambda m, lo, hi, v: moved(
 )
 MUTANTS[PAD, "hi forgotten"] = lambda m, lo, hi, v: pad(m, lo, lo, v)
 MUTANTS[PAD, "axes reversed"] = lambda m, lo, hi, v: pad(m, lo[::-1], hi[::-1], v)
-MUTANTS[PAD, "border of a map that doesn't pad kept"] = lambda m, lo, hi, v: replace(pad(m, lo, hi, v), border=m.border)
+MUTANTS[PAD, "border of a map that doesn't pad kept"] = lambda m, lo, hi, v: replace(
+    pad(m, lo, hi, v), padding_mode=m.padding_mode
+)
 MUTANTS[BORDER_PAD, "border ignored"] = lambda m, lo, hi, v, border: widened(m, lo, hi, "zeros")
 MUTANTS[BORDER_PAD, "lo and hi swapped"] = lambda m, lo, hi, v, border: pad(m, hi, lo, v, border)
 MUTANTS["pad by negative amounts crops", "stride not multiplied in"] = lambda m, lo, hi: replace(
@@ -62,7 +64,7 @@ def pad_after_bias(m: ConvMap, lo: Any, hi: Any, value: Tensor | None = None, bo
 
 @breaks(ANY_PAD, "kernel that reaches back accepted")
 def pad_after_reach(m: ConvMap, lo: Any, hi: Any, value: Tensor | None = None, border: str = "zeros") -> ConvMap:
-    if border != "zeros" or m.border != "zeros" or m.bias is not None or value is not None:
+    if border != "zeros" or m.padding_mode != "zeros" or m.bias is not None or value is not None:
         raise Inexact("not this bug")
     return widened(m, lo, hi)
 
@@ -80,64 +82,59 @@ def pad_any_border(m: ConvMap, lo: Any, hi: Any, value: Tensor | None = None, bo
 
 @breaks(ANY_PAD, "zeros after a reflection accepted")
 def pad_after_border(m: ConvMap, lo: Any, hi: Any, value: Tensor | None = None, border: str = "zeros") -> ConvMap:
-    return replace(pad(replace(m, border="zeros"), lo, hi, value, border), border=m.border)
+    return replace(pad(replace(m, padding_mode="zeros"), lo, hi, value, border), padding_mode=m.padding_mode)
 
 
-UPSAMPLED = "upsampled puts zeros between"
-ANY_UPSAMPLED = "upsampled is exact or refuses"
-MUTANTS[UPSAMPLED, "dilation not multiplied"] = lambda m, up: replace(upsampled(m, up), dilation=m.dilation)
-MUTANTS[UPSAMPLED, "padding not multiplied"] = lambda m, up: replace(upsampled(m, up), lo=m.lo)
-MUTANTS[UPSAMPLED, "earlier upsampling lost"] = lambda m, up: replace(upsampled(m, up), up=tuple(up))
-MUTANTS[ANY_UPSAMPLED, "bias accepted"] = lambda m, up: replace(upsampled(unbiased(m), up), bias=m.bias)
+UPSAMPLED = "zero_stuff puts zeros between"
+ANY_UPSAMPLED = "zero_stuff is exact or refuses"
+MUTANTS[UPSAMPLED, "dilation not multiplied"] = lambda m, up: replace(zero_stuff(m, up), dilation=m.dilation)
+MUTANTS[UPSAMPLED, "padding not multiplied"] = lambda m, up: replace(zero_stuff(m, up), lo=m.lo)
+MUTANTS[UPSAMPLED, "earlier upsampling lost"] = lambda m, up: replace(zero_stuff(m, up), input_dilation=tuple(up))
+MUTANTS[ANY_UPSAMPLED, "bias accepted"] = lambda m, up: replace(zero_stuff(unbiased(m), up), bias=m.bias)
 MUTANTS[ANY_UPSAMPLED, "stride accepted"] = lambda m, up: replace(
-    upsampled(replace(m, stride=(1,) * m.ndim), up), stride=m.stride
+    zero_stuff(replace(m, stride=(1,) * m.ndim), up), stride=m.stride
 )
 MUTANTS[ANY_UPSAMPLED, "reflection accepted"] = lambda m, up: replace(
-    upsampled(replace(m, border="zeros"), up), border=m.border
+    zero_stuff(replace(m, padding_mode="zeros"), up), padding_mode=m.padding_mode
 )
 
-LIFTED = "lifted applies a matrix at every point"
-MUTANTS[LIFTED, "bias dropped"] = lambda m, n: unbiased(lifted(m, n))
-MUTANTS[LIFTED, "groups lost"] = lambda m, n: replace(interleaved(lifted(m, n)))
+LIFTED = "as_pointwise applies a matrix at every point"
+MUTANTS[LIFTED, "bias dropped"] = lambda m, n: unbiased(as_pointwise(m, n))
+MUTANTS[LIFTED, "groups lost"] = lambda m, n: replace(interleaved(as_pointwise(m, n)))
 
 SELECT = "select slices channels"
-MUTANTS[SELECT, "order of outputs lost"] = lambda m, outs, ins: select(m, outs and sorted(outs), ins)
-MUTANTS[SELECT, "order of inputs lost"] = lambda m, outs, ins: select(m, outs, ins and sorted(ins))
-MUTANTS[SELECT, "bias not selected"] = lambda m, outs, ins: replace(
-    select(unbiased(m), outs, ins), bias=None if m.bias is None else m.bias[: len(outs or m.bias)]
+MUTANTS[SELECT, "order lost"] = lambda m, channels: select(m, sorted(channels))
+MUTANTS[SELECT, "bias not selected"] = lambda m, channels: replace(
+    select(unbiased(m), channels), bias=None if m.bias is None else m.bias[: len(channels)]
 )
 
 
 @breaks(SELECT, "gain applied twice")
-def select_gained(m: ConvMap, outs: list[int] | None, ins: list[int] | None) -> ConvMap:
-    result = select(m, outs, ins)
+def select_gained(m: ConvMap, channels: list[int]) -> ConvMap:
+    result = select(m, channels)
     twice = m.gain is not None and m.groups > 1 and result.groups == 1
-    return scale_shift(result, m.gain if outs is None else m.gain[outs]) if twice else result
+    return scale_shift(result, m.gain[channels]) if twice else result
 
 
-@breaks(SELECT, "on the wrong axis")
-def select_swapped(m: ConvMap, outs: list[int] | None, ins: list[int] | None) -> ConvMap:
-    return select(m, ins, outs) if m.out_channels == m.in_channels else select(m, outs, ins)
+@breaks(SELECT, "groups kept where some are gone")
+def select_in_groups(m: ConvMap, channels: list[int]) -> ConvMap:
+    right = select(m, channels)
+    if m.groups == 1 or len(channels) % m.groups:
+        return right
+    return replace(m, weight=m.weight[channels], bias=right.bias, gain=None if m.gain is None else m.gain[channels])
 
 
 KEEPS_GROUPS = "select keeps groups"
-MUTANTS[KEEPS_GROUPS, "becomes dense"] = lambda m, outs, ins: select(densified(m), outs, ins)
+MUTANTS[KEEPS_GROUPS, "becomes dense"] = lambda m, channels: select(with_groups(m), channels)
 
 
-@breaks(KEEPS_GROUPS, "inputs of the first group for all")
-def select_first_inputs(m: ConvMap, outs: list[int], ins: list[int]) -> ConvMap:
-    width = m.in_channels // m.groups
-    each = len(ins) // len({i // width for i in ins})
-    return select(m, outs, [i // width * width + ins[j % each] % width for j, i in enumerate(ins)])
-
-
-DENSIFIED = "densified is the same map"
+DENSIFIED = "with_groups is the same map"
 MUTANTS[DENSIFIED, "nothing done"] = lambda m, groups, dilation: m
-MUTANTS[DENSIFIED, "taps not spread"] = lambda m, groups, dilation: undilated(densified(m, groups, dilation))
-MUTANTS[DENSIFIED, "groups interleaved"] = lambda m, groups, dilation: densified(interleaved(m), groups, dilation)
-MUTANTS[DENSIFIED, "gain lost"] = lambda m, groups, dilation: densified(replace(m, gain=None), groups, dilation)
+MUTANTS[DENSIFIED, "taps not spread"] = lambda m, groups, dilation: undilated(with_groups(m, groups, dilation))
+MUTANTS[DENSIFIED, "groups interleaved"] = lambda m, groups, dilation: with_groups(interleaved(m), groups, dilation)
+MUTANTS[DENSIFIED, "gain lost"] = lambda m, groups, dilation: with_groups(replace(m, gain=None), groups, dilation)
 MUTANTS[DENSIFIED, "groups copied instead of placed"] = lambda m, groups, dilation: replace(
-    densified(replace(m, gain=None), m.groups, dilation),
-    weight=densified(m, m.groups, dilation).kernel.repeat(1, m.groups // groups, *(1,) * m.ndim),
+    with_groups(replace(m, gain=None), m.groups, dilation),
+    weight=with_groups(m, m.groups, dilation).kernel.repeat(1, m.groups // groups, *(1,) * m.ndim),
     groups=groups,
 )

@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unbranch.algebra import BORDERS, ConvMap, GridMap
+from unbranch.algebra import PADDING_MODES, ConvMap, GridMap
 
 Draw = st.DrawFn
 NDIMS = st.sampled_from([0, 1, 1, 2, 2, 2, 3])
@@ -46,8 +46,8 @@ def conv_maps(
     groups: int | None = None,
     stride: Sequence[int] | None = None,
     delta: Sequence[int] | None = None,
-    up: Sequence[int] | None = None,
-    border: str | None = None,
+    input_dilation: Sequence[int] | None = None,
+    padding_mode: str | None = None,
     bias: bool | None = None,
     crops: bool = True,
 ) -> ConvMap:
@@ -77,8 +77,8 @@ def conv_maps(
         lo,
         hi,
         groups,
-        tuple(up if up is not None else draw(ups(ndim))),
-        border or draw(st.sampled_from(BORDERS)),
+        tuple(input_dilation if input_dilation is not None else draw(ups(ndim))),
+        padding_mode or draw(st.sampled_from(PADDING_MODES)),
         numbers(seed + 2, outputs) if draw(st.booleans()) else None,
     )
 
@@ -104,7 +104,7 @@ def pointwise_maps(draw: Draw, ndim: int, bias: bool | None = None) -> ConvMap:
         zero,
         zero,
         groups,
-        border=draw(st.sampled_from(BORDERS)),  # of no effect
+        padding_mode=draw(st.sampled_from(PADDING_MODES)),  # of no effect
         gain=numbers(seed + 2, outputs) if draw(st.booleans()) else None,
     )
 
@@ -112,10 +112,10 @@ def pointwise_maps(draw: Draw, ndim: int, bias: bool | None = None) -> ConvMap:
 @st.composite
 def zero_beyond_maps(draw: Draw, ndim: int, bias: bool = False) -> ConvMap:
     """A map whose formula gives its bias at every point beyond its output: it was padded all the way."""
-    m = draw(conv_maps(ndim, border="zeros", bias=bias, up=(1,) * ndim))
-    lo = tuple(r - s + 1 + draw(st.integers(0, 2)) for r, s in zip(m.reach, m.stride, strict=True))
-    hi = tuple(r + draw(st.integers(0, 2)) for r in m.reach)
-    return ConvMap(m.weight, m.bias, m.stride, m.dilation, lo, hi, m.groups, m.up, m.border, m.gain)
+    m = draw(conv_maps(ndim, padding_mode="zeros", bias=bias, input_dilation=(1,) * ndim))
+    lo = tuple(r - s + 1 + draw(st.integers(0, 2)) for r, s in zip(m.span, m.stride, strict=True))
+    hi = tuple(r + draw(st.integers(0, 2)) for r in m.span)
+    return ConvMap(m.weight, m.bias, m.stride, m.dilation, lo, hi, m.groups, m.input_dilation, m.padding_mode, m.gain)
 
 
 @st.composite
@@ -125,7 +125,7 @@ def siblings(
     """Two or three maps of equal stride, upsampling and delta, so that their outputs have one size."""
     ndim = draw(NDIMS)
     stride, up = draw(per_dim(ndim, 1, 3)), draw(ups(ndim))
-    delta, border = draw(per_dim(ndim, -3, 2)), draw(st.sampled_from(BORDERS))
+    delta, border = draw(per_dim(ndim, -3, 2)), draw(st.sampled_from(PADDING_MODES))
     inputs, outputs = draw(CHANNELS), draw(CHANNELS)
     maps = []
     for _ in range(draw(st.integers(2, 3))):
@@ -135,14 +135,20 @@ def siblings(
             fixed = groups * min(inputs, 2), groups * min(outputs, 3)
         else:
             fixed = inputs, outputs if same_outputs else None
-        maps.append(draw(conv_maps(ndim, *fixed, groups=groups, stride=stride, delta=delta, up=up, border=border)))
+        maps.append(
+            draw(
+                conv_maps(
+                    ndim, *fixed, groups=groups, stride=stride, delta=delta, input_dilation=up, padding_mode=border
+                )
+            )
+        )
     return maps
 
 
 def enough(maps: Sequence[ConvMap], grid: Sequence[int]) -> bool:
     """Whether a grid is large enough for each of the maps, its border included."""
     for m in maps:
-        stuffed = [(n - 1) * u + 1 for n, u in zip(grid, m.up, strict=True)]
+        stuffed = [(n - 1) * u + 1 for n, u in zip(grid, m.input_dilation, strict=True)]
         if min(m.output_size(grid), default=1) < 1:
             return False
         if any(n <= max(a, b) for n, a, b in zip(stuffed, m.lo, m.hi, strict=True)):

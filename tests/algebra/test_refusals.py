@@ -15,22 +15,19 @@ from tests.algebra.truths import padded, stuffed
 from unbranch.algebra import (
     ConvMap,
     add,
+    as_pointwise,
     average_pool,
-    block_diagonal,
     compose,
     concat,
     convolution,
-    grid_add,
-    grid_compose,
     identity,
-    lifted,
     pad,
-    regridded,
+    reshape,
     scale_shift,
     select,
     to_grid,
     transposed_convolution,
-    upsampled,
+    zero_stuff,
 )
 from unbranch.errors import Inexact
 
@@ -68,51 +65,52 @@ REFUSED: dict[str, tuple[str, Callable[[], object]]] = {
     "padding after a crop": ("reaches", lambda: pad(conv(1, padding=-1), (1, 1), (1, 1))),
     "reflection after a kernel": (
         "pointwise",
-        lambda: compose(conv(padding=1, border="reflect"), conv(padding=1)),
+        lambda: compose(conv(padding=1, padding_mode="reflect"), conv(padding=1)),
     ),
-    "replication after a stride": ("pointwise", lambda: pad(conv(1, stride=2), (1, 1), (1, 1), border="replicate")),
-    "zeros after a reflection": ("reflect", lambda: pad(conv(padding=2, border="reflect"), (1, 1), (1, 1))),
+    "replication after a stride": (
+        "pointwise",
+        lambda: pad(conv(1, stride=2), (1, 1), (1, 1), padding_mode="replicate"),
+    ),
+    "zeros after a reflection": ("reflect", lambda: pad(conv(padding=2, padding_mode="reflect"), (1, 1), (1, 1))),
     "sum of strides": ("strides", lambda: add(conv(padding=1), conv(padding=1, stride=2))),
     "sum of sizes": ("sizes", lambda: add(conv(padding=1), conv(padding=0))),
     "sum of sizes that agree for some inputs only": (
         "sizes",
         lambda: add(conv(2, stride=2), conv(1, stride=2)),
     ),
-    "sum of borders": ("borders", lambda: add(conv(padding=1), conv(padding=1, border="reflect"))),
+    "sum of padding modes": ("padding modes", lambda: add(conv(padding=1), conv(padding=1, padding_mode="reflect"))),
     "sum that broadcasts over channels": ("broadcasts", lambda: add(conv(), conv(outputs=1))),
     "sum of inputs of different width": ("input channels", lambda: add(identity(1, 2), conv(1, outputs=1))),
     "sum of dimensions": ("dimensions", lambda: add(identity(4, 2), identity(4, 1))),
     "sum of upsamplings": (
-        "upsampling",
+        "input dilations",
         lambda: add(conv(1), transposed_convolution(numbers(3, 4, 4, 1, 1), None, 2)),
     ),
     "concatenation of sizes": ("sizes", lambda: concat(conv(padding=1), conv(padding=0))),
-    "concatenation of borders": ("borders", lambda: concat(conv(padding=1), conv(padding=1, border="circular"))),
-    "groups of different width side by side": ("width", lambda: block_diagonal(conv(groups=2), conv(groups=4))),
-    "borders side by side": (
-        "borders",
-        lambda: block_diagonal(conv(padding=1), conv(padding=1, border="replicate")),
+    "concatenation of padding modes": (
+        "padding modes",
+        lambda: concat(conv(padding=1), conv(padding=1, padding_mode="circular")),
     ),
     "composition of different channels": ("channels", lambda: compose(conv(), conv(outputs=3))),
-    "upsampling after a bias": ("bias", lambda: upsampled(conv(bias=True), (2, 2))),
-    "upsampling after a stride": ("strided", lambda: upsampled(conv(stride=2), (1, 2))),
-    "upsampling after a reflection": ("reflect", lambda: upsampled(conv(padding=1, border="reflect"), (2, 2))),
-    "a kernel of two dimensions used in three": ("dimensional", lambda: lifted(conv(), 3)),
+    "upsampling after a bias": ("bias", lambda: zero_stuff(conv(bias=True), (2, 2))),
+    "upsampling after a stride": ("strided", lambda: zero_stuff(conv(stride=2), (1, 2))),
+    "upsampling after a reflection": ("reflect", lambda: zero_stuff(conv(padding=1, padding_mode="reflect"), (2, 2))),
+    "a kernel of two dimensions used in three": ("dimensional", lambda: as_pointwise(conv(), 3)),
     "grid maps of different grids added": (
         "grid_in",
-        lambda: grid_add(to_grid(conv(1), (3, 4)), to_grid(conv(1), (4, 3))),
+        lambda: add(to_grid(conv(1), (3, 4)), to_grid(conv(1), (4, 3))),
     ),
     "grid maps of different channels added": (
         "out_channels",
-        lambda: grid_add(to_grid(conv(1), (3, 3)), to_grid(select(conv(1), [0]), (3, 3))),
+        lambda: add(to_grid(conv(1), (3, 3)), to_grid(select(conv(1), [0]), (3, 3))),
     ),
     "a reshape that doesn't divide": (
         "don't divide",
-        lambda: regridded(to_grid(conv(1), (3, 3)), (5, 7)),
+        lambda: reshape(to_grid(conv(1), (3, 3)), (5, 7)),
     ),
     "grid maps that don't fit composed": (
         "fit",
-        lambda: grid_compose(to_grid(conv(1), (3, 4)), to_grid(conv(1), (4, 3))),
+        lambda: compose(to_grid(conv(1), (3, 4)), to_grid(conv(1), (4, 3))),
     ),
 }
 
@@ -160,14 +158,14 @@ def test_error_of_zero_padding_after_a_bias_is_the_bias_seen_by_the_taps_outside
 
 
 def test_reflection_after_a_kernel_would_be_wrong() -> None:
-    inner, outer = conv(padding=1), conv(padding=1, border="reflect")
-    naive = compose(replace(outer, lo=(0, 0), hi=(0, 0)), replace(outside_in(inner, 1), border="reflect"))
+    inner, outer = conv(padding=1), conv(padding=1, padding_mode="reflect")
+    naive = compose(replace(outer, lo=(0, 0), hi=(0, 0)), replace(outside_in(inner, 1), padding_mode="reflect"))
     assert errors(naive(X), outer(inner(X)))[0] > 0.1
 
 
 def test_sum_of_borders_would_be_wrong_at_the_border_only() -> None:
-    zeros, reflect = conv(padding=1), conv(padding=1, border="reflect")
-    border, inside = errors(add(zeros, replace(reflect, border="zeros"))(X), zeros(X) + reflect(X))
+    zeros, reflect = conv(padding=1), conv(padding=1, padding_mode="reflect")
+    border, inside = errors(add(zeros, replace(reflect, padding_mode="zeros"))(X), zeros(X) + reflect(X))
     assert border > 0.1
     assert inside < 1e-12
 
@@ -214,20 +212,22 @@ EXACT: dict[str, Callable[[], tuple[ConvMap, Tensor]]] = {
     "zero padding after a strided point": lambda: one_by_one_then(conv(padding=1), conv(1, stride=2)),
     "zero padding after a fully padded kernel": lambda: one_by_one_then(conv(padding=1), conv(padding=2)),
     "zero padding after a pointwise map labelled reflect": lambda: one_by_one_then(
-        conv(padding=1), conv(1, border="reflect")
+        conv(padding=1), conv(1, padding_mode="reflect")
     ),
-    "identity after anything": lambda: one_by_one_then(identity(4, 2), conv(bias=True, padding=1, border="reflect")),
+    "identity after anything": lambda: one_by_one_then(
+        identity(4, 2), conv(bias=True, padding=1, padding_mode="reflect")
+    ),
     "identity alone": lambda: (add(identity(4, 2)), X),
     "pointwise after anything": lambda: one_by_one_then(conv(1, bias=True), conv(bias=True, padding=1, stride=2)),
     "kernel without padding after a biased, padded one": lambda: one_by_one_then(conv(), conv(bias=True, padding=1)),
     "reflection after pointwise with bias": lambda: one_by_one_then(
-        conv(padding=1, border="reflect"), conv(1, bias=True)
+        conv(padding=1, padding_mode="reflect"), conv(1, bias=True)
     ),
     "replication after pointwise with bias": lambda: one_by_one_then(
-        conv(padding=2, border="replicate"), conv(1, bias=True)
+        conv(padding=2, padding_mode="replicate"), conv(1, bias=True)
     ),
     "circular padding after pointwise with bias": lambda: one_by_one_then(
-        conv(padding=2, border="circular"), conv(1, bias=True)
+        conv(padding=2, padding_mode="circular"), conv(1, bias=True)
     ),
     "own bias around a biased map, then a kernel": lambda: own_border(conv()),
     "own bias around a biased map, then a pool": lambda: own_border(average_pool(4, (3, 3), (2, 2), (0, 0))),
@@ -237,7 +237,7 @@ EXACT: dict[str, Callable[[], tuple[ConvMap, Tensor]]] = {
         padded(conv(1)(X), (1, 1), (1, 1)),
     ),
     "crop after a biased kernel": lambda: cropped(conv(bias=True, padding=1)),
-    "crop after a reflection": lambda: cropped(conv(padding=2, border="reflect")),
+    "crop after a reflection": lambda: cropped(conv(padding=2, padding_mode="reflect")),
     "sum of kernels of different size": lambda: total(conv(5, padding=2), conv(3, padding=1), conv(1), identity(4, 2)),
     "sum of kernels of different dilation": lambda: total(conv(padding=1), conv(padding=2, dilation=2), conv(1)),
     "sum of even and odd kernels": lambda: total(conv(padding=1), conv(2, padding=0, padding_after=1)),
@@ -245,9 +245,11 @@ EXACT: dict[str, Callable[[], tuple[ConvMap, Tensor]]] = {
     "sum of different groups": lambda: total(conv(padding=1, groups=2), conv(1, groups=4), conv(1)),
     "sum of a kernel and a pool": lambda: total(conv(padding=1), average_pool(4, (3, 3), (1, 1), (1, 1))),
     "sum of biased and unbiased": lambda: total(conv(padding=1, bias=True), conv(1), conv(1, bias=True)),
-    "sum of a reflecting kernel and a pointwise one": lambda: total(conv(padding=1, border="reflect"), conv(1)),
-    "sum of reflecting kernels": lambda: total(conv(padding=1, border="reflect"), conv(5, padding=2, border="reflect")),
-    "upsampling without bias": lambda: (upsampled(conv(padding=1), (2, 3)), stuffed(conv(padding=1)(X), (2, 3))),
+    "sum of a reflecting kernel and a pointwise one": lambda: total(conv(padding=1, padding_mode="reflect"), conv(1)),
+    "sum of reflecting kernels": lambda: total(
+        conv(padding=1, padding_mode="reflect"), conv(5, padding=2, padding_mode="reflect")
+    ),
+    "upsampling without bias": lambda: (zero_stuff(conv(padding=1), (2, 3)), stuffed(conv(padding=1)(X), (2, 3))),
     "transposed convolution after pointwise without bias": lambda: one_by_one_then(
         transposed_convolution(numbers(3, 4, 2, 3, 3), numbers(4, 2), 2, 1, 1), conv(1)
     ),
@@ -262,9 +264,9 @@ def test_does_not_refuse(name: str) -> None:
 
 def test_sum_keeps_dilation_while_all_agree() -> None:
     merged = add(conv(padding=2, dilation=2), conv(1), identity(4, 2))
-    assert (merged.size, merged.dilation) == ((3, 3), (2, 2))
+    assert (merged.kernel_size, merged.dilation) == ((3, 3), (2, 2))
 
 
 def test_composition_keeps_the_common_step_of_the_taps() -> None:
     merged = compose(conv(dilation=3), conv(dilation=6))
-    assert (merged.size, merged.dilation) == ((7, 7), (3, 3))
+    assert (merged.kernel_size, merged.dilation) == ((7, 7), (3, 3))

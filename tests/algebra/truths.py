@@ -18,16 +18,16 @@ AVG_POOL = (None, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 def by_formula(m: ConvMap, x: Tensor) -> Tensor:
     """The formula of a map, tap by tap, from index arithmetic alone."""
-    stuffed = [(n - 1) * u + 1 for n, u in zip(x.shape[2:], m.up, strict=True)]
-    out = [(n + d - 1) // s + 1 for n, d, s in zip(stuffed, m.delta, m.stride, strict=True)]
+    stuffed = [(n - 1) * u + 1 for n, u in zip(x.shape[2:], m.input_dilation, strict=True)]
+    out = [(n + d - 1) // s + 1 for n, d, s in zip(stuffed, m.size_delta, m.stride, strict=True)]
     y = x.new_zeros(x.shape[0], m.out_channels, *out)
     wide, high = m.weight.shape[1], m.out_channels // m.groups
     gain = torch.ones(m.out_channels, dtype=x.dtype) if m.gain is None else m.gain
-    for tap in product(*(range(k) for k in m.size)):
+    for tap in product(*(range(k) for k in m.kernel_size)):
         seen = x
         for dim, (p, t) in enumerate(zip(out, tap, strict=True)):
-            s, d, lo, u, n = m.stride[dim], m.dilation[dim], m.lo[dim], m.up[dim], stuffed[dim]
-            index = [continued(s * j + d * t - lo, n, m.border) for j in range(p)]
+            s, d, lo, u, n = m.stride[dim], m.dilation[dim], m.lo[dim], m.input_dilation[dim], stuffed[dim]
+            index = [continued(s * j + d * t - lo, n, m.padding_mode) for j in range(p)]
             here = torch.tensor([i is not None and i % u == 0 for i in index])
             source = torch.tensor([i // u if i is not None and i % u == 0 else 0 for i in index])
             seen = seen.index_select(2 + dim, source)
@@ -53,15 +53,15 @@ def along_channels(v: Tensor, y: Tensor) -> Tensor:
 
 
 def padded(
-    y: Tensor, lo: Sequence[int], hi: Sequence[int], value: Tensor | None = None, border: str = "zeros"
+    y: Tensor, lo: Sequence[int], hi: Sequence[int], value: Tensor | None = None, padding_mode: str = "zeros"
 ) -> Tensor:
     """``F.pad`` by positive, then by negative amounts; ``value`` is one a channel."""
     for part in (max, min):
         amounts = [part(v, 0) for pair in zip(reversed(lo), reversed(hi), strict=True) for v in pair]
         if not any(amounts):
             continue
-        if border != "zeros" and part is max:
-            y = F.pad(y, amounts, border)
+        if padding_mode != "zeros" and part is max:
+            y = F.pad(y, amounts, padding_mode)
         elif value is None:
             y = F.pad(y, amounts)
         else:

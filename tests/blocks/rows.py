@@ -42,6 +42,7 @@ Arguments = dict[str, Any]
 GEOMETRIES: dict[str, Arguments] = {
     "same": {"kernel_size": 3, "padding": 1},
     "word": {"kernel_size": (5, 3), "padding": "same", "dilation": 2},
+    "word, even": {"kernel_size": (4, 2), "padding": "same"},
     "unpadded": {"kernel_size": 3},
     "overpadded": {"kernel_size": 3, "padding": 4},
     "strided": {"kernel_size": 5, "padding": 2, "stride": (2, 3)},

@@ -56,23 +56,22 @@ def test_block_takes_a_convolutions_arguments_by_position(kind: type[BranchedCon
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"groups": 3}, "groups=3 divides not both in_channels=4 and out_channels=6"),
-        ({"groups": 0}, "groups is at least 1"),
-        ({"in_channels": 0}, "in_channels is at least 1"),
-        ({"out_channels": -1}, "out_channels is at least 1"),
-        ({"kernel_size": 0}, "kernel_size is one whole number or 2, each at least 1; got 0"),
-        ({"kernel_size": (3,)}, r"kernel_size is one whole number or 2, each at least 1; got \(3,\)"),
-        ({"kernel_size": (3, 3, 3)}, "kernel_size is one whole number or 2"),
-        ({"kernel_size": 2.5}, "kernel_size is one whole number or 2"),
-        ({"stride": 0}, "stride is one whole number or 2, each at least 1"),
-        ({"dilation": (1, 0)}, "dilation is one whole number or 2"),
-        ({"padding": -1}, "padding is one whole number or 2, each at least 0"),
-        ({"padding": "all"}, "padding='all' is neither 'same' nor 'valid'"),
-        ({"padding": "same", "stride": 2}, "padding='same' needs stride 1"),
-        ({"padding": "same", "kernel_size": 2}, "padding='same' needs an odd kernel"),
-        ({"padding_mode": "mirror"}, "padding_mode='mirror' is none of zeros, reflect, replicate, circular"),
-        ({"ndim": 4}, "ndim is 1, 2 or 3; got 4"),
-        ({"init": "dirac"}, "init='dirac' is neither a number nor one of single, zero, identity"),
+        ({"groups": 3}, "`groups` must divide both `in_channels` and `out_channels`, got groups=3, in_channels=4"),
+        ({"groups": 0}, "`groups` must be at least 1, got 0"),
+        ({"in_channels": 0}, "`in_channels` must be at least 1"),
+        ({"out_channels": -1}, "`out_channels` must be at least 1"),
+        ({"kernel_size": 0}, "`kernel_size` must be an integer ≥ 1, or 2 of them, got 0"),
+        ({"kernel_size": (3,)}, r"`kernel_size` must be an integer ≥ 1, or 2 of them, got \(3,\)"),
+        ({"kernel_size": (3, 3, 3)}, "`kernel_size` must be an integer ≥ 1"),
+        ({"kernel_size": 2.5}, "`kernel_size` must be an integer ≥ 1"),
+        ({"stride": 0}, "`stride` must be an integer ≥ 1"),
+        ({"dilation": (1, 0)}, "`dilation` must be an integer ≥ 1"),
+        ({"padding": -1}, "`padding` must be an integer ≥ 0"),
+        ({"padding": "all"}, "`padding` must be 'same', 'valid' or numbers, got 'all'"),
+        ({"padding": "same", "stride": 2}, "`padding='same'` needs stride 1"),
+        ({"padding_mode": "mirror"}, "`padding_mode` must be one of zeros, reflect, replicate, circular, got 'mirror'"),
+        ({"ndim": 4}, "`ndim` must be 1, 2 or 3, got 4"),
+        ({"init": "dirac"}, "`init` must be a number or one of single, zero, identity, got 'dirac'"),
     ],
 )
 def test_argument_that_makes_no_convolution_is_refused(
@@ -149,7 +148,7 @@ def test_zero_sets_every_closing_norm_and_can_come_later(row: Row) -> None:
     ids=str,
 )
 def test_identity_is_refused_where_the_block_can_not_be_one(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ub.InputError, match="init='identity' needs in_channels == out_channels, stride 1"):
+    with pytest.raises(ub.InputError, match="`init='identity'` needs in_channels == out_channels, stride 1"):
         ACB(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1} | arguments, init="identity")
 
 
@@ -206,8 +205,8 @@ def test_every_branch_can_stand_beside_another(name: str) -> None:
 @pytest.mark.parametrize(
     ("branches", "options", "reason"),
     [
-        (("kxk", "identity"), {"stride": 2}, "branch 'identity': an identity needs .* stride"),
-        (("kxk", "skip"), {"out_channels": 8}, "branch 'skip': an identity needs in_channels == out_channels"),
+        (("kxk", "identity"), {"stride": 2}, "branch 'identity': an identity branch needs .* stride"),
+        (("kxk", "skip"), {"out_channels": 8}, "branch 'skip': an identity branch needs in_channels == out_channels"),
         (("kxk", "depth"), {}, "branch 'depth': a grid of 2 dimensions has no depth axis"),
         (("kxk", "vertical"), {"ndim": 1}, "branch 'vertical': in 1-D a line is the whole kernel"),
         (("kxk", "small"), {}, r"branch 'small': a branch with kernel \(5, 5\) doesn't fit"),
@@ -321,9 +320,9 @@ def test_check_of_the_window_survives_tracing_export_and_collapse() -> None:
     for form in (traced, plain, exported):
         assert_equal(form(x), block(x))
     for form in (traced, plain):
-        with pytest.raises(ub.InputError, match="multiple of its window"):
+        with pytest.raises(ub.InputError, match="multiples of `window`"):
             form(wrong)
-    with pytest.raises(ub.InputError, match="multiple of its window"):
+    with pytest.raises(ub.InputError, match="multiples of `window`"):
         torch.export.export(block, (wrong,))
 
 
@@ -338,12 +337,14 @@ def test_drop_path_zeroes_whole_samples_and_keeps_the_mean() -> None:
     assert set(factors.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert abs(factors.mean().item() - 1) < 0.05
     assert drop.eval()(x) is x
-    with pytest.raises(ub.InputError, match=r"lies in \[0, 1\); got 1"):
+    with pytest.raises(ub.InputError, match=r"must be in \[0, 1\), got 1"):
         DropPath(1.0)
 
 
 def test_convffn_without_shortcut_is_refused() -> None:
-    with pytest.raises(ub.InputError, match="in_channels == out_channels; got 4 and 6"):
+    with pytest.raises(
+        ub.InputError, match="`in_channels` and `out_channels` must be equal for a shortcut, got 4 and 6"
+    ):
         ConvFFN(4, 8, 6)
 
 
@@ -352,5 +353,7 @@ def test_compactor_starts_as_the_identity_and_does_not_read_its_mask() -> None:
         compactor, x = Compactor(3, ndim), torch.randn(2, 3, 4, 5, 6)[(..., *(0,) * (3 - ndim))]
         compactor.mask.zero_()
         assert torch.equal(compactor(x), x)
-    with pytest.raises(ub.InputError, match="at least 1 channel on 1 to 3 dimensions; got 0 on 2"):
+    with pytest.raises(
+        ub.InputError, match="`channels` must be at least 1 and `ndim` 1, 2 or 3, got channels=0, ndim=2"
+    ):
         Compactor(0)

@@ -165,7 +165,7 @@ def test_options_that_contradict_are_refused() -> None:
         OREPA(8, 8, 3, padding=1, online=False)
     with pytest.raises(ub.InputError, match="only a block made with online=True"):
         DBB(8, 8, 3, padding=1).kernel()
-    with pytest.raises(ub.InputError, match="internal_channels is a multiple"):
+    with pytest.raises(ub.InputError, match="`internal_channels` must be a multiple"):
         OREPA(8, 8, 3, padding=1, internal_channels=12)
 
 

@@ -131,7 +131,7 @@ def test_repmlp_made_in_float32_is_exact_in_float64() -> None:
 @pytest.mark.parametrize("size", [(7, 8), (6, 9), (2, 4)])
 def test_repmlp_refuses_an_image_that_is_no_multiple_of_the_window(size: tuple[int, int]) -> None:
     block = RepMLP(8, (3, 4), sharesets=2)
-    with pytest.raises(ub.InputError, match=rf"multiple of its window \(3, 4\); got {size[0]}×{size[1]}"):
+    with pytest.raises(ub.InputError, match=rf"multiples of `window` \(3, 4\), got {size[0]}×{size[1]}"):
         block(torch.zeros(1, 8, *size))
 
 
@@ -148,15 +148,18 @@ def test_dbb_averages_exactly_in_float64_when_made_in_float32() -> None:
     ("make", "reason"),
     [
         (lambda: ACB(8, 8, 3, padding=1, ndim=1), "in 1-D a line is the whole kernel"),
-        (lambda: DBB(8, 8, 3, groups=4, internal_channels=6), "internal_channels is a multiple of groups=4; got 6"),
+        (
+            lambda: DBB(8, 8, 3, groups=4, internal_channels=6),
+            "`internal_channels` must be a multiple of `groups`, got internal_channels=6",
+        ),
         (lambda: LargeKernel(8, 8, 3), r"kernel \(5, 5\) doesn't fit into kernel \(3, 3\)"),
-        (lambda: RepVGG(8, 8, squeeze_excite="inside"), "squeeze_excite='inside'"),
-        (lambda: RepLKBlock(8, 8, 6), "odd kernel; got 6"),
-        (lambda: RepGhostBottleneck(8, 8, 12, kernel_size=4), "odd kernel; got 4"),
-        (lambda: RepGhostModule(8, 8, fusion="bm"), "fusion='bm' is none of bn, identity, both, none"),
-        (lambda: RepMLP(8, (3, 4), sharesets=3), "divisor of channels=8; got 3"),
+        (lambda: RepVGG(8, 8, squeeze_excite="inside"), "`squeeze_excite` must be None, 'before' or 'after'"),
+        (lambda: RepLKBlock(8, 8, 6), "must be odd for a block with a shortcut, got 6"),
+        (lambda: RepGhostBottleneck(8, 8, 12, kernel_size=4), "must be odd for a shortcut with stride 1, got 4"),
+        (lambda: RepGhostModule(8, 8, fusion="bm"), "`fusion` must be one of bn, identity, both, none, got 'bm'"),
+        (lambda: RepMLP(8, (3, 4), sharesets=3), "`sharesets` must divide `channels`, got sharesets=3"),
         (lambda: RepMLP(8, (3, 4), (3, 3)), "holds a kernel twice"),
-        (lambda: RepMLP(8, (3, 4), reduction=16), "at least 1 hidden channel; got 0"),
+        (lambda: RepMLP(8, (3, 4), reduction=16), "`hidden` must be at least 1, got 0"),
     ],
 )
 def test_what_can_not_work_is_refused_in_the_constructor(make: Callable[[], nn.Module], reason: str) -> None:

@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tests.conformance.official import FOLDER
-from unbranch.history import history_of
-from unbranch.models import create
-from unbranch.models.forms import shapes_between
-from unbranch.models.recognise import best_reading, layouts_for, pruned_widths
-from unbranch.models.registry import ENTRIES, resolve
+from unbranch.factory import create_model
+from unbranch.models.registry import MODELS, resolve
+from unbranch.weights.hints import pruned_widths
+from unbranch.weights.strip import StrippedCheckpoint
+from unbranch.weights.target import Target
 
 BLOCKS = {"ACB": "acb", "DBB": "dbb", "base": None, "compactor": "compactor"}
 MARKS = (
@@ -41,7 +41,7 @@ class Network:
     features: bool = False
 
     def make(self, **changes: Any) -> nn.Module:
-        return create(self.name, **{**self.options, **changes}).eval()
+        return create_model(self.name, **{**self.options, **changes}).eval()
 
     def run(self, network: nn.Module) -> Callable[[Tensor], Any]:
         """All that the published network computes, of training form as well: logits, auxiliary ones, features."""
@@ -107,7 +107,7 @@ def described(spelling: str) -> tuple[str, dict[str, Any]] | None:
     for pattern, describe in RELATIVES:
         if found := re.fullmatch(pattern, spelling):
             name, options = describe(found)
-            return (name, options) if name in ENTRIES else None
+            return (name, options) if name in MODELS else None
     return None
 
 
@@ -116,9 +116,8 @@ def narrowed(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Network
     with torch.device("meta"):
         whole = network.make()
         state = {key: torch.empty(shape) for key, shape in shapes.items()}
-    reading = best_reading(state, layouts_for(history_of(whole)), shapes_between(whole))
-    widths = pruned_widths(whole, reading.named)
-    return replace(network, options={**network.options, "widths": widths}) if widths else network
+    widths = pruned_widths(Target(whole), StrippedCheckpoint("the manifest", state))
+    return replace(network, options={**network.options, "pruned_widths": widths}) if widths else network
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from unbranch.blocks import (
     RepMLPUnit,
     RepVGG,
 )
-from unbranch.models.keys import OFFICIAL_KEYS, Table, under
+from unbranch.weights.layouts import OFFICIAL_KEYS, Table, under
 
 FOLDER = Path(os.environ.get("UNBRANCH_OFFICIAL", Path(__file__).parents[2] / "../shared/official"))
 State = Mapping[str, Tensor]

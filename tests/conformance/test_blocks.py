@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import unbranch as ub
 from tests.conformance.official import BLOCKS, FOLDER, build
 from unbranch.blocks import RepVGG, custom_l2
-from unbranch.models.keys import OFFICIAL_KEYS, to_official, to_ours
+from unbranch.weights.layouts import OFFICIAL_KEYS, to_official, to_ours
 
 TOLERANCE = 1e-10
 

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import unbranch as ub
 from tests.conformance.networks import FORMS, Network, json_in, manifests, narrowed, network_of, shapes_in
 from tests.conformance.official import FOLDER
-from unbranch.models.keys import layouts_of, renamed
-from unbranch.models.official import to_official
-from unbranch.models.registry import ENTRIES
+from unbranch.models.registry import MODELS
+from unbranch.weights import to_official
+from unbranch.weights.layouts import layouts_of, renamed
 
 needs_manifests = pytest.mark.skipif(not manifests(), reason=f"no manifests in {FOLDER}: set UNBRANCH_OFFICIAL")
 
@@ -41,7 +41,7 @@ def opened(path: Any, base: bool = False) -> tuple[dict[str, Any], Network]:
 
 def input_of(manifest: dict[str, Any], network: Network) -> list[int]:
     """Channels, height and width; the network's own where the manifest doesn't say."""
-    return list(manifest.get("input") or ENTRIES[network.name].input_size)
+    return list(manifest.get("input") or MODELS[network.name].input_size)
 
 
 def made(network: Network, in_channels: int = 3) -> nn.Module:
@@ -147,7 +147,7 @@ PRUNED = "pruned_deps_from_official_log"
 @pytest.mark.parametrize("name", [name for name, path in manifests().items() if PRUNED in json_in(path)])
 def test_network_of_pruned_widths_has_the_published_parameters_and_cost(name: str) -> None:
     manifest, network = opened(manifests()[name], base=True)
-    pruned = ub.collapse(made(replace(network, options={**network.options, "widths": manifest[PRUNED]})))
+    pruned = ub.collapse(made(replace(network, options={**network.options, "pruned_widths": manifest[PRUNED]})))
     assert count(pruned) == manifest["params_pruned_log"]
     assert macs(pruned, manifest["input"]) == manifest["macs_pruned_log"]
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 import unbranch as ub
 from tests.conformance.networks import Network, filled, json_in, manifests, metadata_of, network_of, recipe, shapes_in
 from tests.conformance.official import FOLDER
-from unbranch.models.forms import is_pair, merged
-from unbranch.models.load import load_checkpoint
-from unbranch.models.official import to_official
+from unbranch.weights import load_checkpoint, to_official
+from unbranch.weights.canonical import is_pair, to_canonical_state
 
 TOLERANCE = 1e-9  # of the largest logit
 
@@ -117,7 +116,7 @@ def pruned(network: nn.Module) -> tuple[dict[str, Tensor], list[int]]:
 
     What such a channel is constant at behind a depthwise convolution goes into the next biases, which is exact.
     """
-    state = merged(ub.collapse(network), network)
+    state = to_canonical_state(ub.collapse(network), network)
     left, constant, widths = None, torch.zeros(0), []  # of the channels that come in; None for all
     for path in (path for path, module in network.named_modules() if is_pair(module)):
         weight, bias = state[f"{path}.conv.weight"], state[f"{path}.conv.bias"]
@@ -145,7 +144,7 @@ def test_pruned_networks_give_the_published_logits(model: str) -> None:
     network, (logits, facts) = described(model), published(model)
     state, widths = pruned(loaded(network, network.layout))
     assert widths == facts["pruned_deps"]
-    narrow = network.make(widths=widths).double()
+    narrow = network.make(pruned_widths=widths).double()
     load_checkpoint(narrow, state)
     outputs = narrow(torch.from_numpy(recipe().make_input(tuple(facts["input_shape"]))))
     for form in {"train_form", "deploy_form"} & logits.keys():

@@ -26,10 +26,10 @@ from tests.conformance.test_blocks import FILES as BLOCK_FILES
 from tests.conformance.test_blocks import read
 from tests.conformance.test_models import assert_close, described, files, loaded, published
 from unbranch.blocks import Compactor
-from unbranch.models.forms import is_pair
 from unbranch.prune import ResRep, convert
 from unbranch.prune.select import Limits, select_masks
 from unbranch.prune.structure import Structure, structure_of
+from unbranch.weights.canonical import is_pair
 
 
 def traces(kind: str) -> list[Path]:
@@ -208,7 +208,7 @@ def test_resnet50_has_the_published_size_at_the_widths_of_the_log() -> None:
     widths = [deps[layer] for layer in targets_of("resnet50", deps)]
     assert round(structure.params(widths) / 1e6, 2) == 16.53
     assert round(100 * structure.macs(widths) / structure.macs(structure.full), 2) == 45.46
-    narrow = ub.create_model("resnet50", widths=deps)
+    narrow = ub.create_model("resnet50", pruned_widths=deps)
     plain = ub.collapse(narrow.eval())
     assert sum(p.numel() for p in plain.parameters()) == structure.params(widths)
 

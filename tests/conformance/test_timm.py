@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 import unbranch as ub
 from tests.networks import randomised
-from unbranch.models import create, load_checkpoint
-from unbranch.models.official import to_official
-from unbranch.models.registry import ENTRIES
+from unbranch.factory import create_model
+from unbranch.models.registry import MODELS
+from unbranch.weights import load_checkpoint, to_official
 
 TOLERANCE = 1e-10  # of the largest logit
-SHARED = [name for name, entry in ENTRIES.items() if entry.timm]
+SHARED = [name for name, entry in MODELS.items() if entry.timm]
 SMALL = ("repvgg_a0", "repghostnet_050", "mobileone_s1")
 X = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def theirs(name: str, **options: Any) -> nn.Module:
-    return timm.create_model(ENTRIES[name].timm, **options).eval()
+    return timm.create_model(MODELS[name].timm, **options).eval()
 
 
 def merged(network: nn.Module) -> nn.Module:
@@ -39,7 +39,7 @@ def gap(a: Tensor, b: Tensor) -> float:
 
 
 def test_every_network_that_timm_has_is_compared() -> None:
-    shared = {name for name in ENTRIES if timm.is_model(name) and not name.startswith("resnet")}
+    shared = {name for name in MODELS if timm.is_model(name) and not name.startswith("resnet")}
     assert shared == set(SHARED)
 
 
@@ -47,7 +47,7 @@ def test_every_network_that_timm_has_is_compared() -> None:
 @pytest.mark.parametrize("name", SHARED)
 def test_both_forms_have_the_names_and_shapes_of_timms(name: str) -> None:
     with torch.device("meta"):
-        ours, reference = create(name).eval(), theirs(name)
+        ours, reference = create_model(name).eval(), theirs(name)
         assert shapes(to_official(ours, "timm")) == shapes(reference.state_dict())
         assert shapes(to_official(ub.collapse(ours), "timm")) == shapes(merged(reference).state_dict())
 
@@ -58,7 +58,7 @@ def test_both_forms_have_the_names_and_shapes_of_timms(name: str) -> None:
 def test_logits_equal_timms_in_both_forms_and_directions(name: str) -> None:
     torch.manual_seed(0)
     reference = randomised(theirs(name, num_classes=7).double())
-    expected, ours = reference(X), create(name, num_classes=7).double().eval()
+    expected, ours = reference(X), create_model(name, num_classes=7).double().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_checkpoint(ours, reference.state_dict())

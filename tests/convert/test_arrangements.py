@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 import unbranch as ub
 from tests.networks import randomised
-from unbranch.convert.reading import read_module
-from unbranch.convert.rearrange import rearranged, rearranges, shapes_of
-from unbranch.convert.standins import StandIns
+from unbranch.convert.passes.reading import read_module
+from unbranch.convert.passes.rearrange import rearranged, rearranges, shapes_of
+from unbranch.convert.trace.part_examples import PartExamples
 from unbranch.errors import NotAffine
 from unbranch.graph.probe import Arguments
 from unbranch.rules.arrangement import Arrangement
@@ -93,7 +93,7 @@ def test_axes_hold_for_a_third_size(seed):
     network = Steps(random_steps(rng, channels)).eval()
     first, second, third = shapes_of_case(rng, channels, last)
     pair = Arguments((torch.zeros(first),)), Arguments((torch.zeros(second),))
-    trace = read_module("", network, set(), StandIns(network, pair).of)
+    trace = read_module("", network, set(), PartExamples(network, pair).of)
     if isinstance(trace, str):
         return
     at = len(first) - 1 if last else 1

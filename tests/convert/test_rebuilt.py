@@ -13,7 +13,13 @@ from torch import Tensor, fx, nn
 
 import unbranch as ub
 from tests.networks import randomised
-from unbranch.convert.methods import entry_points, looking_into, running_all, set_by_class, shown_by
+from unbranch.convert.source.methods import (
+    attributes_set_by,
+    entry_points,
+    methods_reaching_into,
+    methods_running,
+    methods_running_all,
+)
 
 
 class Described(nn.Module):
@@ -151,20 +157,20 @@ def test_what_methods_run_is_read_from_their_code() -> None:
         "inside",
     }
     assert set(entry_points(network)) == runs
-    assert set(shown_by(network, "stem")) == {"by_name", "by_getattr", "set_on_it"}
-    assert set(shown_by(network, "stages.0")) == {"by_loop", "by_enumerate", "all_but_the_last"}
-    assert set(shown_by(network, "stages.1.0")) == {"by_position", "inside"}
-    assert set(looking_into(network, "stages.1")) == {"by_position", "all_but_the_last", "inside"}
-    assert set(looking_into(network, "stages")) == runs - {"set_on_it", "by_name", "by_key", "by_getattr"}
-    assert running_all(network, {"stem", "heads.a"}) == set()
-    assert running_all(network, {"stem"}) == {"by_name", "set_on_it"}
-    assert shown_by(network, "heads.a") == ["by_key"]
+    assert set(methods_running(network, "stem")) == {"by_name", "by_getattr", "set_on_it"}
+    assert set(methods_running(network, "stages.0")) == {"by_loop", "by_enumerate", "all_but_the_last"}
+    assert set(methods_running(network, "stages.1.0")) == {"by_position", "inside"}
+    assert set(methods_reaching_into(network, "stages.1")) == {"by_position", "all_but_the_last", "inside"}
+    assert set(methods_reaching_into(network, "stages")) == runs - {"set_on_it", "by_name", "by_key", "by_getattr"}
+    assert methods_running_all(network, {"stem", "heads.a"}) == set()
+    assert methods_running_all(network, {"stem"}) == {"by_name", "set_on_it"}
+    assert methods_running(network, "heads.a") == ["by_key"]
 
 
 def test_attributes_that_a_class_sets_are_its_own() -> None:
-    assert {"a", "b", "width", "kind", "describe"} <= set_by_class(Described)
-    assert "f" not in set_by_class(Described)
-    assert {"stride", "padding", "in_channels"} <= set_by_class(nn.Conv2d)
+    assert {"a", "b", "width", "kind", "describe"} <= attributes_set_by(Described)
+    assert "f" not in attributes_set_by(Described)
+    assert {"stride", "padding", "in_channels"} <= attributes_set_by(nn.Conv2d)
 
 
 class _Counted(Described):

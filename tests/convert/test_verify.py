@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import unbranch as ub
-from unbranch.convert.verify import default_tolerance, largest_tolerance
+from unbranch.convert.prove.verify import default_tolerance, largest_tolerance
 
 
 class Returns(nn.Module):

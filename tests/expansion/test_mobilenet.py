@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import unbranch as ub
 from tests.networks import linear_layers
-from unbranch.models import create, load_weights
+from unbranch.factory import create_model
+from unbranch.weights import load_weights
 
 
 def _folder(package: str) -> Path | None:
@@ -34,7 +35,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     assert WEIGHTS is not None
-    network = create("torchvision:mobilenet_v2").eval()
+    network = create_model("torchvision:mobilenet_v2").eval()
     load_weights(network, next(WEIGHTS.rglob("mobilenet_v2*.pth")))
     return network
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unbranch.graph.numberless import Numberless
+from unbranch.graph.meta_mode import MetaMode
 
 
 def _both(run: Callable[..., Any], *tensors: Tensor | None) -> tuple[Any, Any]:
@@ -29,7 +29,7 @@ def _both(run: Callable[..., Any], *tensors: Tensor | None) -> tuple[Any, Any]:
             return "an error"
 
     stand_ins = [None if t is None else torch.empty_like(t, device="meta") for t in tensors]
-    with Numberless():
+    with MetaMode():
         meta = outcome(*stand_ins)
     real = outcome(*(None if t is None else t.clone() for t in tensors))
     with torch.device("meta"):

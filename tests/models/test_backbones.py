@@ -84,13 +84,15 @@ def test_any_of_the_maps_can_be_had_and_what_lies_behind_them_is_left_out(row: R
 
 @pytest.mark.parametrize("wrong", [(), (5,), (-6, 0), 0, 6, -1, (0.5,), "ab", ("1",)])
 def test_maps_that_there_are_not_are_refused(wrong: Any) -> None:
-    with pytest.raises(InputError, match=r"out_indices are at least one of -5 to 4, or how many from the end; got"):
+    with pytest.raises(
+        InputError, match=r"`out_indices` must be one or more of -5 to 4, or how many from the end, got"
+    ):
         ROWS["resnet18"].make(features_only=True, out_indices=wrong)
 
 
 @pytest.mark.parametrize("option", [{"out_indices": (1,)}, {"feature_norms": True}])
 def test_options_of_backbones_are_refused_for_classifiers(option: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="are for features_only=True"):
+    with pytest.raises(InputError, match="need features_only=True"):
         ROWS["resnet18"].make(**option)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unbranch.errors import InputError
-from unbranch.models import load_weights, read_weights
+from unbranch.weights import load_weights, read_weights
 
 
 def network() -> nn.Sequential:
@@ -65,7 +65,7 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded(tmp_path: 
     before = {key: value.clone() for key, value in fresh.state_dict().items()}
     message = (
         r"1 missing \(1.weight\); 1 unexpected \(head.weight\); "
-        r"1 wrong shape \(0.bias \(9,\) where the network has \(4,\)\)$"
+        r"1 wrong shape \(0.bias \(9,\) where the model has \(4,\)\)$"
     )
     with pytest.raises(InputError, match=message):
         load_weights(fresh, tmp_path / "a.pth")
@@ -113,7 +113,7 @@ def test_missing_file_and_unknown_kind_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no file"):
         read_weights(tmp_path / "a.pth")
     (tmp_path / "a.npz").touch()
-    with pytest.raises(InputError, match=r"none of .safetensors, .pth"):
+    with pytest.raises(InputError, match=r"must end in one of .safetensors, .pth"):
         read_weights(tmp_path / "a.npz")
 
 
@@ -195,7 +195,7 @@ def test_values_of_another_kind_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("empty", [nn.LazyLinear(2), nn.Linear(2, 2, device="meta")])
 def test_networks_without_values_are_refused(tmp_path: Path, empty: nn.Module) -> None:
     torch.save({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}, tmp_path / "a.pth")
-    with pytest.raises(InputError, match="no values yet"):
+    with pytest.raises(InputError, match="parameters without values"):
         load_weights(empty, tmp_path / "a.pth")
 
 

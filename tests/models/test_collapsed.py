@@ -47,7 +47,7 @@ def test_collapsed_network_computes_the_same_with_the_same_methods(row: Row) -> 
 @every_family
 def test_collapsed_network_refuses_the_same_images_and_takes_another_classifier(row: Row) -> None:
     plain = copy.deepcopy(collapsed(row.name))
-    with pytest.raises(InputError, match=r"takes images \(B, 3, H, W\); got \(1, 4"):
+    with pytest.raises(InputError, match=r"takes images \(B, 3, H, W\), got \(1, 4"):
         plain(row.images(1, 4).double())
     plain.reset_classifier(2)
     assert plain(row.images().double()).shape == (2, 2)
@@ -102,7 +102,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "third": ("cifar_quick", {"block": "acb", "block_options": {"init": 1 / 3}, "num_classes": 0}),
     "tuples": ("resnet56_cifar", {"block": "dilated", "block_options": {"branches": ((1, 1),)}, "in_channels": 1}),
     "compactors": ("vgg16_cifar", {"block": "compactor"}),
-    "pruned": ("cifar_quick", {"widths": (3, 8, 5)}),
+    "pruned": ("cifar_quick", {"pruned_widths": (3, 8, 5)}),
     "drop path": ("resnet18", {"drop_path_rate": 0.1, "drop_rate": 0.2, "num_classes": 3}),
 }
 
@@ -196,22 +196,34 @@ def test_repvgg_is_built_of_any_block(block: Any) -> None:
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
-    "name": ("resnet18", {"block": "abc"}, "block='abc' is none of acb, dbb, repvgg, .* nn.Conv2d's arguments"),
-    "number": ("resnet18", {"block": 3}, "block=3 is none of acb"),
+    "name": (
+        "resnet18",
+        {"block": "abc"},
+        "`block` must be one of acb, dbb, repvgg, .*, got 'abc'",
+    ),
+    "number": ("resnet18", {"block": 3}, "`block` must be one of acb, .* got 3"),
     "options": ("resnet18", {"block": "acb", "block_options": {"inti": 1}}, "block_options={'inti': 1}: .*'inti'"),
-    "signature": ("resnet18", {"block": nn.ReLU}, "ReLU'> can't stand for a convolution with"),
-    "no block": ("resnet18", {"block_options": {"init": 1}}, "block_options are for a block"),
-    "repghost": ("repghostnet_050", {"block": "acb"}, "made of blocks of its own: block='acb' has no place in it"),
+    "signature": ("resnet18", {"block": nn.ReLU}, "ReLU'> can't replace a convolution with"),
+    "no block": ("resnet18", {"block_options": {"init": 1}}, "`block_options` need a `block`"),
+    "repghost": (
+        "repghostnet_050",
+        {"block": "acb"},
+        "`block` must be None for RepGhostNet, .* got 'acb'",
+    ),
     "repmlp": ("repmlpnet_t224", {"block": "acb"}, "made of blocks of its own"),
     "replk": ("replknet_31b", {"block": "dbb"}, "made of blocks of its own"),
     "mobileone": ("mobileone_s4", {"block": "dbb"}, "made of blocks of its own"),
     "wrn": ("wrn_16_8", {"block": "compactor"}, "has no compactors"),
     "repvgg": ("repvgg_a0", {"block": "compactor"}, "block='compactor' is for plain networks"),
-    "drop path": ("repvgg_a0", {"block": "acb", "drop_path_rate": 0.1}, "RepVGG's own blocks only: drop_path_rate=0"),
-    "widths": ("cifar_quick", {"widths": (3, 4)}, "fewer entries than the network has units"),
-    "more widths": ("cifar_quick", {"widths": (3, 4, 5, 6)}, "more entries"),
-    "wide": ("cifar_quick", {"widths": (3, 4, 99)}, "widths gives 99 where the network has 8 channels"),
-    "one width": ("cifar_quick", {"widths": 3}, "widths lists the channels of each unit; got 3"),
+    "drop path": (
+        "repvgg_a0",
+        {"block": "acb", "drop_path_rate": 0.1},
+        "`drop_path_rate` must be 0 for other blocks",
+    ),
+    "widths": ("cifar_quick", {"pruned_widths": (3, 4)}, "fewer entries than the network has units"),
+    "more widths": ("cifar_quick", {"pruned_widths": (3, 4, 5, 6)}, "more entries"),
+    "wide": ("cifar_quick", {"pruned_widths": (3, 4, 99)}, "got 99 for 8 channels"),
+    "one width": ("cifar_quick", {"pruned_widths": 3}, "`pruned_widths` must list the channels of each unit, got 3"),
 }
 
 

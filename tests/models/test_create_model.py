@@ -115,13 +115,13 @@ def test_names_that_there_are_not_get_near_ones(name: Any, message: str) -> None
             {"block_options": {}},
             "has no option 'block_options'; it has width, fusion, shortcut, num_cl",
         ),
-        ("resnet18", {"num_classes": -1}, "num_classes is a whole number from 0 on; got -1"),
-        ("resnet18", {"num_classes": True}, "num_classes is a whole number"),
-        ("resnet18", {"num_classes": 2.0}, "num_classes is a whole number"),
-        ("resnet18", {"in_channels": 0}, "in_channels is a whole number from 1 on; got 0"),
+        ("resnet18", {"num_classes": -1}, "`num_classes` must be an integer ≥ 0, got -1"),
+        ("resnet18", {"num_classes": True}, "`num_classes` must be an integer ≥ 0, got"),
+        ("resnet18", {"num_classes": 2.0}, "`num_classes` must be an integer ≥ 0, got"),
+        ("resnet18", {"in_channels": 0}, "`in_channels` must be an integer ≥ 1, got 0"),
         ("timm:resnet18", {"drop_pth": 1}, "building timm:resnet18 with .* failed: TypeError"),
         ("timm:resnet18", {"block": "acb"}, "put blocks into timm:resnet18 with unbranch.expand"),
-        ("torchvision:resnet18", {"in_channels": 1}, "torchvision's networks take 3 channels; got in_channels=1"),
+        ("torchvision:resnet18", {"in_channels": 1}, "torchvision's networks take 3 channels, got in_channels=1"),
     ],
 )
 def test_options_that_there_are_not_are_told_with_those_that_there_are(

@@ -19,14 +19,14 @@ from tests.models.damage import File, damaged_files, manifests, with_steps
 from tests.models.unfit_steps import FITTING_STEPS, UNFIT_STEPS
 from tests.networks import randomised
 from unbranch.errors import CheckpointError
+from unbranch.factory import create_model
 from unbranch.history import history_of, replayed
-from unbranch.models import create
 
 MEMORY = 1 << 20  # KiB that all of them together may add to the most that the process ever had
 
 
 def network() -> nn.Module:
-    return create("resnet8_cifar", block="acb", width=2)
+    return create_model("resnet8_cifar", block="acb", width=2)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_hostile_manifests_give_one_clear_error_each(tmp_path: Path, good: list[
 @pytest.fixture(scope="module")
 def plain_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plain") / "plain.safetensors"
-    ub.save(randomised(create("resnet8_cifar", width=2)), path)
+    ub.save(randomised(create_model("resnet8_cifar", width=2)), path)
     return path
 
 
@@ -132,7 +132,7 @@ def test_a_step_with_one_wrong_field_is_refused_for_that_field(name: str, plain_
 
 @pytest.mark.parametrize("kind", FITTING_STEPS)
 def test_the_same_steps_without_the_wrong_field_fit_the_network(kind: str) -> None:
-    network = replayed(create("resnet8_cifar", width=2), (FITTING_STEPS[kind],))
+    network = replayed(create_model("resnet8_cifar", width=2), (FITTING_STEPS[kind],))
     assert history_of(network).steps == (FITTING_STEPS[kind],)
 
 

@@ -15,10 +15,10 @@ import unbranch as ub
 from tests.models.tiny import X, both_forms, equal, gap, published, quiet, scrambled, tiny
 from unbranch.blocks import BranchedConv
 from unbranch.errors import InputError
-from unbranch.models import create, randomise_statistics
-from unbranch.models.keys import layouts_of
-from unbranch.models.load import load_checkpoint
-from unbranch.models.official import to_official
+from unbranch.factory import create_model
+from unbranch.models import randomise_statistics
+from unbranch.weights import forms, load_checkpoint, to_official
+from unbranch.weights.layouts import layouts_of
 
 SAME_NAMES = {
     ("acnet", "dbb"), ("acnet", "resrep"), ("repghost", "timm"), ("repghost", "repghost-deploy"),
@@ -40,7 +40,7 @@ def test_each_layout_in_either_form_goes_into_either_form(name: str, block: str 
                 loaded = load_checkpoint(scrambled(target), to_official(file, layout))
                 assert (loaded.layout, layout) in SAME_NAMES or loaded.layout == layout
                 assert file is plain or not loaded.merged
-                assert all(key.startswith("auxiliary.") for key in loaded.left)
+                assert all(key.startswith("auxiliary.") for key in loaded.skipped)
                 assert gap(target(X), expected) < 1e-10
 
 
@@ -112,9 +112,9 @@ def test_deeply_fused_file_of_replknet_is_read() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("theirs", ["torchvision:resnet18", "timm:resnet18"])
 def test_resnet_takes_the_weights_of_torchvision_and_timm(theirs: str) -> None:
-    network = create(theirs, num_classes=7).double().eval()
+    network = create_model(theirs, num_classes=7).double().eval()
     randomise_statistics(network)
-    ours = create("resnet18", num_classes=7).double().eval()
+    ours = create_model("resnet18", num_classes=7).double().eval()
     assert quiet(ours, network.state_dict()).layout == "timm"
     assert gap(ours(X), network(X)) < 1e-12
 
@@ -127,7 +127,7 @@ def test_networks_of_timm_load_before_and_after_its_own_merging(name: str) -> No
     expected, states = theirs(X), [theirs.state_dict()]
     states.append(timm.utils.model.reparameterize_model(theirs, inplace=False).state_dict())
     for state in states:
-        ours = create(name, num_classes=7).double().eval()
+        ours = create_model(name, num_classes=7).double().eval()
         assert quiet(ours, state).layout in ("timm", "repghost")
         assert gap(ours(X), expected) < 1e-10
 
@@ -151,9 +151,9 @@ def test_our_own_collapsed_file_tells_its_own_network(tmp_path: Path) -> None:
     """Classes and channels of the file, not of the network it goes into, say how it was made."""
     source, target = tiny("repvgg_b1g2", 1), tiny("repvgg_b1g2", 2, num_classes=3, in_channels=1)
     ub.save(ub.collapse(source), tmp_path / "a.safetensors")
-    with pytest.warns(UserWarning, match="keep their random values"), pytest.warns(UserWarning, match="channels"):
+    with pytest.warns(UserWarning, match="keep their values"), pytest.warns(UserWarning, match="channels"):
         loaded = load_checkpoint(target, tmp_path / "a.safetensors")
-    assert loaded.left == ("head.fc.weight", "head.fc.bias")
+    assert loaded.skipped == ("head.fc.weight", "head.fc.bias")
     assert loaded.adapted == ("stem.merged.weight",)
 
 
@@ -194,3 +194,66 @@ def test_a_window_bias_trained_after_merging_is_refused() -> None:
     state[key] = torch.randn_like(state[key])
     with pytest.raises(InputError, match="trained after it was merged"):
         load_checkpoint(network, state)
+
+
+# --- a deploy form goes into a collapsed model by its names
+
+
+RENAMED = [
+    ("repvgg_b1g2", None), ("repvgg_d2se", None), ("resnet18", "dbb"), ("cifar_quick", "acb"), ("mobileone_s0", None),
+    ("vgg16_cifar", "compactor"),
+]  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "block"), RENAMED)
+@pytest.mark.parametrize("names", ["published", "ours"])
+def test_a_deploy_form_goes_into_a_collapsed_model_bit_for_bit(
+    name: str, block: str | None, names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = both_forms(name, block)[1]
+    state = to_official(plain) if names == "published" else plain.state_dict()
+    target = scrambled(both_forms(name, block)[1])
+    monkeypatch.setattr(forms, "collapse", None)  # nothing is left to merge
+    quiet(target, state)
+    assert equal(target, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["wrn_16_8", "replknet_31b", "repghostnet_050_none"])
+def test_only_norms_are_merged_where_a_published_deploy_form_has_more_of_them(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = both_forms(name)[1]
+    seen: list[nn.Module] = []
+    original = forms.collapse
+    monkeypatch.setattr(forms, "collapse", lambda network: seen.append(network) or original(network))
+    target = scrambled(both_forms(name)[1])
+    quiet(target, to_official(plain))
+    assert gap(target(X), plain(X)) < 1e-12
+    (between,) = seen
+    assert not [m for m in between.modules() if isinstance(m, BranchedConv) and len(m.branch_names) > 1]
+
+
+@torch.no_grad()
+def test_a_window_bias_trained_after_merging_goes_into_a_collapsed_model() -> None:
+    plain, target = both_forms("repmlpnet_t224")[1], scrambled(both_forms("repmlpnet_t224")[1])
+    state = to_official(plain)
+    key = "stages.0.0.repmlp_block.fc3.bias"
+    state[key] = torch.randn_like(state[key])
+    quiet(target, state)
+    window = target.get_submodule("stages.0.0.block.perceptron").state_dict()
+    assert torch.equal(next(value for key, value in window.items() if key.endswith("bias")), state[key].flatten())
+
+
+def test_what_a_deploy_form_lacks_is_listed_by_the_names_of_the_collapsed_model() -> None:
+    source, target = both_forms("repvgg_b1g2")[1], both_forms("repvgg_b1g2")[1]
+    state = to_official(source)
+    del state["stage1.0.rbr_reparam.weight"]
+    state["stage1.1.rbr_reparam.weight"] = torch.zeros(1)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(
+        InputError, match=r"1 missing \(stages.0.0.conv.weight\); 1 wrong shape \(stages.0.1.conv.weight"
+    ):
+        load_checkpoint(target, state)
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())

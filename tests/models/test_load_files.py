@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.models.tiny import X, equal, gap, quiet, tiny
-from unbranch.models import create
-from unbranch.models.official import to_official
+from unbranch.factory import create_model
+from unbranch.weights import to_official
 
 NAME = "cifar_quick"
 State = dict[str, Tensor]
@@ -159,6 +159,6 @@ def test_half_precision_loads_into_single(dtype: torch.dtype) -> None:
 
 
 def test_weights_that_are_saved_with_a_prefix_of_their_own_keep_it() -> None:
-    source, target = (torch.nn.ModuleDict({"model": create(NAME)}) for _ in range(2))
+    source, target = (torch.nn.ModuleDict({"model": create_model(NAME)}) for _ in range(2))
     quiet(target, source.state_dict())
     assert equal(source, target)

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 import unbranch as ub
 from tests.models.tiny import X, both_forms, equal, gap, quiet, scrambled, tiny
 from unbranch.errors import InputError
-from unbranch.models import create
-from unbranch.models.fit import adapted
-from unbranch.models.load import load_checkpoint
-from unbranch.models.official import to_official
+from unbranch.factory import create_model
+from unbranch.weights import load_checkpoint, to_official
+from unbranch.weights.stem import adapt_kernel
 
-RANDOM = r"keep their random values"
+KEPT = r"they keep their values"
 FC = ("head.fc.weight", "head.fc.bias")
 
 
@@ -42,9 +41,9 @@ def test_classifier_for_other_classes_keeps_its_values(name: str, file_form: int
     target = ub.collapse(target) if net_form else target
     before = values(target)
     x = torch.randn(2, 3, 224, 224, dtype=torch.float64) if name == "alexnet" else X
-    with pytest.warns(UserWarning, match=f"head.fc.weight, head.fc.bias {RANDOM}"):
+    with pytest.warns(UserWarning, match=f"skipped head.fc.weight, head.fc.bias, missing .* {KEPT}"):
         loaded = load_checkpoint(target, to_official(source))
-    assert loaded.left == FC
+    assert loaded.skipped == FC
     assert unchanged(target, before, *FC)
     features = [network.forward_head(network.forward_features(x), pre_logits=True) for network in (target, source)]
     assert gap(*features) < 1e-10
@@ -54,8 +53,8 @@ def test_auxiliary_classifiers_of_other_classes_keep_their_values() -> None:
     source, target = tiny("repvggplus_l2pse", 1), tiny("repvggplus_l2pse", 2, num_classes=7)
     before = values(target)
     kept = [key for key in before if key.startswith("head.fc.") or ".classify.fc." in key]
-    with pytest.warns(UserWarning, match=RANDOM):
-        assert sorted(load_checkpoint(target, to_official(source)).left) == sorted(kept)
+    with pytest.warns(UserWarning, match=KEPT):
+        assert sorted(load_checkpoint(target, to_official(source)).skipped) == sorted(kept)
     assert len(kept) == 8
     assert unchanged(target, before, *kept)
     assert not unchanged(target, before, "auxiliary.stage1.conv.conv.weight")
@@ -64,10 +63,10 @@ def test_auxiliary_classifiers_of_other_classes_keep_their_values() -> None:
 def test_auxiliary_classifiers_that_a_deploy_file_lacks_keep_their_values() -> None:
     source, target = both_forms("repvggplus_l2pse")[1], tiny("repvggplus_l2pse", 2)
     before = values(target)
-    with pytest.warns(UserWarning, match=RANDOM):
+    with pytest.warns(UserWarning, match=KEPT):
         loaded = load_checkpoint(target, to_official(source))
-    assert set(loaded.left) == {key for key in before if key.startswith("auxiliary.")}
-    assert unchanged(target, before, *loaded.left)
+    assert set(loaded.skipped) == {key for key in before if key.startswith("auxiliary.")}
+    assert unchanged(target, before, *loaded.skipped)
 
 
 @torch.no_grad()
@@ -106,19 +105,19 @@ def test_backbones_and_features_take_what_they_have(form: int) -> None:
 
 def test_norms_on_maps_that_a_classifiers_file_lacks_stay() -> None:
     source, target = tiny("replknet_31b", 1), tiny("replknet_31b", 2, features_only=True, feature_norms=True)
-    with pytest.warns(UserWarning, match=r"norms.0.weight, .* keep their random values"):
+    with pytest.warns(UserWarning, match=r"norms.0.weight, .* keep their values"):
         loaded = load_checkpoint(target, to_official(source))
-    assert all(key.startswith("norms.") for key in loaded.left)
+    assert all(key.startswith("norms.") for key in loaded.skipped)
     without = tiny("replknet_31b", 3, features_only=True)
-    assert set(quiet(without, to_official(target)).ignored) == set(loaded.left)
+    assert set(quiet(without, to_official(target)).ignored) == set(loaded.skipped)
 
 
 def test_a_head_that_a_backbones_file_lacks_stays() -> None:
     source, target = tiny("replknet_31b", 1, features_only=True), tiny("replknet_31b", 2)
     before = values(target)
-    with pytest.warns(UserWarning, match=RANDOM):
+    with pytest.warns(UserWarning, match=KEPT):
         loaded = load_checkpoint(target, to_official(source))
-    assert set(loaded.left) == {key for key in before if key.startswith("head.")}
+    assert set(loaded.skipped) == {key for key in before if key.startswith("head.")}
     assert torch.equal(target.stem[0].conv.weight, source.stem[0].conv.weight)
 
 
@@ -147,8 +146,8 @@ def test_stem_sees_other_channels_as_its_merged_kernel_would(name: str, block: s
     weight, merged = stem.weight, expected.state_dict()
     for channels in (1, 4, 6):
         x = torch.randn(2, channels, 64, 64, dtype=torch.float64)
-        stem.weight = nn.Parameter(adapted(weight, channels))
-        expected.takes = expected.takes._replace(in_channels=channels)
+        stem.weight = nn.Parameter(adapt_kernel(weight, channels))
+        expected.input_spec = expected.input_spec._replace(in_channels=channels)
         for state in (source.state_dict(), merged):
             target = tiny(name, 2, block, in_channels=channels)
             with pytest.warns(UserWarning, match="another number of input channels"):
@@ -169,9 +168,9 @@ def test_grey_images_are_seen_as_if_repeated_and_two_images_as_their_mean() -> N
 
 def test_other_classes_and_channels_at_once_in_a_collapsed_network() -> None:
     target = ub.collapse(tiny("repvgg_b1g2", 2, in_channels=4, num_classes=9))
-    with pytest.warns(UserWarning, match=RANDOM), pytest.warns(UserWarning, match="input channels"):
+    with pytest.warns(UserWarning, match=KEPT), pytest.warns(UserWarning, match="input channels"):
         loaded = load_checkpoint(target, to_official(tiny("repvgg_b1g2", 1)))
-    assert loaded.left == FC
+    assert loaded.skipped == FC
 
 
 # --- pruned networks
@@ -179,7 +178,7 @@ def test_other_classes_and_channels_at_once_in_a_collapsed_network() -> None:
 
 def pruned_state() -> tuple[nn.Module, list[int], dict[str, Any]]:
     widths = [4, 3, 4, 2, 4, 8, 5, 8, 16, 7, 16]
-    source = tiny("resnet56_cifar", 1, "compactor", widths=widths)
+    source = tiny("resnet56_cifar", 1, "compactor", pruned_widths=widths)
     return source, widths, to_official(ub.collapse(source))
 
 
@@ -204,9 +203,9 @@ def test_a_pruned_file_says_which_widths_the_network_needs() -> None:
         before = values(target)
         with pytest.raises(InputError) as caught:
             load_checkpoint(target, state)
-        assert str(caught.value).endswith(f"it holds a pruned network: make yours with widths={widths}")
+        assert str(caught.value).endswith(f"it holds a pruned network: create yours with pruned_widths={widths}")
         assert unchanged(target, before)
-    quiet(tiny("resnet56_cifar", 2, widths=widths), state)
+    quiet(tiny("resnet56_cifar", 2, pruned_widths=widths), state)
 
 
 # --- what doesn't fit
@@ -220,7 +219,7 @@ def test_disagreements_are_listed_and_nothing_is_changed(form: int) -> None:
     del state["conv1.acb.square_conv.weight"]
     state["conv2.acb.square_conv.weight"] = torch.zeros(4, 4, 3, 3)
     state["conv9.acb.square_conv.weight"] = torch.zeros(1)
-    message = r"1 missing \(.*conv1.*\); 1 unexpected \(conv9.*\); 1 wrong shape \(.*conv2.* where the network has"
+    message = r"1 missing \(.*conv1.*\); 1 unexpected \(conv9.*\); 1 wrong shape \(.*conv2.* where the model has"
     with pytest.raises(InputError, match=message):
         load_checkpoint(target, state)
     assert unchanged(target, before)
@@ -235,29 +234,27 @@ def test_merged_layers_of_another_shape_are_all_listed() -> None:
 
 
 def test_a_file_of_another_network_is_told() -> None:
-    with pytest.raises(
-        InputError, match=r"doesn't fit the network: of its \d+ names, such as stem.*it looks like repv"
-    ):
-        load_checkpoint(create("cifar_quick"), create("repvgg_a0").state_dict())
+    with pytest.raises(InputError, match=r"doesn't fit the model: of its \d+ names, such as stem.*it looks like repv"):
+        load_checkpoint(create_model("cifar_quick"), create_model("repvgg_a0").state_dict())
 
 
 @pytest.mark.parametrize(
     ("network", "file", "form", "hint"),
     [
-        (("repvgg_a0", {}), ("repvgg_b1g4", {}), "published", "repvgg_b1g4, and the network is repvgg_a0"),
+        (("repvgg_a0", {}), ("repvgg_b1g4", {}), "published", "repvgg_b1g4, and the model is repvgg_a0"),
         (("repvgg_a0", {}), ("repvgg_a1", {}), "deploy", "repvgg_a1"),
         (("repghostnet_050", {}), ("repghostnet_080", {"num_classes": 3}), "ours", "repghostnet_080"),
         (("resnet18", {}), ("resnet18", {"block": "dbb"}), "published", "resnet18 with block='dbb'"),
-        (("resnet18", {"block": "acb"}), ("resnet18", {}), "published", "resnet18, and the network is resnet18 with"),
+        (("resnet18", {"block": "acb"}), ("resnet18", {}), "published", "resnet18, and the model is resnet18 with"),
         (("cifar_quick", {}), ("mobileone_s0", {}), "published", "mobileone_s0"),
     ],
 )
 def test_the_network_that_a_file_looks_like_is_named(network: Any, file: Any, form: str, hint: str) -> None:
-    source = create(file[0], **file[1]).eval()
+    source = create_model(file[0], **file[1]).eval()
     source = ub.collapse(source) if form == "deploy" else source
     with pytest.raises(InputError, match=f"it looks like {hint}"):
         load_checkpoint(
-            create(network[0], **network[1]), source.state_dict() if form == "ours" else to_official(source)
+            create_model(network[0], **network[1]), source.state_dict() if form == "ours" else to_official(source)
         )
 
 

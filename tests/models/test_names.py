@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from unbranch.errors import InputError, MissingPackageError
+from unbranch.factory import create_model
 from unbranch.history import history_of, set_history
-from unbranch.models import create, example_input, input_size, names
+from unbranch.models import build, example_input, input_size
 
 MODULE = """
 from torch import nn
@@ -21,8 +22,8 @@ NET = nn.Linear(2, 2)
 def make(width=4): return nn.Linear(2, width)
 def make_text(): return "net"
 def make_ours():
-    from unbranch.models import create
-    return create("resnet8_cifar", width=4)
+    from unbranch.factory import create_model
+    return create_model("resnet8_cifar", width=4)
 class Nested:
     @staticmethod
     def make(): return nn.Linear(2, 1)
@@ -41,47 +42,49 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_factory_in_the_working_folder_gets_its_options(folder: Path) -> None:
     path = list(sys.path)
-    assert create("some_networks:make", width=7).out_features == 7
-    assert create("some_networks:Nested.make").out_features == 1
+    assert create_model("some_networks:make", width=7).out_features == 7
+    assert create_model("some_networks:Nested.make").out_features == 1
     assert sys.path == path
 
 
 def test_timm_network_gets_its_options_and_tells_its_input() -> None:
-    network = create("timm:test_vit", num_classes=5)
+    network = create_model("timm:test_vit", num_classes=5)
     assert network.num_classes == 5
     assert input_size(network) == (3, 160, 160)
 
 
 def test_torchvision_classifier_and_detector_are_built_without_downloads() -> None:
-    classifier = create("torchvision:mnasnet0_5", num_classes=3)
+    classifier = create_model("torchvision:mnasnet0_5", num_classes=3)
     assert classifier(example_input(classifier, (3, 32, 32), batch=2)).shape == (2, 3)
-    detector = create("torchvision:ssdlite320_mobilenet_v3_large", num_classes=3).eval()
+    detector = create_model("torchvision:ssdlite320_mobilenet_v3_large", num_classes=3).eval()
     (images,) = example_input(detector, (3, 64, 64), batch=2)
     assert [image.shape for image in images] == [(3, 64, 64)] * 2
 
 
 def test_a_network_of_ours_knows_its_name_however_it_was_called() -> None:
     for name in ("resnet8_cifar", "ResNet8-CIFAR", "resnet8"):
-        made = history_of(create(name, width=4))
+        made = history_of(create_model(name, width=4))
         assert (made.network, made.arguments) == ("resnet8_cifar", {"width": 4})
 
 
 def test_a_factory_that_calls_another_by_name_leaves_it_its_name(folder: Path) -> None:
-    assert history_of(create("some_networks:make_ours")).network == "resnet8_cifar"
-    assert history_of(create("some_networks:make", width=2)).network == "some_networks:make"
+    assert history_of(create_model("some_networks:make_ours")).network == "resnet8_cifar"
+    assert history_of(create_model("some_networks:make", width=2)).network == "some_networks:make"
 
 
 def test_history_leaves_out_where_weights_came_from(folder: Path) -> None:
-    assert history_of(create("torchvision:mnasnet0_5", weights=None, num_classes=3)).arguments == {"num_classes": 3}
+    assert history_of(create_model("torchvision:mnasnet0_5", weights=None, num_classes=3)).arguments == {
+        "num_classes": 3
+    }
 
 
 def test_a_network_with_arguments_that_no_file_can_hold_has_no_name() -> None:
-    made = history_of(create("timm:test_resnet", act_layer=nn.SiLU))
+    made = history_of(create_model("timm:test_resnet", act_layer=nn.SiLU))
     assert (made.network, made.arguments, made.made_by) == (None, {}, "timm.models.resnet.ResNet")
 
 
 def test_input_size_is_that_of_the_history_first() -> None:
-    network = create("timm:test_vit")
+    network = create_model("timm:test_vit")
     set_history(network, replace(history_of(network), input_size=(3, 64, 96)))
     assert input_size(network) == (3, 64, 96)
 
@@ -104,18 +107,18 @@ def test_input_size_is_that_of_the_history_first() -> None:
 )
 def test_wrong_name_gets_one_helpful_sentence(folder: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        create(name)
+        create_model(name)
 
 
 def test_option_that_does_not_fit_is_told(folder: Path) -> None:
     with pytest.raises(InputError, match=r"building some_networks:make with \{'depth': 3\} failed: TypeError"):
-        create("some_networks:make", depth=3)
+        create_model("some_networks:make", depth=3)
 
 
 def test_missing_library_tells_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingPackageError, match=r"timm isn't installed: pip install 'unbranch\[vision\]'"):
-        create("timm:resnet18")
+        create_model("timm:resnet18")
 
 
 def test_input_that_the_network_can_not_take_is_refused() -> None:
@@ -132,4 +135,4 @@ def test_example_input_leaves_the_network_alone() -> None:
 
 
 def test_nothing_is_suggested_for_nonsense() -> None:
-    assert names.nearest("qqqq", ["resnet18"]) == ""
+    assert build.nearest("qqqq", ["resnet18"]) == ""

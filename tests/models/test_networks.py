@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import unbranch as ub
 from tests.models.zoo_rows import ROWS, Row, tensor_of, trained
 from unbranch.errors import InputError
-from unbranch.models.network import Features
-from unbranch.models.registry import ENTRIES
+from unbranch.models import FeatureExtractor
+from unbranch.models.registry import MODELS
 
 every_family = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
@@ -72,7 +72,7 @@ def test_classifier_is_replaced_and_nothing_else(row: Row) -> None:
     assert network.eval()(row.images().double()).shape == (2, network.head_hidden_size)
     network.reset_classifier(3)
     assert network(row.images().double()).shape == (2, 3)
-    with pytest.raises(InputError, match="num_classes is at least 0, for features alone; got -1"):
+    with pytest.raises(InputError, match="`num_classes` must be ≥ 0, where 0 gives features alone, got -1"):
         network.reset_classifier(-1)
 
 
@@ -107,7 +107,7 @@ def test_images_of_other_channels(row: Row, channels: int) -> None:
     network = row.make(in_channels=channels).eval()
     assert network.in_channels == channels
     assert network(row.images(1, channels)).shape == (1, 5)
-    with pytest.raises(InputError, match=rf"takes images \(B, {channels}, H, W\); got \(1, 3, .*in_channels=3"):
+    with pytest.raises(InputError, match=rf"takes images \(B, {channels}, H, W\), got \(1, 3, .*in_channels=3"):
         network(row.images(1))
 
 
@@ -123,10 +123,10 @@ def test_images_it_can_not_take_get_one_sentence_that_says_what_to_do(row: Row, 
         (7,): r"got \(7,\)$",
     }
     if row.multiple > 1:
-        wrong[1, 3, height, width + 1] = f"multiples of {row.multiple}; got {height}×{width + 1}: resize or pad them"
+        wrong[1, 3, height, width + 1] = f"multiples of {row.multiple}, got {height}×{width + 1}: resize or pad them"
     if row.smallest > 1 and row.multiple == 1:
         side = row.smallest
-        wrong[1, 3, side - 1, side] = f"at least {side}×{side}; got {side - 1}×{side}: enlarge them"
+        wrong[1, 3, side - 1, side] = f"at least {side}×{side}, got {side - 1}×{side}: enlarge them"
         wrong[1, 3, side, side - 1] = "enlarge them"
     for shape, message in wrong.items():
         with pytest.raises(InputError, match=message):
@@ -138,7 +138,7 @@ def test_images_it_can_not_take_get_one_sentence_that_says_what_to_do(row: Row, 
 )
 def test_the_smallest_image_is_the_smallest_that_works(row: Row) -> None:
     network = row.make().eval()
-    network.takes = network.takes._replace(smallest=1)
+    network.input_spec = network.input_spec._replace(min_size=1)
     network(row.images(1, size=(row.smallest, row.smallest)))
     with pytest.raises(RuntimeError):
         network(row.images(1, size=(row.smallest - 1, row.smallest)))
@@ -173,13 +173,13 @@ FULL = (
 @pytest.mark.parametrize("name", FULL)
 def test_networks_of_full_size_give_logits_and_maps_on_the_meta_device(name: str) -> None:
     """At their own height and twice their own width; the shapes alone are computed."""
-    entry = ENTRIES[name]
+    entry = MODELS[name]
     channels, height, width = entry.input_size
     with torch.device("meta"):
         network = ub.create_model(name).eval()
         x = torch.empty(2, channels, height, 2 * width)
         assert network(x).shape == (2, entry.num_classes)
-        maps, info = Features(network)(x), network.feature_info
+        maps, info = FeatureExtractor(network)(x), network.feature_info
     assert [y.shape[1] for y in maps] == info.channels()
     if name not in ("alexnet", "cifar_quick"):  # whose poolings cut borders off
         sizes = [(height // reduction, 2 * width // reduction) for reduction in info.reduction()]

@@ -14,13 +14,13 @@ import unbranch as ub
 from tests.models.own import MyNet, rewritten
 from unbranch.blocks import ACB, RepVGG
 from unbranch.errors import InputError
+from unbranch.factory import create_model
 from unbranch.history import History, set_history
-from unbranch.models import create
 
 
 def test_a_file_that_does_not_fit_lists_everything_that_does_not(tmp_path: Path) -> None:
     ub.save(nn.Sequential(ACB(3, 4, 3), nn.Linear(2, 3)), tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match=r"a.safetensors doesn't fit the network: .* missing .* unexpected .* wrong"):
+    with pytest.raises(InputError, match=r"a.safetensors doesn't fit the model: .* missing .* unexpected .* wrong"):
         ub.load(tmp_path / "a.safetensors", into=nn.Sequential(RepVGG(3, 4, 3), nn.Linear(2, 4)))
 
 
@@ -46,7 +46,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"network": "timm:resnet18", "arguments": {"layers": [100000, 100000]}}, "asks for a network of more than"),
     ({"network": "timm:vit_tiny_patch16_224", "arguments": {"depth": 100000}}, "asks for a network of more than"),
     ({"arguments": {"depth": 3}}, "has no option 'depth'"),
-    ({"arguments": {"width": 8}}, "doesn't fit the network: .* wrong shape"),
+    ({"arguments": {"width": 8}}, "doesn't fit the model: .* wrong shape"),
     ({"format": "unbranch-2"}, "its format is unbranch-2 instead of unbranch-1"),
     ({"network": 3}, "its network is missing or of another type"),
     ({"arguments": [1]}, "its arguments is missing or of another type"),
@@ -63,7 +63,7 @@ def test_what_a_file_may_not_ask_for_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.safetensors"
-    ub.save(create("resnet8_cifar", width=4), path)
+    ub.save(create_model("resnet8_cifar", width=4), path)
     rewritten(path, **changes)
     with pytest.raises(InputError, match=message) as caught:
         ub.load(path)
@@ -73,7 +73,7 @@ def test_what_a_file_may_not_ask_for_is_refused_in_one_line(
 
 
 def test_a_list_of_a_million_modules_is_not_built() -> None:
-    from unbranch.models.rebuild import _hollow
+    from unbranch.weights.rebuild import _hollow
 
     with pytest.raises(InputError, match="more than 100 modules"), _hollow(100):
         nn.Sequential(*(nn.Sequential(nn.ReLU()) for _ in range(10**6)))
@@ -103,13 +103,13 @@ class NoCopy(nn.Linear):
 def test_what_can_not_be_saved_or_copied_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     for network, message in (
-        (WithState(2, 2), "WithState has state that isn't an ordinary tensor: _extra_state"),
-        (nn.Linear(2, 2, device="meta"), "Linear has state that isn't an ordinary tensor: weight, bias"),
+        (WithState(2, 2), "WithState has state that isn't a dense tensor: _extra_state"),
+        (nn.Linear(2, 2, device="meta"), "Linear has state that isn't a dense tensor: weight, bias"),
         (nn.ParameterList([torch.zeros(2, dtype=torch.complex128)]), "can't write"),
     ):
         with pytest.raises(InputError, match=message):
             ub.save(network, path)
-    with pytest.raises(InputError, match=r"should end in \.safetensors"):
+    with pytest.raises(InputError, match=r"must end in \.safetensors"):
         ub.save(nn.Linear(2, 2), tmp_path / "a.pth")
     odd = nn.Linear(2, 2)
     set_history(odd, History(arguments={"a": nn.ReLU}))

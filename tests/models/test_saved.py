@@ -19,8 +19,8 @@ from tests.networks import randomised
 from unbranch import history
 from unbranch.blocks import RepVGG
 from unbranch.errors import InputError
+from unbranch.factory import create_model
 from unbranch.history import history_of, replays, with_step
-from unbranch.models import create
 
 
 def assert_equal_files(first: Path, second: Path) -> None:
@@ -33,7 +33,7 @@ def assert_equal_files(first: Path, second: Path) -> None:
 @pytest.mark.parametrize("block", [None, "acb", "dbb", "repvgg"])
 @pytest.mark.parametrize("collapsed", [False, True])
 def test_a_network_by_name_comes_back_from_its_file_alone(tmp_path: Path, block: str | None, collapsed: bool) -> None:
-    network = randomised(create("resnet8_cifar", block=block, in_channels=3, width=4))
+    network = randomised(create_model("resnet8_cifar", block=block, in_channels=3, width=4))
     network = ub.collapse(network, IMAGES) if collapsed else network
     ub.save(network, tmp_path / "a.safetensors")
     again = ub.load(str(tmp_path / "a.safetensors"))
@@ -50,7 +50,7 @@ def test_a_network_by_name_comes_back_from_its_file_alone(tmp_path: Path, block:
     "name", ["timm:repghostnet_050", "timm:mobileone_s0", "timm:fastvit_t8", "timm:repvit_m1", "torchvision:resnet18"]
 )
 def test_collapsed_networks_of_other_libraries_come_back(tmp_path: Path, name: str) -> None:
-    network = randomised(create(name, num_classes=5))
+    network = randomised(create_model(name, num_classes=5))
     plain = ub.collapse(network)
     ub.save(plain, tmp_path / "a.safetensors")
     again = ub.load(tmp_path / "a.safetensors")
@@ -135,13 +135,13 @@ def test_odd_values_and_empty_tensors_come_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel])
 def test_wrappers_are_taken_off(tmp_path: Path, wrap: Any) -> None:
-    network = create("resnet8_cifar", width=4)
+    network = create_model("resnet8_cifar", width=4)
     ub.save(wrap(network), tmp_path / "a.safetensors")
     assert torch.equal(ub.load(tmp_path / "a.safetensors").stem.conv.weight, network.stem.conv.weight)
 
 
 def test_history_travels_through_copies_and_pickles(tmp_path: Path) -> None:
-    plain = ub.collapse(create("resnet8_cifar", block="acb", width=4))
+    plain = ub.collapse(create_model("resnet8_cifar", block="acb", width=4))
     root = ub.collapse(randomised(MyNet()))
     for network in (plain, root):
         for again in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
@@ -166,8 +166,8 @@ def test_weights_of_others_are_loaded_into_a_copy(tmp_path: Path, name: str) -> 
 
 
 def test_weights_of_others_keep_the_name_of_the_network(tmp_path: Path) -> None:
-    torch.save(create("resnet8_cifar", width=4).state_dict(), tmp_path / "a.pth")
-    again = ub.load(tmp_path / "a.pth", into=create("resnet8_cifar", width=4))
+    torch.save(create_model("resnet8_cifar", width=4).state_dict(), tmp_path / "a.pth")
+    again = ub.load(tmp_path / "a.pth", into=create_model("resnet8_cifar", width=4))
     ub.save(again, tmp_path / "a.safetensors")
     ub.load(tmp_path / "a.safetensors")
 
@@ -176,7 +176,7 @@ def test_weights_of_others_keep_the_name_of_the_network(tmp_path: Path) -> None:
 
 
 def test_the_manifest_is_small_and_tells_what_the_design_asks(tmp_path: Path) -> None:
-    network = ub.collapse(randomised(create("resnet8_cifar", block="repvgg", in_channels=3, width=4)), IMAGES)
+    network = ub.collapse(randomised(create_model("resnet8_cifar", block="repvgg", in_channels=3, width=4)), IMAGES)
     ub.save(network, tmp_path / "a.safetensors")
     manifest = manifest_of(tmp_path / "a.safetensors")
     step = manifest.pop("steps")[0]
@@ -184,7 +184,7 @@ def test_the_manifest_is_small_and_tells_what_the_design_asks(tmp_path: Path) ->
         "format": "unbranch-1",
         "version": ub.__version__,
         "network": "resnet8_cifar",
-        "arguments": {"block": "repvgg", "in_channels": 3, "width": 4},
+        "arguments": {"width": 4, "block": "repvgg"},
         "made_by": "resnet8_cifar",
         "input_size": [3, 9, 7],
     }
@@ -198,13 +198,13 @@ def test_a_network_given_by_the_user_wins_over_the_name_in_the_file(tmp_path: Pa
 
         def __init__(self) -> None:
             super().__init__()
-            made = create("resnet8_cifar", width=4)
+            made = create_model("resnet8_cifar", width=4)
             self.stem, self.stages, self.head = made.stem, made.stages, made.head
 
         def forward(self, x: Tensor) -> Tensor:
             return self.stem(x)
 
-    ub.save(create("resnet8_cifar", width=4), tmp_path / "a.safetensors")
+    ub.save(create_model("resnet8_cifar", width=4), tmp_path / "a.safetensors")
     again = ub.load(tmp_path / "a.safetensors", into=Other())
     assert isinstance(again, Other)
     ub.save(again, tmp_path / "b.safetensors")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import unbranch as ub
 from tests.networks import randomised
-from unbranch.models import Loaded, create, load_checkpoint
-from unbranch.models.keys import layouts_of
+from unbranch.factory import create_model
+from unbranch.weights import LoadResult, load_checkpoint
+from unbranch.weights.layouts import layouts_of
 
 _GHOST: dict[str, Any] = {"width": 0.1, "drop_rate": 0.0}
 TINY: dict[str, dict[str, Any]] = {
@@ -22,19 +23,19 @@ TINY: dict[str, dict[str, Any]] = {
     "resnet50": {"width": 4, "depths": [1, 2, 1, 1]},
     "resnet56_cifar": {"width": 4, "depths": [2, 1, 1]},
     "wrn_16_8": {"factor": 1},
-    "mobilenet_v1": {"widths": [4] * 27},
-    "vgg16_cifar": {"widths": [4] * 13, "hidden": [8]},
-    "cifar_quick": {"widths": [4, 4, 8], "hidden": [8]},
-    "alexnet": {"widths": [8, 4, 4, 4, 4], "hidden": [8, 8]},
-    "repvgg_b1g2": {"widths": [0.125, 0.0625], "depths": [2, 2, 3, 1]},
-    "repvgg_d2se": {"widths": [0.25, 0.125], "depths": [1, 2, 2, 1]},
-    "repvggplus_l2pse": {"widths": [0.25, 0.125], "depths": [1, 1, 2, 1]},
+    "mobilenet_v1": {"pruned_widths": [4] * 27},
+    "vgg16_cifar": {"pruned_widths": [4] * 13, "hidden": [8]},
+    "cifar_quick": {"pruned_widths": [4, 4, 8], "hidden": [8]},
+    "alexnet": {"pruned_widths": [8, 4, 4, 4, 4], "hidden": [8, 8]},
+    "repvgg_b1g2": {"width_multipliers": [0.125, 0.0625], "depths": [2, 2, 3, 1]},
+    "repvgg_d2se": {"width_multipliers": [0.25, 0.125], "depths": [1, 2, 2, 1]},
+    "repvggplus_l2pse": {"width_multipliers": [0.25, 0.125], "depths": [1, 1, 2, 1]},
     "repmlpnet_t224": {"width": 8, "depths": [1, 1, 1, 1], "size": 64, "sharesets": [1, 2, 2, 4]},
     "replknet_31b": {"width": 4, "kernels": [7, 7, 5, 5], "small_kernel": 3},
     "repghostnet_100": _GHOST,
     "repghostnet_050_identity": _GHOST,
     "repghostnet_050_none": _GHOST,
-    "mobileone_s0": {"widths": [0.125] * 4, "num_branches": 2},
+    "mobileone_s0": {"width_multipliers": [0.125] * 4, "num_branches": 2},
 }
 BLOCKS = (None, "acb", "dbb", "compactor")
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -53,7 +54,7 @@ def tiny(name: str, seed: int = 0, block: str | None = None, **options: Any) -> 
     """A small network in float64 with random weights and statistics, in evaluation."""
     torch.manual_seed(seed)
     given = {**TINY.get(name, {}), "num_classes": 5, **({"block": block} if block else {}), **options}
-    network = randomised(create(name, **given).double(), seed)
+    network = randomised(create_model(name, **given).double(), seed)
     with torch.no_grad():  # so that compactors, and differences from an identity, do something
         for parameter in network.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
@@ -81,7 +82,7 @@ def scrambled(network: nn.Module) -> nn.Module:
     return network
 
 
-def quiet(network: nn.Module, source: Any) -> Loaded:
+def quiet(network: nn.Module, source: Any) -> LoadResult:
     """Load without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -65,14 +65,14 @@ A = (1, 2, 2, 1)
 ROWS = {
     row.name: row
     for row in (
-        Row("repvgg_a0", {"depths": A, "widths": (0.25, 0.25)}, shortcuts=True),
-        Row("repvgg_d2se", {"depths": A, "widths": (0.5, 0.25), "squeeze_excite": "before", "groups": 2}),
+        Row("repvgg_a0", {"depths": A, "width_multipliers": (0.25, 0.25)}, shortcuts=True),
+        Row("repvgg_d2se", {"depths": A, "width_multipliers": (0.5, 0.25), "squeeze_excite": "before", "groups": 2}),
         Row(
             "repvggplus_l2pse",
-            {"depths": (1, 2, 4, 1), "widths": (0.25, 0.25), "squeeze_excite": "after", "auxiliary": True},
+            {"depths": (1, 2, 4, 1), "width_multipliers": (0.25, 0.25), "squeeze_excite": "after", "auxiliary": True},
             shortcuts=True,
         ),
-        Row("qarepvgg_a0", {"depths": A, "widths": (0.25, 0.25), "unit": "qarepvgg"}),
+        Row("qarepvgg_a0", {"depths": A, "width_multipliers": (0.25, 0.25), "unit": "qarepvgg"}),
         Row(
             "repmlpnet_t224",
             {"width": 8, "depths": (1, 1, 2, 1), "size": 64, "sharesets": (1, 2, 4, 8)},
@@ -90,12 +90,12 @@ ROWS = {
             kept=1,
         ),
         Row("repghostnet_050", {"width": 0.25}, shortcuts=True),
-        Row("mobileone_s4", {"widths": (0.25,) * 4, "num_branches": 2, "gates": (0, 0, 2, 1)}),
+        Row("mobileone_s4", {"width_multipliers": (0.25,) * 4, "num_branches": 2, "gates": (0, 0, 2, 1)}),
         Row("unireplknet_a", {"width": 8, "depths": (1, 1, 2, 1), "layer_scale": 1.0}, shortcuts=True),
         Row("resnet18", {"depths": (1, 1, 2, 1), "width": 8}, shortcuts=True, host=True),
         Row("resnet50", {"depths": (1, 1, 2, 1), "width": 8, "bottleneck": True}, shortcuts=True, host=True),
         Row("resnet56_cifar", {"depths": (2, 1, 2), "width": 8, "small": True}, (32, 24), shortcuts=True, host=True),
-        Row("mobilenet_v1", {"widths": (16,) * 27}, host=True),
+        Row("mobilenet_v1", {"pruned_widths": (16,) * 27}, host=True),
         Row("wrn_16_8", {"depth": 1, "factor": 1}, (32, 24), shortcuts=True, host=True, kept=6),
         Row(
             "alexnet",
@@ -104,7 +104,7 @@ ROWS = {
                 "side": 6,
                 "hidden": (16, 12),
                 "drop_rate": 0.5,
-                "smallest": 63,
+                "min_size": 63,
             },
             (96, 80),
             smallest=63,
@@ -114,7 +114,7 @@ ROWS = {
         Row(
             "cifar_quick",
             {"stages": ((Conv(8, 5), MAX3), (Conv(8, 5), MEAN3), (Conv(8, 5), MEAN3)), "side": 3, "hidden": (12,),
-             "smallest": 15},
+             "min_size": 15},
             (32, 40),
             smallest=15,
             host=True,
@@ -122,7 +122,7 @@ ROWS = {
         ),
         Row(
             "vgg16_cifar",
-            {"stages": tuple((Conv(8), Conv(8), MAX2) for _ in range(5)), "side": 1, "hidden": (12,), "smallest": 32},
+            {"stages": tuple((Conv(8), Conv(8), MAX2) for _ in range(5)), "side": 1, "hidden": (12,), "min_size": 32},
             (64, 40),
             smallest=32,
             host=True,
@@ -139,10 +139,8 @@ KINDS = {name: ROWS[name] for name in NAMES}  # one of each kind, for what takes
 @contextmanager
 def offered(row: Row) -> Iterator[None]:
     """The small network by name, as if it were in the tables."""
-    entry = replace(registry.ENTRIES[row.name], name=row.tiny, arguments=row.arguments)
-    with mock.patch.dict(registry.ENTRIES, {row.tiny: entry}), mock.patch.dict(
-        registry.NETWORKS, {row.tiny: entry.make}
-    ):  # fmt: skip
+    entry = replace(registry.MODELS[row.name], name=row.tiny, arguments=row.arguments)
+    with mock.patch.dict(registry.MODELS, {row.tiny: entry}):
         yield
 
 

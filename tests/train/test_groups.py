@@ -13,11 +13,11 @@ import unbranch as ub
 from tests.train.stand_in import CIFAR, DIGITS, IMAGENET
 from unbranch.blocks import RepVGG, custom_l2
 from unbranch.errors import InputError
-from unbranch.models.keys import layouts_of, renamed
 from unbranch.train.build import make_network
 from unbranch.train.losses import extra_penalty
 from unbranch.train.optimise import make_optimizer, make_schedule, parameter_groups
 from unbranch.train.recipe import load_recipe
+from unbranch.weights.layouts import layouts_of, renamed
 
 
 def on_meta(name: str, *overrides: str, data: Any = IMAGENET) -> tuple[nn.Module, Any]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from unbranch.models.registry import ENTRIES
+from unbranch.models.registry import MODELS
 from unbranch.train.optimise import make_optimizer, make_schedule
 from unbranch.train.recipe import Recipe, list_recipes, load_recipe, recipe_names
 from unbranch.train.settings import Model
@@ -170,7 +170,7 @@ def test_every_recipe_says_what_it_is_for_and_where_it_is_from() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_networks_of_recipes_are_in_the_zoo(name: str) -> None:
-    assert load_recipe(name).model.name in ENTRIES
+    assert load_recipe(name).model.name in MODELS
 
 
 # --- the learning rate; as published, each in its own words

@@ -1,46 +1,55 @@
-"""Frozen operator values and their laws; imports torch only."""
+"""Frozen affine maps and their laws; imports torch only."""
 
-from unbranch.algebra.compose import compose
-from unbranch.algebra.convmap import BORDERS, ConvMap
-from unbranch.algebra.gridmap import GridMap, grid_add, grid_compose, grid_scale_shift, grid_select, regridded, to_grid
-from unbranch.algebra.laws import (
-    add,
-    block_diagonal,
-    concat,
-    densified,
-    lifted,
-    pad,
-    scale_shift,
-    select,
-    split,
-    upsampled,
+from unbranch.algebra import conv_compose as _compositions  # noqa: F401  (registers the laws of convolutions)
+from unbranch.algebra.affine import AffineMap
+from unbranch.algebra.conv_laws import as_pointwise, with_groups, zero_stuff
+from unbranch.algebra.convmap import PADDING_MODES, ConvMap
+from unbranch.algebra.grid_laws import to_grid
+from unbranch.algebra.gridmap import GridMap
+from unbranch.algebra.laws import add, compose, concat, pad, reshape, scale_shift, select
+from unbranch.algebra.layers import (
+    average_pool,
+    batch_norm_scale_shift,
+    convolution,
+    identity,
+    transposed_convolution,
 )
-from unbranch.algebra.layers import average_pool, batch_norm_scale_shift, convolution, identity, transposed_convolution
+from unbranch.deprecation import renamed_names
 
 __all__ = [
-    "BORDERS",
+    "PADDING_MODES",
+    "AffineMap",
     "ConvMap",
     "GridMap",
     "add",
+    "as_pointwise",
     "average_pool",
     "batch_norm_scale_shift",
-    "block_diagonal",
     "compose",
     "concat",
     "convolution",
-    "densified",
-    "grid_add",
-    "grid_compose",
-    "grid_scale_shift",
-    "grid_select",
     "identity",
-    "lifted",
     "pad",
-    "regridded",
+    "reshape",
     "scale_shift",
     "select",
-    "split",
     "to_grid",
     "transposed_convolution",
-    "upsampled",
+    "with_groups",
+    "zero_stuff",
 ]
+
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "BORDERS": "PADDING_MODES",
+        "densified": "with_groups",
+        "grid_add": "add",
+        "grid_compose": "compose",
+        "grid_scale_shift": "scale_shift",
+        "grid_select": "select",
+        "lifted": "as_pointwise",
+        "regridded": "reshape",
+        "upsampled": "zero_stuff",
+    },
+)

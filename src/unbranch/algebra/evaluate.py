@@ -21,7 +21,7 @@ _MOST_TAPS = 64  # above it, by Fourier transform
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor:
-    """``F.conv{1,2,3}d`` without padding: ``x (N, I, *grid)``, ``weight (O, I/groups, *k)`` to ``(N, O, *grid')``."""
+    """Return ``F.conv{1,2,3}d`` without padding: ``x (N, I, *grid)``, ``weight (O, I/groups, *k)``."""
     n = weight.dim() - 2
     if groups == 1 or x.dtype != torch.float64 or x.device.type != "cpu":
         return _CONV[n](x, weight, bias, tuple(stride), 0, tuple(dilation), groups)

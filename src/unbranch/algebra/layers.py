@@ -8,15 +8,23 @@ from math import prod
 import torch
 from torch import Tensor
 
+from unbranch.algebra.affine import promoted
 from unbranch.algebra.convmap import ConvMap
+from unbranch.deprecation import renamed_arguments
 
 
-def identity(channels: int, ndim: int, *, device: torch.device | str | None = None) -> ConvMap:
-    """The map that changes nothing, as a depthwise kernel of one tap."""
-    weight = torch.ones(channels, 1, *(1,) * ndim, dtype=torch.float64, device=device)
+def identity(
+    channels: int, ndim: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float64
+) -> ConvMap:
+    """Return the map that changes nothing, as a depthwise kernel of one tap.
+
+    What is composed with it is computed in ``dtype`` at least.
+    """
+    weight = torch.ones(channels, 1, *(1,) * ndim, dtype=dtype, device=device)
     return ConvMap(weight, None, (1,) * ndim, (1,) * ndim, (0,) * ndim, (0,) * ndim, channels)
 
 
+@renamed_arguments(border="padding_mode")
 def convolution(
     weight: Tensor,
     bias: Tensor | None = None,
@@ -26,13 +34,18 @@ def convolution(
     groups: int = 1,
     *,
     padding_after: Sequence[int] | int | None = None,
-    border: str = "zeros",
+    padding_mode: str = "zeros",
 ) -> ConvMap:
-    """``F.conv{1,2,3}d`` with its weight ``(O, I/groups, *k)``, or ``F.linear`` with ``(O, I)``."""
+    """Return ``F.conv{1,2,3}d`` with its weight ``(O, I/groups, *k)``, or ``F.linear`` with ``(O, I)``.
+
+    ``padding`` is used on both sides, or before the input only if ``padding_after`` is given.
+    """
     n = weight.dim() - 2
     lo = _tuple(padding, n)
     hi = lo if padding_after is None else _tuple(padding_after, n)
-    return ConvMap(weight, _float64(bias), _tuple(stride, n), _tuple(dilation, n), lo, hi, groups, border=border)
+    return ConvMap(
+        weight, bias, _tuple(stride, n), _tuple(dilation, n), lo, hi, groups, padding_mode=padding_mode
+    )  # fmt: skip
 
 
 def transposed_convolution(
@@ -44,7 +57,10 @@ def transposed_convolution(
     groups: int = 1,
     dilation: Sequence[int] | int = 1,
 ) -> ConvMap:
-    """``F.conv_transpose{1,2,3}d`` with its weight ``(I, O/groups, *k)``: a flipped kernel on a zero-stuffed grid."""
+    """Return ``F.conv_transpose{1,2,3}d`` with its weight ``(I, O/groups, *k)``.
+
+    It is the convolution with the flipped kernel of the zero-stuffed input.
+    """
     n = weight.dim() - 2
     inputs, outputs, *size = weight.shape
     kernel = weight.reshape(groups, inputs // groups, outputs, *size).transpose(1, 2)
@@ -52,7 +68,7 @@ def transposed_convolution(
     spread, pad, extra = _tuple(dilation, n), _tuple(padding, n), _tuple(output_padding, n)
     lo = tuple(d * (k - 1) - p for d, k, p in zip(spread, size, pad, strict=True))
     hi = tuple(a + e for a, e in zip(lo, extra, strict=True))
-    return ConvMap(kernel, _float64(bias), (1,) * n, spread, lo, hi, groups, _tuple(stride, n))
+    return ConvMap(kernel, bias, (1,) * n, spread, lo, hi, groups, _tuple(stride, n))
 
 
 def average_pool(
@@ -61,28 +77,37 @@ def average_pool(
     stride: Sequence[int],
     padding: Sequence[int],
     *,
+    dilation: Sequence[int] | int = 1,
     divisor: float | None = None,
     device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> ConvMap:
-    """Average pooling that counts its padding: a depthwise kernel of ``1/divisor`` (default: its taps)."""
-    weight = torch.full((channels, 1, *size), 1 / (divisor or prod(size)), dtype=torch.float64, device=device)
-    return convolution(weight, None, stride, padding, groups=channels)
+    """Return average pooling that counts its padding: a depthwise kernel of ``1/divisor`` (default: its taps)."""
+    weight = torch.full((channels, 1, *size), 1 / (divisor or prod(size)), dtype=dtype, device=device)
+    return convolution(weight, None, stride, padding, dilation, channels)
 
 
 def batch_norm_scale_shift(
-    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scale ``γ/√(σ²+ε)`` and shift ``β - μγ/√(σ²+ε)`` of a batch norm in evaluation, each ``(C,)`` in float64."""
-    scale = (variance.double() + eps).rsqrt()
+    """Return scale ``γ/√(σ²+ε)`` and shift ``β - μγ/√(σ²+ε)`` of a batch norm in evaluation, each ``(C,)``.
+
+    Computed in the promoted dtype of the tensors and of ``dtype``.
+    """
+    given = [t for t in (mean, variance, weight, bias) if t is not None]
+    kind = promoted(*(t.dtype for t in given), *([] if dtype is None else [dtype]))
+    scale = (variance.to(kind) + eps).rsqrt()
     if weight is not None:
-        scale = scale * weight.double()
-    shift = -mean.double() * scale
-    return scale, shift if bias is None else shift + bias.double()
+        scale = scale * weight.to(kind)
+    shift = -mean.to(kind) * scale
+    return scale, shift if bias is None else shift + bias.to(kind)
 
 
 def _tuple(value: Sequence[int] | int, n: int) -> tuple[int, ...]:
     return (value,) * n if isinstance(value, int) else tuple(value)
-
-
-def _float64(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.double()

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unbranch.blocks.kernels import branch_kernel
 from unbranch.blocks.layers import Scale
 from unbranch.blocks.merged import merged_sum
-from unbranch.blocks.moments import FUNCTIONS
-from unbranch.blocks.parts import CONVS, Activation, Device, Size, on, through
-from unbranch.blocks.spec import ConvSpec, per_axis, resolve_padding
+from unbranch.blocks.online_kernel import online_kernel
+from unbranch.blocks.parts import Activation, Device, Size, on, through
+from unbranch.blocks.spec import ConvSpec, resolve_padding
 from unbranch.errors import InputError
+from unbranch.grids import CONV_FUNCTIONS, CONV_LAYERS, per_axis
 
 WAYS = ("single", "zero", "identity")
 
@@ -79,18 +79,19 @@ class BranchedConv(nn.Module):
         init: float | str = 1.0, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1, online: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if ndim not in CONVS:
-            raise InputError(f"ndim is 1, 2 or 3; got {ndim}")
+        if ndim not in CONV_LAYERS:
+            raise InputError(f"`ndim` must be 1, 2 or 3, got {ndim}")
         self.ndim, self.in_channels, self.out_channels = ndim, in_channels, out_channels
         self.kernel_size = per_axis(kernel_size, ndim, "kernel_size", 1)
         self.stride = per_axis(stride, ndim, "stride", 1)
         self.dilation = per_axis(dilation, ndim, "dilation", 1)
-        self.padding = resolve_padding(padding, self.kernel_size, self.stride, self.dilation)
+        amounts = resolve_padding(padding, self.kernel_size, self.stride, self.dilation)
+        self.padding = tuple(before for before, _ in amounts)  # "same" with an even span pads one more after
         self.groups, self.padding_mode = groups, padding_mode
         self.pad, spec = ConvSpec(
-            in_channels, out_channels, self.kernel_size, self.stride, self.padding, self.dilation, groups,
+            in_channels, out_channels, self.kernel_size, self.stride, (0,) * ndim, self.dilation, groups,
             affine, eps, momentum, device, dtype,
-        ).padded_by(padding_mode)  # fmt: skip
+        ).padded_by(padding_mode, amounts)  # fmt: skip
         self.online = replace(spec, online=True) if online else None
         branches = self.make_branches(self.online or spec)
         self.branch_names = tuple(branches)
@@ -121,7 +122,7 @@ class BranchedConv(nn.Module):
         branches = [self.get_submodule(name) for name in names]
         if self.online is not None:
             spec = self.online
-            conv = FUNCTIONS[self.ndim]
+            conv = CONV_FUNCTIONS[self.ndim]
             return conv(x, self.kernel(), None, spec.stride, spec.padding, spec.dilation, spec.groups)
         if self.merging and self.training:
             return merged_sum(branches, x, self.groups)
@@ -140,17 +141,8 @@ class BranchedConv(nn.Module):
             raise InputError(
                 "only a block made with online=True has its kernel at hand; see unbranch.equivalent_kernel"
             )
-        like = next(self.parameters())
-        kernels = []
-        for name in self.branch_names:
-            try:
-                kernels.append(branch_kernel(self.get_submodule(name), self.online, like))
-            except InputError as error:
-                raise InputError(f"branch {name!r} can't be trained online: {error}") from error
-        total = kernels[0]
-        for kernel in kernels[1:]:
-            total = total + kernel
-        return total
+        branches = {name: self.get_submodule(name) for name in self.branch_names}
+        return online_kernel(branches, self.online, next(self.parameters()))
 
     def extra_repr(self) -> str:
         words = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
@@ -170,7 +162,7 @@ def initialise(block: BranchedConv, how: float | str) -> None:
         InputError: for another word, if the norms have no γ, or if the block can't be an identity.
     """
     if isinstance(how, str) and how not in WAYS:
-        raise InputError(f"init={how!r} is neither a number nor one of {', '.join(WAYS)}")
+        raise InputError(f"`init` must be a number or one of {', '.join(WAYS)}, got {how!r}")
     if how == "identity":
         _make_dirac(block)
     for name in block.branch_names:
@@ -194,8 +186,8 @@ def _make_dirac(block: BranchedConv) -> None:
     centred = all(k % 2 and 2 * p == r for k, p, r in zip(block.kernel_size, block.padding, reach, strict=True))
     if block.in_channels != block.out_channels or any(s != 1 for s in block.stride) or not centred:
         raise InputError(
-            "init='identity' needs in_channels == out_channels, stride 1, an odd kernel and padding that keeps "
-            f"the size; got {block.extra_repr()}"
+            "`init='identity'` needs in_channels == out_channels, stride 1, an odd kernel and padding that keeps "
+            f"the size, got {block.extra_repr()}"
         )
     conv = cast(nn.Conv2d, block.get_submodule(f"{block.main}.conv"))
     nn.init.dirac_(conv.weight, block.groups)

@@ -21,8 +21,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from unbranch.blocks.parts import CONVS, Device
+from unbranch.blocks.parts import Device
 from unbranch.errors import InputError
+from unbranch.grids import CONV_LAYERS
 
 
 class Compactor(nn.Module):
@@ -45,10 +46,12 @@ class Compactor(nn.Module):
         diagonal: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if channels < 1 or ndim not in CONVS:
-            raise InputError(f"a compactor needs at least 1 channel on 1 to 3 dimensions; got {channels} on {ndim}")
+        if channels < 1 or ndim not in CONV_LAYERS:
+            raise InputError(
+                f"`channels` must be at least 1 and `ndim` 1, 2 or 3, got channels={channels}, ndim={ndim}"
+            )
         groups = channels if diagonal else 1
-        self.conv = CONVS[ndim](channels, channels, 1, groups=groups, bias=False, device=device, dtype=dtype)
+        self.conv = CONV_LAYERS[ndim](channels, channels, 1, groups=groups, bias=False, device=device, dtype=dtype)
         nn.init.dirac_(self.conv.weight, groups)
         self.register_buffer("mask", torch.ones(channels, device=device, dtype=dtype))
 

@@ -59,7 +59,9 @@ def sequence(spec: ConvSpec, width: int | None = None) -> nn.Sequential:
     """
     width = (1 + spec.depthwise) * spec.in_channels if width is None else width
     if width < 1 or width % spec.groups:
-        raise InputError(f"internal_channels is a multiple of groups={spec.groups}; got {width}")
+        raise InputError(
+            f"`internal_channels` must be a multiple of `groups`, got internal_channels={width}, groups={spec.groups}"
+        )
     layers = Layers()
     if width == spec.in_channels:
         layers["identity_1x1"] = IdentityConv(spec)

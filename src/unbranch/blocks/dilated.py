@@ -125,7 +125,7 @@ class UniRepLKNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise InputError(f"a block with a shortcut needs an odd kernel; got {kernel_size}")
+            raise InputError(f"`kernel_size` must be odd for a block with a shortcut, got {kernel_size}")
         make: Callable[..., nn.Module] = DilatedReparam if kernel_size >= LARGE else nn.Conv2d
         self.depthwise = make(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=False)
         self.norm = nn.BatchNorm2d(channels)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbranch.blocks.parts import Device, last_axis_first
+from unbranch.blocks.parts import Device
+from unbranch.grids import last_axis_first
 
 if TYPE_CHECKING:
     from unbranch.blocks.spec import ConvSpec

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbranch.blocks.layers import BorderBatchNorm, IdentityConv
-from unbranch.blocks.moments import FUNCTIONS, Moments, moments, norm_behind, per_channel
-from unbranch.blocks.parts import CONVS, NORMS, PADS, POOLS, DilatedAvgPool, Ints, pairs
+from unbranch.blocks.moments import Moments, moments, norm_behind, per_channel
+from unbranch.blocks.parts import DilatedAvgPool
+from unbranch.grids import AVG_POOL_LAYERS, CONV_FUNCTIONS, CONV_LAYERS, NORM_LAYERS, PAD_LAYERS, Ints, first_axis_first
 
 _ENOUGH_POSITIONS = 8  # in a batch for each channel of a group: below, the covariance costs more than it saves
 _ENOUGH_FOR_KERNELS = 4  # for each number that an output channel of the merged kernel has
@@ -102,10 +103,10 @@ def _merged(branch: nn.Module, source: _Source) -> _Point | Tensor | None:
     return None
 
 
-_CROPS = tuple(PADS["zeros"].values())
+_CROPS = tuple(PAD_LAYERS["zeros"].values())
 _KINDS: dict[Any, str] = {
-    **dict.fromkeys(CONVS.values(), "conv"), **dict.fromkeys(NORMS.values(), "norm"),
-    **dict.fromkeys(POOLS.values(), "pool"), DilatedAvgPool: "pool", IdentityConv: "identity",
+    **dict.fromkeys(CONV_LAYERS.values(), "conv"), **dict.fromkeys(NORM_LAYERS.values(), "norm"),
+    **dict.fromkeys(AVG_POOL_LAYERS.values(), "pool"), DilatedAvgPool: "pool", IdentityConv: "identity",
 }  # fmt: skip
 
 
@@ -190,8 +191,8 @@ def _kernel_behind(layers: list[nn.Module], source: _Source) -> Tensor | None:
         right = kernel.reshape(groups, left.shape[2], source.width)  # (g, M/g, C/g)
         whole = torch.einsum("gomt,gmc->goct", left, right).reshape(conv.out_channels, source.width, *conv.kernel_size)
         around = conv._conv_forward(constant, outer, None)  # (1, O, *size')
-    function = FUNCTIONS[x.dim() - 2]
-    padding = tuple(low for low, _ in pairs(amounts))  # as much on either side
+    function = CONV_FUNCTIONS[x.dim() - 2]
+    padding = tuple(low for low, _ in first_axis_first(amounts))  # as much on either side
     y = function(x, whole.to(conv.weight.dtype), None, conv.stride, padding, conv.dilation, groups)
     return _normed(norm, y + around.to(y.dtype))
 
@@ -224,7 +225,7 @@ def _pointwise(points: list[_Point], source: _Source) -> Iterable[Tensor]:
 def _convolve(x: Tensor, kernel: Tensor, groups: int) -> Tensor:
     """A pointwise convolution ``(O, C/g)`` in the dtype of its input, or in autocast's."""
     weight = kernel.view(*kernel.shape, *(1,) * (x.dim() - 2)).to(x.dtype)
-    return FUNCTIONS[x.dim() - 2](x, weight, groups=groups)
+    return CONV_FUNCTIONS[x.dim() - 2](x, weight, groups=groups)
 
 
 def _average(x: Tensor, pool: nn.Module, padding: Ints) -> Tensor:
@@ -234,14 +235,14 @@ def _average(x: Tensor, pool: nn.Module, padding: Ints) -> Tensor:
     keeps no padded copy for the gradient.
     """
     p, ndim = cast(Any, pool), x.dim() - 2
-    frames = pairs(padding)
+    frames = first_axis_first(padding)
     even = all(low == high >= 0 for low, high in frames)
     if x.device.type != "cpu" or ndim == 3 or not even:
         return cast(Tensor, pool(F.pad(x, padding) if any(padding) else x))
     size = p.kernel if isinstance(pool, DilatedAvgPool) else p.kernel_size
     kernel = x.new_full((x.shape[1], 1, *size), 1 / prod(size))
     amounts = tuple(low for low, _ in frames) or getattr(pool, "padding", (0,) * ndim)
-    return FUNCTIONS[ndim](x, kernel, None, p.stride, amounts, getattr(pool, "dilation", 1), x.shape[1])
+    return CONV_FUNCTIONS[ndim](x, kernel, None, p.stride, amounts, getattr(pool, "dilation", 1), x.shape[1])
 
 
 def _normed(norm: nn.Module, y: Tensor) -> Tensor:

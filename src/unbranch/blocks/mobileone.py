@@ -52,7 +52,7 @@ class MobileOne(BranchedConv):
         reduction: int | None = None, **options: Unpack[BranchOptions],
     ) -> None:  # fmt: skip
         if num_branches < 1:
-            raise InputError(f"num_branches is at least 1; got {num_branches}")
+            raise InputError(f"`num_branches` must be at least 1, got {num_branches}")
         self.num_branches = num_branches
         ndim, activation = options.get("ndim", 2), options.get("activation")
         options["activation"] = gated(activation, out_channels, squeeze_excite, reduction, ndim)

@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+from unbranch.grids import CONV_FUNCTIONS
 
 
 def per_channel(vector: Tensor, rank: int) -> Tensor:
@@ -52,7 +51,7 @@ class _Moments(torch.autograd.Function):
         offset = d_mean / count - torch.einsum("gab,gb->ga", slope, mean.view(groups, -1)).flatten()
         kernel = slope.reshape(x.shape[1], -1, *(1,) * (x.dim() - 2))
         with torch.autocast(x.device.type, enabled=False):
-            gradient = FUNCTIONS[x.dim() - 2](x.to(kernel.dtype), kernel, offset, groups=groups)
+            gradient = CONV_FUNCTIONS[x.dim() - 2](x.to(kernel.dtype), kernel, offset, groups=groups)
         return gradient.to(x.dtype), None
 
 

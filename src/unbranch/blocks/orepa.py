@@ -33,9 +33,10 @@ from torch import Tensor, nn
 
 from unbranch.blocks.branched import BranchedConv, BranchOptions, closing_norm
 from unbranch.blocks.layers import FixedDepthwise, IdentityConv, Scale
-from unbranch.blocks.parts import CONVS, Device, Size
+from unbranch.blocks.parts import Device, Size
 from unbranch.blocks.spec import ConvSpec, Layers
 from unbranch.errors import InputError
+from unbranch.grids import CONV_LAYERS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -100,7 +101,10 @@ def _sequence(spec: ConvSpec, width: int | None) -> nn.Sequential:
     """``s·K×K * 1×1 * x``, the 1×1 starting as the identity."""
     width = (1 if spec.groups <= 4 else 2) * spec.in_channels if width is None else width
     if width < 1 or width % spec.in_channels:
-        raise InputError(f"internal_channels is a multiple of in_channels={spec.in_channels}; got {width}")
+        raise InputError(
+            f"`internal_channels` must be a multiple of `in_channels`, got internal_channels={width}, "
+            f"in_channels={spec.in_channels}"
+        )
     layers = Layers(identity_1x1=IdentityConv(spec, width))
     layers["conv_kxk"] = spec.conv(width, spec.out_channels, spec.kernel, spec.padding)
     layers["bn"] = spec.norm(spec.out_channels)
@@ -110,7 +114,7 @@ def _sequence(spec: ConvSpec, width: int | None) -> nn.Sequential:
 def _separable(spec: ConvSpec) -> nn.Sequential:
     """``s·1×1 * depthwise K×K * x``."""
     width, one = EXPANSION * spec.in_channels, (1,) * spec.ndim
-    depthwise = CONVS[spec.ndim](
+    depthwise = CONV_LAYERS[spec.ndim](
         spec.in_channels, width, spec.kernel, spec.stride, spec.padding, spec.dilation, spec.in_channels, bias=False,
         device=spec.device, dtype=spec.dtype,
     )  # fmt: skip
@@ -142,7 +146,7 @@ def _start(block: OREPA, init: float | str | None) -> None:
         branch = block.get_submodule(name)
         kept = init == "identity" and name == block.main
         for layer in branch.modules():
-            if type(layer) in CONVS.values() and not kept:
+            if type(layer) in CONV_LAYERS.values() and not kept:
                 nn.init.kaiming_uniform_(cast(Any, layer).weight)
         for scale in closing_norm(branch) if init is None else ():
             nn.init.constant_(cast(Scale, scale).weight, SCALES[name])

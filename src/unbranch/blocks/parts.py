@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -10,50 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.errors import InputError
+from unbranch.grids import CONV_LAYERS, Ints
 
 if TYPE_CHECKING:
     from torch._prims_common import DeviceLikeType
 
-Ints: TypeAlias = tuple[int, ...]
 Size: TypeAlias = int | Ints
 """One number for every axis of the grid, or one for each."""
 Activation: TypeAlias = Callable[[], nn.Module] | None
 """Called without arguments to make the module after the sum, as ``nn.ReLU``; ``None`` leaves the block affine."""
 Device: TypeAlias = "DeviceLikeType | None"
 
-Conv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-# By dimensions of the grid.
-CONVS: dict[int, Callable[..., Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-NORMS: dict[int, Callable[..., nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-POOLS: dict[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
-PADS: dict[str, dict[int, Callable[..., nn.Module]]] = {
-    "zeros": {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d},
-    "reflect": {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d},
-    "replicate": {1: nn.ReplicationPad1d, 2: nn.ReplicationPad2d, 3: nn.ReplicationPad3d},
-    "circular": {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d},
-}
-
-
-def is_depthwise(module: Any) -> bool:
-    """Whether a convolution, or a block, keeps its channels apart, one output for each input."""
-    groups = getattr(module, "groups", 1)
-    return bool(groups > 1 and groups == module.in_channels == module.out_channels)
-
 
 def through(module: nn.Module | None, x: Tensor) -> Tensor:
     """The module's output, or ``x`` itself where there is none."""
     return x if module is None else cast(Tensor, module(x))
-
-
-def last_axis_first(frames: tuple[tuple[int, int], ...]) -> Ints:
-    """``(low, high)`` of each axis as F.pad wants them: one list, the last axis first."""
-    return tuple(amount for frame in reversed(frames) for amount in frame)
-
-
-def pairs(amounts: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """What ``last_axis_first`` gave, as ``(low, high)`` of each axis again."""
-    return tuple(zip(amounts[-2::-2], amounts[::-2], strict=True))
 
 
 def conv_bn(
@@ -99,10 +70,10 @@ class ChannelGate(nn.Module):
     def __init__(self, channels: int, hidden: int, gate: Callable[[], nn.Module] = nn.Sigmoid, ndim: int = 2) -> None:
         super().__init__()
         if hidden < 1:
-            raise InputError(f"a gate for {channels} channels needs at least 1 hidden channel; got {hidden}")
+            raise InputError(f"`hidden` must be at least 1, got {hidden}")
         self.axes = tuple(range(2, ndim + 2))
-        self.down = CONVS[ndim](channels, hidden, 1)
-        self.up = CONVS[ndim](hidden, channels, 1)
+        self.down = CONV_LAYERS[ndim](channels, hidden, 1)
+        self.up = CONV_LAYERS[ndim](hidden, channels, 1)
         self.gate = gate()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,7 +103,7 @@ def gated(activation: Activation, channels: int, place: str | None, reduction: i
     if place is None:
         return activation
     if place not in REDUCTION:
-        raise InputError(f"squeeze_excite={place!r} is none of None, 'before', 'after' (the activation)")
+        raise InputError(f"`squeeze_excite` must be None, 'before' or 'after' (the activation), got {place!r}")
     hidden = max(1, channels // (reduction or REDUCTION[place]))
     makers: list[Callable[[], nn.Module]] = [partial(SqueezeExcite, channels, hidden, ndim=ndim)]
     if activation is not None:
@@ -149,7 +120,7 @@ class DropPath(nn.Module):
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
         if not 0 <= rate < 1:
-            raise InputError(f"a drop-path rate lies in [0, 1); got {rate}")
+            raise InputError(f"`rate` of a drop path must be in [0, 1), got {rate}")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class RepGhostModule(nn.Module):
     ) -> None:
         super().__init__()
         if fusion not in FUSIONS:
-            raise InputError(f"fusion={fusion!r} is none of {', '.join(FUSIONS)}")
+            raise InputError(f"`fusion` must be one of {', '.join(FUSIONS)}, got {fusion!r}")
         self.primary = conv_bn(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
         self.act = nn.ReLU() if relu else None
         self.cheap = Mixed(
@@ -120,7 +120,7 @@ class RepGhostBottleneck(nn.Module):
         super().__init__()
         same = in_channels == out_channels and stride == 1
         if stride == 1 and not same and kernel_size % 2 == 0:
-            raise InputError(f"a shortcut with stride 1 needs an odd kernel; got {kernel_size}")
+            raise InputError(f"`kernel_size` must be odd for a shortcut with stride 1, got {kernel_size}")
         padding = (kernel_size - 1) // 2
         self.ghost1 = RepGhostModule(in_channels, mid_channels, relu=True, fusion=fusion)
         self.depthwise = (

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from unbranch.blocks.branched import BranchedConv, BranchOptions
 from unbranch.blocks.parts import Device, DropPath, Size, conv_bn
-from unbranch.blocks.spec import ConvSpec, per_axis
+from unbranch.blocks.spec import ConvSpec
 from unbranch.errors import InputError
+from unbranch.grids import per_axis
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -87,7 +88,7 @@ class RepLKBlock(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise InputError(f"a block with a shortcut needs an odd kernel; got {kernel_size}")
+            raise InputError(f"`kernel_size` must be odd for a block with a shortcut, got {kernel_size}")
         self.norm = nn.BatchNorm2d(channels)
         self.pw1 = conv_bn(channels, dw_channels, 1)
         self.large_kernel = LargeKernel(
@@ -117,7 +118,9 @@ class ConvFFN(nn.Module):
     def __init__(self, in_channels: int, internal_channels: int, out_channels: int, drop_path: float = 0.0) -> None:
         super().__init__()
         if in_channels != out_channels:
-            raise InputError(f"a shortcut needs in_channels == out_channels; got {in_channels} and {out_channels}")
+            raise InputError(
+                f"`in_channels` and `out_channels` must be equal for a shortcut, got {in_channels} and {out_channels}"
+            )
         self.norm = nn.BatchNorm2d(in_channels)
         self.pw1 = conv_bn(in_channels, internal_channels, 1)
         self.pw2 = conv_bn(internal_channels, out_channels, 1)

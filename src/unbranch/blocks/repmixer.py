@@ -51,7 +51,7 @@ class RepMixer(nn.Module):
     def __init__(self, channels: int, kernel_size: int = 3, layer_scale: float | None = 1e-5) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise InputError(f"a block with a shortcut needs an odd kernel; got {kernel_size}")
+            raise InputError(f"`kernel_size` must be odd for a block with a shortcut, got {kernel_size}")
         self.norm = nn.BatchNorm2d(channels)
         self.mixer = MobileOne(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
         self.scale = nn.Identity() if layer_scale is None else LayerScale(channels, layer_scale)

@@ -31,8 +31,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from unbranch.blocks.parts import Activation, ChannelGate, DropPath, Size, conv_bn
-from unbranch.blocks.spec import ConvSpec, centre, per_axis
+from unbranch.blocks.spec import ConvSpec, centre
 from unbranch.errors import InputError
+from unbranch.grids import per_axis
 
 
 def window_grid(height: int, width: int, window: tuple[int, int]) -> tuple[int, int]:
@@ -43,7 +44,7 @@ def window_grid(height: int, width: int, window: tuple[int, int]) -> tuple[int, 
     """
     recording = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if not recording and (height % window[0] or width % window[1]):
-        raise InputError(f"RepMLP needs an image that is a multiple of its window {window}; got {height}×{width}")
+        raise InputError(f"height and width of the input must be multiples of `window` {window}, got {height}×{width}")
     return height // window[0], width // window[1]
 
 
@@ -120,7 +121,7 @@ class RepMLP(nn.Module):
         super().__init__()
         self.window = cast(tuple[int, int], per_axis(window, 2, "window", 1))
         if sharesets < 1 or channels % sharesets:
-            raise InputError(f"sharesets is a divisor of channels={channels}; got {sharesets}")
+            raise InputError(f"`sharesets` must divide `channels`, got sharesets={sharesets}, channels={channels}")
         self.channels, self.sharesets = channels, sharesets
         self.gate = ChannelGate(channels, channels // reduction)
         self.perceptron = WindowPerceptron(sharesets, self.window, kernels or ())

@@ -103,5 +103,5 @@ def _scale(norm: nn.Module, like: Tensor) -> Tensor:
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
         return torch.ones_like(like[:, :1])
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    scale, _ = batch_norm_scale_shift(mean, variance, norm.weight, norm.bias, norm.eps)
+    scale, _ = batch_norm_scale_shift(mean, variance, norm.weight, norm.bias, norm.eps, dtype=torch.float64)
     return scale.detach().to(like).view(-1, *(1,) * (like.dim() - 1))

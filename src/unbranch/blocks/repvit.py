@@ -39,7 +39,7 @@ class RepVGGDW(nn.Module):
     def __init__(self, channels: int, kernel_size: int = 3) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise InputError(f"a block with a shortcut needs an odd kernel; got {kernel_size}")
+            raise InputError(f"`kernel_size` must be odd for a block with a shortcut, got {kernel_size}")
         self.conv_kxk = conv_bn(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
         self.conv_1x1 = nn.Conv2d(channels, channels, 1, groups=channels)
         self.bn = nn.BatchNorm2d(channels)

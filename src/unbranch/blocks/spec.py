@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import TypeAlias
@@ -12,44 +11,38 @@ import torch
 from torch import nn
 
 from unbranch.blocks.layers import Scale
-from unbranch.blocks.parts import CONVS, NORMS, PADS, POOLS, Device, DilatedAvgPool, Ints, Size, last_axis_first
+from unbranch.blocks.parts import Device, DilatedAvgPool, Size
 from unbranch.errors import InputError
+from unbranch.grids import (
+    AVG_POOL_LAYERS,
+    CONV_LAYERS,
+    NORM_LAYERS,
+    PAD_LAYERS,
+    Amounts,
+    Ints,
+    last_axis_first,
+    per_axis,
+    same_padding,
+)
 
-Frames: TypeAlias = tuple[tuple[int, int], ...]
-"""Padding ``(low, high)`` of each axis; negative amounts crop."""
 Layers: TypeAlias = OrderedDict[str, nn.Module]
 
 
-def per_axis(value: Size, ndim: int, name: str, least: int) -> Ints:
-    """One number per axis of a value given once or ``ndim`` times.
+def resolve_padding(padding: Size | str, kernel: Ints, stride: Ints, dilation: Ints) -> Amounts:
+    """Return the padding before and after on each axis, with ``"valid"`` and ``"same"`` turned into numbers.
 
     Raises:
-        InputError: if there are fewer or more, or one is below ``least``.
-    """
-    axes = tuple(value) if isinstance(value, Sequence) else (value,) * ndim
-    if len(axes) != ndim or not all(isinstance(a, int) and a >= least for a in axes):
-        raise InputError(f"{name} is one whole number or {ndim}, each at least {least}; got {value!r}")
-    return axes
-
-
-def resolve_padding(padding: Size | str, kernel: Ints, stride: Ints, dilation: Ints) -> Ints:
-    """Padding per axis, with the words of nn.Conv2d, ``"valid"`` and ``"same"``, turned into numbers.
-
-    Raises:
-        InputError: for another word, and where "same" would need a stride of 1 or a side that is longer.
+        InputError: for another word, and for "same" with a stride.
     """
     if not isinstance(padding, str):
-        return per_axis(padding, len(kernel), "padding", 0)
+        return tuple((p, p) for p in per_axis(padding, len(kernel), "padding", 0))
     if padding not in ("same", "valid"):
-        raise InputError(f"padding={padding!r} is neither 'same' nor 'valid' nor numbers")
+        raise InputError(f"`padding` must be 'same', 'valid' or numbers, got {padding!r}")
     if padding == "valid":
-        return (0,) * len(kernel)
-    reach = tuple(d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
+        return ((0, 0),) * len(kernel)
     if any(s != 1 for s in stride):
-        raise InputError(f"padding='same' needs stride 1; got {stride}")
-    if any(r % 2 for r in reach):
-        raise InputError(f"padding='same' needs an odd kernel; got kernel {kernel} with dilation {dilation}")
-    return tuple(r // 2 for r in reach)
+        raise InputError(f"`padding='same'` needs stride 1, got stride={stride}")
+    return tuple(zip(*same_padding(kernel, dilation), strict=True))
 
 
 def centre(length: int) -> int:
@@ -85,11 +78,11 @@ class ConvSpec:
     def __post_init__(self) -> None:
         for name in ("in_channels", "out_channels", "groups"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} is at least 1; got {getattr(self, name)}")
+                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if gcd(self.in_channels, self.out_channels) % self.groups:
             raise InputError(
-                f"groups={self.groups} divides not both in_channels={self.in_channels} "
-                f"and out_channels={self.out_channels}"
+                f"`groups` must divide both `in_channels` and `out_channels`, got groups={self.groups}, "
+                f"in_channels={self.in_channels}, out_channels={self.out_channels}"
             )
 
     @property
@@ -105,20 +98,23 @@ class ConvSpec:
         """Whether input and output have the same channels and step."""
         return self.in_channels == self.out_channels and all(s == 1 for s in self.stride)
 
-    def padded_by(self, mode: str) -> tuple[nn.Module | None, ConvSpec]:
-        """A module that pads the input once for all branches, if any, and the convolution left to do.
+    def padded_by(self, mode: str, amounts: Amounts) -> tuple[nn.Module | None, ConvSpec]:
+        """Return a module that pads the input once for all branches, if any, and the convolution left to do.
+
+        Padding by as many zeros before as after is left to the convolution.
 
         Raises:
             InputError: if there is no such mode.
         """
-        if mode not in PADS:
-            raise InputError(f"padding_mode={mode!r} is none of {', '.join(PADS)}")
-        if mode == "zeros" or not any(self.padding):
+        if mode not in PAD_LAYERS:
+            raise InputError(f"`padding_mode` must be one of {', '.join(PAD_LAYERS)}, got {mode!r}")
+        if mode == "zeros" and all(before == after for before, after in amounts):
+            return None, replace(self, padding=tuple(before for before, _ in amounts))
+        if not any(any(pair) for pair in amounts):
             return None, self
-        amounts = last_axis_first(tuple((p, p) for p in self.padding))
-        return PADS[mode][self.ndim](amounts), replace(self, padding=(0,) * self.ndim)
+        return PAD_LAYERS[mode][self.ndim](last_axis_first(amounts)), self
 
-    def frames(self, shape: Ints, step: int = 1) -> Frames:
+    def frames(self, shape: Ints, step: int = 1) -> Amounts:
         """Padding with which a kernel of this shape has its centre where the whole kernel has it.
 
         ``step`` is the distance of its taps in taps of the whole kernel.
@@ -144,13 +140,13 @@ class ConvSpec:
         """A batch norm, or a scale where the block is trained online."""
         if self.online:
             return Scale(channels, self.ndim, self.device, self.dtype)
-        return NORMS[self.ndim](
+        return NORM_LAYERS[self.ndim](
             channels, self.eps, self.momentum, self.affine, device=self.device, dtype=self.dtype
         )  # fmt: skip
 
-    def zero_pad(self, frames: Frames) -> Layers:
+    def zero_pad(self, frames: Amounts) -> Layers:
         """A layer that pads and crops, where that is needed."""
-        pad = PADS["zeros"][self.ndim](last_axis_first(frames))
+        pad = PAD_LAYERS["zeros"][self.ndim](last_axis_first(frames))
         return OrderedDict(crop=pad) if any(any(frame) for frame in frames) else OrderedDict()
 
     def conv(
@@ -158,7 +154,7 @@ class ConvSpec:
     ) -> nn.Module:
         """A bias-free convolution of another shape, with the same groups; unstrided ones aren't dilated either."""
         one = (1,) * self.ndim
-        return CONVS[self.ndim](
+        return CONV_LAYERS[self.ndim](
             in_channels, out_channels, shape, self.stride if strided else one, padding or (0,) * self.ndim,
             self.dilation if strided else one, self.groups, bias=False, device=self.device, dtype=self.dtype,
         )  # fmt: skip
@@ -189,7 +185,7 @@ class ConvSpec:
         """
         if not self.keeps_shape:
             raise InputError(
-                f"an identity needs in_channels == out_channels and stride 1; "
+                f"an identity branch needs in_channels == out_channels and stride 1, "
                 f"got {self.in_channels} to {self.out_channels} with stride {self.stride}"
             )
         return nn.Sequential(self.zero_pad(self.frames((1,) * self.ndim)))
@@ -204,10 +200,10 @@ class ConvSpec:
         """The mean over the kernel's taps, zeros of the padding counted; nn.AvgPool where that can do it."""
         plain = all(d == 1 for d in self.dilation)
         if plain and all(2 * p <= k for p, k in zip(padding, self.kernel, strict=True)):
-            return OrderedDict(pool=POOLS[self.ndim](self.kernel, self.stride, padding))
+            return OrderedDict(pool=AVG_POOL_LAYERS[self.ndim](self.kernel, self.stride, padding))
         layers = self.zero_pad(tuple((p, p) for p in padding))
         layers["pool"] = (
-            POOLS[self.ndim](self.kernel, self.stride)
+            AVG_POOL_LAYERS[self.ndim](self.kernel, self.stride)
             if plain
             else DilatedAvgPool(self.kernel, self.stride, self.dilation)
         )

@@ -40,13 +40,8 @@ from unbranch.display import (
 from unbranch.errors import InputError
 from unbranch.expansion import BLOCKS, Expansion, expand
 from unbranch.files import all_or_nothing
-from unbranch.models import (
-    input_size,
-    load,
-    randomise_statistics,
-    save,
-    tells_its_network,
-)
+from unbranch.models import input_size, randomise_statistics
+from unbranch.weights import is_self_describing, load, save
 
 
 @app.command(
@@ -219,7 +214,7 @@ def _other(found: Named, other: str | None, weights: Path | None) -> nn.Module:
         return named(other, weights, ",".join(map(str, input_size(found.network))), None).network
     if weights is not None:
         raise InputError(f"--other-weights is for a network, and {other} is taken as a file")
-    return load(other, None if tells_its_network(Path(other)) else found.network)
+    return load(other, None if is_self_describing(Path(other)) else found.network)
 
 
 def _print(values: dict[str, Any], as_json: bool, *tables: RenderableType) -> None:

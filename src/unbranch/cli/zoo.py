@@ -14,7 +14,7 @@ from unbranch.display import console, models_page, show_names, show_rows
 from unbranch.errors import InputError
 from unbranch.models import list_models
 from unbranch.models.catalogue import catalogue
-from unbranch.models.registry import ENTRIES
+from unbranch.models.registry import MODELS
 
 
 @app.command(
@@ -36,7 +36,7 @@ def models_command(
     names = list_models(pattern or "*")
     if not names:
         raise InputError(f"no network is called {', '.join(pattern or [])}")
-    if (costs or markdown) and any(name not in ENTRIES for name in names):
+    if (costs or markdown) and any(name not in MODELS for name in names):
         raise InputError("--costs and --markdown are for networks of Unbranch; see unbranch explain timm:NAME")
     if markdown:
         sys.stdout.write(models_page(catalogue(names)))

@@ -1,16 +1,16 @@
-"""The converter: any network in, an equal and plainer network out, with a report and a proof."""
+"""The converter: turns any network into an equivalent one with fewer layers, with a report and a proof."""
 
 from unbranch.convert.conversion import Conversion, collapse, explain
 from unbranch.convert.kernel import EquivalentKernel, equivalent_kernel
+from unbranch.convert.prove.verification import Verification
+from unbranch.convert.prove.verify import verify
 from unbranch.convert.replay import collapsed_again
 from unbranch.convert.report import MergeRecord, NetworkCost, Refusal, Report
-from unbranch.convert.verify import Verification, verify
 from unbranch.rules import register_method, register_rule
-from unbranch.rules.value import Affine, Bundle
+from unbranch.rules.value import Affine
 
 __all__ = [
     "Affine",
-    "Bundle",
     "Conversion",
     "EquivalentKernel",
     "MergeRecord",

@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from unbranch.convert.costs import cost_of
+from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.lines import place_of
-from unbranch.convert.plan import Merge
-from unbranch.convert.reasons import NO_INPUT, remedy_of
-from unbranch.convert.region import Region
+from unbranch.convert.plan.plan import Merge
+from unbranch.convert.reasons import NO_INPUT, NO_NEIGHBOUR, Reason, remedy_of
 from unbranch.convert.report import MergeRecord, Refusal, Report
-from unbranch.convert.trace import Trace, operation_name
-from unbranch.convert.ways import either
+from unbranch.convert.trace.decisions import either
+from unbranch.convert.trace.trace import Trace
+from unbranch.graph.operations import operation_name
 from unbranch.rules import rule_of_module
 
 
@@ -55,7 +56,8 @@ class Account:
         """Enter the batch norms of a trace that stay where no reason was given yet."""
         for node in trace.graph.nodes:
             if node.op == "call_module" and node not in gone and node not in trace.moved and _is_norm(trace, node):
-                reason = f"it reads {_words_for(trace, node.args[0] if node.args else None)}"
+                words = f"it reads {_words_for(trace, node.args[0] if node.args else None)}"
+                reason = Reason(words, kind=NO_NEIGHBOUR)
                 path = trace.full_path(str(node.target))
                 remedy = remedy_of(NO_INPUT) if self.blind else ""
                 self.norms.append(Refusal(path, reason, where=place_of(node), cost="one batch norm", remedy=remedy))
@@ -99,12 +101,12 @@ class Account:
                 yield replace(refusal, cost=cost, remedy=remedy_of(NO_INPUT) if self.blind else refusal.remedy)
 
 
-def sources_of(region: Region, merge: Merge) -> tuple[str, ...]:
+def sources_of(region: Interpretation, merge: Merge) -> tuple[str, ...]:
     """The modules and operations that a merge replaces."""
     return tuple(name_of(region.trace, n) for n in merge.inside if not _is_trivial(region, n))
 
 
-def _is_trivial(region: Region, node: fx.Node) -> bool:
+def _is_trivial(region: Interpretation, node: fx.Node) -> bool:
     rule = region.rule(node)
     return rule is None or rule.kind == "view"
 

@@ -1,4 +1,4 @@
-"""One attempt at converting a network: read, interpret, plan, prove each merge, place, rewrite."""
+"""One attempt at converting a network: trace, interpret, plan, build each merge, place, rewrite."""
 
 from __future__ import annotations
 
@@ -6,95 +6,103 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from unbranch.convert.account import Account, name_of, sources_of
-from unbranch.convert.building import IN_FLOAT64, Built, build
-from unbranch.convert.differences import lies_in
-from unbranch.convert.emit import Layer
-from unbranch.convert.emit_grid import GridLayer
 from unbranch.convert.faults import in_part
-from unbranch.convert.forwards import EXACT, ROUNDED, Forwards
 from unbranch.convert.lines import place_of
-from unbranch.convert.methods import reached_by_forward
-from unbranch.convert.moves import move_norms
-from unbranch.convert.place import Rebuild, Swap, Unplaceable, rewrites_of, unit_of
-from unbranch.convert.plan import Merge, Plan, plan_of
-from unbranch.convert.reading import traces_of
-from unbranch.convert.reasons import HOOKED, REACHED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
-from unbranch.convert.rebuild import Blueprint, check_rebuilds
-from unbranch.convert.region import Region
+from unbranch.convert.passes.reading import traces_of
+from unbranch.convert.prove.differences import lies_in
+from unbranch.convert.prove.forwards import EXACT, ROUNDED, Forwards
+from unbranch.convert.prove.merged_layers import Built
+from unbranch.convert.prove.watch import Rows
+from unbranch.convert.reasons import (
+    HOOKED,
+    REACHED,
+    READ,
+    SCRIPTED,
+    SEVERAL_WAYS,
+    SHARED,
+    UNPROVED,
+    used_often,
+)
 from unbranch.convert.report import Refusal, Report
-from unbranch.convert.rewrite import copied, rebuild, replaced_modules
-from unbranch.convert.standins import StandIns
-from unbranch.convert.trace import Trace
-from unbranch.convert.unread import drop_unread
-from unbranch.convert.watch import Rows
+from unbranch.convert.rewrite.blueprint import Blueprint
+from unbranch.convert.rewrite.place import unit_of
+from unbranch.convert.rewrite.placement import Rebuild, Swap
+from unbranch.convert.rewrite.rewrite import copied, rebuild, replaced_modules
+from unbranch.convert.source.methods import parts_run_by_forward
+from unbranch.convert.trace.part_examples import PartExamples
+from unbranch.convert.trace.trace import Call, Trace
+from unbranch.convert.trace_plan import DROPPED, MergeKey, TracePlan, TracePlanner, merge_key
+from unbranch.graph.eval_view import eval_view, has_hooks, owners_of, training_only_modules
 from unbranch.graph.probe import Arguments
-from unbranch.graph.shadow import has_hooks, owners_of, shadow_of, training_parts
 from unbranch.rules import rule_of_module
-
-_DROPPED = "dropped"
 
 
 @dataclass(eq=False)
 class Attempt:
-    """One network on its way; each trace is planned until all its merges hold and have a place.
+    """One attempt at a network; each trace is planned again until all its merges are exact and have a place.
 
     Args:
-        pair: inputs of two sizes, if some were found.
-        excluded: merges that a proof ruled out before, with the reasons.
-        built: merged layers of attempts before.
-        faulty: paths of parts that aren't to be read as a whole, with the reasons.
+        pair: inputs of two sizes, if any were found.
+        excluded: merges that a proof has disproved, with the reasons.
+        built: merged layers of earlier attempts.
+        faulty: paths of parts that must not be traced as a whole, with the reasons.
     """
 
     network: nn.Module
     pair: tuple[Arguments, Arguments] | None = None
     memo: dict[int, Any] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
-    excluded: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    excluded: dict[MergeKey, str] = field(default_factory=dict)
     built: dict[Any, Built] = field(default_factory=dict)
     faulty: dict[str, str] = field(default_factory=dict)
-    units: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    units: dict[str, list[MergeKey]] = field(default_factory=dict)
     blueprints: list[Blueprint] = field(default_factory=list)
     places: list[tuple[str, str]] = field(default_factory=list)
     used: list[Built] = field(default_factory=list)
     unmoved: set[str] = field(default_factory=set)
-    walked: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    walked: dict[str, list[MergeKey]] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.stand_ins = StandIns(self.network, self.pair)
+        self.examples = PartExamples(self.network, self.pair)
         self.account.blind = self.pair is None
 
     def run(self) -> None:
-        shadow = shadow_of(self.network)
-        for path, part in training_parts(self.network):
+        """Trace the network, plan every trace, and build the merged layers."""
+        view = eval_view(self.network)
+        for path, part in training_only_modules(self.network):
             self.memo[id(part)] = type(part)()
-            shadow.set_submodule(path, type(part)())
-        traces, unread = traces_of(shadow, self.stand_ins.of, self.faulty)
+            view.set_submodule(path, type(part)())
+        traces, unread = traces_of(view, self.examples.of, self.faulty)
         hooked = self._watched(traces, unread)
         owners, read = owners_of(self.network), {id(trace): trace.read() for trace in traces}
-        seen = {trace.full_path(call.path) for trace in traces for call in trace.calls if call.leaf}
-        for path, reason in unread.items():
-            layers = {p for p, m in self.network.named_modules() if lies_in(p, path) and rule_of_module(m) is not None}
-            refusal = Refusal(path, f"its forward can't be read ({reason}), so its parts were read one by one")
-            self.account.unread.append((refusal, layers - seen))
-        for path, module in self.network.named_modules():
-            around = self.network.get_submodule(path.rpartition(".")[0])
-            scripted = isinstance(module, torch.jit.ScriptModule) and not isinstance(around, torch.jit.ScriptModule)
-            if scripted and any(p.dim() > 1 for p in module.parameters()):
-                self.account.refuse((path,), SCRIPTED)
+        self._note_untraced(traces, unread)
         for trace in traces:
             elsewhere = set().union(*(ids for of, ids in read.items() if of != id(trace)))
             with in_part(trace.path):
                 self._convert(trace, hooked, owners, elsewhere | trace.read_on_some_ways())
 
+    def _note_untraced(self, traces: list[Trace], unread: dict[str, str]) -> None:
+        """Record forwards that can't be traced, with the layers that no other trace shows, and ScriptModules."""
+        seen = {trace.full_path(call.path) for trace in traces for call in trace.calls if call.leaf}
+        for path, reason in unread.items():
+            layers = {p for p, m in self.network.named_modules() if lies_in(p, path) and rule_of_module(m) is not None}
+            words = f"its forward can't be traced ({reason}), so its parts were converted separately"
+            self.account.unread.append((Refusal(path, Reason(words, kind=UNTRACED)), layers - seen))
+        for path, module in self.network.named_modules():
+            around = self.network.get_submodule(path.rpartition(".")[0])
+            scripted = isinstance(module, torch.jit.ScriptModule) and not isinstance(around, torch.jit.ScriptModule)
+            if scripted and any(p.dim() > 1 for p in module.parameters()):
+                self.account.refuse((path,), SCRIPTED)
+
     def _watched(self, traces: list[Trace], unread: dict[str, str]) -> dict[str, str]:
-        """Paths of modules whose inputs and outputs someone sees, with the reason."""
+        """Return the paths of modules whose inputs and outputs are observed, with the reason."""
         named = list(self.network.named_modules(remove_duplicate=False))
         hidden = {id(self.network.get_submodule(t.full_path(path))) for t in traces for path in t.hidden}
-        unknown = {id(m) for path in unread for m in reached_by_forward(self.network.get_submodule(path))}
+        unknown = {id(m) for path in unread for m in parts_run_by_forward(self.network.get_submodule(path))}
         found: dict[str, str] = {path: SEVERAL_WAYS for path, m in named if id(m) in hidden}
         found |= {path: REACHED for path, m in named if id(m) in unknown}
         return found | {path: HOOKED for path, m in named if has_hooks(m)}
@@ -102,88 +110,57 @@ class Attempt:
     def _convert(
         self, trace: Trace, hooked: dict[str, str], owners: dict[int, set[int]], elsewhere: set[int]
     ) -> None:  # fmt: skip
-        inner = {_inner_path(trace, p): why for p, why in hooked.items() if _is_inside(trace, p)}
+        inner = {_inner_path(trace, p): why for p, why in hooked.items() if lies_in(p, trace.path)}
         shared = _shared(trace, owners, elsewhere)
-        unmoved = {*inner, *shared, *self.unmoved}
-        stay = {*inner, *(target for path, kind, target in self.excluded if (path, kind) == (trace.path, _DROPPED))}
-        dropped = drop_unread(trace, stay)
-        moves = move_norms(trace, unmoved, inner)
-        barred = self._barred(trace)
-        reasons: dict[tuple[str, ...], tuple[str, fx.Node]] = {}
-        done: dict[tuple[fx.Node, fx.Node, Layer | GridLayer], Built] = {}
-        while True:
-            region = Region(trace, barred, inner, shared)
-            plan = plan_of(region)
-            merged = {n for m in plan.merges for n in m.inside}
-            lost = {call.path for move in moves if not set(move.pieces) <= merged for call in move.calls}
-            if lost:
-                self.unmoved |= lost
-                unmoved |= lost
-                trace = trace.reread()
-                dropped = drop_unread(trace, stay)
-                moves, done = move_norms(trace, unmoved, inner), {}
-                barred = self._barred(trace)
-                continue
-            try:
-                rewrites = rewrites_of(region, plan.merges)
-                check_rebuilds(region, rewrites, self.network)
-                exact = sum(m.after.numbers for m in plan.merges) * 8 <= IN_FLOAT64
-                for merge in sorted(plan.merges, key=lambda m: -m.after.numbers):  # so that the peak is low
-                    if merge.key not in done:
-                        name = (*_identity(trace, merge), merge.layer)
-                        if name not in self.built:
-                            self.built[name] = build(region, merge, exact=exact, training=self._mode(region, merge))
-                        done[merge.key] = self.built[name]
-            except Unplaceable as refused:
-                for merge, reason in refused.merges:
-                    barred.add((merge.root, merge.target))
-                    reasons[sources_of(region, merge)] = reason, merge.target
-                continue
-            break
-        built = {merge: done[merge.key].layer for merge in plan.merges}
-        errors = {merge: done[merge.key].error for merge in plan.merges}
-        self.used += done.values()
-        # What is inside of other parts comes from later traces.
-        self.blueprints[:0] = replaced_modules(region, rewrites, self.network, built, self.memo)
-        for call in dropped:
-            path = trace.full_path(call.path)
-            self.memo[id(self.network.get_submodule(path))] = nn.Identity()
-            self.units.setdefault(trace.path, []).append((trace.path, _DROPPED, call.path))
-            self.places.append((trace.path, path))
-            self.account.dropped.append(path)
-        for rewrite in rewrites:
-            merges = rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,)
-            unit = trace.full_path(unit_of(rewrite))
-            self.units.setdefault(unit, []).extend(_identity(trace, m) for m in merges)
-            row = tuple(trace.full_path(p) for p in rewrite.paths) if isinstance(rewrite, Swap) else ()
-            part = unit if isinstance(rewrite, Rebuild) or len(row) == 1 else ""
-            self.rows |= {_identity(trace, m): (row, part) for m in merges}
-            self.units.setdefault(trace.path, [])
-            for method in rewrite.walked if isinstance(rewrite, Swap) else ():
-                self.walked.setdefault(method, []).append(_identity(trace, rewrite.merge))  # type: ignore[union-attr]
-            self.places += [(unit, trace.full_path(p)) for p in (rewrite.paths if isinstance(rewrite, Swap) else ())]
-        self._record(region, plan, rewrites, errors, built, reasons)
+        planner = TracePlanner(self.network, trace, inner, shared, self.unmoved, self.excluded, self.built)
+        planned = planner.run()
+        self.used += planner.done.values()
+        # Modules inside other parts come from later traces.
+        made = replaced_modules(planned.interpretation, planned.rewrites, self.network, planned.layers, self.memo)
+        self.blueprints[:0] = made
+        for call in planned.dropped:
+            self._drop(planned.trace, call)
+        for rewrite in planned.rewrites:
+            self._enter(planned.trace, rewrite)
+        self._record(planned)
 
-    def _barred(self, trace: Trace) -> set[tuple[fx.Node, fx.Node]]:
-        nodes = {node.name: node for node in trace.graph.nodes}
-        pairs = {(root, target) for path, root, target in self.excluded if path == trace.path}
-        return {(nodes[root], nodes[target]) for root, target in pairs if root in nodes and target in nodes}
+    def _drop(self, trace: Trace, call: Call) -> None:
+        """Replace an unused part by an identity."""
+        path = trace.full_path(call.path)
+        self.memo[id(self.network.get_submodule(path))] = nn.Identity()
+        self.units.setdefault(trace.path, []).append((trace.path, DROPPED, call.path))
+        self.places.append((trace.path, path))
+        self.account.dropped.append(path)
+
+    def _enter(self, trace: Trace, rewrite: Swap | Rebuild) -> None:
+        """Record which parts a rewrite affects, for the proof."""
+        keys = [merge_key(trace, merge) for merge in rewrite.all_merges]
+        unit = trace.full_path(unit_of(rewrite))
+        self.units.setdefault(unit, []).extend(keys)
+        self.units.setdefault(trace.path, [])
+        row = tuple(trace.full_path(p) for p in rewrite.paths) if isinstance(rewrite, Swap) else ()
+        part = unit if isinstance(rewrite, Rebuild) or len(row) == 1 else ""
+        self.rows |= dict.fromkeys(keys, (row, part))
+        self.places += [(unit, path) for path in row]
+        for method in rewrite.walked if isinstance(rewrite, Swap) else ():
+            self.walked.setdefault(method, []).extend(keys)
 
     def round(self) -> None:
-        """Cast the merged layers to the dtype of what they replace."""
+        """Cast the merged layers to the dtype of the layers that they replace."""
         for built in self.used:
             built.layer.to(built.dtype)
 
-    def disproved(self, plain: nn.Module, forwards: Forwards) -> dict[tuple[str, str, str], str]:
-        """Merges that the original's own forwards don't bear out, with the reason.
+    def disproved(self, plain: nn.Module, forwards: Forwards) -> dict[MergeKey, str]:
+        """Return the merges that the original's own forwards disprove, with the reason.
 
-        Where a part differs, the rewrites that it alone shows are at fault; where it has none, those inside it are.
+        If a part differs, the rewrites whose smallest containing part it is are wrong; if there are none, those inside
+        it are.
         """
         exact = all(built.exact for built in self.used)
         tolerance = EXACT if exact else ROUNDED / 10
         crossed = {path for path in self.units if self._crossed(path)} - {""}
         verdict = forwards.compare(plain, {"", *self.units} - crossed, crossed, tolerance)
-        wrong: dict[tuple[str, str, str], str] = {}
+        wrong: dict[MergeKey, str] = {}
         for method, merges in self.walked.items():
             if (reason := forwards.method_differs(plain, method, tolerance)) is not None:
                 wrong |= dict.fromkeys(merges, reason)
@@ -199,53 +176,37 @@ class Attempt:
         return wrong or forwards.differing_options(self.rows, tolerance)
 
     def _crossed(self, path: str) -> bool:
-        """Whether something moves into a part from outside, as the norm behind a stem does: its output changes."""
+        """Whether something moves into a part from outside, such as the norm after a stem, and changes its output."""
         return any(lies_in(place, path) and not lies_in(unit, path) for unit, place in self.places)
 
-    def _mode(self, region: Region, merge: Merge) -> bool:
-        for node in merge.inside:
-            if node.op == "call_module":
-                return self.network.get_submodule(region.trace.full_path(str(node.target))).training
-        return self.network.training
-
-    def _record(
-        self, region: Region, plan: Plan, rewrites: list[Swap | Rebuild], errors: dict[Merge, float | None],
-        built: dict[Merge, nn.Module], reasons: dict[tuple[str, ...], tuple[str, fx.Node]],
-    ) -> None:  # fmt: skip
-        trace, account = region.trace, self.account
-        for rewrite in rewrites:
-            for merge in rewrite.merges if isinstance(rewrite, Rebuild) else (rewrite.merge,):
-                place = trace.full_path(rewrite.place)
-                account.merge(place, sources_of(region, merge), built[merge], errors[merge])
-        for names, (reason, node) in reasons.items():
+    def _record(self, planned: TracePlan) -> None:
+        trace, account = planned.trace, self.account
+        for rewrite in planned.rewrites:
+            for merge in rewrite.all_merges:
+                built, sources = planned.built[merge], sources_of(planned.interpretation, merge)
+                account.merge(trace.full_path(rewrite.place), sources, built.layer, built.error)
+        for names, (reason, node) in planned.rejected.items():
             account.refuse(names, reason, node)
         nodes = {node.name: node for node in trace.graph.nodes}
         for (path, _, target), reason in self.excluded.items():
             if path == trace.path and target in nodes:
                 account.refuse((name_of(trace, nodes[target]),), reason, nodes[target])
-        for kept in plan.kept:
-            if kept.exact:
-                where = place_of(kept.node)
-                account.kept.append(Refusal(name_of(trace, kept.node), kept.reason, exact=True, where=where))
+        for skipped in planned.plan.skipped:
+            if skipped.exact:
+                where = place_of(skipped.node)
+                account.kept.append(Refusal(name_of(trace, skipped.node), skipped.reason, exact=True, where=where))
             else:
-                account.refuse((name_of(trace, kept.node),), kept.reason, kept.node)
-        account.norms_of(trace, {n for m in plan.merges for n in m.inside})
+                account.refuse((name_of(trace, skipped.node),), skipped.reason, skipped.node)
+        account.norms_of(trace, {n for m in planned.plan.merges for n in m.inside})
 
     def result(self) -> nn.Module:
+        """Return the converted network."""
         rebuild(self.blueprints, self.memo)
         return copied(self.network, self.memo)
 
     def report(self, plain: nn.Module, inputs: tuple[Any, ...] | None) -> Report:
+        """Return the report of the conversion to ``plain``."""
         return self.account.report(self.network, plain, inputs)
-
-
-def _identity(trace: Trace, merge: Merge) -> tuple[str, str, str]:
-    """What a merge is called in every conversion of one network."""
-    return trace.path, merge.root.name, merge.target.name
-
-
-def _is_inside(trace: Trace, path: str) -> bool:
-    return not trace.path or path == trace.path or path.startswith(f"{trace.path}.")
 
 
 def _inner_path(trace: Trace, path: str) -> str:
@@ -253,9 +214,9 @@ def _inner_path(trace: Trace, path: str) -> str:
 
 
 def _shared(trace: Trace, owners: dict[int, set[int]], elsewhere: set[int]) -> dict[str, str]:
-    """Leaves that have to stay because their parameters serve in another place too.
+    """Return leaves that must stay because their parameters are also used elsewhere.
 
-    ``elsewhere`` are those, by id, that forwards outside this trace read.
+    ``elsewhere`` are ids of those that forwards outside this trace read.
     """
     found: dict[str, str] = {}
     times = trace.times_called()

@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from unbranch.convert.attempt import Attempt
-from unbranch.convert.building import Built
 from unbranch.convert.faults import Fault, as_errors, warn_of
-from unbranch.convert.forwards import Forwards, sizes_of
+from unbranch.convert.prove.forwards import Forwards
+from unbranch.convert.prove.inputs import as_inputs, sizes_of
+from unbranch.convert.prove.merged_layers import Built
 from unbranch.convert.report import Report
 from unbranch.convert.step import record_step
-from unbranch.convert.verify import as_inputs
 from unbranch.errors import CollapseError, UnsupportedError
+from unbranch.graph.eval_view import deep_copied, unwrap_model
+from unbranch.graph.global_state import without_side_effects
 from unbranch.graph.outside import restore_outside
-from unbranch.graph.shadow import deep_copied, unwrapped
-from unbranch.graph.untouched import leaves_no_trace
 
 
 class Conversion:
@@ -103,7 +103,7 @@ def explain(model: nn.Module, example_input: Any = None) -> Conversion:
 def _converted(model: nn.Module, example_input: Any, strict: bool = False) -> Conversion:
     network = _readable(model)
     inputs = None if example_input is None else as_inputs(example_input)
-    with as_errors(), leaves_no_trace(network):
+    with as_errors(), without_side_effects(network):
         attempt, plain = _proved(network, inputs)
         report = attempt.report(plain, inputs)
         if strict and report.refusals:
@@ -115,7 +115,7 @@ def _converted(model: nn.Module, example_input: Any, strict: bool = False) -> Co
 
 
 def _readable(model: nn.Module) -> nn.Module:
-    network = unwrapped(model)
+    network = unwrap_model(model)
     if isinstance(network, torch.jit.ScriptModule):
         raise UnsupportedError(
             f"{type(network).__name__} is a ScriptModule: collapse the network before it is scripted"

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unbranch.convert.report import NetworkCost
 from unbranch.graph.copies import with_own_tensors
-from unbranch.graph.shadow import shadow_of
+from unbranch.graph.eval_view import eval_view
 
 _FREE = {
     "detach", "alias", "empty", "new_empty", "empty_strided", "lift_fresh", "_to_copy", "scalar_tensor", "sym_size",
@@ -58,7 +58,7 @@ def cost_of(network: nn.Module, inputs: tuple[Any, ...] | None) -> NetworkCost:
 
 def _counted(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[int | None, int | None]:
     for fake in (True, False):
-        shadow = shadow_of(network)
+        shadow = eval_view(network)
         flops, launched = FlopCounterMode(display=False), _LaunchCounter()
         try:
             with contextlib.ExitStack() as stack:

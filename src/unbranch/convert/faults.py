@@ -1,4 +1,4 @@
-"""Internal errors: the part of a network in which one occurs is left unchanged, and the user gets a warning."""
+"""Internal errors: the affected part of the network isn't changed, and the user gets a warning."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from pathlib import Path
 
 import torch
 
-from unbranch.convert.differences import first_line
-from unbranch.convert.reasons import Reason
+from unbranch.convert.reasons import INTERNAL_ERROR, Reason
 from unbranch.errors import Inexact, InternalError, InternalErrorWarning, UnbranchError
 
 REMEDY = "report it, with the code of the part"
 
 
 class Fault(Exception):
-    """An unexpected exception while the part at a path was read or rewritten."""
+    """An unexpected exception while the part at a path was traced or rewritten."""
 
     def __init__(self, path: str, error: Exception) -> None:
         super().__init__(path, error)
@@ -26,32 +25,33 @@ class Fault(Exception):
 
     @property
     def reason(self) -> Reason:
-        return Reason(f"an internal error of Unbranch: {_described(self.error)}", REMEDY)
+        """The reason for the report."""
+        return Reason(f"an internal error of Unbranch: {_described(self.error)}", REMEDY, INTERNAL_ERROR)
 
 
 @contextlib.contextmanager
 def in_part(path: str) -> Iterator[None]:
-    """Note of an unexpected exception in which part of the network it happened.
+    """Attribute unexpected exceptions to a part of the network.
 
     Raises:
-        Fault: in its place.
+        Fault: instead of them.
     """
     try:
         yield
     except Fault:
         raise
     except Exception as error:
-        if _is_expected(error) and not isinstance(error, Inexact):  # a law's refusal that nobody took
+        if _is_expected(error) and not isinstance(error, Inexact):  # raised by a law and not caught
             raise
         raise Fault(path, error) from error
 
 
 @contextlib.contextmanager
 def as_errors() -> Iterator[None]:
-    """Let no exception out that isn't meant for a user.
+    """Convert unexpected exceptions to one that is meant for users.
 
     Raises:
-        InternalError: in place of an unexpected one.
+        InternalError: instead of them.
     """
     try:
         yield
@@ -63,14 +63,14 @@ def as_errors() -> Iterator[None]:
 
 
 def warn_of(fault: Fault) -> None:
-    """Tell the user that a part stays as it was."""
+    """Warn the user that a part isn't converted as a whole."""
     name = fault.path or "the network"
     text = f"{name} is converted part by part, since there is {fault.reason}; please {REMEDY}"
     warnings.warn(text, InternalErrorWarning, stacklevel=5)
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an exception is meant for the user as it is: ours, warnings as errors, and memory that is full."""
+    """Whether an exception may reach the user as it is: Unbranch's own, warnings as errors, and out of memory."""
     return is_full(error) or isinstance(error, UnbranchError | Warning)
 
 
@@ -89,3 +89,11 @@ def _described(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{f': {lines[0][:120]}' if lines else ''}{where}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text."""
+    try:
+        return (str(error).strip().splitlines() or [""])[0][:120]
+    except Exception:  # its text can't be computed
+        return ""

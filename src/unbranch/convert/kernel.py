@@ -9,15 +9,16 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from unbranch.algebra import GridMap
 from unbranch.convert.faults import as_errors
-from unbranch.convert.plan import plan_of
-from unbranch.convert.reading import traces_of
-from unbranch.convert.region import Region
-from unbranch.convert.trace import Trace
+from unbranch.convert.interpret.interpretation import Interpretation
+from unbranch.convert.passes.reading import traces_of
+from unbranch.convert.plan.plan import plan_of
+from unbranch.convert.trace.trace import Trace
 from unbranch.errors import InputError
-from unbranch.graph.outside import kept_outside
-from unbranch.graph.shadow import shadow_of, unwrapped
-from unbranch.rules.value import Affine, Bundle, Gridded
+from unbranch.graph.eval_view import eval_view, unwrap_model
+from unbranch.graph.outside import restoring_outside
+from unbranch.rules.value import Affine, TupleValue
 
 
 class EquivalentKernel(NamedTuple):
@@ -53,13 +54,13 @@ def equivalent_kernel(module: nn.Module, *, constant_norms: bool = False) -> Equ
         >>> kernel.shape, block.conv_1x1.conv.weight.grad is not None
         (torch.Size([4, 4, 3, 3]), True)
     """
-    network = unwrapped(module)
+    network = unwrap_model(module)
     cached = _READ.setdefault(network, {}).get(constant_norms)
     state = _state(network)
     if cached is None or cached.state != state:
         cached = _read(network, state, constant_norms)
         _READ[network][constant_norms] = cached
-    value = cached.region.realised(cached.root, cached.target)
+    value = cached.region.materialise(cached.root, cached.target)
     like = cached.region.weight_like(cached.root, cached.target)
     kernel, bias = _tensors(value)
     return EquivalentKernel(kernel.to(like.dtype), bias.to(like))
@@ -70,7 +71,7 @@ class _Reading:
     """What a module was found to be, and the state of it that this holds for."""
 
     state: tuple[Any, ...]
-    region: Region
+    region: Interpretation
     root: fx.Node
     target: fx.Node
 
@@ -101,10 +102,10 @@ def _key(value: Any) -> Any:
 
 
 def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _Reading:
-    shadow = nn.Sequential(shadow_of(network))  # so that a single layer has a graph, too
+    shadow = nn.Sequential(eval_view(network))  # so that a single layer has a graph, too
     if constant_norms:
         _freeze_norms(shadow)
-    with as_errors(), kept_outside(network):
+    with as_errors(), restoring_outside(network):
         traces, unread = traces_of(shadow.eval())
     trace = next((t for t in traces if not t.path), None)
     if trace is None:
@@ -112,7 +113,7 @@ def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _
         raise InputError(f"{type(network).__name__} has no equivalent kernel: {reason}")
     if trace.hidden or trace.unshared:
         raise InputError(f"{type(network).__name__} has no one equivalent kernel: its forward goes by what it is given")
-    region = Region(trace, differentiable=True)
+    region = Interpretation(trace, differentiable=True)
     root, target = _whole(region, trace) or _only_merge(region, network)
     return _Reading(state, region, root, target)
 
@@ -125,7 +126,7 @@ def _freeze_norms(shadow: nn.Module) -> None:
                     module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
 
 
-def _whole(region: Region, trace: Trace) -> tuple[fx.Node, fx.Node] | None:
+def _whole(region: Interpretation, trace: Trace) -> tuple[fx.Node, fx.Node] | None:
     """The module's input and output, if it is one map."""
     output = trace.root.output
     roots = region.values.get(output, {}) if isinstance(output, fx.Node) else {}
@@ -133,15 +134,15 @@ def _whole(region: Region, trace: Trace) -> tuple[fx.Node, fx.Node] | None:
     return None if first is None else (first, output)
 
 
-def _is_map(value: Affine | Bundle) -> bool:
+def _is_map(value: Affine | TupleValue) -> bool:
     return isinstance(value, Affine) and value.arrangement is None
 
 
-def _only_merge(region: Region, network: nn.Module) -> tuple[fx.Node, fx.Node]:
+def _only_merge(region: Interpretation, network: nn.Module) -> tuple[fx.Node, fx.Node]:
     """Where the one merged layer starts and ends, or else the one layer with a kernel."""
     merges = [(m.root, m.target) for m in plan_of(region).merges]
     found = merges or [
-        (n.all_input_nodes[0], n) for n in region.values if (rule := region.rule(n)) and rule.kind == "kernel"
+        (n.all_input_nodes[0], n) for n in region.values if (rule := region.rule(n)) and rule.kind == "linear"
     ]
     if len(found) == 1:
         return found[0]
@@ -154,9 +155,9 @@ def _only_merge(region: Region, network: nn.Module) -> tuple[fx.Node, fx.Node]:
 
 
 def _tensors(value: Affine) -> tuple[Tensor, Tensor]:
-    if isinstance(value, Gridded):
-        grid = value.map
-        kernel = grid.matrix.reshape(grid.features, -1, 1, 1)
-        return kernel, kernel.new_zeros(grid.features) if grid.bias is None else grid.bias.flatten()
     m = value.map
-    return m.kernel, m.kernel.new_zeros(m.out_channels) if m.bias is None else m.bias
+    if isinstance(m, GridMap):
+        kernel = m.matrix.reshape(m.features, -1, 1, 1)
+        return kernel, kernel.new_zeros(m.features) if m.bias is None else m.bias.flatten()
+    kernel = value.conv.kernel
+    return kernel, kernel.new_zeros(len(kernel)) if m.bias is None else m.bias

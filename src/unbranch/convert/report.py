@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from unbranch.convert.reasons import COSTS_MORE, kind_of
 from unbranch.errors import InputError
 
 
@@ -57,6 +58,7 @@ class Refusal:
         where: file and line of the code that runs it, where that is known.
         cost: what it costs that it stays, in words.
         remedy: what to do about it, in words, where something can be done.
+        kind: the kind of the reason, a short name that stays the same when the words change.
     """
 
     path: str
@@ -65,6 +67,11 @@ class Refusal:
     where: str = ""
     cost: str = ""
     remedy: str = ""
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", COSTS_MORE if self.exact else kind_of(self.reason))
 
     @property
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""Values of a network that was never trained, as if it had been."""
+"""Random parameters and statistics for untrained networks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.nn.parameter import is_lazy
 
 @torch.no_grad()
 def randomise_statistics(network: nn.Module, seed: int = 0) -> None:
-    """Give every batch norm statistics, scales (some negative) and shifts as if it had been trained.
+    """Give every batch norm random statistics, scales (some of them negative) and shifts, as if it had been trained.
 
-    A fresh norm is the identity up to a constant: two networks that merge it wrongly would still agree.
+    A newly created norm is the identity up to a constant, so two networks of which one merges it wrongly would agree.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
@@ -30,7 +30,7 @@ def randomise_statistics(network: nn.Module, seed: int = 0) -> None:
 
 @torch.no_grad()
 def randomise_values(network: nn.Module, seed: int = 0) -> None:
-    """Give every parameter and floating buffer positive random values, and batch norms theirs: none is special."""
+    """Give every parameter and floating-point buffer positive random values, and batch norms random statistics."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in (*network.parameters(), *network.buffers()):
         if not is_lazy(tensor) and tensor.is_floating_point():

@@ -8,8 +8,8 @@ from itertools import groupby
 from rich.table import Table
 
 from unbranch.display.console import count
-from unbranch.models.catalogue import Row
-from unbranch.models.registry import ENTRIES
+from unbranch.models.catalogue import ModelRow
+from unbranch.models.registry import MODELS
 
 PAGE = """# Models
 
@@ -32,13 +32,13 @@ def show_names(names: Sequence[str]) -> Table:
     for header in ("name", "family", "images", "also called"):
         table.add_column(header)
     for name in names:
-        entry = ENTRIES.get(name)
+        entry = MODELS.get(name)
         known = ("", "", "") if entry is None else (entry.family, _size(entry.input_size), ", ".join(entry.aliases))
         table.add_row(name, *known)
     return table
 
 
-def show_rows(rows: Iterable[Row]) -> Table:
+def show_rows(rows: Iterable[ModelRow]) -> Table:
     """Names with their costs and published accuracy."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for header in HEADERS:
@@ -48,7 +48,7 @@ def show_rows(rows: Iterable[Row]) -> Table:
     return table
 
 
-def models_page(rows: Iterable[Row]) -> str:
+def models_page(rows: Iterable[ModelRow]) -> str:
     """The page of the documentation: a section a family."""
     parts = [PAGE]
     for paper, found in groupby(rows, key=lambda row: row.entry.paper):
@@ -62,7 +62,7 @@ def models_page(rows: Iterable[Row]) -> str:
 HEADERS = ("name", "image", "parameters", "MACs", "top-1", "source")
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: ModelRow) -> tuple[str, ...]:
     name = f"{row.name}, block={row.block}" if row.block else row.name
     params = _both(row.before.params, row.after.params)
     macs = _both(row.before.macs, row.after.macs)

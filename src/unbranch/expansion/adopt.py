@@ -14,11 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from unbranch.algebra import batch_norm_scale_shift
 from unbranch.blocks import CONVOLUTIONS, BranchedConv, Compactor, initialise
 from unbranch.blocks.dilated import BRANCHES as DILATED
-from unbranch.blocks.parts import is_depthwise
 from unbranch.convert import equivalent_kernel
-from unbranch.convert.emit import memory_format_of
-from unbranch.convert.rewrite import with_rest
+from unbranch.convert.plan.emit import memory_format_of
+from unbranch.convert.rewrite.rewrite import with_rest
 from unbranch.errors import InputError
+from unbranch.grids import is_depthwise
 from unbranch.rules import rule_of_module
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
@@ -132,7 +132,7 @@ def left_of(norm: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """
     rest = with_rest(None, norm, memo)
     rule = rule_of_module(norm)
-    return nn.Sequential() if rule is not None and rule.rest and isinstance(rest, nn.Identity) else rest
+    return nn.Sequential() if rule is not None and rule.epilogue and isinstance(rest, nn.Identity) else rest
 
 
 @torch.no_grad()
@@ -167,7 +167,8 @@ def _scale_of(norm: Any, like: Tensor) -> Tensor:
     """What a norm multiplies each channel with, ``(C,)``."""
     if isinstance(norm, nn.Identity):
         return torch.ones_like(like)
-    return batch_norm_scale_shift(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)[0]
+    n = norm
+    return batch_norm_scale_shift(n.running_mean, n.running_var, n.weight, n.bias, n.eps, dtype=torch.float64)[0]
 
 
 def _compacted(conv: Any, norm: nn.Module | None, options: dict[str, Any], memo: dict[int, Any]) -> nn.Module:

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from unbranch.convert import verify
-from unbranch.convert.rewrite import copied
+from unbranch.convert.rewrite.rewrite import copied
 from unbranch.errors import CollapseError, InputError
 from unbranch.expansion.adopt import BLOCKS, STARTS, adopted, left_of, why_pointless
 from unbranch.expansion.places import Place, convolutions, is_norm, places_in
-from unbranch.graph.shadow import unwrapped
+from unbranch.graph.eval_view import unwrap_model
 from unbranch.history import replays, with_step
 
 Where: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
@@ -83,7 +83,7 @@ def expand(
           0 with 1
           3 left: its kernel has one tap
     """
-    network = unwrapped(model)
+    network = unwrap_model(model)
     name, kind = _named(block)
     if start not in STARTS:
         raise InputError(f"start={start!r} is none of {', '.join(STARTS)}")

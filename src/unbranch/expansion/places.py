@@ -11,10 +11,10 @@ from torch.nn.parameter import is_lazy
 
 from unbranch.blocks import BranchedConv, Compactor
 from unbranch.convert.faults import as_errors
-from unbranch.convert.reading import traces_of
-from unbranch.convert.trace import Trace
-from unbranch.graph.outside import kept_outside
-from unbranch.graph.shadow import has_hooks, owners_of, shadow_of
+from unbranch.convert.passes.reading import traces_of
+from unbranch.convert.trace.trace import Trace
+from unbranch.graph.eval_view import eval_view, has_hooks, owners_of
+from unbranch.graph.outside import restoring_outside
 from unbranch.rules import rule_of_module
 
 
@@ -48,8 +48,8 @@ def places_in(network: nn.Module) -> tuple[dict[str, Place], dict[str, str]]:
 
 
 def _traces(network: nn.Module, training: bool) -> list[Trace]:
-    with as_errors(), kept_outside(network):
-        return traces_of(shadow_of(network).train(training))[0]
+    with as_errors(), restoring_outside(network):
+        return traces_of(eval_view(network).train(training))[0]
 
 
 def _read_by_hand(traces: list[Trace]) -> set[str]:

@@ -1,1 +1,1 @@
-"""What runs: copies of networks, their reading as graphs, and runs in float64."""
+"""Run modules without side effects: copies that share weights, runs in float64 or on shapes alone, and observers."""

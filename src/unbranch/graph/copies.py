@@ -1,4 +1,4 @@
-"""Copies of modules that share their memory, have memory of their own, or none."""
+"""Copies of modules in evaluation mode: with shared tensors, with tensors of their own, or with shapes alone."""
 
 from __future__ import annotations
 
@@ -7,36 +7,38 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unbranch.graph.numberless import Stage
-from unbranch.graph.shadow import shadow_of
+from unbranch.graph.eval_view import eval_view
+from unbranch.graph.meta_mode import ShapeMode
 
 
 def sharing_copy(module: nn.Module) -> nn.Module:
-    """A copy in evaluation that shares the module's memory."""
-    return _with_own_objects(shadow_of(module))
+    """Return a copy in evaluation mode that shares the module's memory."""
+    return _with_own_objects(eval_view(module))
 
 
 def private_copy(module: nn.Module) -> nn.Module:
-    """A copy in evaluation with tensors of its own."""
-    return with_own_tensors(shadow_of(module))
+    """Return a copy in evaluation mode with tensors of its own."""
+    return with_own_tensors(eval_view(module))
 
 
-def with_own_tensors(shadow: nn.Module) -> nn.Module:
-    """Give a copy tensors of its own, shared among its modules as in the original."""
-    return _with_tensors(shadow, lambda t: t.detach().clone())
+def with_own_tensors(view: nn.Module) -> nn.Module:
+    """Replace the tensors of a copy by clones; modules that shared a tensor still share it."""
+    return _with_tensors(view, lambda t: t.detach().clone())
 
 
-def with_stand_ins(shadow: nn.Module, mode: Stage) -> nn.Module:
-    """Give a copy tensors without numbers, so that nothing it does reaches the original's."""
-    return _with_tensors(shadow, lambda t: mode.from_tensor(t.detach()))
+def with_shapes_only(view: nn.Module, mode: ShapeMode) -> nn.Module:
+    """Replace the tensors of a copy by shape-only tensors, so that it can't write to the original's."""
+    return _with_tensors(view, lambda t: mode.from_tensor(t.detach()))
 
 
-def _with_own_objects(shadow: nn.Module) -> nn.Module:
-    """Give a copy tensor objects of its own that share the original's memory: ``weight.data = …`` stays in it."""
-    return _with_tensors(shadow, lambda t: t.detach())
+def _with_own_objects(view: nn.Module) -> nn.Module:
+    """Replace the tensors of a copy by new objects on the same memory, so that ``weight.data = …`` affects the copy
+    alone.
+    """
+    return _with_tensors(view, lambda t: t.detach())
 
 
-def _with_tensors(shadow: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+def _with_tensors(view: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
     memo: dict[int, Tensor] = {}
 
     def own(value: Any) -> Any:
@@ -47,8 +49,8 @@ def _with_tensors(shadow: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Mod
             memo[id(value)] = nn.Parameter(fresh, False) if isinstance(value, nn.Parameter) else fresh
         return memo[id(value)]
 
-    for module in shadow.modules():
+    for module in view.modules():
         for table in (module._parameters, module._buffers, vars(module)):
             for name, value in list(table.items()):
                 table[name] = own(value)
-    return shadow
+    return view

@@ -1,4 +1,4 @@
-"""Running modules in float64 without copying them."""
+"""Run modules in float64 without copying them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from unbranch.graph.isolated import Isolated, mapped
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 _READING = _CONVOLUTIONS | {F.linear}
-_LAYERS = {  # by name: what sums up many products, and so rounds
+_LAYERS = {  # names of functions that sum many products, and therefore round
     "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "addmm", "addbmm", "baddbmm", "addmv",
     "einsum", "tensordot", "chain_matmul", "multi_dot", "batch_norm", "layer_norm", "group_norm", "instance_norm",
     "rms_norm", "scaled_dot_product_attention", "multi_head_attention_forward", "sum", "mean", "cumsum", "fft_fftn",
 }  # fmt: skip
-_PIECE = 1 << 18  # numbers
+_PIECE = 1 << 18  # elements
 _CASTS = {
     "float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64,
     "cfloat": torch.complex64, "chalf": torch.complex32, "cdouble": torch.complex128,
@@ -30,11 +30,11 @@ _WIDE = (torch.float64, torch.complex128)
 
 
 class Float64(Isolated):
-    """Run with float64 in place of other floating dtypes, and complex128 in place of complex ones.
+    """Run with float64 in place of other floating-point dtypes, and complex128 in place of complex ones.
 
-    Parameters are cast when they are used and forgotten again, so a network needs no second copy. What a forward writes
-    into them, into buffers or through views is written into private float64 copies (see ``Isolated``), and tensors that
-    it makes are float64 from the start. Dtypes that it asks for or reads are float64 as well; integers stay integers.
+    Parameters are cast when they are used and the cast is discarded after the call, so a network needs no second copy.
+    Writes into them, into buffers or through views go to private float64 copies (see ``Isolated``), and tensors that a
+    forward makes are float64. Dtypes that it passes or reads are float64 as well; integers stay integers.
 
     Args:
         native: the dtype of the network, in which a cast would return the tensor itself.
@@ -45,15 +45,15 @@ class Float64(Isolated):
         self._native = native
 
     def stored(self, dtype: torch.dtype) -> torch.dtype:
-        """float64 for floating dtypes, complex128 for complex ones, others as they are."""
+        """Return float64 for floating-point dtypes, complex128 for complex ones, and other dtypes unchanged."""
         return torch.float64 if dtype.is_floating_point else torch.complex128 if dtype.is_complex else dtype
 
     def argument(self, value: Any) -> Any:
-        """Dtypes as ``stored``."""
+        """Map dtypes as ``stored`` does."""
         return self.stored(value) if isinstance(value, torch.dtype) else value
 
     def call(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], originals: Sequence[Any]) -> Any:
-        """Call a function; casts keep float64, and what would have PyTorch's default dtype is float64."""
+        """Call a function; casts stay in float64, and results in PyTorch's default dtype become float64."""
         name = getattr(func, "__name__", "")
         if func in _CONVOLUTIONS:
             return _convolution(func, *args, **kwargs)
@@ -73,7 +73,9 @@ class Float64(Isolated):
         return result
 
     def directly(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: Any) -> Any:
-        """Layers, which write nothing: weights from outside are cast for the call, large ones piece by piece."""
+        """Call a layer's function, which writes nothing: weights from outside are cast for this call, large ones in
+        pieces.
+        """
         if func not in _READING and (func is not F.batch_norm or (args[5:6] or [kwargs.get("training")])[0]):
             return None
 
@@ -107,14 +109,14 @@ class Float64(Isolated):
     def _apart(
         self, result: Tensor, x: Tensor, original: Tensor, dtype: torch.dtype, *, always: bool = False
     ) -> Tensor:
-        """The result of a cast, in memory of its own if a run in the network's dtype would have made a copy."""
+        """Return the result of a cast, in memory of its own if a run in the network's dtype would have copied."""
         own = original.dtype if original.dtype not in _WIDE or original is not x else self._native
         same = dtype in (own, own.to_complex() if own.is_floating_point else own)
         alias = result is x or (result.dtype == x.dtype and result._is_view() and result._base is x)
         return result.clone() if alias and not same and (always or dtype not in _WIDE) else result
 
     def _reinterpreted(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """``x.view(dtype)``: between integers and floating numbers in the bits of the network's dtype."""
+        """Evaluate ``x.view(dtype)`` between integers and floats on the bits of the network's own dtype."""
         floating = x.is_floating_point() or x.is_complex()
         if floating and (dtype.is_floating_point or dtype.is_complex):
             return x.view(self.stored(dtype))
@@ -122,9 +124,9 @@ class Float64(Isolated):
         return seen.to(self.stored(dtype))
 
     def _widened(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], result: Any) -> Any:
-        """A result in PyTorch's default dtype once more in float64: constructors, and arithmetic of integers.
+        """Compute a result in PyTorch's default dtype once more in float64: from constructors and integer arithmetic.
 
-        Random numbers are drawn once, so they are those of the network's own dtype.
+        Random numbers are drawn only once, so they are those of the network's own dtype.
         """
         tensors = list(_tensors((args, kwargs)))
         if not _draws(getattr(func, "__name__", "")) and not any(
@@ -135,17 +137,17 @@ class Float64(Isolated):
                 arguments, named = mapped(change, (args, kwargs))
                 try:
                     again = func(*arguments, **named, **({"dtype": dtype} if change is _as_is else {}))
-                except Exception:  # not a function of this kind
+                except Exception:  # a function that takes no such argument
                     continue
                 if not any(self._narrow(v) for v in _tensors(again)):
                     return again
         return mapped(lambda v: v.to(self.stored(v.dtype)) if isinstance(v, Tensor) else v, result)
 
 
-class Shaken(Float64):
-    """Run in float64 with another rounding: what layers compute is off by up to ``amount`` of its largest value.
+class PerturbedRounding(Float64):
+    """Run in float64 with perturbed rounding: results of layers are off by up to ``amount`` of their largest value.
 
-    An output that this changes by much more depends on rounding: two selected boxes tie, say.
+    An output that changes by much more depends on rounding, for example because two selected boxes tie.
     """
 
     def __init__(self, native: torch.dtype = torch.float32, amount: float = 1e-14) -> None:
@@ -153,17 +155,17 @@ class Shaken(Float64):
         self._amount = amount
 
     def call(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], originals: Sequence[Any]) -> Any:
-        """Call a function as ``Float64`` does; results of layers are shaken."""
+        """Call a function as ``Float64`` does and perturb the results of layers."""
         result = super().call(func, args, kwargs, originals)
         return self._shaken(result) if getattr(func, "__name__", "") in _LAYERS else result
 
     def _is_large(self, weight: Any) -> bool:  # noqa: ARG002
-        return False  # so that all goes through ``call``
+        return False  # so that every layer goes through ``call``
 
     def _shaken(self, result: Any) -> Any:
         if not isinstance(result, Tensor) or not result.is_floating_point() or not result.numel():
             return result
-        # No random numbers, which would move the generators.
+        # Deterministic, since drawing random numbers would advance the generators.
         pattern = torch.arange(result.numel(), dtype=torch.float64, device=result.device).mul_(12.9898).sin_()
         return result + (self._amount * result.abs().max()) * pattern.view(result.shape)
 
@@ -171,7 +173,7 @@ class Shaken(Float64):
 def _in_pieces(
     func: Callable[..., Any], x: Tensor, weight: Tensor, bias: Tensor | None, more: Any, named: dict[str, Any]
 ) -> Tensor:
-    """A convolution or linear layer, some output channels at a time, so that no weight is cast as a whole."""
+    """Compute a convolution or linear layer some output channels at a time, so that no weight is cast as a whole."""
     rows = max(1, _PIECE // weight[0].numel())
     weights = torch.split(weight, rows)
     biases = [None] * len(weights) if bias is None else torch.split(bias, rows)
@@ -184,7 +186,7 @@ def _convolution(
     func: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
     padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    """Grouped convolutions in a form that float64 has a fast one of."""
+    """Compute a convolution; grouped ones in a form that is fast in float64."""
     n = weight.dim() - 2
     if groups == 1 or isinstance(padding, str) or input.dim() != n + 2 or weight.is_complex():
         return func(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
@@ -215,7 +217,7 @@ def _scalars_widened(value: Any) -> Any:
 
 
 def _type(kind: Any) -> tuple[torch.dtype, dict[str, Any]]:
-    """Dtype and device of what ``Tensor.type`` takes: a dtype, ``torch.FloatTensor`` or its name."""
+    """Return the dtype and device that ``Tensor.type`` is given: a dtype, ``torch.FloatTensor`` or its name."""
     if isinstance(kind, torch.dtype):
         return kind, {}
     name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__name__}"
@@ -225,7 +227,7 @@ def _type(kind: Any) -> tuple[torch.dtype, dict[str, Any]]:
 
 @cache
 def _draws(name: str) -> bool:
-    """Whether a function draws random numbers, by the tags of PyTorch's operators."""
+    """Whether a function draws random numbers, according to the tags of PyTorch's operators."""
     packet = getattr(torch.ops.aten, name, None)
     if packet is None:
         return False
@@ -233,7 +235,7 @@ def _draws(name: str) -> bool:
 
 
 def sequence(value: Any, ndim: int) -> tuple[int, ...]:
-    """One integer per grid dimension, as PyTorch's arguments allow."""
+    """Return one integer for each grid dimension, from any form that PyTorch's arguments allow."""
     if isinstance(value, int):
         return (value,) * ndim
     return tuple(value) * (ndim if len(value) == 1 else 1)

@@ -1,4 +1,4 @@
-"""Modes under which code runs that must not write to what existed before, nor draw random numbers."""
+"""Modes that raise when code writes to existing tensors or draws random numbers."""
 
 from __future__ import annotations
 
@@ -13,27 +13,33 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from unbranch.graph.operations import LENDS_MEMORY, TRAINED_NORMS
 from unbranch.graph.state import tensors_of
 
 
 class StateWriteError(Exception):
-    """A forward is about to write into a parameter, a buffer or another tensor that existed before it."""
+    """Raised before a forward writes into a parameter, a buffer or another tensor that existed before it."""
 
 
 class RandomDrawError(Exception):
-    """A forward draws random numbers."""
+    """Raised when a forward draws random numbers."""
 
 
 class TooLongError(Exception):
-    """A forward launches more operations than it may."""
+    """Raised when a forward launches more operations than allowed."""
 
 
 class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises before a protected storage is written to, and where the random state has moved, which it restores."""
+    """Raise before a protected storage is written to, and after random numbers were drawn.
+
+    Args:
+        protected: storages, by number.
+        most: how many operations may be launched; None for any number.
+    """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # to skip it, torch._dynamo would be imported, which takes seconds
+        return False  # skipping would import torch._dynamo, which takes seconds
 
     def __init__(self, protected: set[int], most: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -61,20 +67,17 @@ class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Lent(TorchFunctionMode):
-    """Raises before the memory of a protected tensor is lent to others, whose writes PyTorch doesn't see."""
+    """Raise before other code gets access to the memory of a protected tensor: PyTorch doesn't see its writes."""
 
     def __init__(self, protected: set[int]) -> None:
         super().__init__()
         self._protected = protected
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        lent = args[0] if args and getattr(func, "__name__", "") in _LENDING else None
+        lent = args[0] if args and getattr(func, "__name__", "") in LENDS_MEMORY else None
         if isinstance(lent, Tensor) and storage_of(lent) in self._protected:
             raise StateWriteError(str(func))
         return func(*args, **(kwargs or {}))
-
-
-_LENDING = {"numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage"}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -83,8 +86,7 @@ def _kind_of(func: Any) -> tuple[bool, bool]:
     return func._schema.is_mutable or func._schema.name in _TRAINED, torch.Tag.nondeterministic_seeded in func.tags
 
 
-_TRAINED = {f"aten::{kind}" for kind in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")}
-"""Norms that write to running statistics in training, and don't say so in their schema."""
+_TRAINED = {f"aten::{norm}" for norm in TRAINED_NORMS}
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
@@ -100,19 +102,19 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """The memory of a tensor, by number; 0 where it has none of its own."""
+    """Return a number that identifies the memory of a tensor; 0 if it has none of its own."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):  # sparse and other tensors without one storage
+    except (RuntimeError, NotImplementedError):  # sparse and other tensors without a single storage
         return 0
 
 
 @contextlib.contextmanager
-def unwritten(module: nn.Module) -> Iterator[None]:
-    """Keep a module's tensors as they are while its code runs on stand-ins for its input.
+def protected_tensors(module: nn.Module) -> Iterator[None]:
+    """Protect the tensors of a module while its code runs on shape-only inputs.
 
-    A write raises ``StateWriteError`` before it happens; tensors get back their data, gradient, hooks and
-    ``requires_grad`` if those were replaced.
+    A write raises ``StateWriteError`` before it happens. Data, gradients, hooks and ``requires_grad`` that were
+    replaced are restored at the end.
     """
     tensors = {id(t): t for part in module.modules() for t in tensors_of(part)}
     with torch.no_grad():
@@ -136,5 +138,5 @@ def unwritten(module: nn.Module) -> Iterator[None]:
 
 
 def _marks(tensor: Tensor) -> tuple[bool, Tensor | None, dict[Any, Any]]:
-    """What autograd keeps with a tensor."""
+    """Return what autograd stores with a tensor."""
     return tensor.requires_grad, tensor.grad if tensor.is_leaf else None, dict(tensor._backward_hooks or {})

@@ -1,4 +1,4 @@
-"""Inputs for modules that nobody gave any: from the first layers' channels and ranks, tried on the forward itself."""
+"""Find inputs on which a module runs, from the channels and ranks of its first layers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from unbranch.graph.float64 import Float64
 from unbranch.graph.guard import RandomDrawError
-from unbranch.graph.numberless import Numberless
+from unbranch.graph.meta_mode import MetaMode
 from unbranch.graph.running import Observation, Runner
 
-Expected = Callable[[nn.Module], tuple[int, int, bool] | None]  # channels, grid dimensions, channels on the last axis
+Expected = Callable[[nn.Module], tuple[int, int, int] | None]  # channels, grid dimensions, channel axis (1 or -1)
 
 _SIDES = (
     (20, 26), (40, 52), (64, 80), (32, 32), (96, 128), (224, 224), (256, 256), (28, 28), (8, 8), (384, 384), (120, 120),
@@ -29,10 +29,10 @@ _TRIED_LAYERS = 3
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """What one call of a forward is given.
+    """The arguments of one call of a forward.
 
     Args:
-        native: what it gave for them so far, in the module's own dtype.
+        native: observations of runs on them in the module's own dtype, if any.
         exact: the same in float64.
     """
 
@@ -43,9 +43,15 @@ class Arguments:
 
 
 def probe(module: nn.Module, expected: Expected, runner: Runner | None = None) -> list[Arguments]:
-    """One or two inputs of different size and batch on which a module's forward runs; none if nothing was found.
+    """Find one or two inputs of different size and batch on which a module's forward runs.
 
-    ``runner`` is one of the module's, if there is one already.
+    Args:
+        module: the module.
+        expected: returns the input that a layer expects.
+        runner: a runner of the module, if there is one already.
+
+    Returns:
+        Up to two inputs; an empty list if none was found.
 
     Raises:
         RandomDrawError: if the forward draws random numbers.
@@ -55,7 +61,8 @@ def probe(module: nn.Module, expected: Expected, runner: Runner | None = None) -
         return []
     dtype, device = _like(module)
     runner = runner or Runner(module)
-    for channels, ndim, last in _layers_first(module, expected):
+    for channels, ndim, axis in _layers_first(module, expected):
+        last = axis == -1
         sizes: tuple[tuple[int, ...], ...] = _VOLUMES if ndim == 3 else _SIDES
         for sides, axes in itertools.product(sizes if ndim and not last else sizes[:1], (1, 0, 2) if last else (ndim,)):
             shape = _shape(2, channels, axes, last, sides)
@@ -69,7 +76,7 @@ def probe(module: nn.Module, expected: Expected, runner: Runner | None = None) -
 
 
 def _required(module: nn.Module) -> int:
-    """How many arguments a forward needs, 0 where keywords are among them."""
+    """Return how many arguments a forward needs; 0 if keyword-only arguments are among them."""
     try:
         parameters = list(inspect.signature(module.forward).parameters.values())
     except (TypeError, ValueError):
@@ -81,8 +88,8 @@ def _required(module: nn.Module) -> int:
     return len(positional) or min(1, len(parameters))
 
 
-def _layers_first(module: nn.Module, expected: Expected) -> list[tuple[int, int, bool]]:
-    found: list[tuple[int, int, bool]] = []
+def _layers_first(module: nn.Module, expected: Expected) -> list[tuple[int, int, int]]:
+    found: list[tuple[int, int, int]] = []
     for part in module.modules():
         one = expected(part)
         if one is not None and one not in found:
@@ -93,7 +100,7 @@ def _layers_first(module: nn.Module, expected: Expected) -> list[tuple[int, int,
 
 
 def _others(sides: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Sizes unlike those: all odd steps larger, or twice as large, volumes along two axes, or none."""
+    """Yield other sizes: odd steps larger, twice as large, and for volumes twice as large along two axes."""
     yield *(n + 3 for n in sides[:-2]), sides[-2] + 7, sides[-1] + 4
     if len(sides) > 2:
         yield *sides[:-2], sides[-2] * 2, sides[-1] * 2
@@ -113,7 +120,8 @@ def _noise(shape: tuple[int, ...], count: int, dtype: torch.dtype, device: torch
 
 
 def larger(given: Arguments) -> Iterator[Arguments]:
-    """Inputs of one more image, and twice as large: along every axis, all but the channels, one alone, and along none.
+    """Yield inputs with one more image and twice as large: along every axis, all but the channels, a single one, or
+    none.
 
     Channels are on axis 1 or on the last axis.
     """
@@ -132,7 +140,7 @@ def _larger(value: Any, axes: slice) -> Any:
 
 
 def small(given: Arguments, runner: Runner) -> Arguments | None:
-    """One image, odd and smaller than a given one, that a forward takes: its sizes may lead another way."""
+    """Return an image that a forward accepts, odd and smaller than a given one: small sizes may take another path."""
     tensors = [v for v in given.args if isinstance(v, Tensor)]
     if not tensors or any(v.dim() < 3 or v.shape != tensors[0].shape for v in tensors):
         return None
@@ -150,13 +158,13 @@ def small(given: Arguments, runner: Runner) -> Arguments | None:
 
 
 def runs(runner: Runner, given: Arguments, *, exactly: bool = False) -> bool:
-    """Whether a module's forward takes an input.
+    """Whether a module's forward runs on an input.
 
-    With ``exactly`` it is run in float64, which is kept with the input, and only where that fails as it is.
+    With ``exactly`` it is tried in float64 first, and the observation is stored with the input.
     """
     meta = any(isinstance(v, Tensor) and v.is_meta for v in given.args)
     modes: list[Callable[[], Any]] = [Float64] if exactly and not meta else []
-    for mode in (*modes, Numberless if meta else contextlib.nullcontext):
+    for mode in (*modes, MetaMode if meta else contextlib.nullcontext):
         try:
             seen = runner.observe(given.args, given.kwargs, mode)
         except RandomDrawError:

@@ -1,4 +1,4 @@
-"""Running a module without a trace: nothing that existed before is written to, and no random number is drawn."""
+"""Run a module without writing to existing tensors or drawing random numbers, and observe what it does."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.hooks import RemovableHandle
 
 from unbranch.graph.copies import private_copy, sharing_copy
+from unbranch.graph.global_state import restoring_global_state
 from unbranch.graph.guard import Guard, Lent, StateWriteError, storage_of
 from unbranch.graph.isolated import Isolated
 from unbranch.graph.outside import restore_outside
 from unbranch.graph.state import state_of, tensors_of
-from unbranch.graph.untouched import untouched
 
 
 @dataclass(eq=False)
 class Observation:
-    """What one run of a module gave.
+    """What one run of a module returned and changed.
 
     Args:
-        outputs: its tensors, those of the arguments as they are afterwards included.
-        structure: the outputs' structure, and what in it isn't a tensor.
-        changes: attributes and tensors of modules, by path and name, that the run changed, with their new values.
+        outputs: its tensors, including those of the arguments after the run.
+        structure: the structure of the outputs, and all leaves that aren't tensors.
+        changes: new values of attributes and tensors of modules that the run changed, by path and name.
     """
 
     outputs: list[Tensor]
@@ -42,21 +42,21 @@ class Observation:
 def observe(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1
 ) -> list[Observation]:
-    """Run a copy of ``module`` in evaluation ``times`` times over: see ``Runner.observe``."""
+    """Run a copy of ``module`` in evaluation mode ``times`` times, see ``Runner.observe``."""
     return Runner(module).observe(args, kwargs, mode, times)
 
 
 class Watch(Protocol):
-    """Runs parts of another network while a network runs."""
+    """An observer that may run parts of another network while a network runs."""
 
     beside: Runner | None
 
     def install(self, running: nn.Module, beside: nn.Module | None) -> list[RemovableHandle]:
-        """Put hooks on a copy that is about to run, which may run parts of a copy of the network beside it."""
+        """Register hooks on a copy that is about to run; they may run parts of ``beside``, a copy of the other one."""
 
 
 class _Copy:
-    """A copy of a module, with what a run must not write to and what it may change."""
+    """A copy of a module, with the storages that a run must not write to, and the state that it may change."""
 
     def __init__(self, module: nn.Module, *, private: bool) -> None:
         self.module, self.private, self.state = module, private, state_of(module)
@@ -65,7 +65,7 @@ class _Copy:
             self.protected = {storage_of(t) for m in module.modules() for t in tensors_of(m)} - {0}
 
     def changes(self) -> dict[tuple[str, str], Any]:
-        """What has changed since this was last asked."""
+        """Return what has changed since the last call."""
         before, self.state = self.state, state_of(self.module)
         new = ((key, mark, value, before.get(key)) for key, (mark, value) in self.state.items())
         return {key: v for key, mark, v, old in new if old is None or (old[0] is not mark and old[0] != mark)}
@@ -73,7 +73,7 @@ class _Copy:
 
 @dataclass(eq=False)
 class Runner:
-    """A module, of which copies are run, one in each mode; a copy is run again as long as that leaves it as it was."""
+    """Runs copies of a module, one for each mode; a copy is reused as long as runs don't change it."""
 
     module: nn.Module
     _kept: dict[Any, _Copy] = field(default_factory=dict)
@@ -83,17 +83,22 @@ class Runner:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int = 1,
         watch: Watch | None = None, most: int | None = None,
     ) -> list[Observation]:  # fmt: skip
-        """Run a copy in evaluation ``times`` times over, under the context manager that ``mode`` makes.
+        """Run a copy in evaluation mode.
 
-        The copy shares the module's tensors. Where a forward writes to them all is run again on tensors of their own.
-        A ``watch`` runs parts of another network along with it, of which the same holds. ``most`` says how many
-        operations a run may launch.
+        The copy shares the module's tensors. If a forward writes to them, everything is run again on cloned tensors.
+
+        Args:
+            args, kwargs: the arguments; tensors are cloned.
+            mode: makes the context manager to run in.
+            times: how many runs.
+            watch: runs parts of another network at the same time.
+            most: the largest number of operations that a run may launch.
 
         Raises:
-            RandomDrawError: if it draws random numbers; the generators are as they were.
+            RandomDrawError: if it draws random numbers; the generators are restored.
         """
-        # A module that is used in inference mode has tensors without version counters.
-        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), untouched():
+        # A module used in inference mode has tensors without version counters.
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(), restoring_global_state():
             warnings.simplefilter("ignore")
             try:
                 if not self._writes:
@@ -104,7 +109,7 @@ class Runner:
                         restore_outside()
                 return self._run(args, kwargs, mode, times, watch, most)
             finally:
-                restore_outside()  # where tables may now be in another dtype
+                restore_outside()  # whose tables may now have another dtype
 
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], times: int, watch: Watch | None,
@@ -120,7 +125,7 @@ class Runner:
         finally:
             for handle in handles:
                 handle.remove()
-        # What is written through ``.data`` isn't counted, so a copy that may be written to isn't run again.
+        # Writes through ``.data`` aren't counted, so a copy that may be written to isn't reused.
         if not own.private and not any(one.changes for one in seen):
             self._kept[mode] = own
         if other is not None and beside is not None and not beside.private and not beside.changes():
@@ -138,9 +143,9 @@ def _observed(
     own: _Copy, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Callable[[], Any], protected: set[int],
     most: int | None,
 ) -> Observation:  # fmt: skip
-    given, named = fresh((args, kwargs))
+    given, named = cloned((args, kwargs))
     inner = mode()
-    # What is isolated lends private copies.
+    # Isolated already gives access to private copies only.
     lent = contextlib.nullcontext() if isinstance(inner, Isolated) else Lent(protected)
     with Guard(protected, most), lent, inner:
         output = own.module(*given, **named)
@@ -149,18 +154,18 @@ def _observed(
     return seen
 
 
-def fresh(arguments: Any) -> Any:
-    """Arguments with tensors of their own, since a forward may write to them."""
+def cloned(arguments: Any) -> Any:
+    """Clone the tensors of arguments, since a forward may write to them."""
     return tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, arguments)
 
 
 def observation(output: Any, args: Any, kwargs: Any) -> Observation:
-    """An output, and the arguments as they are after the run."""
+    """Return an observation of an output, and of the arguments after the run."""
     return Observation(*_leaves((plain_output(output), plain_output(args), plain_output(kwargs))))
 
 
 def plain_output(output: Any) -> Any:
-    """Model outputs of Hugging Face, data classes and the like as containers that PyTorch can flatten."""
+    """Convert model outputs of Hugging Face, data classes and the like to containers that PyTorch can flatten."""
     if isinstance(output, tuple | list):
         return [plain_output(v) for v in output]
     if isinstance(output, dict):
@@ -177,7 +182,7 @@ _NUMBER = re.compile(r"[-+]?\d+\.\d+(?:e[-+]?\d+)?")
 
 
 def _leaves(value: Any) -> tuple[list[Tensor], Any]:
-    """Tensors, numbers and the numbers in texts as tensors; and what all of it is, without those."""
+    """Return tensors, numbers and numbers in strings as tensors, and the structure without them."""
     leaves, spec = tree_flatten(value)
     found: list[Tensor] = []
     for leaf in leaves:

@@ -1,4 +1,4 @@
-"""What a module holds, and a fingerprint of what a forward can change."""
+"""The tensors of a module, and a fingerprint of everything that a forward can change."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from unbranch.graph.shadow import computed_names
+from unbranch.graph.eval_view import MODULE_ATTRIBUTES, computed_names
 
-_PLUMBING = {*vars(nn.Module()), "forward", "unbranch_history"}
+_NOT_STATE = {*MODULE_ATTRIBUTES, "forward", "unbranch_history"}
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and tensors among the attributes of a module, alone and in containers."""
-    attributes = (value for name, value in vars(module).items() if name not in _PLUMBING)
+    """Yield parameters, buffers, and tensors among the attributes of a module, also nested in containers."""
+    attributes = (value for name, value in vars(module).items() if name not in _NOT_STATE)
     for value in (*module._parameters.values(), *module._buffers.values(), *attributes):
         if value is None or type(value) in _ATOMS:
             continue
@@ -25,7 +25,7 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
 
 
 def state_of(module: nn.Module) -> dict[tuple[str, str], tuple[Any, Any]]:
-    """What a forward can change, by path and name: something to compare, and the value."""
+    """Return what a forward can change, by path and name: a mark to compare, and the value."""
     found: dict[tuple[str, str], tuple[Any, Any]] = {}
     for path, part in module.named_modules():
         for table in (part._parameters, part._buffers):
@@ -34,14 +34,14 @@ def state_of(module: nn.Module) -> dict[tuple[str, str], tuple[Any, Any]]:
                     found[path, name] = ((id(tensor), _version(tensor)), tensor)
         computed = computed_names(part) if part._forward_pre_hooks else ()
         for name, value in vars(part).items():
-            if name not in _PLUMBING and name not in computed:
+            if name not in _NOT_STATE and name not in computed:
                 known = isinstance(value, list | dict | set)
                 found[path, name] = (_mark(value), copy.copy(value) if known else value)
     return found
 
 
 def _mark(value: Any) -> Any:
-    """Something that differs after the value was replaced or changed."""
+    """Return a mark that differs if the value is replaced or changed."""
     kind = type(value)
     if kind in _ATOMS:
         return value
@@ -64,5 +64,5 @@ _ATOMS = {bool, int, float, str, type(None)}
 def _version(tensor: Tensor) -> int:
     try:
         return tensor._version
-    except RuntimeError:  # made in inference mode
+    except RuntimeError:  # created in inference mode
         return 0

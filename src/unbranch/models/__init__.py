@@ -1,32 +1,54 @@
-"""Networks: by name from other libraries, small ones of our own, and the files that hold them."""
+"""The zoo: networks by name, one file a family.
+
+Each family registers its networks; ``unbranch.create_model`` makes them.
+"""
 
 from unbranch.convert.statistics import randomise_statistics
-from unbranch.models.checkpoints import load_weights, read_weights
-from unbranch.models.load import Loaded, load_checkpoint
-from unbranch.models.manifest import Manifest, read_manifest
-from unbranch.models.names import create, example_input, input_size
-from unbranch.models.official import to_official
-from unbranch.models.registry import ENTRIES, Entry, list_models
-from unbranch.models.saved import load, save, tells_its_network
-from unbranch.models.zoo import create_model
+from unbranch.deprecation import renamed_names
+from unbranch.models.backbone import Backbone, FeatureLevel
+from unbranch.models.classifier import Classifier
+from unbranch.models.features import FeatureExtractor
+from unbranch.models.input_spec import InputSpec
+from unbranch.models.inputs import example_input, input_size
+from unbranch.models.registry import MODELS, ModelEntry, list_models, register_models
+
+# isort: off
+# These register their networks, in the order of listings.
+from unbranch.models import repvgg, repmlpnet, replknet, repghostnet, mobileone, qarepvgg, unireplknet  # noqa: F401
+from unbranch.models import resnet, wide_resnet, mobilenet, vgg  # noqa: F401
+# isort: on
 
 __all__ = [
-    "ENTRIES",
-    "Entry",
-    "Loaded",
-    "Manifest",
-    "create",
-    "create_model",
+    "MODELS",
+    "Backbone",
+    "Classifier",
+    "FeatureExtractor",
+    "FeatureLevel",
+    "InputSpec",
+    "ModelEntry",
     "example_input",
     "input_size",
     "list_models",
-    "load",
-    "load_checkpoint",
-    "load_weights",
     "randomise_statistics",
-    "read_manifest",
-    "read_weights",
-    "save",
-    "tells_its_network",
-    "to_official",
+    "register_models",
 ]
+
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "ENTRIES": "MODELS",
+        "Entry": "ModelEntry",
+        "Loaded": "unbranch.weights.LoadResult",
+        "Manifest": "unbranch.weights.Manifest",
+        "create": "unbranch.create_model",
+        "create_model": "unbranch.create_model",
+        "load": "unbranch.load",
+        "load_checkpoint": "unbranch.load_checkpoint",
+        "load_weights": "unbranch.weights.load_weights",
+        "read_manifest": "unbranch.weights.read_manifest",
+        "read_weights": "unbranch.weights.read_weights",
+        "save": "unbranch.save",
+        "tells_its_network": "unbranch.weights.is_self_describing",
+        "to_official": "unbranch.to_official",
+    },
+)

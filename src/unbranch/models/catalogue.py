@@ -10,27 +10,34 @@ import torch
 
 from unbranch.convert import NetworkCost, collapse
 from unbranch.convert.costs import cost_of
-from unbranch.models.names import create
-from unbranch.models.published import PUBLISHED, Published
-from unbranch.models.registry import ENTRIES, Entry
+from unbranch.models.accuracy import Accuracy
+from unbranch.models.build import build_model
+from unbranch.models.registry import MODELS, ModelEntry
 
 
 @dataclass(frozen=True)
-class Row:
-    """A network, with the block that it trains with if it takes others' blocks."""
+class ModelRow:
+    """A network with its costs.
 
-    entry: Entry
+    Args:
+        entry: of the registry.
+        block: that replaces its convolutions, None for its own.
+        before, after: cost of one image in training form and collapsed.
+        published: accuracy that its authors report; None if they don't.
+    """
+
+    entry: ModelEntry
     block: str | None
     before: NetworkCost
     after: NetworkCost
-    published: Published | None
+    published: Accuracy | None
 
     @property
     def name(self) -> str:
         return self.entry.name
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: parameters and multiply-accumulates of one image, in both forms."""
+        """Return plain values for JSON: parameters and multiply-accumulates of one image, in both forms."""
         return {
             "name": self.name,
             "block": self.block,
@@ -43,18 +50,17 @@ class Row:
         }
 
 
-def catalogue(names: Iterable[str]) -> Iterator[Row]:
-    """A row for each network and each block that it was published with; nothing is computed but shapes."""
+def catalogue(names: Iterable[str]) -> Iterator[ModelRow]:
+    """Yield a row for each network and each block that it was published with; only shapes are computed."""
     for name in names:
-        blocks = sorted({block for known, block in PUBLISHED if known == name and block}) or []
-        for block in (None, *blocks):
-            yield _row(ENTRIES[name], block)
+        for block in (None, *sorted(block for block in MODELS[name].accuracy if block)):
+            yield _row(MODELS[name], block)
 
 
-def _row(entry: Entry, block: str | None) -> Row:
+def _row(entry: ModelEntry, block: str | None) -> ModelRow:
     with torch.device("meta"):
-        network = create(entry.name, **({"block": block} if block else {})).eval()
+        network = build_model(entry.name, **({"block": block} if block else {})).eval()
         images = (torch.empty(1, *entry.input_size),)
     plain = collapse(network)
-    published = PUBLISHED.get((entry.name, block))
-    return Row(entry, block, cost_of(network, images), cost_of(plain, images), published)
+    before, after = cost_of(network, images), cost_of(plain, images)
+    return ModelRow(entry, block, before, after, entry.accuracy.get(block))

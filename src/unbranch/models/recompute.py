@@ -1,4 +1,4 @@
-"""What has to hold when a part of a network is computed a second time for its gradients."""
+"""Activation checkpointing of blocks with batch norms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def once_updated(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of the first and of the second time, as ``torch.utils.checkpoint`` wants them.
+    """Return the contexts of the forward and of the recomputation, for ``torch.utils.checkpoint``'s ``context_fn``.
 
     Without them every batch norm would count the batch twice.
     """
@@ -19,7 +19,7 @@ def once_updated(module: nn.Module) -> tuple[AbstractContextManager[None], Abstr
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms in training mode normalise by the batch, as always, and leave their running statistics alone."""
+    """Let batch norms in training mode normalise by the batch without updating their running statistics."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, (_, count) in zip(norms, before, strict=True):

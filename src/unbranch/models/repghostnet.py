@@ -18,7 +18,11 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from unbranch.blocks import RepGhostBottleneck, make_divisible
-from unbranch.models.network import Head, Level, Network, Stage, drop_path_rates
+from unbranch.models.accuracy import reported
+from unbranch.models.backbone import FeatureLevel
+from unbranch.models.classifier import Classifier, Head
+from unbranch.models.registry import register_models
+from unbranch.models.stage import Stage, drop_path_rates
 from unbranch.models.units import Block, Units, no_block
 
 
@@ -67,8 +71,42 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "repghostnet_050_none": {"width": 0.5, "fusion": "none"},
     "repghostnet_050_noshortcut": {"width": 0.5, "shortcut": False},
 }
+PUBLISHED = [name for name in VARIANTS if name.count("_") == 1]  # which are also those of timm
+ACCURACY = reported(
+    "ChengpengChen/RepGhost",
+    224,
+    {
+        "repghostnet_050": 66.95,
+        "repghostnet_058": 68.94,
+        "repghostnet_080": 72.24,
+        "repghostnet_100": 74.22,
+        "repghostnet_111": 75.07,
+        "repghostnet_130": 76.37,
+        "repghostnet_150": 77.45,
+        "repghostnet_200": 78.81,
+    },
+)
 
 
+def _published_name(name: str) -> str:
+    """Return ``repghostnet_1_11x`` for ``repghostnet_111``."""
+    family, digits = name.split("_")
+    return f"{family}_{digits[0]}_{digits[1:].rstrip('0') or '0'}x"
+
+
+@register_models(
+    VARIANTS,
+    family="RepGhostNet",
+    paper="RepGhost: A Hardware-Efficient Ghost Module via Re-parameterization, 2022, https://arxiv.org/abs/2211.06088",
+    aliases={
+        **{name: (_published_name(name),) for name in PUBLISHED},
+        "repghostnet_050_identity": ("repghostnet_repid_0_5x",),
+        "repghostnet_050_none": ("repghostnet_norep_0_5x",),
+        "repghostnet_050_noshortcut": ("repghostnet_wo_0_5x",),
+    },
+    timm=PUBLISHED,
+    accuracy=ACCURACY,
+)
 def repghostnet(
     width: float,
     fusion: str = "bn",
@@ -79,13 +117,13 @@ def repghostnet(
     block: Block = None,
     drop_rate: float = 0.2,
     drop_path_rate: float = 0.0,
-) -> Network:
-    """A RepGhostNet; ``fusion`` is the branch beside the depthwise kernels."""
+) -> Classifier:
+    """Build a RepGhostNet; ``fusion`` is the branch beside the depthwise kernels."""
     no_block(block, "RepGhostNet")
     units, rates = Units(), iter(drop_path_rates(drop_path_rate, len(ROWS)))
     channels = make_divisible(STEM * width)
     stem = units.unit(in_channels, channels, 3, 2)
-    stages, levels, reduction = [], [Level(0, channels, 2)], 2
+    stages, levels, reduction = [], [FeatureLevel(0, channels, 2)], 2
     for number, run in groupby(ROWS, key=lambda row: row.stage):
         rows, blocks = list(run), []
         for row in rows:
@@ -99,7 +137,7 @@ def repghostnet(
         stages.append(Stage(*blocks))
         if rows[0].stride > 1:  # the first map of its size, as timm has it
             reduction *= rows[0].stride
-            levels.append(Level(number + 1, channels, reduction))
+            levels.append(FeatureLevel(number + 1, channels, reduction))
     wide = make_divisible(LAST * width)
     stages.append(Stage(units.unit(channels, wide, 1)))
     head = Head(
@@ -113,4 +151,4 @@ def repghostnet(
         HEAD,
         num_classes,
     )
-    return Network(stem, stages, head, levels, in_channels, num_features=wide)
+    return Classifier(stem, stages, head, levels, in_channels, num_features=wide)

@@ -17,7 +17,11 @@ from typing import Any
 from torch import nn
 
 from unbranch.blocks import ConvFFN, RepLKBlock
-from unbranch.models.network import Level, Network, Stage, drop_path_rates, pooled_head
+from unbranch.models.accuracy import IMAGENET22K, reported
+from unbranch.models.backbone import FeatureLevel
+from unbranch.models.classifier import Classifier, pooled_head
+from unbranch.models.registry import register_models
+from unbranch.models.stage import Stage, drop_path_rates
 from unbranch.models.units import Block, Units, no_block
 
 DEPTHS = (2, 2, 18, 2)
@@ -29,13 +33,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "replknet_xl": {"width": 256, "kernels": (27, 27, 27, 13), "small_kernel": None, "dw_ratio": 1.5},
     "replknet_13": {"width": 128, "kernels": (13, 13, 13, 13)},
 }
+ACCURACY = {
+    **reported("DingXiaoH/RepLKNet-pytorch", 224, {"replknet_31b": 83.5}),
+    **reported("DingXiaoH/RepLKNet-pytorch", 384, {"replknet_31l": 86.6}, IMAGENET22K),
+    **reported("DingXiaoH/RepLKNet-pytorch, after MegData-73M", 320, {"replknet_xl": 87.8}),
+}
 
 
-class RepLKNet(Network):
-    """A network whose layers are counted as the authors' fine-tuning does, 14 depths in all."""
+class RepLKNet(Classifier):
+    """A network whose depths for layer-wise learning rates are those of the authors' fine-tuning, 14 in all."""
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, ...]]:
-        """The stem, a stage a depth but two pairs of blocks in the third, the rest; ``down`` with what it follows."""
+        """Return depths: one for each stage, but one for two pairs of blocks in the third; see ``Backbone``."""
         if coarse:
             return super().group_matcher(coarse)
         ends = (1, 2, 2 + 2 * DEPTHS[2] // TOGETHER, 3 + 2 * DEPTHS[2] // TOGETHER)  # depth of each stage's last
@@ -51,6 +60,19 @@ class RepLKNet(Network):
         return depth
 
 
+@register_models(
+    VARIANTS,
+    family="RepLKNet",
+    paper="Scaling Up Your Kernels to 31x31: Revisiting Large Kernel Design in CNNs, CVPR 2022, "
+    "https://arxiv.org/abs/2203.06717",
+    input_sizes={"replknet_xl": (3, 320, 320)},
+    aliases={
+        "replknet_31b": ("replknet31b", "create_RepLKNet31B"),
+        "replknet_31l": ("replknet31l", "create_RepLKNet31L"),
+        "replknet_xl": ("replknetxl", "create_RepLKNetXL"),
+    },
+    accuracy=ACCURACY,
+)
 def replknet(
     width: int,
     kernels: Sequence[int],
@@ -64,8 +86,8 @@ def replknet(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     ffn_ratio: float = 4.0,
-) -> Network:
-    """A RepLKNet; both members of a pair of blocks share their rate of stochastic depth."""
+) -> Classifier:
+    """Build a RepLKNet; both members of a pair of blocks share their rate of stochastic depth."""
     no_block(block, "RepLKNet")
     units, rates = Units(), iter(drop_path_rates(drop_path_rate, sum(depths)))
 
@@ -86,7 +108,7 @@ def replknet(
             layers[str(2 * i)] = RepLKBlock(channels, int(dw_ratio * channels), kernel, small_kernel, rate)
             layers[str(2 * i + 1)] = ConvFFN(channels, int(ffn_ratio * channels), channels, rate)
         stages.append(Stage(layers))
-        levels.append(Level(number + 1, channels, 4 << number))
+        levels.append(FeatureLevel(number + 1, channels, 4 << number))
     channels = levels[-1].channels
     head = pooled_head(channels, num_classes, drop_rate, nn.BatchNorm2d(channels))
     return RepLKNet(stem, stages, head, levels, in_channels)

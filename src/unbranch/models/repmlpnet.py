@@ -21,7 +21,11 @@ from torch import nn
 
 from unbranch.blocks import RepMLPUnit
 from unbranch.blocks.parts import conv_bn
-from unbranch.models.network import Level, Network, Stage, drop_path_rates, pooled_head
+from unbranch.models.accuracy import reported
+from unbranch.models.backbone import FeatureLevel
+from unbranch.models.classifier import Classifier, pooled_head
+from unbranch.models.registry import register_models
+from unbranch.models.stage import Stage, drop_path_rates
 from unbranch.models.units import Block, no_block
 
 KERNELS = (1, 3)
@@ -34,8 +38,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "repmlpnet_d256": {"width": 80, "depths": (2, 2, 18, 2), "size": 256, "sharesets": (1, 4, 16, 128)},
     "repmlpnet_l256": {"width": 96, "depths": (2, 2, 18, 2), "size": 256, "sharesets": (1, 4, 32, 256)},
 }
+ACCURACY = {
+    **reported("DingXiaoH/RepMLP", 224, {"repmlpnet_t224": 76.62, "repmlpnet_b224": 80.32}),
+    **reported(
+        "DingXiaoH/RepMLP",
+        256,
+        {"repmlpnet_t256": 77.44, "repmlpnet_b256": 81.03, "repmlpnet_d256": 80.83, "repmlpnet_l256": 81.68},
+    ),
+}
 
 
+@register_models(
+    VARIANTS,
+    family="RepMLPNet",
+    paper="RepMLPNet: Hierarchical Vision MLP with Re-parameterized Locality, CVPR 2022, "
+    "https://arxiv.org/abs/2112.11081",
+    input_sizes={name: (3, row["size"], row["size"]) for name, row in VARIANTS.items()},
+    accuracy=ACCURACY,
+)
 def repmlpnet(
     width: int,
     depths: Sequence[int],
@@ -47,8 +67,8 @@ def repmlpnet(
     block: Block = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-) -> Network:
-    """A RepMLPNet for images of ``size`` and its multiples."""
+) -> Classifier:
+    """Build a RepMLPNet for images of ``size`` and its multiples."""
     no_block(block, "RepMLPNet")
     rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
     stages, levels = [], []
@@ -61,14 +81,14 @@ def repmlpnet(
         for i in range(depth):
             layers[str(i)] = RepMLPUnit(channels, (side, side), KERNELS, sets, drop_path=next(rates))
         stages.append(Stage(layers))
-        levels.append(Level(number + 1, channels, reduction))
+        levels.append(FeatureLevel(number + 1, channels, reduction))
     channels = levels[-1].channels
     head = pooled_head(channels, num_classes, drop_rate, nn.BatchNorm2d(channels))
-    return Network(_patches(in_channels, width, 4), stages, head, levels, in_channels, multiple=size)
+    return Classifier(_patches(in_channels, width, 4), stages, head, levels, in_channels, multiple=size)
 
 
 def _patches(in_channels: int, out_channels: int, side: int) -> nn.Sequential:
-    """``ReLU(BN(conv(x)))`` of patches that don't overlap."""
+    """Return ``ReLU(BN(conv(x)))`` of patches that don't overlap."""
     unit = conv_bn(in_channels, out_channels, side, side)
     unit.add_module("act", nn.ReLU())
     return unit

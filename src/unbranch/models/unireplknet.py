@@ -7,7 +7,7 @@ https://arxiv.org/abs/2311.15599, section 3.1 and table 3.
     stage  (3×3 with stride 2, norm before all but the first), blocks with kernels of 3 and of 13
     head   mean over the map, norm, fc
 
-The norms between the stages and in the head are over the channels of each position, and stay.
+The norms between the stages and in the head are over the channels of each position, and can't be merged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from typing import Any
 from torch import nn
 
 from unbranch.blocks import ChannelNorm, UniRepLKNetBlock
-from unbranch.models.network import Head, Level, Network, Stage, drop_path_rates
+from unbranch.models.accuracy import IMAGENET22K, reported
+from unbranch.models.backbone import FeatureLevel
+from unbranch.models.classifier import Classifier, Head
+from unbranch.models.registry import register_models
+from unbranch.models.stage import Stage, drop_path_rates
 from unbranch.models.units import Block, no_block
 
 SMALL, LARGE = 3, 13
@@ -39,8 +43,34 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "unireplknet_l": {"width": 192, "depths": BASE, "turns": (LARGE, SMALL, SMALL)},
     "unireplknet_xl": {"width": 256, "depths": BASE, "turns": (LARGE, SMALL, SMALL)},
 }
+ACCURACY = {
+    **reported(
+        "AILab-CVC/UniRepLKNet",
+        224,
+        {
+            "unireplknet_a": 77.0,
+            "unireplknet_f": 78.6,
+            "unireplknet_p": 80.2,
+            "unireplknet_n": 81.6,
+            "unireplknet_t": 83.2,
+            "unireplknet_s": 83.9,
+        },
+    ),
+    **reported(
+        "AILab-CVC/UniRepLKNet",
+        384,
+        {"unireplknet_b": 87.4, "unireplknet_l": 87.9, "unireplknet_xl": 88.0},
+        IMAGENET22K,
+    ),
+}
 
 
+@register_models(
+    VARIANTS,
+    family="UniRepLKNet",
+    paper="UniRepLKNet: A Universal Perception Large-Kernel ConvNet, CVPR 2024, https://arxiv.org/abs/2311.15599",
+    accuracy=ACCURACY,
+)
 def unireplknet(
     width: int,
     depths: Sequence[int],
@@ -52,8 +82,8 @@ def unireplknet(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     layer_scale: float = 1e-6,
-) -> Network:
-    """A UniRepLKNet: kernels of 3 in the first stage, in the third ``turns`` again and again, else of 13."""
+) -> Classifier:
+    """Build a UniRepLKNet: kernels of 3 in the first stage, ``turns`` repeated in the third, 13 in the others."""
     no_block(block, "UniRepLKNet")
     rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
     stem = nn.Sequential(*_down(in_channels, width // 2), nn.GELU(), *_down(width // 2, width))
@@ -68,8 +98,8 @@ def unireplknet(
             kernel = kernels[i % len(kernels)]
             layers[str(i)] = UniRepLKNetBlock(channels, kernel, next(rates), layer_scale=layer_scale)
         stages.append(Stage(layers))
-        levels.append(Level(number + 1, channels, 4 << number))
-    network = Network(stem, stages, _head(levels[-1].channels, num_classes, drop_rate), levels, in_channels)
+        levels.append(FeatureLevel(number + 1, channels, 4 << number))
+    network = Classifier(stem, stages, _head(levels[-1].channels, num_classes, drop_rate), levels, in_channels)
     network.apply(_initialise)
     return network
 
@@ -85,7 +115,7 @@ def _head(channels: int, num_classes: int, drop_rate: float) -> Head:
 
 
 def _initialise(module: nn.Module) -> None:
-    """As published: kernels from a normal distribution of deviation 0.02, cut at ±2; no biases."""
+    """Initialise as published: kernels from a normal distribution of deviation 0.02, cut at ±2; zero biases."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,8 +1,8 @@
-"""The units that plain networks are made of, and the blocks that can stand in them.
+"""The units that plain networks are made of, and the blocks that can replace their convolutions.
 
-A unit is convolution, batch norm and ReLU. ACNet and DBB put a block in place of the convolution and its norm
-wherever the kernel has 2 to 6 taps a side, and leave 1×1 and 7×7 or larger ones alone; ResRep puts a compactor behind
-the norms of the layers that it prunes. All of them collapse into the same keys: ``conv.weight`` and ``conv.bias``.
+A unit is convolution, batch norm and ReLU. ACNet and DBB replace the convolution and its norm by a block where the
+kernel has 2 to 6 taps a side, and skip 1×1 and 7×7 or larger ones; ResRep puts a compactor behind the norms of the
+layers that it prunes. All of them collapse to the same keys: ``conv.weight`` and ``conv.bias``.
 """
 
 from __future__ import annotations
@@ -21,75 +21,80 @@ SIDES = range(2, 7)  # of kernels that a block replaces
 
 
 class Units:
-    """Makes the units of one network.
+    """Factory of the units of one network.
 
     Args:
-        block: what stands for convolutions, by name or anything with nn.Conv2d's signature; ``"compactor"`` for
-            compactors behind the prunable units; ``None`` for plain ones.
+        block: what replaces convolutions, by name or anything with nn.Conv2d's signature; ``"compactor"`` for
+            compactors behind the prunable units; None for plain ones.
         block_options: further arguments of the block, such as ``init``.
-        widths: output channels of each unit in the order they are made, for a network that was pruned.
+        pruned_widths: output channels of each unit in the order they are made, for a network that was pruned.
 
     Raises:
-        InputError: for an unknown block, and options that it hasn't.
+        InputError: for an unknown block, or an option that it doesn't have.
     """
 
     def __init__(
-        self, block: Block = None, block_options: dict[str, Any] | None = None, widths: Iterable[int] | None = None
+        self,
+        block: Block = None,
+        block_options: dict[str, Any] | None = None,
+        pruned_widths: Iterable[int] | None = None,
     ) -> None:
         known = block in (*CONVOLUTIONS, "compactor") if isinstance(block, str) else block is None or callable(block)
         if not known:
             raise InputError(
-                f"block={block!r} is none of {', '.join(CONVOLUTIONS)}, compactor, None, nor a class or function with "
-                "nn.Conv2d's arguments"
+                f"`block` must be one of {', '.join(CONVOLUTIONS)}, compactor, None, or a class or function with "
+                f"nn.Conv2d's arguments, got {block!r}"
             )
         self.compacts = block == "compactor"
         make: Callable[..., nn.Module] | None = CONVOLUTIONS.get(block) if isinstance(block, str) else block
         self.block, self.options = make, block_options or {}
         if self.options and make is None:
-            raise InputError("block_options are for a block that stands for convolutions; there is none")
-        if isinstance(widths, int):
-            raise InputError(f"widths lists the channels of each unit; got {widths}")
-        self._widths: Iterator[int] | None = None if widths is None else iter(widths)
+            raise InputError("`block_options` need a `block` that replaces convolutions, got none")
+        if isinstance(pruned_widths, int):
+            raise InputError(f"`pruned_widths` must list the channels of each unit, got {pruned_widths}")
+        self._widths: Iterator[int] | None = None if pruned_widths is None else iter(pruned_widths)
 
     def width(self, usual: int) -> int:
-        """Channels of the next unit: the usual ones, or what is left of them.
+        """Return the channels of the next unit: ``usual``, or the next of ``pruned_widths``.
 
         Raises:
-            InputError: if ``widths`` has ended.
+            InputError: if ``pruned_widths`` has ended, or gives more than ``usual``.
         """
         if self._widths is None:
             return usual
         width = next(self._widths, None)
         if width is None:
-            raise InputError("widths has fewer entries than the network has units")
+            raise InputError("`pruned_widths` has fewer entries than the network has units")
         if not 1 <= width <= usual:
-            raise InputError(f"widths gives {width} where the network has {usual} channels")
+            raise InputError(
+                f"`pruned_widths` must be between 1 and the channels of each unit, got {width} for {usual} channels"
+            )
         return width
 
     def finish(self) -> None:
-        """Raises InputError if ``widths`` has entries left."""
+        """Raise InputError if ``pruned_widths`` has entries left."""
         if self._widths is not None and next(self._widths, None) is not None:
-            raise InputError("widths has more entries than the network has units")
+            raise InputError("`pruned_widths` has more entries than the network has units")
 
     def conv(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int | None = None,
         groups: int = 1, **options: Any,
     ) -> nn.Module:  # fmt: skip
-        """A convolution without bias, or the block in its place, which takes the further options."""
+        """Return a convolution without bias, or the block that replaces it, which gets the further options."""
         place = (in_channels, out_channels, kernel, stride, kernel // 2 if padding is None else padding)
         if self.block is not None and kernel in SIDES:
             try:
                 return self.block(*place, groups=groups, **options, **self.options)
             except TypeError as error:
-                told = f" and block_options={self.options}" if self.options else ""
-                raise InputError(f"{self.block} can't stand for a convolution with {place}{told}: {error}") from error
+                given = f" and block_options={self.options}" if self.options else ""
+                raise InputError(f"{self.block} can't replace a convolution with {place}{given}: {error}") from error
         return nn.Conv2d(*place, groups=groups, bias=False)
 
     def unit(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int | None = None,
         groups: int = 1, relu: bool = True, prunable: bool = False,
     ) -> nn.Module:  # fmt: skip
-        """``ReLU(BN(conv(x)))``, the compactor behind the norm; or the block, with its norms, and the ReLU."""
+        """Return ``ReLU(BN(conv(x)))`` with a compactor behind the norm; or the block, with its norms, and the ReLU."""
         conv = self.conv(in_channels, out_channels, kernel, stride, padding, groups)
         layers = OrderedDict(conv=conv)
         if isinstance(conv, nn.Conv2d):
@@ -104,12 +109,12 @@ class Units:
 
 
 def no_block(block: Block, family: str) -> None:
-    """Raises InputError if a network whose blocks are its own is asked for others."""
+    """Raise InputError if a network that is made of its own blocks is asked for others."""
     if block is not None:
-        raise InputError(f"{family} is made of blocks of its own: block={block!r} has no place in it")
+        raise InputError(f"`block` must be None for {family}, which is made of blocks of its own, got {block!r}")
 
 
 def not_compacted(block: Block, family: str) -> None:
-    """Raises InputError if a network that ResRep doesn't prune is asked for compactors."""
+    """Raise InputError if a network that ResRep doesn't prune is asked for compactors."""
     if block == "compactor":
         raise InputError(f"{family} has no compactors; see unbranch.expand")

@@ -12,7 +12,11 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from unbranch.blocks import DropPath
-from unbranch.models.network import Level, Network, Stage, drop_path_rates, pooled_head
+from unbranch.models.accuracy import CIFAR10, reported
+from unbranch.models.backbone import FeatureLevel
+from unbranch.models.classifier import Classifier, pooled_head
+from unbranch.models.registry import CIFAR, register_models
+from unbranch.models.stage import Stage, drop_path_rates
 from unbranch.models.units import Block, Units, not_compacted
 
 VARIANTS: dict[str, dict[str, Any]] = {"wrn_16_8": {"depth": 2, "factor": 8}}
@@ -35,6 +39,15 @@ class PreActivation(nn.Module):
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
+@register_models(
+    VARIANTS,
+    family="Wide ResNet",
+    paper="Wide Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146",
+    input_size=CIFAR,
+    num_classes=10,
+    aliases={"wrn_16_8": ("wrnc16plain", "wide_resnet16_8")},
+    accuracy=reported("DingXiaoH/ACNet", 32, {"wrn_16_8": {None: 95.89, "acb": 96.33}}, CIFAR10),
+)
 def wide_resnet(
     depth: int,
     factor: int,
@@ -45,8 +58,8 @@ def wide_resnet(
     block_options: dict[str, Any] | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-) -> Network:
-    """A wide ResNet with ``depth`` blocks a stage, ``factor`` times as wide as a ResNet."""
+) -> Classifier:
+    """Build a wide ResNet with ``depth`` blocks in each stage, ``factor`` times as wide as a ResNet."""
     not_compacted(block, "a wide ResNet, whose norms come before its convolutions,")
     units, rates = Units(block, block_options), iter(drop_path_rates(drop_path_rate, depth * len(WIDTHS)))
     channels = WIDTHS[0]
@@ -59,9 +72,9 @@ def wide_resnet(
             blocks.append(PreActivation(units, channels, base * factor, stride, next(rates)))
             channels = base * factor
         stages.append(Stage(*blocks))
-        levels.append(Level(number + 1, channels, 1 << number))
+        levels.append(FeatureLevel(number + 1, channels, 1 << number))
     head = pooled_head(channels, num_classes, drop_rate, nn.BatchNorm2d(channels))
-    return Network(stem, stages, head, levels, in_channels)
+    return Classifier(stem, stages, head, levels, in_channels)
 
 
 def _unit(units: Units, in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:

@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from unbranch.blocks import BranchedConv, Compactor
-from unbranch.blocks.parts import is_depthwise
-from unbranch.convert.verify import as_inputs
+from unbranch.convert.prove.inputs import as_inputs
 from unbranch.errors import InputError
 from unbranch.expansion import expand
 from unbranch.expansion.places import places_in
-from unbranch.graph.shadow import unwrapped
+from unbranch.graph.eval_view import unwrap_model
+from unbranch.grids import is_depthwise
 from unbranch.history import replays, with_step
 from unbranch.prune.structure import STAYS, Structure, structure_of
 from unbranch.prune.units import Unit
@@ -78,7 +78,7 @@ def attach(
     """
     if layers not in get_args(Layers):
         raise InputError(f"layers={layers!r} is none of {', '.join(get_args(Layers))}")
-    network, inputs = unwrapped(model), as_inputs(example_input)
+    network, inputs = unwrap_model(model), as_inputs(example_input)
     if any(isinstance(module, Compactor) for module in network.modules()):
         raise InputError(f"{type(network).__name__} has compactors already: pass it to ResRep")
     found, depthwise, left = _candidates(network, _patterns(include), _patterns(exclude))

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from unbranch.blocks import Compactor
 from unbranch.convert import Report, verify
 from unbranch.convert.costs import cost_of
+from unbranch.convert.prove.inputs import as_inputs
 from unbranch.convert.report import NetworkCost
-from unbranch.convert.verify import as_inputs
 from unbranch.errors import DifferenceError
-from unbranch.graph.shadow import unwrapped
+from unbranch.graph.eval_view import unwrap_model
 from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.narrow import record_narrowing, shapes_of
 from unbranch.prune.removal import random_like, remove_channels
@@ -138,7 +138,7 @@ def convert(
         >>> ub.prune.convert(net, x, multiple=1).stages[0][0].conv1.conv
         Conv2d(16, 10, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
-    network, inputs = unwrapped(model), as_inputs(example_input)
+    network, inputs = unwrap_model(model), as_inputs(example_input)
     structure = structure_of(network, inputs)
     keep = kept_channels(network, structure, threshold, Limits(minimum=minimum, multiple=multiple), masked)
     return converted(network, structure, keep)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten, tree_map
 
-from unbranch.blocks.parts import is_depthwise
-from unbranch.convert.emit import memory_format_of
+from unbranch.convert.plan.emit import memory_format_of
 from unbranch.errors import InputError
 from unbranch.extras import library
+from unbranch.grids import is_depthwise
 
 Role = Literal["gives", "reads", "passes", "output"]
 

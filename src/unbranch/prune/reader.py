@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from unbranch.blocks.parts import is_depthwise
 from unbranch.convert import Report
+from unbranch.grids import is_depthwise
 from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.units import Count, LayerCost, Unit
 

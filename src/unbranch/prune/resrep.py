@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unbranch.blocks import Compactor
-from unbranch.convert.verify import as_inputs
+from unbranch.convert.prove.inputs import as_inputs
 from unbranch.errors import InputError
-from unbranch.graph.shadow import unwrapped
+from unbranch.graph.eval_view import unwrap_model
 from unbranch.prune.convert import THRESHOLD, convert, row_norms
 from unbranch.prune.latency import latency_table
 from unbranch.prune.select import Limits, select_masks
@@ -128,7 +128,7 @@ class ResRep:
                 f"warmup, strength, pull and threshold are at least 0 and interval at least 1; got {warmup}, "
                 f"{strength}, {pull}, {threshold} and {interval}"
             )
-        self.network, self.inputs = unwrapped(model), as_inputs(example_input)
+        self.network, self.inputs = unwrap_model(model), as_inputs(example_input)
         self.target, self.metric, self.strength, self.momentum = target, metric, strength, momentum
         self.pull, self.settle = pull, settle
         self.warmup, self.interval, self.threshold = warmup, interval, threshold

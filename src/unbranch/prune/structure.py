@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unbranch.blocks import Compactor
 from unbranch.convert import collapse, verify
 from unbranch.errors import InputError, UnbranchError
-from unbranch.graph.outside import kept_outside
+from unbranch.graph.outside import restoring_outside
 from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.reader import Reader
 from unbranch.prune.removal import random_like, remove_channels, silence
@@ -77,7 +77,7 @@ def structure_of(
     paths = [path for path, module in network.named_modules() if isinstance(module, Compactor)]
     if not paths:
         raise InputError(f"{type(network).__name__} has no compactors: unbranch.prune.attach puts them in")
-    with kept_outside(network):
+    with restoring_outside(network):
         return _structure_of(network, inputs, paths, seed, untrained)
 
 

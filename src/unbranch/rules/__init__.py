@@ -1,7 +1,8 @@
-"""The rules by which modules, functions and methods are run on operators."""
+"""The rules by which modules, functions and methods compute affine maps."""
 
 from unbranch.rules import activations, borders, foreign, functions, layers, pieces, views  # noqa: F401  (they register themselves)
 from unbranch.rules.registry import (
+    LayerInput,
     Rule,
     register_method,
     register_rule,
@@ -15,6 +16,7 @@ from unbranch.rules.views import RESHAPES, shape_after
 
 __all__ = [
     "RESHAPES",
+    "LayerInput",
     "Rule",
     "register_method",
     "register_rule",

@@ -44,9 +44,9 @@ def _bordered(x: Affine, pad: Sequence[int], value: Tensor | float) -> Affine:
         raise NotAffine("a border around something that isn't linear in the input")
     lo, hi = _sides(pad, x.ndim)
     if isinstance(value, Tensor):
-        vector = value.double().reshape(-1)
+        vector = value.to(x.dtype).reshape(-1)
         value = vector.expand(x.channels) if vector.numel() == 1 else vector
-    return x.bordered(lo, hi, value)
+    return x.padded(lo, hi, value)
 
 
 @register_rule(overwritten)

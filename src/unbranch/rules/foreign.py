@@ -9,7 +9,7 @@ from unbranch.rules.registry import register_rule
 register_rule(
     "torchvision.ops.misc.FrozenBatchNorm2d",
     "detectron2.layers.batch_norm.FrozenBatchNorm2d",
-    channels=lambda m: (len(m.weight), 2, False),
+    layer_input=lambda m: (len(m.weight), 2, 1),
     arranged=True,
 )(batch_norm)
 
@@ -18,7 +18,7 @@ register_rule(
     "timm.layers.norm_act.BatchNormAct2d",
     "timm.layers.norm_act.SyncBatchNormAct",
     "timm.layers.norm_act.FrozenBatchNormAct2d",
-    channels=lambda m: (m.num_features, 2, False),
-    rest=("drop", "act"),
+    layer_input=lambda m: (m.num_features, 2, 1),
+    epilogue=("drop", "act"),
     arranged=True,
 )(batch_norm)

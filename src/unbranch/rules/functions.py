@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unbranch.algebra import ConvMap, batch_norm_scale_shift, convolution, transposed_convolution
+from unbranch.algebra import batch_norm_scale_shift, convolution, identity, transposed_convolution
 from unbranch.errors import Inexact, NotAffine
 from unbranch.graph.float64 import sequence
 from unbranch.rules.layers import padded, padding_of, pooled
 from unbranch.rules.registry import register_method, register_rule
-from unbranch.rules.value import Affine, Bundle
+from unbranch.rules.value import Affine, TupleValue
 
 Value = Affine | Tensor | float | int
 
@@ -64,14 +65,14 @@ def _per_channel(x: Affine, constant: Any) -> float | Tensor:
     if not isinstance(constant, Tensor):
         raise NotAffine("an operand that isn't a number or a tensor")
     if constant.numel() == 1 and constant.dim() <= x.axes:
-        return constant.double().reshape(1).expand(x.channels)
+        return constant.to(x.dtype).reshape(1).expand(x.channels)
     position = x.channel_axis_from_right()
     shape = list(constant.shape)
     if x.arrangement is not None and len(shape) > x.axes:
         raise NotAffine("a constant of higher rank")
     if len(shape) < position or shape[-position] != x.channels or constant.numel() != x.channels:
         raise NotAffine(f"a constant of shape {tuple(shape)}, which isn't one number per channel")
-    return constant.double().flatten()
+    return constant.to(x.dtype).flatten()
 
 
 register_rule(operator.add, operator.iadd, torch.add, arranged=True)(_add)
@@ -123,7 +124,7 @@ def _constant(x: Any, weight: Any, bias: Any = None) -> None:
 
 def _linear(x: Affine, weight: Tensor, bias: Tensor | None = None) -> Affine:
     _constant(x, weight, bias)
-    return x.then(convolution(weight, bias), last=True)
+    return x.then(convolution(weight, bias), channel_axis=-1)
 
 
 def _batch_norm(
@@ -133,13 +134,13 @@ def _batch_norm(
     if training or running_mean is None or running_var is None:
         raise Inexact("a batch norm that uses the statistics of the batch")
     _constant(x, running_mean, running_var)
-    x.expect_channels(last=False)
-    return x.scaled(*batch_norm_scale_shift(running_mean, running_var, weight, bias, eps))
+    x.expect_channels(1)
+    return x.scaled(*batch_norm_scale_shift(running_mean, running_var, weight, bias, eps, dtype=x.dtype))
 
 
-register_rule(F.conv1d, F.conv2d, F.conv3d, kind="kernel", arranged=True)(_convolution)
-register_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, kind="kernel")(_transposed)
-register_rule(F.linear, kind="kernel", arranged=True)(_linear)
+register_rule(F.conv1d, F.conv2d, F.conv3d, kind="linear", arranged=True)(_convolution)
+register_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, kind="linear")(_transposed)
+register_rule(F.linear, kind="linear", arranged=True)(_linear)
 register_rule(F.batch_norm, arranged=True)(_batch_norm)
 
 
@@ -179,7 +180,7 @@ def _dropout(x: Affine, p: float = 0.5, training: bool = True, inplace: bool = F
 def _is_channel_axis(x: Affine, dim: int) -> bool:
     if x.arrangement is not None:
         return x.arrangement.channel_axis == dim % x.arrangement.rank
-    if x.last:
+    if x.channel_axis == -1:
         return dim == -1 or (x.rank is not None and dim == x.rank - 1)
     return dim in (1, -(x.ndim + 1))
 
@@ -190,22 +191,22 @@ def _concatenate(tensors: Sequence[Affine], dim: int = 0) -> Affine:
         raise NotAffine("a concatenation with something that isn't linear in one input")
     if not _is_channel_axis(tensors[0], dim):
         raise NotAffine("a concatenation along another axis than the channels")
-    return tensors[0].joined(*tensors[1:])
+    return tensors[0].concat(*tensors[1:])
 
 
-def _chunk(x: Affine, chunks: int, dim: int = 0) -> Bundle:
+def _chunk(x: Affine, chunks: int, dim: int = 0) -> TupleValue:
     size = -(-x.channels // chunks)
     return _split(x, size, dim)
 
 
-def _split(x: Affine, split_size: int | Sequence[int], dim: int = 0) -> Bundle:
+def _split(x: Affine, split_size: int | Sequence[int], dim: int = 0) -> TupleValue:
     if not _is_channel_axis(x, dim):
         raise NotAffine("a split along another axis than the channels")
     if isinstance(split_size, int):
         whole, left = divmod(x.channels, split_size)
         split_size = [split_size] * whole + [left] * (left > 0)
     ends = [sum(split_size[: j + 1]) for j in range(len(split_size))]
-    return Bundle(tuple(x.selected(range(e - s, e)) for e, s in zip(ends, split_size, strict=True)))
+    return TupleValue(tuple(x.selected(range(e - s, e)) for e, s in zip(ends, split_size, strict=True)))
 
 
 register_rule(torch.chunk, kind="view", arranged=True)(_chunk)
@@ -215,19 +216,19 @@ register_method("split", kind="view", arranged=True)(_split)
 
 
 @register_rule(torch.stack)
-def _stack(tensors: Sequence[Affine], dim: int = 0) -> Bundle:
+def _stack(tensors: Sequence[Affine], dim: int = 0) -> TupleValue:
     if dim != 0 or not all(isinstance(t, Affine) for t in tensors):
         raise NotAffine("a stack along another axis than the first, or of unrelated values")
-    return Bundle(tuple(tensors), stacked=True)
+    return TupleValue(tuple(tensors), stacked=True)
 
 
-def _sum(x: Bundle, dim: Any = None, keepdim: bool = False) -> Affine:
-    if not isinstance(x, Bundle) or not x.stacked or dim not in (0, [0], (0,)) or keepdim:
+def _sum(x: TupleValue, dim: Any = None, keepdim: bool = False) -> Affine:
+    if not isinstance(x, TupleValue) or not x.stacked or dim not in (0, [0], (0,)) or keepdim:
         raise NotAffine("a sum over an axis of the tensor")
     return x.parts[0].plus(*x.parts[1:])
 
 
-def _mean(x: Bundle, dim: Any = None, keepdim: bool = False) -> Affine:
+def _mean(x: TupleValue, dim: Any = None, keepdim: bool = False) -> Affine:
     return _sum(x, dim, keepdim).times(1 / len(x.parts))
 
 
@@ -238,8 +239,8 @@ register_method("mean")(_mean)
 
 
 @register_rule(operator.getitem, kind="view", arranged=True)
-def _getitem(x: Affine | Bundle, index: Any) -> Affine:
-    if isinstance(x, Bundle):
+def _getitem(x: Affine | TupleValue, index: Any) -> Affine:
+    if isinstance(x, TupleValue):
         if not isinstance(index, int):
             raise Inexact("an index into a list of values that isn't a number")
         return x.parts[index]
@@ -249,7 +250,7 @@ def _getitem(x: Affine | Bundle, index: Any) -> Affine:
 def _sliced(x: Affine, index: tuple[Any, ...]) -> Affine:
     rank = x.ndim + 2
     if (
-        x.last
+        x.channel_axis == -1
         or x.arrangement is not None
         or Ellipsis in index[:-1]
         or any(not isinstance(i, slice) and i is not Ellipsis for i in index)
@@ -265,9 +266,7 @@ def _sliced(x: Affine, index: tuple[Any, ...]) -> Affine:
     if any(lo) or any(hi):
         x = x.padded([-v for v in lo], [-v for v in hi])
     if any(s > 1 for s in step):
-        one = ConvMap(torch.ones(x.channels, 1, *(1,) * len(step), dtype=torch.float64, device=x.device),
-                      None, step, (1,) * len(step), (0,) * len(step), (0,) * len(step), x.channels)  # fmt: skip
-        x = x.then(one)
+        x = x.then(replace(identity(x.channels, len(step), device=x.device, dtype=x.dtype), stride=step))
     return x
 
 

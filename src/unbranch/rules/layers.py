@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from unbranch.algebra import average_pool, batch_norm_scale_shift, convolution, transposed_convolution
 from unbranch.errors import Inexact
 from unbranch.graph.float64 import Float64, sequence
-from unbranch.rules.registry import register_rule
+from unbranch.rules.registry import LayerInput, register_rule
 from unbranch.rules.value import Affine
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -36,16 +36,16 @@ def weight_of(module: Any) -> Tensor:
     return weight
 
 
-def _conv_input(module: Any) -> tuple[int, int, bool]:
-    return module.in_channels, len(module.kernel_size), False
+def _conv_input(module: Any) -> LayerInput:
+    return LayerInput(module.in_channels, len(module.kernel_size))
 
 
-@register_rule(*_CONVOLUTIONS, kind="kernel", channels=_conv_input, arranged=True)
+@register_rule(*_CONVOLUTIONS, kind="linear", layer_input=_conv_input, arranged=True)
 def _convolution(module: Any, x: Affine) -> Affine:
     lo, hi = padding_of(module.padding, module.dilation, module.kernel_size)
     return x.then(
         convolution(weight_of(module), module.bias, module.stride, lo, module.dilation, module.groups,
-                    padding_after=hi, border=module.padding_mode)
+                    padding_after=hi, padding_mode=module.padding_mode)
     )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def padding_of(
     return both, both
 
 
-@register_rule(*_TRANSPOSED, kind="kernel", channels=_conv_input)
+@register_rule(*_TRANSPOSED, kind="linear", layer_input=_conv_input)
 def _transposed(module: Any, x: Affine) -> Affine:
     return x.then(
         transposed_convolution(weight_of(module), module.bias, module.stride, module.padding,
@@ -72,26 +72,25 @@ def _transposed(module: Any, x: Affine) -> Affine:
     )  # fmt: skip
 
 
-@register_rule(nn.Linear, kind="kernel", channels=lambda m: (m.in_features, 0, True), arranged=True)
+@register_rule(nn.Linear, kind="linear", layer_input=lambda m: LayerInput(m.in_features, 0, -1), arranged=True)
 def _linear(module: Any, x: Affine) -> Affine:
-    return x.then(convolution(weight_of(module), module.bias), last=True)
+    return x.then(convolution(weight_of(module), module.bias), channel_axis=-1)
 
 
-def _norm_input(module: Any) -> tuple[int, int, bool]:
+def _norm_input(module: Any) -> LayerInput:
     ndim = next((n for base, n in _NORM_NDIM.items() if isinstance(module, base)), 0)
-    return module.num_features, ndim, False
+    return LayerInput(module.num_features, ndim)
 
 
-@register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, channels=_norm_input, arranged=True)
+@register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, layer_input=_norm_input, arranged=True)
 def batch_norm(module: Any, x: Affine) -> Affine:
     """Also the rule of every layer with a batch norm's attributes."""
     if module.running_mean is None or module.running_var is None:
         raise Inexact("its statistics exist only in training (track_running_stats=False)")
     if is_lazy(module.running_mean) or (module.weight is not None and is_lazy(module.weight)):
         raise Inexact("its parameters aren't initialised yet")
-    return x.scaled(
-        *batch_norm_scale_shift(module.running_mean, module.running_var, module.weight, module.bias, module.eps)
-    )
+    m = module
+    return x.scaled(*batch_norm_scale_shift(m.running_mean, m.running_var, m.weight, m.bias, m.eps, dtype=x.dtype))
 
 
 @register_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -122,8 +121,7 @@ def pooled(
         raise Inexact("an average pool with ceil_mode=True averages over fewer points at the edge")
     if any(padding) and not count_include_pad and divisor is None:
         raise Inexact("an average pool that doesn't count its padding averages over fewer points at the edge")
-    device = x.device
-    return x.then(average_pool(x.channels, size, stride, padding, divisor=divisor, device=device))
+    return x.then(average_pool(x.channels, size, stride, padding, divisor=divisor, device=x.device, dtype=x.dtype))
 
 
 @register_rule(
@@ -142,23 +140,23 @@ _PADS = {
 }
 
 
-def padded(x: Affine, amounts: Sequence[int], border: str = "zeros", value: float = 0.0) -> Affine:
-    """``F.pad``'s list of amounts, last dimension first."""
+def padded(x: Affine, amounts: Sequence[int], padding_mode: str = "zeros", value: float = 0.0) -> Affine:
+    """Return the value padded by ``F.pad``'s list of amounts, last dimension first."""
     pairs = list(zip(amounts[::2], amounts[1::2], strict=True))[::-1]
-    if x.last or any(not isinstance(a, int) for a in amounts):
+    if x.channel_axis == -1 or any(not isinstance(a, int) for a in amounts):
         raise Inexact("padding of another axis, or by an amount that depends on the input")
     ndim = max(x.ndim, len(pairs))
     if x.ndim and len(pairs) > x.ndim:
         raise Inexact("padding of the channel axis")
     pairs = [(0, 0)] * (ndim - len(pairs)) + pairs
-    return x.padded([a for a, _ in pairs], [b for _, b in pairs], float(value), border)
+    return x.padded([a for a, _ in pairs], [b for _, b in pairs], float(value), padding_mode)
 
 
-for _border, _classes in _PADS.items():
+for _mode, _classes in _PADS.items():
 
     @register_rule(*_classes)
-    def _pad(module: Any, x: Affine, border: str = _border) -> Affine:
-        return padded(x, tuple(module.padding), border, float(getattr(module, "value", 0.0)))
+    def _pad(module: Any, x: Affine, padding_mode: str = _mode) -> Affine:
+        return padded(x, tuple(module.padding), padding_mode, float(getattr(module, "value", 0.0)))
 
 
 def parameter_numbers(module: nn.Module) -> int:

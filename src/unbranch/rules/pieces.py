@@ -10,7 +10,7 @@ from unbranch.rules.value import Affine
 
 
 def scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor, axis: int = 1) -> Tensor:
-    """``scale·x + shift`` with one number per channel, ``(C,)`` each, for the channels on an axis of ``x``."""
+    """Return ``scale·x + shift`` with one number per channel, ``(C,)`` each, for the channels on an axis of ``x``."""
     shape = (-1, *(1,) * (x.dim() - 1 - axis))
     return x * scale.view(shape).to(x) + shift.view(shape).to(x)
 
@@ -19,5 +19,5 @@ def scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor, axis: int = 1) -
 def _scaled_and_shifted(x: Affine, scale: Tensor, shift: Tensor, axis: int = 1) -> Affine:
     if not isinstance(x, Affine):
         raise NotAffine("a norm of several values")
-    x.expect_channels(last=axis != 1)
-    return x.scaled(scale.double(), shift.double())
+    x.expect_channels(1 if axis == 1 else -1)
+    return x.scaled(scale.to(x.dtype), shift.to(x.dtype))

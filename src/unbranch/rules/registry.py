@@ -4,33 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from torch import nn
 
+from unbranch.deprecation import renamed_arguments, warn_deprecated
+from unbranch.errors import InputError
 from unbranch.rules.value import Affine
 
-Kind = Literal["kernel", "elementwise", "view"]
+Kind = Literal["linear", "elementwise", "view"]
 RuleFunction = TypeVar("RuleFunction", bound=Callable[..., Any])
+
+
+class LayerInput(NamedTuple):
+    """What a layer reads: its channels, the grid dimensions, and the axis of the channels, 1 or -1."""
+
+    channels: int
+    ndim: int
+    channel_axis: int = 1
+
+
+LayerInputOf = Callable[[Any], LayerInput]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How to run a layer or function on operators.
+    """How to run a layer or function on affine maps.
 
     Args:
-        apply: ``(module, value)`` for layers, the function's own arguments with values for tensors
-            otherwise; returns a value, or raises ``Inexact``.
-        kind: ``kernel`` costs multiply-accumulates, ``elementwise`` one kernel launch, ``view`` nothing.
-        channels: for layers, ``module -> (channels, grid dimensions, channels on the last axis)`` of the input.
-        rest: names of the module's children that follow the affine part, for norm-and-activation layers.
+        apply: ``(module, value)`` for layers, the function's own arguments with values for tensors otherwise; returns
+            a value, or raises ``Inexact``.
+        kind: ``linear`` costs multiply-accumulates, ``elementwise`` one kernel launch, ``view`` nothing.
+        layer_input: for layers, ``module -> LayerInput(channels, ndim, channel_axis)``.
+        epilogue: names of the module's children that follow the affine part, for norm-and-activation layers.
         arranged: whether it takes values whose axes are in another arrangement than the root's.
     """
 
     apply: Callable[..., Any]
     kind: Kind = "elementwise"
-    channels: Callable[[Any], tuple[int, int, bool]] | None = None
-    rest: tuple[str, ...] = ()
+    layer_input: LayerInputOf | None = None
+    epilogue: tuple[str, ...] = ()
     arranged: bool = False
 
 
@@ -40,21 +53,36 @@ _METHODS: dict[str, Rule] = {}
 _METHODS_THAT_MATTER = ("forward", "_conv_forward", "_output_padding")
 
 
+@renamed_arguments(rest="epilogue")
 def register_rule(
     target: type[nn.Module] | str | Callable[..., Any],
     *more: type[nn.Module] | str | Callable[..., Any],
-    kind: Kind = "elementwise",
-    channels: Callable[[Any], tuple[int, int, bool]] | None = None,
-    rest: tuple[str, ...] = (),
+    kind: Kind | Literal["kernel"] = "elementwise",
+    layer_input: Callable[[Any], LayerInput | tuple[int, int, int]] | None = None,
+    epilogue: tuple[str, ...] = (),
     arranged: bool = False,
+    channels: Callable[[Any], tuple[int, int, bool]] | None = None,
 ) -> Callable[[RuleFunction], RuleFunction]:
-    """Teach the converter a layer or a function of yours.
+    """Register how the converter computes a layer or a function of yours on affine maps.
 
-    The rule of a layer receives the module (in evaluation mode) and the ``Affine`` value of its input, and
-    returns the value of its output; whatever isn't exact raises ``unbranch.Inexact("reason")``. A class may
-    be given by its qualified name, so that its library needn't be installed. A subclass that overrides
-    ``forward`` does not inherit a rule. A rule that only uses the value's methods, and no attribute of it, may be
-    ``arranged``: it then takes values that were transposed or flattened, too.
+    The rule of a layer receives the module (in evaluation mode) and the ``Affine`` value of its input, and returns
+    the value of its output; whatever isn't exact raises ``unbranch.Inexact("reason")``. A subclass that overrides
+    ``forward`` doesn't inherit a rule.
+
+    Args:
+        target, more: module classes or functions. A class may be given by its qualified name, so that its library
+            needn't be installed.
+        kind: what the operation costs: ``"linear"`` multiply-accumulates, ``"elementwise"`` one kernel launch,
+            ``"view"`` nothing.
+        layer_input: for layers, ``module -> (channels, grid dimensions, channel axis)`` of the input; the axis is 1,
+            or -1 for the last.
+        epilogue: names of the module's children that follow the affine part, for norm-and-activation layers.
+        arranged: whether the rule uses only the methods of values and none of their attributes; it then takes values
+            that were transposed or flattened, too.
+        channels: deprecated form of ``layer_input``, whose third number is whether channels are on the last axis.
+
+    Returns:
+        A decorator that returns the rule unchanged.
 
     Example:
         >>> import torch, unbranch as ub
@@ -64,13 +92,18 @@ def register_rule(
         ...         self.log = torch.nn.Parameter(torch.zeros(channels))
         ...     def forward(self, x):
         ...         return x * self.log.exp()[:, None, None]
-        >>> @ub.register_rule(Gain, channels=lambda m: (len(m.log), 2, False))
+        >>> @ub.register_rule(Gain, layer_input=lambda m: (len(m.log), 2, 1))
         ... def gain(module, x):
         ...     return x.scaled(module.log.exp())
     """
 
+    if channels is not None:
+        warn_deprecated("the argument `channels` of register_rule() is deprecated, use `layer_input`", frames=2)
+        layer_input = _with_an_axis(channels)
+    spec = None if layer_input is None else _as_layer_input(layer_input)
+
     def decorate(function: RuleFunction) -> RuleFunction:
-        rule = Rule(function, kind, channels, rest, arranged)
+        rule = Rule(function, _kind(kind), spec, epilogue, arranged)
         for one in (target, *more):
             if isinstance(one, str) or (isinstance(one, type) and issubclass(one, nn.Module)):
                 _MODULES[one] = rule
@@ -81,21 +114,42 @@ def register_rule(
     return decorate
 
 
+def _as_layer_input(function: Callable[[Any], tuple[int, int, int]]) -> LayerInputOf:
+    return lambda module: LayerInput(*function(module))
+
+
+def _with_an_axis(function: Callable[[Any], tuple[int, int, bool]]) -> LayerInputOf:
+    def convert(module: Any) -> LayerInput:
+        channels, ndim, last = function(module)
+        return LayerInput(channels, ndim, -1 if last else 1)
+
+    return convert
+
+
+def _kind(kind: str) -> Kind:
+    if kind == "kernel":
+        warn_deprecated('kind="kernel" is deprecated, use kind="linear"', frames=3)
+        kind = "linear"
+    if kind not in get_args(Kind):
+        raise InputError(f"`kind` must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+    return kind  # type: ignore[return-value]
+
+
 def register_method(
     *names: str, kind: Kind = "elementwise", arranged: bool = False
 ) -> Callable[[RuleFunction], RuleFunction]:
-    """A rule for ``tensor.name(...)``."""
+    """Register a rule for ``tensor.name(...)``; see ``register_rule``."""
 
     def decorate(function: RuleFunction) -> RuleFunction:
         for name in names:
-            _METHODS[name] = Rule(function, kind, arranged=arranged)
+            _METHODS[name] = Rule(function, _kind(kind), arranged=arranged)
         return function
 
     return decorate
 
 
 def rule_of_module(module: nn.Module) -> Rule | None:
-    """The rule of a module's class, or of a base whose ``forward`` it didn't change (parametrizations don't)."""
+    """Return the rule of a module's class, or of a base whose ``forward`` it didn't change (parametrizations don't)."""
     for base in type(module).__mro__:
         rule = _MODULES.get(base) or _MODULES.get(f"{base.__module__}.{base.__qualname__}")
         if rule is not None:
@@ -105,7 +159,10 @@ def rule_of_module(module: nn.Module) -> Rule | None:
 
 
 def rule_of_base(module: nn.Module) -> Rule | None:
-    """The rule of the nearest base that has one, whatever the module's own forward does: it tells what goes in."""
+    """Return the rule of the nearest base class that has one, whatever the module's own forward does.
+
+    It says what the layer reads.
+    """
     for base in type(module).__mro__:
         rule = _MODULES.get(base) or _MODULES.get(f"{base.__module__}.{base.__qualname__}")
         if rule is not None:
@@ -125,8 +182,17 @@ def rule_of_method(name: str) -> Rule | None:
 
 
 def users_functions() -> tuple[Callable[..., Any], ...]:
-    """Registered Python functions that tracing must not enter."""
+    """Return the registered Python functions that tracing must not enter."""
     return tuple(f for f in _FUNCTIONS if hasattr(f, "__code__") and not (f.__module__ or "").startswith("torch"))
 
 
-__all__ = ["Affine", "Rule", "register_method", "register_rule", "rule_of_function", "rule_of_method", "rule_of_module"]
+__all__ = [
+    "Affine",
+    "LayerInput",
+    "Rule",
+    "register_method",
+    "register_rule",
+    "rule_of_function",
+    "rule_of_method",
+    "rule_of_module",
+]

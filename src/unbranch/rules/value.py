@@ -1,31 +1,28 @@
-"""What a rule receives in place of a tensor: the operator that gives it from the region's root."""
+"""What a rule receives in place of a tensor: the affine map that gives it from the interpretation's root."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 import torch
 from torch import Tensor
 
 from unbranch.algebra import (
+    AffineMap,
     ConvMap,
     GridMap,
     add,
+    as_pointwise,
     compose,
     concat,
-    grid_add,
-    grid_compose,
-    grid_scale_shift,
-    grid_select,
-    lifted,
     pad,
-    regridded,
+    reshape,
     scale_shift,
     select,
     to_grid,
 )
+from unbranch.deprecation import RenamedAttribute, warn_deprecated
 from unbranch.errors import Inexact, NotAffine
 from unbranch.rules.arrangement import Arrangement, Shapes
 
@@ -35,20 +32,37 @@ class Affine:
     """A tensor that is ``map`` of the root.
 
     Args:
-        map: the operator.
-        last: whether channels lie on the last axis of a tensor of any rank (``nn.Linear``) instead of
-            axis 1, followed by the grid.
+        map: the operator: a ``ConvMap``, or a ``GridMap`` where the tensor has been reshaped to images of a fixed size.
+        channel_axis: 1, or -1 where channels are on the last axis of a tensor of any rank (``nn.Linear``).
         root_grid: size of the root's grid, where the graph fixes it.
         rank: of the root, where it is known.
         arrangement: how the tensor's axes are made of the root's, where they are others; ``map`` is for axes in the
             root's arrangement, and what is done meanwhile is done to each point alone.
     """
 
-    map: ConvMap
-    last: bool = False
+    map: AffineMap
+    channel_axis: int = 1
     root_grid: tuple[int, ...] | None = None
     rank: int | None = None
     arrangement: Arrangement | None = None
+
+    last = RenamedAttribute("channel_axis", lambda axis: axis == -1)
+
+    @property
+    def conv(self) -> ConvMap:
+        """The map as one on grids of any size.
+
+        Raises:
+            NotAffine: if the tensor has been reshaped to images of a fixed size.
+        """
+        if not isinstance(self.map, ConvMap):
+            raise NotAffine("a layer on grids of any size after a reshape to a fixed one")
+        return self.map
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the tensor has been reshaped to images of a fixed size."""
+        return isinstance(self.map, GridMap)
 
     @property
     def channels(self) -> int:
@@ -57,45 +71,34 @@ class Affine:
     @property
     def ndim(self) -> int:
         """Number of grid dimensions of the tensor."""
-        return self.map.ndim
+        return self.map.out_ndim
 
     @property
     def device(self) -> torch.device:
-        return self.map.weight.device
+        return self.map.device
 
-    def then(self, outer: ConvMap, *, last: bool = False) -> Affine:
-        """Apply one more map: ``outer(self)``."""
-        if self.arrangement is not None:
-            return self._then_everywhere(outer, last)
-        if self.rank is not None:
-            self.expect_channels(last=last)
-        self._check_axis(outer.ndim, last)
-        inner = lifted(self.map, outer.ndim) if outer.ndim else self.map
-        return replace(self, map=compose(outer, inner), last=last or self.last)
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the laws compute in."""
+        return self.map.dtype
 
-    def _then_everywhere(self, outer: ConvMap, last: bool) -> Affine:
-        """A map of each point's channels, wherever the points are."""
-        self.expect_channels(last=last)
-        assert self.arrangement is not None
-        if not outer.pointwise or outer.ndim != (0 if last else self.arrangement.rank - 2):
-            raise NotAffine("a kernel on a grid that isn't the root's")
-        n = self.map.ndim
-        flat = outer.weight.reshape(*outer.weight.shape[:2], *(1,) * n)
-        here = ConvMap(flat, outer.bias, (1,) * n, (1,) * n, (0,) * n, (0,) * n, outer.groups, gain=outer.gain)
-        return replace(self, map=compose(here, self.map))
+    # --- where the channels are ------------------------------------------------------------------
 
-    def expect_channels(self, *, last: bool) -> None:
-        """Refuse an operation whose channels are on the last axis, or on axis 1, where this value's are elsewhere.
+    def expect_channels(self, axis: int | None = None, *, last: bool | None = None) -> None:
+        """Refuse an operation whose channels are on axis 1 or -1, where this value's are on the other.
 
         Raises:
             NotAffine: if they are.
         """
+        axis = _axis(axis, last)
+        if self.is_grid:
+            return  # ``then`` compares shapes
         if self.arrangement is not None:
-            fits = self.arrangement.channel_axis == (self.arrangement.rank - 1 if last else 1)
-        elif last:
-            fits = self.last or (self.ndim == 0 and self.rank in (None, 2))
+            fits = self.arrangement.channel_axis == (self.arrangement.rank - 1 if axis == -1 else 1)
+        elif axis == -1:
+            fits = self.channel_axis == -1 or (self.ndim == 0 and self.rank in (None, 2))
         else:
-            fits = not self.last or self.rank in (None, 2)
+            fits = self.channel_axis == 1 or self.rank in (None, 2)
         if not fits:
             raise NotAffine("a layer of another axis than that of the channels")
 
@@ -104,197 +107,196 @@ class Affine:
         """Number of axes of the tensor, on the assumption that it has one for images if that isn't known."""
         if self.arrangement is not None:
             return self.arrangement.rank
-        return self.rank or 2 if self.last else self.ndim + 2
+        return self.rank or 2 if self.channel_axis == -1 else self.ndim + 2
 
     def channel_axis_from_right(self) -> int:
-        """The axis with the channels, counted from the last, which is 1.
+        """Return the axis of the channels, counted from the last, which is 1.
 
         Raises:
             NotAffine: if they share one with something else.
         """
         if self.arrangement is None:
-            return 1 if self.last else self.ndim + 1
+            return 1 if self.channel_axis == -1 else self.ndim + 1
         if self.arrangement.channel_axis is None:
             raise NotAffine("channels that share an axis")
         return self.arrangement.rank - self.arrangement.channel_axis
 
     def arranged(self, shapes: Shapes) -> Arrangement:
-        """How the axes of the tensor are made of the root's, given its shapes for inputs of two sizes.
+        """Return how the axes of the tensor are made of the root's, given its shapes for inputs of two sizes.
 
         Raises:
             NotAffine: if the shapes aren't those of such a tensor.
         """
         if self.arrangement is not None:
             return self.arrangement
+        if self.is_grid:
+            raise NotAffine("a transposition after a reshape")
         rank = len(shapes[0])
-        axis = rank - 1 if self.last else 1
-        fits = rank == self.rank and (self.last or rank == self.map.ndim + 2)
+        last = self.channel_axis == -1
+        axis = rank - 1 if last else 1
+        fits = rank == self.rank and (last or rank == self.ndim + 2)
         if not fits or any(len(s) != rank or s[axis] != self.channels for s in shapes):
             raise NotAffine("a tensor of another rank")
         return Arrangement.of(shapes, axis)
 
     def rearranged(self, arrangement: Arrangement) -> Affine:
-        """The same numbers with other axes."""
+        """Return the same numbers with other axes."""
         return replace(self, arrangement=None if arrangement.is_own else arrangement)
 
+    # --- the laws --------------------------------------------------------------------------------
+
+    def then(self, outer: ConvMap, *, channel_axis: int | None = None, last: bool | None = None) -> Affine:
+        """Apply one more map to the channels on axis 1 or -1: ``outer(self)``."""
+        axis = _axis(channel_axis, last)
+        if self.is_grid:
+            return self._then_on_images(outer, axis)
+        if self.arrangement is not None:
+            return self._then_everywhere(outer, axis)
+        if self.rank is not None:
+            self.expect_channels(axis)
+        self._check_axis(outer.ndim, axis)
+        inner = as_pointwise(self.conv, outer.ndim) if outer.ndim else self.conv
+        return replace(self, map=compose(outer, inner), channel_axis=min(axis, self.channel_axis))
+
+    def _then_on_images(self, outer: ConvMap, axis: int) -> Affine:
+        """A layer on images of a fixed size."""
+        if outer.ndim != self.ndim or (axis == -1 and self.ndim) or outer.in_channels != self.channels:
+            raise NotAffine("a layer of other dimensions after a reshape")
+        return replace(self, map=compose(outer, self.map))
+
+    def _then_everywhere(self, outer: ConvMap, axis: int) -> Affine:
+        """A map of each point's channels, wherever the points are."""
+        self.expect_channels(axis)
+        assert self.arrangement is not None
+        if not outer.pointwise or outer.ndim != (0 if axis == -1 else self.arrangement.rank - 2):
+            raise NotAffine("a kernel on a grid that isn't the root's")
+        n = self.ndim
+        flat = outer.weight.reshape(*outer.weight.shape[:2], *(1,) * n)
+        one, zero = (1,) * n, (0,) * n
+        here = ConvMap(flat, outer.bias, one, one, zero, zero, outer.groups, gain=outer.gain, dtype=outer.dtype)
+        return replace(self, map=compose(here, self.map))
+
     def scaled(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Affine:
-        """``scale·self + shift`` with one number per channel, ``(C,)`` each."""
+        """Return ``scale·self + shift`` with one number per channel, ``(C,)`` each."""
         return replace(self, map=scale_shift(self.map, scale, shift))
 
     def times(self, factor: float) -> Affine:
-        """``factor·self``."""
+        """Return ``factor·self``."""
         return self if factor == 1 else self.scaled(self._filled(factor))
 
     def shifted(self, amount: float) -> Affine:
-        """``self + amount``, the same for every channel."""
+        """Return ``self + amount``, the same for every channel."""
         return self if amount == 0 else self.scaled(shift=self._filled(amount))
 
-    def padded(self, lo: Sequence[int], hi: Sequence[int], value: float = 0.0, border: str = "zeros") -> Affine:
-        """Padded along the grid; see ``algebra.pad``."""
-        self._check_axis(len(lo), False)
-        fill = self._filled(value) if value else None
-        return replace(self, map=pad(lifted(self.map, len(lo)), lo, hi, fill, border))
+    def padded(
+        self, lo: Sequence[int], hi: Sequence[int], value: Tensor | float = 0.0, padding_mode: str = "zeros"
+    ) -> Affine:
+        """Return the value padded along the grid, with a number, one for each channel ``(C,)``, or by a mode.
 
-    def bordered(self, lo: Sequence[int], hi: Sequence[int], value: Tensor | float) -> Affine:
-        """Padded along the grid with a number, or with one for each channel ``(C,)``."""
-        if not isinstance(value, Tensor):
-            return self.padded(lo, hi, value)
-        self._check_axis(len(lo), False)
-        return replace(self, map=pad(lifted(self.map, len(lo)), lo, hi, value))
+        See ``algebra.pad``.
+        """
+        if self.is_grid:
+            raise NotAffine("padding after a reshape")
+        self._check_axis(len(lo), 1)
+        number = not isinstance(value, Tensor)
+        fill = (self._filled(value) if value else None) if number else value  # type: ignore[arg-type]
+        return replace(self, map=pad(as_pointwise(self.conv, len(lo)), lo, hi, fill, padding_mode))  # type: ignore[arg-type]
 
     def plus(self, *others: Affine) -> Affine:
-        """The sum of values of one root."""
-        gridded = [v for v in others if isinstance(v, Gridded)]
-        if gridded:
-            return gridded[0].plus(self, *(v for v in others if v is not gridded[0]))
-        maps, last = _joined((self, *others))
-        return replace(self, map=add(*maps), last=last)
+        """Return the sum of values of one root."""
+        maps, axis = _aligned((self, *others), "a sum of tensors of different shapes")
+        return replace(self, map=add(*maps), channel_axis=axis)
 
-    def joined(self, *others: Affine) -> Affine:
-        """Concatenation along the channels."""
-        maps, last = _joined((self, *others))
-        return replace(self, map=concat(*maps), last=last)
+    def concat(self, *others: Affine) -> Affine:
+        """Return the concatenation of values of one root along the channels."""
+        if any(v.is_grid for v in (self, *others)):
+            raise NotAffine("a concatenation after a reshape")
+        maps, axis = _aligned((self, *others), "")
+        return replace(self, map=concat(*maps), channel_axis=axis)
 
     def selected(self, channels: Sequence[int]) -> Affine:
-        """Some of the channels."""
+        """Return some of the channels."""
         return replace(self, map=select(self.map, channels))
 
+    def reshape(self, shape: Sequence[int]) -> Affine:
+        """Return the value as images of another shape, ``(B, *shape)``, in the order of their numbers in memory."""
+        m = self.on_grid().map
+        assert isinstance(m, GridMap)
+        if torch.Size(shape).numel() != m.features:
+            raise NotAffine("a reshape that moves numbers between images")
+        return replace(self, map=reshape(m, shape[1:]))
+
+    def on_grid(self) -> Affine:
+        """Return the same value as matrices on its grid, where the graph fixes the grid's size."""
+        if self.is_grid:
+            return self
+        known = self.root_grid is not None and self.channel_axis == 1 and self.arrangement is None
+        if not known or self.root_grid is None or len(self.root_grid) != self.ndim:
+            raise NotAffine("a reshape of a tensor whose size depends on the input")
+        return replace(self, map=to_grid(self.conv, self.root_grid))
+
     def on_meta(self) -> Affine:
-        """The same without its kernel's values."""
+        """Return the same without its kernel's values."""
         return replace(self, map=self.map.meta())
 
-    def viewed(self, shape: Sequence[int]) -> Affine:
-        """Reshaped to images of another shape, ``(B, *shape)``, with the order of the numbers in memory kept."""
-        return self.gridded().viewed(shape)
-
-    def gridded(self) -> Gridded:
-        """The same value as matrices on its grid, where the graph fixes the grid's size."""
-        if self.root_grid is None or self.last or self.arrangement is not None or len(self.root_grid) != self.map.ndim:
-            raise NotAffine("a reshape of a tensor whose size depends on the input")
-        m = to_grid(self.map, self.root_grid)
-        return Gridded(m, False, self.root_grid, shape=(m.out_channels, *m.grid_out))
-
-    def _check_axis(self, ndim: int, last: bool) -> None:
+    def _check_axis(self, ndim: int, axis: int) -> None:
         if self.arrangement is not None:
             raise NotAffine("points in another arrangement than the root's")
-        if (self.last and ndim) or (last and self.map.ndim):
+        if (self.channel_axis == -1 and ndim) or (axis == -1 and self.ndim):
             raise Inexact("channels on the last axis meet channels on axis 1")
 
     def _filled(self, value: float) -> Tensor:
-        vectors = (self.map.bias, self.map.gain, self.map.weight)
+        vectors = (self.map.bias, self.map.gain, self.map.weight) if isinstance(self.map, ConvMap) else ()
         device = next((v.device for v in vectors if v is not None and not v.is_meta), None)
-        return torch.full((self.channels,), float(value), dtype=torch.float64, device=device)
+        return torch.full((self.channels,), float(value), dtype=self.dtype, device=device)
+
+    # --- old names -------------------------------------------------------------------------------
+
+    def bordered(self, lo: Sequence[int], hi: Sequence[int], value: Tensor | float) -> Affine:
+        """Deprecated: use ``padded``."""
+        warn_deprecated("`Affine.bordered` is deprecated, use `Affine.padded`")
+        return self.padded(lo, hi, value)
+
+    def joined(self, *others: Affine) -> Affine:
+        """Deprecated: use ``concat``."""
+        warn_deprecated("`Affine.joined` is deprecated, use `Affine.concat`")
+        return self.concat(*others)
+
+    def viewed(self, shape: Sequence[int]) -> Affine:
+        """Deprecated: use ``reshape``."""
+        warn_deprecated("`Affine.viewed` is deprecated, use `Affine.reshape`")
+        return self.reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
-class Gridded(Affine):
-    """A tensor of known size that is matrices times the root's grid: fully connected layers, and what joins them.
-
-    Args:
-        shape: of one image as the tensor has it now, channels first; the map's own channels and grid are others
-            after a reshape, the order of the numbers is the same.
-    """
-
-    map: GridMap  # type: ignore[assignment]
-    shape: tuple[int, ...] = ()
-
-    @property
-    def channels(self) -> int:
-        return self.shape[0]
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape) - 1
-
-    @property
-    def device(self) -> torch.device:
-        return self.map.matrix.device
-
-    def then(self, outer: ConvMap, *, last: bool = False) -> Gridded:
-        grid = self.shape[1:]
-        if outer.ndim != len(grid) or (last and grid) or outer.in_channels != self.channels:
-            raise NotAffine("a layer of other dimensions after a reshape")
-        after = to_grid(outer, grid)
-        m = grid_compose(after, regridded(self.map, grid))
-        return replace(self, map=m, shape=(m.out_channels, *m.grid_out))
-
-    def expect_channels(self, *, last: bool) -> None:  # noqa: ARG002
-        return  # ``then`` compares shapes
-
-    def arranged(self, shapes: Shapes) -> Arrangement:  # noqa: ARG002
-        raise NotAffine("a transposition after a reshape")
-
-    def scaled(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Gridded:
-        return replace(self, map=grid_scale_shift(regridded(self.map, self.shape[1:]), scale, shift))
-
-    def padded(self, lo: Sequence[int], hi: Sequence[int], value: float = 0.0, border: str = "zeros") -> Gridded:  # noqa: ARG002
-        raise NotAffine("padding after a reshape")
-
-    def bordered(self, lo: Sequence[int], hi: Sequence[int], value: Tensor | float) -> Gridded:  # noqa: ARG002
-        raise NotAffine("padding after a reshape")
-
-    def plus(self, *others: Affine) -> Gridded:
-        parts = [self, *(v.gridded() for v in others)]
-        if len({v.shape for v in parts}) > 1:
-            raise NotAffine("a sum of tensors of different shapes")
-        return replace(self, map=grid_add(*(regridded(v.map, self.shape[1:]) for v in parts)))
-
-    def joined(self, *others: Affine) -> Gridded:  # noqa: ARG002
-        raise NotAffine("a concatenation after a reshape")
-
-    def selected(self, channels: Sequence[int]) -> Gridded:
-        kept = list(channels)
-        m = grid_select(regridded(self.map, self.shape[1:]), kept)
-        return replace(self, map=m, shape=(len(kept), *self.shape[1:]))
-
-    def viewed(self, shape: Sequence[int]) -> Gridded:
-        if prod(shape) != self.map.features:
-            raise NotAffine("a reshape that moves numbers between images")
-        return replace(self, shape=tuple(shape))
-
-    def gridded(self) -> Gridded:
-        return self
-
-    def on_meta(self) -> Gridded:
-        return replace(self, map=self.map.meta())
-
-    def _filled(self, value: float) -> Tensor:
-        return torch.full((self.channels,), float(value), dtype=torch.float64, device=self.device)
-
-
-@dataclass(frozen=True, eq=False)
-class Bundle:
+class TupleValue:
     """Several values: the parts of a split, or a stack along a new first axis."""
 
     parts: tuple[Affine, ...]
     stacked: bool = False
 
 
-def _joined(values: Sequence[Affine]) -> tuple[list[ConvMap], bool]:
+def _axis(axis: int | None, last: bool | None) -> int:
+    """The axis of the channels, 1 or -1, also from the deprecated argument ``last``."""
+    if last is not None:
+        warn_deprecated("the argument `last` is deprecated, use `channel_axis=-1`", frames=2)
+        return -1 if last else 1
+    if axis not in (None, 1, -1):
+        raise ValueError(f"`channel_axis` must be 1 or -1, got {axis}")
+    return 1 if axis is None else axis
+
+
+def _aligned(values: Sequence[Affine], reshaped: str) -> tuple[list[AffineMap], int]:
+    """The maps of values of one root in the same number of dimensions, and the axis of their channels."""
+    if any(v.is_grid for v in values):
+        values = [v.on_grid() for v in values]
+        if len({v.map.shape for v in values if isinstance(v.map, GridMap)}) > 1:
+            raise NotAffine(reshaped)
+        return [v.map for v in values], 1
     if any(v.arrangement != values[0].arrangement for v in values):
         raise NotAffine("values in several arrangements")
-    ndim = max(v.map.ndim for v in values)
-    last = any(v.last for v in values)
-    if last and ndim:
+    ndim = max(v.ndim for v in values)
+    axis = min(v.channel_axis for v in values)
+    if axis == -1 and ndim:
         raise Inexact("channels on the last axis meet channels on axis 1")
-    return [lifted(v.map, ndim) for v in values], last
+    return [as_pointwise(v.conv, ndim) for v in values], axis

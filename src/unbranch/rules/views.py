@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from unbranch.algebra import GridMap
 from unbranch.errors import NotAffine
 from unbranch.rules.registry import register_method, register_rule
 from unbranch.rules.value import Affine
@@ -38,7 +40,7 @@ def _reshape(x: Affine, *sizes: Any) -> Affine:
     shape = image_shape(sizes)
     if shape is None:
         raise NotAffine("a reshape to a size that depends on the input, or of the batch")
-    return x.viewed(shape)
+    return x.reshape(shape)
 
 
 register_method("reshape", "view", kind="view")(_reshape)
@@ -49,7 +51,14 @@ RESHAPES = (torch.reshape, "reshape", "view")
 def _flatten(x: Affine, start_dim: int = 0, end_dim: int = -1) -> Affine:
     if start_dim != 1 or end_dim != -1:
         raise NotAffine("a flattening of other axes than all of an image")
-    return x.viewed((x.gridded().map.features,))
+    return x.reshape((prod(_shape(x)),))
+
+
+def _shape(x: Affine) -> tuple[int, ...]:
+    """The shape of one image, channels first, where the graph fixes it."""
+    m = x.on_grid().map
+    assert isinstance(m, GridMap)
+    return m.shape
 
 
 register_method("flatten", kind="view")(_flatten)
@@ -64,4 +73,4 @@ def _flatten_layer(module: nn.Flatten, x: Affine) -> Affine:
 def _unflatten_layer(module: Any, x: Affine) -> Affine:
     if module.dim != 1:
         raise NotAffine("an unflattening of another axis than the first of an image")
-    return _reshape(x, -1, *module.unflattened_size, *x.gridded().shape[1:])
+    return _reshape(x, -1, *module.unflattened_size, *_shape(x)[1:])

@@ -11,7 +11,7 @@ from torch import nn
 from unbranch.blocks import BranchedConv, initialise
 from unbranch.errors import InputError
 from unbranch.expansion import expand
-from unbranch.models import create_model
+from unbranch.factory import create_model
 from unbranch.train.recipe import Recipe
 from unbranch.train.settings import REQUIRED
 

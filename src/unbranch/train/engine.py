@@ -23,7 +23,6 @@ from torch import Tensor
 
 from unbranch.errors import InputError, Stopped
 from unbranch.extras import library
-from unbranch.models import save
 from unbranch.train.data import Data
 from unbranch.train.evaluate import Scores, evaluate
 from unbranch.train.finish import Result, finish, with_weights
@@ -31,6 +30,7 @@ from unbranch.train.folder import BEST, Board, Folder, Position, position_in
 from unbranch.train.job import Job, prepare
 from unbranch.train.optimise import updates_ema
 from unbranch.train.recipe import Recipe, to_yaml
+from unbranch.weights import save
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any, cast
 from torch import nn
 
 from unbranch.convert import Report, collapse
-from unbranch.models import save
 from unbranch.prune import Progress, Pruning, convert
 from unbranch.prune.convert import converted, kept_channels, zeroed
 from unbranch.prune.select import Limits
@@ -20,6 +19,7 @@ from unbranch.timing import Latency, compare_latency
 from unbranch.train.evaluate import Proof, Scores, prove, score
 from unbranch.train.folder import BEST, DEPLOY, LAST, RECIPE, RESULT, Folder
 from unbranch.train.job import Job, validation_loader
+from unbranch.weights import save
 
 
 @dataclass(frozen=True)

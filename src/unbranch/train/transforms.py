@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unbranch.errors import InputError
 from unbranch.extras import library
-from unbranch.models.registry import ENTRIES, resolve
+from unbranch.models.registry import MODELS, resolve
 from unbranch.train.policies import make_policy
 from unbranch.train.recipe import Recipe
 from unbranch.train.settings.bounds import Size
@@ -94,7 +94,7 @@ def eval_transform(recipe: Recipe, data: Pictures) -> Transform:
 
 def image_size(recipe: Recipe, data: Pictures) -> Sides:
     """Height and width in training: the recipe's, else the data's, else the network's, else 224."""
-    entry = ENTRIES.get(resolve(recipe.model.name) or "")
+    entry = MODELS.get(resolve(recipe.model.name) or "")
     own = entry.input_size[1:] if entry else None
     return _sides(recipe.data.image_size) or data.size or own or USUAL
 

@@ -1,0 +1,91 @@
+"""What every kind of affine map has in common, and the dtype that laws compute in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import reduce
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Self = TypeVar("Self", bound="AffineMap")
+
+MAX_ROUNDING = 1e-12
+"""Relative rounding of a float64 number that is the difference of two equal ones."""
+
+
+class AffineMap(ABC):
+    """An affine map from ``(N, in_channels, *grid)`` to ``(N, out_channels, *grid')``, as a frozen value.
+
+    The laws take and return such values. ``ConvMap`` has a kernel and works on a grid of any size, ``GridMap`` has
+    matrices and works on one size. A law computes in the promoted dtype of its operands.
+    """
+
+    bias: Tensor | None
+
+    @property
+    @abstractmethod
+    def in_channels(self) -> int:
+        """Channels of the input."""
+
+    @property
+    @abstractmethod
+    def out_channels(self) -> int:
+        """Channels of the output."""
+
+    @property
+    @abstractmethod
+    def out_ndim(self) -> int:
+        """Number of grid dimensions of the output."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype that the laws compute in."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """The device of the kernel or the matrices."""
+
+    @property
+    @abstractmethod
+    def is_meta(self) -> bool:
+        """Whether the kernel or the matrices have no values."""
+
+    @property
+    @abstractmethod
+    def numel(self) -> int:
+        """Numbers that a layer stores for this map."""
+
+    @abstractmethod
+    def meta(self: Self) -> Self:
+        """Return the same map without its values: enough to plan with."""
+
+    @abstractmethod
+    def to(self: Self, dtype: torch.dtype) -> Self:
+        """Return the same map for laws that compute in ``dtype`` at least."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the map to ``x`` in the dtype of ``x``."""
+
+
+def promoted(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the dtype that holds all of them, as ``torch.promote_types``."""
+    return reduce(torch.promote_types, dtypes)
+
+
+def is_rounding(difference: Tensor, whole: Tensor) -> bool:
+    """Return whether ``difference`` is zero up to the rounding of ``whole``."""
+    tolerance = max(MAX_ROUNDING, 8 * torch.finfo(whole.dtype).eps)
+    return bool((difference.abs() <= tolerance * whole.abs().max()).all())
+
+
+def same_device(vectors: list[Tensor]) -> list[Tensor]:
+    """Move all to one device: the meta device if one is there, else that of the first that isn't on the CPU."""
+    devices = [v.device for v in vectors]
+    kinds = {d.type: d for d in reversed(devices)}
+    device = kinds.get("meta") or next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
+    return [v.to(device) for v in vectors]

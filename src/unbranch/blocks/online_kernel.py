@@ -1,0 +1,205 @@
+"""The kernel of a block that is trained online, as a function of its parameters: the algebra while it trains.
+
+Each branch is read once into a list of steps, which depend on the attributes of its layers and never on values; one
+function turns the parameters and the steps into the kernel, so that a graph of the block has one node for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import singledispatch
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+
+from unbranch.algebra import ConvMap, average_pool, compose, convolution, identity, pad, scale_shift
+from unbranch.algebra.frame import Frame
+from unbranch.blocks.layers import BorderBatchNorm, FixedDepthwise, IdentityConv, Scale
+from unbranch.blocks.parts import DilatedAvgPool
+from unbranch.blocks.spec import ConvSpec
+from unbranch.errors import Inexact, InputError
+from unbranch.grids import AVG_POOL_LAYERS, CONV_LAYERS, PAD_LAYERS, Ints, first_axis_first
+
+Step: TypeAlias = tuple[Any, ...]
+"""``(kind, tensors, …)``: what a layer does, and how many tensors it needs for that."""
+
+
+def online_kernel(branches: dict[str, nn.Module], spec: ConvSpec, like: Tensor) -> Tensor:
+    """Return the kernel ``(O, I/groups, *k)`` of the sum of branches, in the frame of the convolution ``spec``.
+
+    Args:
+        branches: sequences of convolutions, scales, average pools and zero padding.
+        spec: the convolution that the block stands for.
+        like: dtype and device where a branch has no weight.
+
+    Raises:
+        InputError: if a branch has a layer of another kind, or doesn't fit into the frame.
+    """
+    tensors: list[Tensor] = [like]
+    steps: list[tuple[str, tuple[Step, ...]]] = []
+    for name, branch in branches.items():
+        found = []
+        for layer in _layers_of(branch):
+            for step, *parts in _steps(layer, name):
+                found.append(step)
+                tensors += parts
+        steps.append((name, tuple(found)))
+    whole = (spec.in_channels, spec.out_channels, spec.kernel, spec.stride, spec.padding, spec.dilation, spec.groups)
+    return merged_kernel(tensors, tuple(steps), whole)
+
+
+def _layers_of(branch: nn.Module) -> Iterator[nn.Module]:
+    """The layers of nested sequences, in order."""
+    for layer in branch if isinstance(branch, nn.Sequential) else (branch,):
+        yield from _layers_of(layer) if isinstance(layer, nn.Sequential) else (layer,)
+
+
+# --- from layers to steps ----------------------------------------------------------------------------
+
+_Steps: TypeAlias = Iterable[tuple[Any, ...]]
+
+
+def _steps(layer: nn.Module, branch: str) -> _Steps:
+    try:
+        return _steps_of(layer)
+    except InputError as error:
+        raise InputError(f"branch {branch!r} can't be trained online: {error}") from error
+
+
+@singledispatch
+def _steps_of(layer: Any) -> _Steps:
+    """The steps of a layer, each with the tensors that it needs."""
+    if type(layer) in CONV_LAYERS.values():
+        if layer.bias is not None or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            raise InputError(f"a {type(layer).__name__} must have numbers of zero padding and no bias there")
+        return [(("conv", 1, layer.stride, layer.padding, layer.dilation, layer.groups), layer.weight)]
+    if type(layer) in PAD_LAYERS["zeros"].values():
+        return [(("pad", 0, first_axis_first(layer.padding)),)]
+    if type(layer) in AVG_POOL_LAYERS.values():
+        return [(_average(layer),)]
+    raise InputError(f"a {type(layer).__name__} has no kernel")
+
+
+@_steps_of.register
+def _(layer: Scale) -> _Steps:
+    return [(("scale", 1), layer.weight)]
+
+
+@_steps_of.register
+def _(layer: BorderBatchNorm) -> _Steps:
+    return [*_steps_of(layer.bn), (("pad", 0, first_axis_first(layer.border)),)]
+
+
+@_steps_of.register
+def _(layer: IdentityConv) -> _Steps:
+    one: Ints = (1,) * layer.ndim
+    return [(("conv", 1, one, (0,) * layer.ndim, one, layer.groups), layer.kernel())]
+
+
+@_steps_of.register
+def _(layer: FixedDepthwise) -> _Steps:
+    return [(("conv", 1, layer.stride, layer.padding, layer.dilation, layer.channels), layer.weight)]
+
+
+@_steps_of.register
+def _(layer: DilatedAvgPool) -> _Steps:
+    return [(("average", 0, layer.kernel, layer.stride, (0,) * len(layer.kernel), layer.dilation),)]
+
+
+def _average(pool: Any) -> Step:
+    sizes = (pool.kernel_size, pool.stride, pool.padding)
+    plain = not pool.ceil_mode and (pool.count_include_pad or not any(_as_tuple(pool.padding, 1)))
+    if not plain or getattr(pool, "divisor_override", None) is not None:
+        raise InputError(f"a {type(pool).__name__} must average over as many taps everywhere")
+    ndim = next(n for n, kind in AVG_POOL_LAYERS.items() if type(pool) is kind)
+    return ("average", 0, *(_as_tuple(size, ndim) for size in sizes), (1,) * ndim)
+
+
+def _as_tuple(value: int | Ints, ndim: int) -> Ints:
+    return (value,) * ndim if isinstance(value, int) else tuple(value)
+
+
+# --- from steps to the kernel ------------------------------------------------------------------------
+
+
+def merged_kernel(tensors: list[Tensor], branches: tuple[tuple[str, tuple[Step, ...]], ...], whole: Step) -> Tensor:
+    """Return the kernel of a sum of branches.
+
+    Args:
+        tensors: one for dtype and device, then those of all steps in order.
+        branches: name and steps of each branch.
+        whole: ``(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)`` of the convolution.
+
+    Raises:
+        InputError: if a branch doesn't fit into the frame of that convolution.
+    """
+    like, *rest = tensors
+    left = iter(rest)
+    inputs, outputs, size, stride, padding, dilation, groups = whole
+    frame = Frame(padding, dilation, size, groups)
+    maps = []
+    for name, steps in branches:
+        try:
+            m = _folded(steps, left, inputs, len(size), like)
+            _check_fit(m, frame, outputs, stride, name)
+        except Inexact as error:
+            raise InputError(f"branch {name!r} can't be trained online: {error}") from error
+        maps.append(m)
+    return frame.filled(maps)
+
+
+fx.wrap("merged_kernel")
+torch.compiler.allow_in_graph(merged_kernel)  # type: ignore[no-untyped-call]
+
+
+def _folded(steps: tuple[Step, ...], tensors: Iterator[Tensor], channels: int, ndim: int, like: Tensor) -> ConvMap:
+    """The map of one step after the other."""
+    m: ConvMap = identity(channels, ndim, device=like.device, dtype=like.dtype)
+    for j, (kind, count, *geometry) in enumerate(steps):
+        own = [next(tensors) for _ in range(count)]
+        if kind == "pad":
+            lo, hi = zip(*geometry[0], strict=True)
+            m = pad(m, lo, hi)
+        elif kind == "scale":
+            m = scale_shift(m, own[0])
+        else:
+            m = _then(m, _layer(kind, own, geometry, m), first=j == 0)
+    return m
+
+
+def _layer(kind: str, tensors: list[Tensor], geometry: list[Any], m: ConvMap) -> ConvMap:
+    if kind == "conv":
+        stride, padding, dilation, groups = geometry
+        return convolution(tensors[0], None, stride, padding, dilation, groups)
+    size, stride, padding, dilation = geometry
+    return average_pool(m.out_channels, size, stride, padding, dilation=dilation, device=m.device, dtype=m.dtype)
+
+
+def _then(m: ConvMap, outer: ConvMap, *, first: bool) -> ConvMap:
+    """``outer(m)``; the first map after the identity is itself."""
+    return outer if first and outer.in_channels == m.out_channels else compose(outer, m)
+
+
+def _check_fit(m: ConvMap, frame: Frame, outputs: int, stride: Ints, name: str) -> None:
+    """Refuse a branch whose kernel isn't a part of the whole one.
+
+    Raises:
+        InputError: if it has other channels, strides, groups or padding, or taps outside.
+    """
+    low = [(a - b) / d for a, b, d in zip(frame.lo, m.lo, frame.dilation, strict=True)]  # of the first tap, in taps
+    high = [at + s / d for at, s, d in zip(low, m.span, frame.dilation, strict=True)]
+    inside = all(at >= 0 and end < k for at, end, k in zip(low, high, frame.kernel_size, strict=True))
+    on_lattice = all(v == int(v) for v in (*low, *high)) and all(
+        k == 1 or not d % e for k, d, e in zip(m.kernel_size, m.dilation, frame.dilation, strict=True)
+    )
+    span = [d * (k - 1) for d, k in zip(frame.dilation, frame.kernel_size, strict=True)]
+    sized = all(2 * a - r == d for a, r, d in zip(frame.lo, span, m.size_delta, strict=True))
+    alike = m.out_channels == outputs and m.stride == stride and not m.groups % frame.groups and m.bias is None
+    if not (inside and on_lattice and sized and alike):
+        whole = f"{outputs} channels, kernel {frame.kernel_size}, stride {stride}, padding {frame.lo}"
+        raise InputError(
+            f"branch {name!r} can't be trained online: it must be a part of a convolution with {whole}, dilation "
+            f"{frame.dilation} and {frame.groups} groups, got {m.out_channels} channels, kernel {m.kernel_size}, "
+            f"stride {m.stride}, padding {m.lo}, dilation {m.dilation} and {m.groups} groups"
+        )

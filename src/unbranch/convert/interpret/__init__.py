@@ -1,0 +1,1 @@
+"""Interpret a trace: each value as an affine map of earlier values."""

@@ -1,0 +1,1 @@
+"""Choose which operations to merge, and build the layers that replace them."""

@@ -1,0 +1,1 @@
+"""Prove a conversion: compare the rewritten network with the original's own forwards."""

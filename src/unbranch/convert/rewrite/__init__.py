@@ -1,0 +1,1 @@
+"""Decide where merged layers go, and write them into a copy of the network."""

@@ -1,0 +1,1 @@
+"""Run a forward on proxies and record its operations as a graph."""
