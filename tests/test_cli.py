@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import unbranch as ub
 from unbranch import cli
-from unbranch.history import history_of, set_history
 from unbranch.models import create, load, randomise_statistics, save
+from unbranch.provenance import provenance_of, set_provenance
 
 NETWORK = "resnet8_cifar"
 SMALL = [
@@ -128,7 +128,7 @@ def test_verify_compares_two_networks_and_two_files(folder: Path) -> None:
 def test_a_file_of_ours_stands_for_its_network(folder: Path) -> None:
     network = create("resnet8_cifar", block="acb", in_channels=1, width=4)
     randomise_statistics(network)
-    set_history(network, replace(history_of(network), input_size=(1, 8, 12)))
+    set_provenance(network, replace(provenance_of(network), input_size=(1, 8, 12)))
     save(network, "trained.safetensors")
     values = json.loads(run("explain", "trained.safetensors", "--json").stdout)
     assert values["after"]["params"] < values["before"]["params"]

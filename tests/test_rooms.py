@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "unbranch"
 FLOORS = (
     ("errors",),
     ("channels_last", "deprecation", "extras", "files", "timing"),
+    ("provenance",),
     ("history",),
     ("algebra",),
     ("graph",),

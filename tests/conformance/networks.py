@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tests.conformance.official import FOLDER
-from unbranch.history import history_of
 from unbranch.models import create
 from unbranch.models.forms import shapes_between
 from unbranch.models.recognise import best_reading, layouts_for, pruned_widths
 from unbranch.models.registry import ENTRIES, resolve
+from unbranch.provenance import provenance_of
 
 BLOCKS = {"ACB": "acb", "DBB": "dbb", "base": None, "compactor": "compactor"}
 MARKS = (
@@ -116,7 +116,7 @@ def narrowed(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Network
     with torch.device("meta"):
         whole = network.make()
         state = {key: torch.empty(shape) for key, shape in shapes.items()}
-    reading = best_reading(state, layouts_for(history_of(whole)), shapes_between(whole))
+    reading = best_reading(state, layouts_for(provenance_of(whole)), shapes_between(whole))
     widths = pruned_widths(whole, reading.named)
     return replace(network, options={**network.options, "widths": widths}) if widths else network
 

@@ -13,7 +13,7 @@ import unbranch as ub
 from tests.prune.networks import CASES, Case, conv, depthwise, with_zero_rows
 from unbranch.blocks import Compactor
 from unbranch.errors import InputError
-from unbranch.history import replayed
+from unbranch.provenance import replay
 from unbranch.prune import attach, convert
 from unbranch.prune.convert import kept_channels, zeroed
 from unbranch.prune.select import Limits
@@ -150,7 +150,7 @@ def test_a_damaged_record_of_pruning_is_refused(damage: dict[str, object]) -> No
         "numbers": {"out_channels": damage.get("number", 4)},
     }
     with pytest.raises(InputError, match="record of pruning"):
-        replayed(network, ({"kind": "prune", "layers": damage.get("layers", {"0": layer})},))
+        replay(network, ({"kind": "prune", "layers": damage.get("layers", {"0": layer})},))
 
 
 def test_a_network_without_compactors_is_told_so() -> None:

@@ -11,8 +11,8 @@ from unbranch.convert.attempt import Attempt
 from unbranch.convert.building import Built
 from unbranch.convert.faults import Fault, as_errors, warn_of
 from unbranch.convert.forwards import Forwards, sizes_of
+from unbranch.convert.provenance import record_collapse
 from unbranch.convert.report import Report
-from unbranch.convert.step import record_step
 from unbranch.convert.verify import as_inputs
 from unbranch.errors import CollapseError, UnsupportedError
 from unbranch.graph.outside import restore_outside
@@ -109,8 +109,8 @@ def _converted(model: nn.Module, example_input: Any, strict: bool = False) -> Co
         if strict and report.refusals:
             listed = "\n".join(f"  {r.path or '(the network)'}: {r.reason}" for r in report.refusals)
             raise CollapseError(f"{len(report.refusals)} things can't be merged exactly:\n{listed}")
-        vars(plain)["collapse_report"] = report  # whatever its class does with attributes
-        record_step(network, plain, report, inputs)
+        vars(plain)["collapse_report"] = report  # deprecated; whatever its class does with attributes
+        record_collapse(network, plain, report, inputs)
         return Conversion(report, plain)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import nn
 
 from unbranch.errors import InputError
+from unbranch.provenance import provenance_of
 
 
 @dataclass(frozen=True)
@@ -163,18 +164,32 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     return ["  " + "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in [header, *rows]]
 
 
-def report(model: nn.Module) -> Report:
-    """The report of the conversion that a network comes from.
+@overload
+def report(model: nn.Module, kind: Literal["collapse"]) -> Report: ...
+@overload
+def report(model: nn.Module, kind: str | None = None) -> Any: ...
+def report(model: nn.Module, kind: str | None = None) -> Any:
+    """Return the report of what was done to a network.
+
+    Args:
+        model: a network that a function of Unbranch returned, or a copy of it.
+        kind: ``"collapse"``, ``"expand"``, ``"compact"`` (compactors were inserted) or ``"prune"`` for the last report
+            of this kind; without it, the latest of any kind.
+
+    Returns:
+        A ``Report``, ``ExpansionReport``, ``CompactorReport`` or ``PruningReport``.
 
     Raises:
-        InputError: if it comes from none.
+        InputError: if there is no such report.
 
     Example:
         >>> import unbranch as ub
         >>> ub.report(ub.collapse(ub.blocks.RepVGG(8, 8, 3, padding=1))).worst_error < 1e-10
         True
     """
-    found = vars(model).get("collapse_report")
-    if not isinstance(found, Report):
-        raise InputError(f"{type(model).__name__} has no report: it isn't a network that unbranch.collapse returned")
-    return found
+    reports = provenance_of(model).reports
+    if not reports or (kind is not None and kind not in reports):
+        there = f"; it has {', '.join(reports)}" if reports else ": it isn't a network that unbranch returned"
+        wanted = "report" if kind is None else f"report of the kind {kind!r}"
+        raise InputError(f"{type(model).__name__} has no {wanted}{there}")
+    return list(reports.values())[-1] if kind is None else reports[kind]

@@ -17,7 +17,7 @@ from unbranch.errors import CollapseError, InputError
 from unbranch.expansion.adopt import BLOCKS, STARTS, adopted, left_of, why_pointless
 from unbranch.expansion.places import Place, convolutions, is_norm, places_in
 from unbranch.graph.shadow import unwrapped
-from unbranch.history import replays, with_step
+from unbranch.provenance import record_report, record_transform, register_replay
 
 Where: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 
@@ -107,7 +107,8 @@ def expand(
     if example_input is not None:
         _check(network, result, example_input)
     step = {"kind": "expand", "block": name, "options": options, "places": [[p.path, p.norm] for p in taken]}
-    with_step(network, result, step)
+    record_transform(network, result, step)
+    record_report(result, "expand", result.expand_report)
     return result
 
 
@@ -181,7 +182,7 @@ def _check(network: nn.Module, result: nn.Module, example_input: Any) -> None:
         raise CollapseError(f"the expanded network differs; nothing is returned\n{check}")
 
 
-@replays("expand")
+@register_replay("expand")
 def _replay(network: nn.Module, step: dict[str, Any]) -> nn.Module:
     """Put the blocks of a recorded step into a network again; added branches have weights of their own."""
     name, options = step.get("block"), copy.deepcopy(step.get("options"))
@@ -195,7 +196,7 @@ def _replay(network: nn.Module, step: dict[str, Any]) -> nn.Module:
     result, refused = _expanded(network, BLOCKS[name], places, None, options)
     if refused:
         raise InputError(f"its expansion doesn't fit the network: {next(iter(refused.items()))}")
-    with_step(network, result, step)
+    record_transform(network, result, step)
     return result
 
 

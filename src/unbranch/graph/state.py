@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten
 
 from unbranch.graph.shadow import computed_names
 
-_PLUMBING = {*vars(nn.Module()), "forward", "unbranch_history"}
+_PLUMBING = {*vars(nn.Module()), "forward", "unbranch_provenance"}
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:

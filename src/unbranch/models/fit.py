@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from unbranch.blocks import BranchedConv
 from unbranch.convert import equivalent_kernel
-from unbranch.history import history_of
 from unbranch.models.forms import State, key_of
 from unbranch.models.names import create
 from unbranch.models.network import Features, Network
+from unbranch.provenance import provenance_of
 
 COUNTERS = ("total_ops", "total_params")  # of a profiler, which leaves them in what it has profiled
 # What only some networks have: backbones have no head, a deploy form no auxiliary classifiers, few have norms on maps.
@@ -149,7 +149,7 @@ def _merge_first_block(fit: Fit) -> None:
 
 def _first_block(network: nn.Module, path: str, in_channels: int) -> nn.Module | None:
     """The block that sees the image in a network like this one for images of other channels."""
-    history = history_of(network)
+    history = provenance_of(network)
     if history.network is None:
         return None
     like = create(history.network, **{**history.arguments, "in_channels": in_channels})

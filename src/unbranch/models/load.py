@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from unbranch.convert import collapse
 from unbranch.errors import CheckpointError, InputError
 from unbranch.graph.shadow import unwrapped
-from unbranch.history import History, history_of
 from unbranch.models.checkpoints import fill, read_weights, unwrapped_state
 from unbranch.models.fit import ENDS, FIRST, Fit, fitted, is_foreign, is_useless
 from unbranch.models.forms import State, merged, shapes_between, split
@@ -24,6 +23,7 @@ from unbranch.models.official import is_collapsed, training_form
 from unbranch.models.recognise import OWN, Reading, best_reading, described, layouts_for, lookalike, pruned_widths
 from unbranch.models.registry import ENTRIES
 from unbranch.models.saved import load
+from unbranch.provenance import Provenance, provenance_of
 
 FEWEST = 0.5  # of a file's names that a layout has to know
 Source = str | Path | Mapping[str, Any]
@@ -94,8 +94,8 @@ def widths_in(network: nn.Module, source: Source) -> list[int] | None:
 
 
 def _pruned(network: nn.Module, state: State) -> list[int] | None:
-    training = training_form(network) if is_collapsed(history_of(network)) else network
-    reading = best_reading(state, layouts_for(history_of(network)), shapes_between(training))
+    training = training_form(network) if is_collapsed(provenance_of(network)) else network
+    reading = best_reading(state, layouts_for(provenance_of(network)), shapes_between(training))
     return pruned_widths(training, reading.named)
 
 
@@ -109,7 +109,7 @@ def _read(source: Source, network: nn.Module) -> State:
     if isinstance(source, Mapping):
         return unwrapped_state(source, path)
     manifest = read_manifest(path)
-    if manifest and is_collapsed(manifest.history) and manifest.history.network == history_of(network).network:
+    if manifest and is_collapsed(manifest.history) and manifest.history.network == provenance_of(network).network:
         return _between(load(path))
     return read_weights(path)
 
@@ -123,12 +123,12 @@ def _between(plain: nn.Module) -> State:
 
 def _loaded(network: nn.Module, state: State, path: Path) -> tuple[Reading, Fit]:
     """Load a state in whatever form the network is."""
-    history = history_of(network)
+    history = provenance_of(network)
     if not is_collapsed(history):
         return _into_training_form(network, state, path)
     own = {key: value.shape for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     reading = best_reading(state, [OWN], own)
-    if history.network is None or len(history.steps) > 1 or _same_names(own, reading):
+    if history.network is None or len(history.transforms) > 1 or _same_names(own, reading):
         fit = fitted(network, own, reading.named)
         fill(network, fit.state, path)
         return reading, fit
@@ -159,7 +159,7 @@ def _into_training_form(network: nn.Module, state: State, path: Path) -> tuple[R
 
 def _recognised(network: nn.Module, state: State, shapes: Mapping[str, torch.Size], path: Path) -> Reading:
     """The reading of a state of either form, in anybody's layout."""
-    history = history_of(network)
+    history = provenance_of(network)
     layouts = layouts_for(history)
     reading = best_reading(state, layouts, shapes)
     names = [key for key in (*reading.named, *reading.unknown) if key in shapes or not is_useless(network, key)]
@@ -178,7 +178,7 @@ def _recognised(network: nn.Module, state: State, shapes: Mapping[str, torch.Siz
 
 def _reading_of_collapsed(network: nn.Module, state: State) -> Reading | None:
     """The reading of a state under the names that a network of ours has once it is collapsed."""
-    history = history_of(network)
+    history = provenance_of(network)
     plain = _hollow(history)
     own = {key: value.shape for key, value in plain.state_dict().items()}
     reading = best_reading(state, [OWN], own)
@@ -195,7 +195,7 @@ def _reading_of_collapsed(network: nn.Module, state: State) -> Reading | None:
     return replace(reading, named=_between(plain))
 
 
-def _hollow(history: History) -> nn.Module:
+def _hollow(history: Provenance) -> nn.Module:
     """A network with this history, collapsed, without values."""
     with torch.device("meta"):
         return collapse(create(str(history.network), **history.arguments))
@@ -214,7 +214,7 @@ def _told(reading: Reading, fit: Fit, path: Path) -> Loaded:
 
 def _hint(network: nn.Module, state: State) -> str:
     """What a user could do about a file that doesn't fit, if anything is known."""
-    history = history_of(network)
+    history = provenance_of(network)
     if history.network not in ENTRIES:
         return ""
     if widths := _pruned(network, state):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from unbranch.errors import InputError, nearest
 from unbranch.extras import library
-from unbranch.history import history_of, set_history
 from unbranch.models.registry import NETWORKS, SOURCES, list_models, resolve
+from unbranch.provenance import provenance_of, set_provenance
 
 Builder = Callable[..., Any]
 # Where weights come from and how layers are compiled, which says nothing about the network.
@@ -40,9 +40,9 @@ def create(name: str, /, **options: Any) -> nn.Module:
     described = {key: value for key, value in options.items() if not ASIDE.fullmatch(key)}
     if name in NETWORKS:  # which take either
         described = _with_lists(described)
-    history = history_of(network)  # a factory may have named it by what it was made from
+    history = provenance_of(network)  # a factory may have named it by what it was made from
     if history.network is None and _is_json(described):  # if not, a file can't tell how to make it
-        set_history(network, replace(history, network=name, arguments=described))
+        set_provenance(network, replace(history, network=name, arguments=described))
     return network
 
 
@@ -112,7 +112,7 @@ def input_size(network: nn.Module) -> tuple[int, ...]:
 def known_input_size(network: nn.Module) -> tuple[int, ...] | None:
     """Input size by the network's history, or by what it says of itself; None if neither tells."""
     configurations = [getattr(network, field, None) or {} for field in ("pretrained_cfg", "default_cfg")]
-    told = [history_of(network).input_size, *(known.get("input_size") for known in configurations)]
+    told = [provenance_of(network).input_size, *(known.get("input_size") for known in configurations)]
     return next((tuple(size) for size in told if size), None)
 
 

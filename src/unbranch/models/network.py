@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from unbranch.errors import InputError
-from unbranch.history import history_of, set_history
 from unbranch.models.images import Takes, check_images
 from unbranch.models.recompute import once_updated
+from unbranch.provenance import provenance_of, set_provenance
 
 
 class Level(NamedTuple):
@@ -245,9 +245,9 @@ class Network(Trunk):
         like = next(self.parameters(), None)
         for head in self.heads():
             head.reset(num_classes, like)
-        history = history_of(self)
+        history = provenance_of(self)
         if history.network is not None:
-            set_history(self, replace(history, arguments={**history.arguments, "num_classes": num_classes}))
+            set_provenance(self, replace(history, arguments={**history.arguments, "num_classes": num_classes}))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of a feature map, or what the classifier sees."""

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from unbranch.blocks import BranchedConv
 from unbranch.errors import InputError
 from unbranch.graph.shadow import unwrapped
-from unbranch.history import History, history_of
 from unbranch.models.forms import merged, separated, split
 from unbranch.models.keys import Layout, layouts_of, renamed
 from unbranch.models.names import create
 from unbranch.models.network import Network
+from unbranch.provenance import Provenance, provenance_of
 
 
 def to_official(model: nn.Module, layout: str | None = None) -> dict[str, Tensor]:
@@ -35,7 +35,7 @@ def to_official(model: nn.Module, layout: str | None = None) -> dict[str, Tensor
     ('stage0.rbr_dense.conv.weight', 'linear.bias')
     """
     network = unwrapped(model)
-    history = history_of(network)
+    history = provenance_of(network)
     _require_name(history)
     chosen = _chosen(history, layout)
     if is_collapsed(history) and not chosen.has_deploy:
@@ -45,9 +45,9 @@ def to_official(model: nn.Module, layout: str | None = None) -> dict[str, Tensor
     return written({key: value.detach() for key, value in state.items()}, chosen)
 
 
-def is_collapsed(history: History) -> bool:
+def is_collapsed(history: Provenance) -> bool:
     """Whether ``collapse`` was the last thing done to a network; other steps have no layout."""
-    return bool(history.steps) and history.steps[-1].get("kind") == "collapse"
+    return bool(history.transforms) and history.transforms[-1].get("kind") == "collapse"
 
 
 def training_form(network: nn.Module) -> nn.Module:
@@ -55,7 +55,7 @@ def training_form(network: nn.Module) -> nn.Module:
 
     Raises InputError if nothing tells how to make it.
     """
-    history = history_of(network)
+    history = provenance_of(network)
     _require_name(history)
     assert history.network is not None
     training = create(history.network, **history.arguments).eval()
@@ -64,13 +64,13 @@ def training_form(network: nn.Module) -> nn.Module:
     return training
 
 
-def _require_name(history: History) -> None:
-    steps = [str(step.get("kind")) for step in history.steps]
+def _require_name(history: Provenance) -> None:
+    steps = [str(step.get("kind")) for step in history.transforms]
     if history.network is None or steps not in ([], ["collapse"]):
         done = f" after {', '.join(steps)}" if steps else ""
         raise InputError(
             "only a network from create_model, as it was made or collapsed, has names in published code; this one is "
-            f"{history.network or history.made_by}{done}"
+            f"{history.network or history.source_class}{done}"
         )
 
 
@@ -109,11 +109,11 @@ def _with_lone_branches(network: nn.Module, training: nn.Module, state: dict[str
     return kept | split(training_form(network), parts) if parts else state
 
 
-def _chosen(history: History, name: str | None) -> Layout:
+def _chosen(history: Provenance, name: str | None) -> Layout:
     block = history.arguments.get("block")
     layouts = layouts_of(history.network, block if isinstance(block, str) else None)
     if not layouts:
-        made = history.network or history.made_by
+        made = history.network or history.source_class
         what = f"{made} with block={block!r}" if block else made
         raise InputError(f"there is no published code for {what}; see unbranch.save")
     found = next((layout for layout in layouts if name in (None, layout.name)), None)

@@ -18,10 +18,10 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from unbranch.errors import CheckpointError
-from unbranch.history import History
 from unbranch.models.manifest import shown
 from unbranch.models.names import ASIDE, create
 from unbranch.models.registry import NETWORKS
+from unbranch.provenance import Provenance
 
 BUILDABLE = re.compile(r"(timm|torchvision):\w+(\.\w+)?", re.ASCII)
 WORD = re.compile(r"[\w .,+-]{0,64}", re.ASCII)  # neither a path nor an address
@@ -36,7 +36,7 @@ def is_buildable(network: str | None) -> bool:
     return network is not None and (network in NETWORKS or BUILDABLE.fullmatch(network) is not None)
 
 
-def built(history: History, sizes: Sequence[int]) -> nn.Module:
+def built(history: Provenance, sizes: Sequence[int]) -> nn.Module:
     """The network of a history before its steps, with random weights.
 
     Args:
@@ -47,7 +47,7 @@ def built(history: History, sizes: Sequence[int]) -> nn.Module:
     """
     network = history.network
     if network is None:
-        raise CheckpointError(f"it holds a network of your own code ({shown(history.made_by)}); pass one as into=")
+        raise CheckpointError(f"it holds a network of your own code ({shown(history.source_class)}); pass one as into=")
     if not is_buildable(network):
         made = shown(network)
         raise CheckpointError(

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.errors import InputError
-from unbranch.history import History, history_of
 from unbranch.models.checkpoints import PREFIXES, bare
 from unbranch.models.fit import ENDS, FIRST, is_foreign
 from unbranch.models.forms import is_pair, key_of, shapes_between
 from unbranch.models.keys import Layout, layouts_of, renamed
 from unbranch.models.names import create
 from unbranch.models.registry import ENTRIES
+from unbranch.provenance import Provenance, provenance_of
 
 OWN = Layout("unbranch", ())
 BLOCKS = (None, "acb", "dbb", "compactor")  # in networks that others publish
@@ -42,7 +42,7 @@ class Reading:
     hits: int
 
 
-def layouts_for(history: History) -> tuple[Layout, ...]:
+def layouts_for(history: Provenance) -> tuple[Layout, ...]:
     """Ours, and those in which others keep a network with this history."""
     block = history.arguments.get("block")
     return (OWN, *layouts_of(history.network, block if isinstance(block, str) else None))
@@ -83,7 +83,7 @@ def _ours(layout: Layout, key: str) -> str | None:
 
 def pruned_widths(network: nn.Module, named: Mapping[str, Tensor]) -> list[int] | None:
     """The ``widths`` of a pruned network of the same name whose weights these are, None if they aren't."""
-    history = history_of(network)
+    history = provenance_of(network)
     entry = ENTRIES.get(history.network or "")
     units = [key_of(path, "conv.weight") for path, module in network.named_modules() if is_pair(module)]
     takes = entry is not None and "widths" in entry.options() and "widths" not in entry.arguments
@@ -94,7 +94,7 @@ def pruned_widths(network: nn.Module, named: Mapping[str, Tensor]) -> list[int] 
     return widths if widths != [len(own[key]) for key in units] and _hold(shapes, named) else None
 
 
-def lookalike(history: History, state: Mapping[str, Tensor]) -> str | None:
+def lookalike(history: Provenance, state: Mapping[str, Tensor]) -> str | None:
     """Another network, and its block, whose weights these could be; relatives of the one with this history first."""
     own = _shapes(str(history.network), history.arguments)
     reading = best_reading(state, layouts_for(history), own)
@@ -107,7 +107,7 @@ def lookalike(history: History, state: Mapping[str, Tensor]) -> str | None:
         layouts = [layout for layout in (OWN, *layouts_of(name, block)) if _may_read(layout, islice(bared, SAMPLE))]
         if not layouts or (block and layouts == [OWN] and not layouts_of(name, block)):
             continue
-        other = History(name, {} if block is None else {"block": block})
+        other = Provenance(name, {} if block is None else {"block": block})
         shapes = _shapes(name, other.arguments)
         reading = best_reading(bared, layouts, shapes)
         if reading.hits and _hold(shapes, reading.named | reading.unknown):
@@ -121,7 +121,7 @@ def _may_read(layout: Layout, names: Iterable[str]) -> bool:
     return all(name.startswith(ours) if layout is OWN else renamed(layout.table, name) is not None for name in names)
 
 
-def described(history: History) -> str:
+def described(history: Provenance) -> str:
     """A network in words: its name, and its block."""
     block = history.arguments.get("block")
     return f"{history.network} with block={block!r}" if block else str(history.network)

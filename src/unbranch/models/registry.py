@@ -12,7 +12,6 @@ from torch import nn
 
 from unbranch.errors import InputError, nearest
 from unbranch.extras import library
-from unbranch.history import History, set_history
 from unbranch.models import (
     mobilenet,
     mobileone,
@@ -27,6 +26,7 @@ from unbranch.models import (
 )
 from unbranch.models.network import Features, Network
 from unbranch.models.units import Block
+from unbranch.provenance import Provenance, set_provenance
 
 IMAGENET, CIFAR = (3, 224, 224), (3, 32, 32)
 
@@ -79,7 +79,7 @@ class Entry:
             **{**self.arguments, **options}, num_classes=classes, in_channels=in_channels, block=block
         )
         made = Features(network, out_indices, feature_norms) if features_only else network
-        set_history(made, History(made_by=self.name, input_size=(in_channels, *self.input_size[1:])))
+        set_provenance(made, Provenance(source_class=self.name, input_size=(in_channels, *self.input_size[1:])))
         return made
 
     def _check(self, num_classes: int | None, in_channels: int, options: dict[str, Any]) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from unbranch.errors import CheckpointError, InputError
 from unbranch.files import all_or_nothing
 from unbranch.graph.shadow import unwrapped
-from unbranch.history import History, history_of, replayed, set_history
 from unbranch.models.checkpoints import fill, is_plain, load_weights, read_weights
 from unbranch.models.manifest import Manifest, read_manifest, require_file
 from unbranch.models.names import known_input_size
 from unbranch.models.rebuild import built, is_buildable
+from unbranch.provenance import Provenance, provenance_of, replay, set_provenance
 
 MESSAGE = 1000  # characters; a file can hold any names
 
@@ -47,7 +47,7 @@ def save(network: nn.Module, path: str | Path) -> None:
     path, network = Path(path), unwrapped(network)
     if path.suffix != ".safetensors":
         raise InputError(f"can't write {path}: the name should end in .safetensors")
-    history = replace(history_of(network), input_size=known_input_size(network))
+    history = replace(provenance_of(network), input_size=known_input_size(network))
     metadata = Manifest(version("unbranch"), history).to_metadata()
     tensors = _tensors_of(network)
     with all_or_nothing(path) as (temporary,):
@@ -100,25 +100,25 @@ def _loaded(path: Path, into: nn.Module | None) -> nn.Module:
         network = built(history, [tensor.numel() for tensor in weights.values()])
     else:
         network, history = _copied(into), _history_into(history, into)
-    network = replayed(network, _left_to_do(history.steps, history_of(network).steps))
+    network = replay(network, _left_to_do(history.transforms, provenance_of(network).transforms))
     try:
         fill(network, weights, path, keep_dtype=True)
     except InputError as error:
         hint = "; if the network was changed by hand after it was made, pass it as into=" if into is None else ""
         raise CheckpointError(f"{error}{hint}") from error
-    set_history(network, history)
+    set_provenance(network, replace(history, reports=provenance_of(network).reports))
     return network
 
 
-def _history_into(history: History, into: nn.Module) -> History:
+def _history_into(history: Provenance, into: nn.Module) -> Provenance:
     """The history of a file whose network the user made: its origin is the user's, where that is known by name.
 
     A name that can be built is never believed of another network, since a later file would build it.
     """
-    given = history_of(into)
+    given = provenance_of(into)
     if given.network is None and not is_buildable(history.network):
         return history
-    return replace(history, network=given.network, arguments=given.arguments, made_by=given.made_by)
+    return replace(history, network=given.network, arguments=given.arguments, source_class=given.source_class)
 
 
 def _left_to_do(

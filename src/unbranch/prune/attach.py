@@ -18,7 +18,7 @@ from unbranch.errors import InputError
 from unbranch.expansion import expand
 from unbranch.expansion.places import places_in
 from unbranch.graph.shadow import unwrapped
-from unbranch.history import replays, with_step
+from unbranch.provenance import record_report, record_transform, register_replay
 from unbranch.prune.structure import STAYS, Structure, structure_of
 from unbranch.prune.units import Unit
 
@@ -100,6 +100,7 @@ def attach(
     result.attachment = Attachment(  # type: ignore[assignment]
         chosen, {path: reason for path, reason in left.items() if path not in taken}
     )
+    record_report(result, KIND, result.attachment)
     return result
 
 
@@ -178,7 +179,7 @@ def _with_compactors(network: nn.Module, places: Collection[str], left: dict[str
     if blocks:
         for path in blocks:
             _compact(result.get_submodule(path))
-        with_step(result, result, {"kind": KIND, "blocks": list(blocks)})
+        record_transform(result, result, {"kind": KIND, "blocks": list(blocks)})
     return result
 
 
@@ -192,7 +193,7 @@ def _compact(block: Any) -> None:
     block.post = nn.Sequential(layers).train(block.training)
 
 
-@replays(KIND)
+@register_replay(KIND)
 def _replay(network: nn.Module, step: dict[str, Any]) -> nn.Module:
     """Put compactors into the blocks of a recorded step again."""
     paths, modules = step.get("blocks"), dict(network.named_modules())

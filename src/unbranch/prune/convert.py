@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.blocks import Compactor
-from unbranch.convert import Report, verify
+from unbranch.convert import verify
 from unbranch.convert.costs import cost_of
-from unbranch.convert.report import NetworkCost
+from unbranch.convert.report import NetworkCost, report
 from unbranch.convert.verify import as_inputs
 from unbranch.errors import DifferenceError
 from unbranch.graph.shadow import unwrapped
+from unbranch.provenance import record_report
 from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.narrow import record_narrowing, shapes_of
 from unbranch.prune.removal import random_like, remove_channels
@@ -157,7 +158,8 @@ def converted(network: nn.Module, structure: Structure, keep: list[Tensor]) -> n
             raise DifferenceError(f"the pruned network differs; nothing is returned\n{check}")
     record_narrowing(plain, before)
     after = cost_of(plain, inputs)
-    plain.collapse_report = replace(cast(Report, plain.collapse_report), after=after)  # type: ignore[assignment]
+    record_report(plain, "collapse", replace(report(plain, "collapse"), after=after))
+    plain.collapse_report = report(plain, "collapse")  # type: ignore[assignment]
     plain.pruning = Pruning(  # type: ignore[assignment]
         _widths(plain, structure),
         {path: len(channels) for path, channels in stayed.items()},
@@ -166,6 +168,7 @@ def converted(network: nn.Module, structure: Structure, keep: list[Tensor]) -> n
         cost,
         after,
     )
+    record_report(plain, "prune", plain.pruning)
     return plain.train(network.training)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.errors import InputError
-from unbranch.history import replays, with_step
+from unbranch.provenance import record_transform, register_replay
 
 KIND = "prune"
 ATTRIBUTES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels")
@@ -31,10 +31,10 @@ def record_narrowing(network: nn.Module, before: Shapes) -> None:
             numbers = {name: getattr(module, name) for name in ATTRIBUTES if type(getattr(module, name, None)) is int}
             layers[path] = {"shapes": {name: list(shape) for name, shape in own.items()}, "numbers": numbers}
     if layers:
-        with_step(network, network, {"kind": KIND, "layers": layers})
+        record_transform(network, network, {"kind": KIND, "layers": layers})
 
 
-@replays(KIND)
+@register_replay(KIND)
 def _narrowed(network: nn.Module, step: dict[str, Any]) -> nn.Module:
     """Make the layers of a recorded step as narrow as they were; their weights mean nothing then."""
     layers, modules = step.get("layers"), dict(network.named_modules())
@@ -48,7 +48,7 @@ def _narrowed(network: nn.Module, step: dict[str, Any]) -> nn.Module:
         if not isinstance(shapes, dict) or not isinstance(numbers, dict):
             raise InputError(f"its record of pruning doesn't say how narrow {path[:80]} is")
         _narrow(module, shapes, numbers, path)
-    with_step(network, network, step)
+    record_transform(network, network, step)
     return network
 
 

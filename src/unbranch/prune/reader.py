@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from unbranch.blocks.parts import is_depthwise
-from unbranch.convert import Report
+from unbranch.convert.report import report
 from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.units import Count, LayerCost, Unit
 
@@ -201,10 +201,9 @@ def _channels(layer: Any) -> tuple[int, int]:
 
 def _places(plain: nn.Module, compactors: list[str]) -> dict[int, nn.Module | str]:
     """For each compactor, by number, the convolution whose rows its rows became, or why there is none."""
-    report = plain.collapse_report
-    assert isinstance(report, Report)
-    ends = {merge.sources[-1]: merge.layer_path for merge in report.merges if merge.sources}
-    inside = {source: merge.path for merge in report.merges for source in merge.sources}
+    merges = report(plain, "collapse").merges
+    ends = {merge.sources[-1]: merge.layer_path for merge in merges if merge.sources}
+    inside = {source: merge.path for merge in merges for source in merge.sources}
     modules = dict(plain.named_modules())
     found: dict[int, nn.Module | str] = {}
     for number, path in enumerate(compactors):
