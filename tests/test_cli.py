@@ -230,8 +230,8 @@ def test_expand_takes_arguments_for_the_block(folder: Path) -> None:
     given = ["--block", "replk", "--block-option", "small_kernel=1", "--json", "-o", "branched.safetensors"]
     result = json.loads(run("expand", NETWORK, *PLAIN, *given).output)
     assert result["block"] == "replk"
-    assert {place["norm"] for place in result["taken"]} >= {"stem.bn"}
-    assert all("isn't larger than the small one, 1" in reason for _, reason in result["left"])
+    assert {place["norm"] for place in result["replaced"]} >= {"stem.bn"}
+    assert all("isn't larger than the small one, 1" in reason for reason in result["skipped"].values())
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,9 @@ def test_expand_takes_arguments_for_the_block(folder: Path) -> None:
     [
         (["--block", "repvg", "-o", "net.safetensors"], "did you mean 'repvgg'?"),
         (["--block", "dbb", "-o", "net.pth"], "should end in .safetensors"),
-        (["--block", "dbb", "--where", "layer9.*", "-o", "net.safetensors"], "names no convolution"),
-        (["--block", "dbb", "--start", "one", "-o", "net.safetensors"], "none of zero, subtracted"),
-        (["--block", "dbb", "--block-option", "width=3", "-o", "net.safetensors"], "doesn't take"),
+        (["--block", "dbb", "--where", "layer9.*", "-o", "net.safetensors"], "must select a convolution"),
+        (["--block", "dbb", "--start", "one", "-o", "net.safetensors"], "must be one of zero, compensated"),
+        (["--block", "dbb", "--block-option", "width=3", "-o", "net.safetensors"], "doesn't accept"),
         (["--block", "dbb", "--block-option", "width", "-o", "net.safetensors"], "NAME=VALUE"),
     ],
     ids=["block", "suffix", "pattern", "start", "option", "form"],

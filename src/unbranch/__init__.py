@@ -36,7 +36,7 @@ from unbranch.errors import (
     UnbranchError,
     UnsupportedError,
 )
-from unbranch.expansion import Expansion, expand
+from unbranch.expansion import Expansion, ExpansionReport, expand, explain_expansion
 from unbranch.models import create_model, list_models, load, load_checkpoint, save, to_official
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ __all__ = [
     "Conversion",
     "DifferenceError",
     "Expansion",
+    "ExpansionReport",
     "GridMap",
     "Inexact",
     "InputError",
@@ -72,6 +73,7 @@ __all__ = [
     "equivalent_kernel",
     "expand",
     "explain",
+    "explain_expansion",
     "list_models",
     "load",
     "load_checkpoint",

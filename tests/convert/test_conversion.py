@@ -24,7 +24,7 @@ def test_it_gives_the_network_that_collapse_does() -> None:
     given = conversion.apply()
     assert repr(given) == repr(plain)
     assert all(torch.equal(a, b) for a, b in zip(given.parameters(), plain.parameters(), strict=True))
-    assert conversion.report == given.collapse_report == plain.collapse_report
+    assert conversion.report == ub.report(given) == ub.report(plain, "collapse")
 
 
 def test_each_network_is_a_new_one() -> None:

@@ -12,7 +12,7 @@ from unbranch.blocks import RepVGG
 
 
 def report_of(network: nn.Module) -> ub.Report:
-    return ub.collapse(randomised(network)).collapse_report
+    return ub.report(ub.collapse(randomised(network)))
 
 
 class _Unreadable(nn.Module):

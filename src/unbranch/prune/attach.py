@@ -13,10 +13,11 @@ from torch import nn
 
 from unbranch.blocks import BranchedConv, Compactor
 from unbranch.blocks.parts import is_depthwise
+from unbranch.convert.report import report
 from unbranch.convert.verify import as_inputs
 from unbranch.errors import InputError
 from unbranch.expansion import expand
-from unbranch.expansion.places import places_in
+from unbranch.expansion.sites import find_sites
 from unbranch.graph.shadow import unwrapped
 from unbranch.provenance import record_report, record_transform, register_replay
 from unbranch.prune.structure import STAYS, Structure, structure_of
@@ -108,7 +109,7 @@ def _candidates(
     network: nn.Module, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[str], list[str], dict[str, str]]:
     """Convolutions with a norm of their own and blocks, the depthwise ones apart, and those left, with the reason."""
-    places, left = places_in(network)
+    places, left = find_sites(network)
     blocks = {
         path: module for path, module in network.named_modules() if isinstance(module, BranchedConv) and path
     }  # fmt: skip
@@ -173,7 +174,7 @@ def _with_compactors(network: nn.Module, places: Collection[str], left: dict[str
     if chosen := frozenset(places) - frozenset(blocks):
         result = expand(network, "compactor", where=lambda path, _: path in chosen)
         if left is not None:
-            left |= dict(result.expand_report.left)  # type: ignore[union-attr, arg-type]
+            left |= report(result, "expand").skipped
     else:
         result = copy.deepcopy(network)
     if blocks:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import nn
 
 from unbranch.convert import Report, collapse
+from unbranch.convert.report import report
 from unbranch.models import save
 from unbranch.prune import Progress, Pruning, convert
 from unbranch.prune.convert import converted, kept_channels, zeroed
@@ -107,7 +108,7 @@ def finish(job: Job, folder: Folder, corrupt: int, best: float) -> Result | None
     save(plain.cpu(), folder.path / DEPLOY)
     files = tuple(folder.path / name for name in (RECIPE, LAST, BEST, DEPLOY, RESULT))
     result = Result(
-        job.recipe.model.name, job.data.name, best, proof, cast(Report, plain.collapse_report), corrupt, files, pruned
+        job.recipe.model.name, job.data.name, best, proof, report(plain, "collapse"), corrupt, files, pruned
     )
     folder.write_text(RESULT, json.dumps(result.to_dict(), indent=2) + "\n")
     job.accelerator.wait_for_everyone()
