@@ -31,7 +31,7 @@ def show_report(report: Report) -> RenderableType:
     if report.merges:
         merged = [(_at(m.path), _sources(m.path, m.sources), _layer(m.layer)) for m in report.merges]
         parts.append(_table(f"{len(merged)} merged", ("at", "from", "into"), merged))
-    for title, found in report.stays():
+    for title, found in report.skipped():
         reasons = [(_at(refusal.path), refusal.text) for refusal in found]
         parts.append(_table(f"{len(reasons)} {title}", ("at", "reason"), reasons))
     return Group(*parts)
