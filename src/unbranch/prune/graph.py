@@ -1,191 +1,211 @@
-"""What can be pruned of a network with compactors, found on its collapsed form and tried before it is believed."""
+"""What pruning knows of a network with compactors: read once, tried, and passed on as a value.
+
+The graph is read on the collapsed network. It holds paths and numbers of channels, so it stays valid while the weights
+are trained.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from unbranch.blocks import Compactor
-from unbranch.convert import collapse, verify
-from unbranch.errors import InputError, UnbranchError
+from unbranch.convert import collapse
+from unbranch.convert.verify import as_inputs
+from unbranch.errors import InputError
 from unbranch.graph.outside import kept_outside
-from unbranch.prune.dependencies import Dependencies
+from unbranch.graph.shadow import deep_copied, unwrapped
 from unbranch.prune.reader import Reader
-from unbranch.prune.removal import random_like, remove_channels, silence
-from unbranch.prune.units import LayerCost, Unit
-
-STAYS = (
-    "what its channels become when they are zero isn't constant, or not zero where a layer pads with zeros, and no "
-    "compactor behind a depthwise convolution is included that helps"
-)
+from unbranch.prune.report import CompactorReport
+from unbranch.prune.trial import NOT_CONSTANT, try_units
+from unbranch.prune.units import ChannelCount, LayerCost, PruningUnit
 
 
 @dataclass(frozen=True, eq=False)
-class Structure:
-    """A network with compactors as pruning sees it.
+class PruningGraph:
+    """Which channels of a network can be pruned, and what it costs by how many there are.
+
+    Made by ``explain_pruning`` for a network without compactors, and by ``read_graph`` for one with compactors. Pass it
+    to ``ResRep`` and ``finalize``, which otherwise read the network again.
 
     Args:
-        plain: the collapsed network, in evaluation.
+        network: the network with compactors.
         inputs: arguments of the forward on which it was read.
-        units: what can be pruned, in the order in which the network computes them.
-        left: compactors of which nothing can be pruned, with the reason.
-        layers: its convolutions and linear layers.
-        other_params: numbers in everything else.
+        units: channels that can be pruned, in the order in which the network computes them.
+        skipped: reason for each compactor that nothing can be pruned of, by its path.
+        layers: convolutions and linear layers of the collapsed network.
+        other_params: parameters of everything else.
+        report: which convolutions and blocks have a compactor, and why others have none.
+        kernels: path and shape of every kernel of the collapsed network.
     """
 
-    plain: nn.Module
-    inputs: tuple[Any, ...]
-    units: tuple[Unit, ...]
-    left: dict[str, str]
+    network: nn.Module = field(repr=False)
+    inputs: tuple[Any, ...] = field(repr=False)
+    units: tuple[PruningUnit, ...]
+    skipped: dict[str, str]
     layers: tuple[LayerCost, ...]
     other_params: int
+    report: CompactorReport
+    kernels: dict[str, tuple[int, ...]] = field(repr=False)
+
+    def apply(self) -> nn.Module:
+        """Return a copy of the network with compactors, which can be trained with ``ResRep``."""
+        return deep_copied(self.network, {})
 
     @property
     def full(self) -> list[int]:
-        """Widths of all units before pruning."""
+        """Channels of each unit before pruning."""
         return [len(unit) for unit in self.units]
 
     def macs(self, widths: Sequence[int]) -> int:
-        """Multiply-accumulates of convolutions and linear layers for one example, as the papers count them."""
+        """Return the multiply-accumulates of convolutions and linear layers for one example, as the papers count them.
+
+        Args:
+            widths: channels of each unit.
+        """
         return sum(layer.macs(widths) for layer in self.layers)
 
     def params(self, widths: Sequence[int]) -> int:
-        """Parameters of the collapsed network."""
+        """Return the parameters of the collapsed network, by the channels of each unit."""
         return self.other_params + sum(layer.params(widths) for layer in self.layers)
 
+    def select(self, chosen: Collection[int]) -> PruningGraph:
+        """Return the graph in which only these units, by their index, can be pruned."""
+        index = {old: new for new, old in enumerate(sorted(chosen))}
+        return replace(
+            self,
+            units=tuple(unit for number, unit in enumerate(self.units) if number in index),
+            layers=tuple(
+                replace(
+                    layer,
+                    inputs=_selected(layer.inputs, self.full, index),
+                    outputs=_selected(layer.outputs, self.full, index),
+                )
+                for layer in self.layers
+            ),
+        )
 
-def structure_of(
-    network: nn.Module, inputs: tuple[Any, ...], seed: int = 0, *, untrained: bool = False
-) -> Structure:  # fmt: skip
-    """Read a network with compactors; it isn't changed.
+    def __str__(self) -> str:
+        return str(self.report)
 
-    Each unit has been tried: with a random half of its channels zero and taken out, the network was the same function.
+    def __rich__(self) -> Any:
+        return self.report.__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+
+def _selected(count: ChannelCount, full: Sequence[int], index: dict[int, int]) -> ChannelCount:
+    fixed = count.fixed + sum(many * full[unit] for unit, many in count.each if unit not in index)
+    return ChannelCount(fixed, tuple((index[unit], many) for unit, many in count.each if unit in index))
+
+
+def read_graph(model: nn.Module, example_input: Any, *, untrained: bool = False, seed: int = 0) -> PruningGraph:
+    """Read the pruning graph of a network with compactors.
+
+    Each unit is tried: with a random half of its channels zeroed and removed, the network must be the same function.
 
     Args:
-        untrained: try it as it may be later, with random biases and such, which may be zero now; a unit of which a
-            channel would have to stay then is left alone.
+        model: a network with compactors, in any mode; it isn't changed.
+        example_input: a tensor, or a tuple of the forward's arguments, of the size that costs are counted for.
+        untrained: try it with random values in place of biases and the like that are zero before training. A unit with
+            a channel that couldn't be removed then is skipped.
+        seed: of the random halves.
 
     Raises:
-        InputError: if it has no compactor or can't be read.
+        InputError: if it has no compactors or can't be read.
+    """
+    network, inputs = unwrapped(model), as_inputs(example_input)
+    return read_units(network, inputs, untrained=untrained, seed=seed)[0]
+
+
+def read_units(
+    network: nn.Module, inputs: tuple[Any, ...], *, untrained: bool, optional: Collection[str] = (), seed: int = 0
+) -> tuple[PruningGraph, nn.Module]:
+    """Read the pruning graph, and return it with the collapsed network.
+
+    Compactors at the ``optional`` paths belong to the graph only where a unit can't be pruned without them.
+
+    Raises:
+        InputError: if the network has no compactors or can't be read.
     """
     paths = [path for path, module in network.named_modules() if isinstance(module, Compactor)]
     if not paths:
-        raise InputError(f"{type(network).__name__} has no compactors: unbranch.prune.attach puts them in")
+        raise InputError(
+            f"{type(network).__name__} has no compactors: unbranch.prune.insert_compactors inserts them"
+        )  # fmt: skip
     with kept_outside(network):
-        return _structure_of(network, inputs, paths, seed, untrained)
-
-
-def _structure_of(
-    network: nn.Module, inputs: tuple[Any, ...], paths: list[str], seed: int, untrained: bool
-) -> Structure:  # fmt: skip
-    plain = collapse(network, inputs).eval()
-    reader = Reader(plain, inputs, paths)
-    possible, left = reader.units()
-    trial = _as_if_trained(plain, seed) if untrained else plain
-    units, refused = _tried(trial, inputs, possible, seed, strict=untrained)
+        plain = collapse(network, inputs).eval()
+        reader = Reader(plain, inputs, paths)
+        possible, skipped = reader.units()
+        trial = _with_random_zeros(plain, seed) if untrained else plain
+        units, refused = _passed(trial, inputs, possible, seed, untrained, set(optional))
     for unit, reason in refused:
         for path, _ in unit.rows:
-            left.setdefault(path, reason)
-    pruned = {path for unit in units for path, _ in unit.rows}
-    left = {path: reason for path, reason in left.items() if path not in pruned}
+            skipped.setdefault(path, reason)
+    used = {path for unit in units for path, _ in unit.rows}
+    skipped = {path: reason for path, reason in skipped.items() if path not in used}
     layers = reader.costs(units)
-    counted = {layer.path for layer in layers}
-    weights = sum(sum(p.numel() for p in plain.get_submodule(path).parameters()) for path in counted)
+    weights = sum(sum(p.numel() for p in plain.get_submodule(layer.path).parameters()) for layer in layers)
     others = sum(p.numel() for p in plain.parameters()) - weights
-    return Structure(plain, inputs, units, left, layers, others)
+    sites = tuple(layer_of(path) for path in paths if path in used)
+    report = CompactorReport(sites, {layer_of(path): reason for path, reason in skipped.items()})
+    return PruningGraph(network, inputs, units, skipped, layers, others, report, kernels_of(plain)), plain
+
+
+def kernels_of(plain: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return path and shape of every kernel of a collapsed network, the compactors that weren't merged included."""
+    kinds = (_ConvNd, nn.Linear)
+    return {path: tuple(m.weight.shape) for path, m in plain.named_modules() if isinstance(m, kinds)}
+
+
+def check_graph(graph: PruningGraph, network: nn.Module) -> None:
+    """Raise InputError if a network doesn't have the compactors of a graph."""
+    modules = dict(network.named_modules())
+    for path, rows in (row for unit in graph.units for row in unit.rows):
+        compactor = modules.get(path)
+        if not isinstance(compactor, Compactor) or int(rows.max()) >= len(compactor.mask):
+            raise InputError(f"`graph` must be of this network, which has no such compactor {path}")
+
+
+def layer_of(compactor: str) -> str:
+    """Return the path of the convolution or block that a compactor belongs to."""
+    return compactor.removesuffix(".compactor").removesuffix(".post")
+
+
+def _passed(
+    plain: nn.Module, inputs: tuple[Any, ...], units: list[PruningUnit], seed: int, strict: bool, optional: set[str]
+) -> tuple[tuple[PruningUnit, ...], list[tuple[PruningUnit, str]]]:
+    """Units that pass the trial, and the others with the reason; first without the optional compactors, then with."""
+    passed, refused = try_units(plain, inputs, [unit.without(optional) for unit in units], seed, strict)
+    failed = {id(unit.rows[0][1]) for unit, reason in refused if reason == NOT_CONSTANT}
+    needed = {path for unit in units if id(unit.rows[0][1]) in failed for path, _ in unit.depthwise} & optional
+    if not needed:
+        return passed, refused
+    return try_units(plain, inputs, [unit.without(optional - needed) for unit in units], seed, strict)
 
 
 @torch.no_grad()
-def _as_if_trained(plain: nn.Module, seed: int) -> nn.Module:
-    """A copy with random numbers for what is zero in the beginning, and would hide something.
+def _with_random_zeros(plain: nn.Module, seed: int) -> nn.Module:
+    """Return a copy with random values in place of zeros that hide something before training.
 
-    That is so for biases, whatever they are called, running means, and the kernels of norms that start with zeros.
+    These are biases, whatever they are called, running means, and kernels of norms that start at zero.
     """
     result = copy.deepcopy(plain)
     generator = torch.Generator().manual_seed(seed)
-    named = {**dict(result.named_parameters()), **dict(result.named_buffers())}
+    named: dict[str, Tensor] = {**dict(result.named_parameters()), **dict(result.named_buffers())}
     for name, tensor in named.items():
         last = name.rpartition(".")[2]
-        numbers = torch.randn(tensor.shape, generator=generator).to(tensor)
+        values = torch.randn(tensor.shape, generator=generator).to(tensor)
         if last == "running_mean" or (tensor.dim() == 1 and last != "weight" and isinstance(tensor, nn.Parameter)):
-            tensor.copy_(numbers)
+            tensor.copy_(values)
         elif last == "weight" and tensor.dim() > 0:
-            silent = ~tensor.reshape(len(tensor), -1).any(1)
-            tensor[silent] = numbers[silent] / tensor[0].numel() ** 0.5
+            zero = ~tensor.reshape(len(tensor), -1).any(1)
+            tensor[zero] = values[zero] / tensor[0].numel() ** 0.5
     return result
-
-
-def _tried(
-    plain: nn.Module, inputs: tuple[Any, ...], units: list[Unit], seed: int, strict: bool
-) -> tuple[tuple[Unit, ...], list[tuple[Unit, str]]]:
-    """Units of which half the channels can be taken out, all at once, and others with the reason.
-
-    A channel that has to stay as zeros is as good as taken out unless it is ``strict``.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    parts_of: Counter[str] = Counter()
-    halves: dict[int, Tensor] = {}
-    for unit in units:
-        parts_of[unit.layer] += 1  # parts of a layer lose unlike numbers, lest they have to be equal
-        many = max(1, len(unit) // (1 + parts_of[unit.layer]))
-        halves[id(unit)] = torch.randperm(len(unit), generator=generator)[:many].sort().values
-    refused: list[tuple[Unit, str]] = []
-
-    def trial(some: list[Unit]) -> tuple[str | None, dict[str, list[int]]]:
-        chosen = [(u.layer, u.channels[halves[id(u)]].tolist()) for u in some]
-        return _without(plain, inputs, chosen, along_of(some))
-
-    def sifted(some: list[Unit]) -> list[Unit]:
-        """Those that pass together, the others refused; where all together fail, halves are tried, then their sum."""
-        reason, stayed = trial(some) if some else (None, {})
-        if reason is None:
-            staying = [
-                u for u in some if strict and set(stayed.get(u.layer, ())).intersection(u.channels[:, 0].tolist())
-            ]
-            refused.extend((unit, STAYS) for unit in staying)
-            return [unit for unit in some if unit not in staying]
-        if len(some) == 1:
-            refused.append((some[0], reason))
-            return []
-        passed, others = sifted(some[: len(some) // 2]), sifted(some[len(some) // 2 :])
-        if not passed or not others or trial([*passed, *others])[0] is None:
-            return [*passed, *others]
-        for unit in others:
-            reason, _ = trial([*passed, unit])
-            if reason is None:
-                passed.append(unit)
-            else:
-                refused.append((unit, reason))
-        return passed
-
-    return tuple(sifted(units)), refused
-
-
-def along_of(units: Iterable[Unit]) -> set[str]:
-    """Paths of the depthwise convolutions whose compactors belong to these."""
-    return {layer for unit in units for _, layer in unit.along}
-
-
-@torch.no_grad()
-def _without(
-    plain: nn.Module, inputs: tuple[Any, ...], chosen: list[tuple[str, list[list[int]]]], along: Collection[str]
-) -> tuple[str | None, dict[str, list[int]]]:
-    """Why channels, set to zero, can't be taken out of a copy, None if they can; and those that had to stay."""
-    narrow, zeroed = copy.deepcopy(plain), copy.deepcopy(plain)
-    try:
-        dependencies = Dependencies(narrow, inputs)
-        for path, channels in chosen:
-            members = dependencies.members(narrow.get_submodule(path), [c for part in channels for c in part])
-            silence(zeroed, dependencies, members, along)
-        stayed = remove_channels(dependencies, inputs, chosen, along)
-        check = max((verify(zeroed, narrow, x) for x in (inputs, random_like(inputs, seed=3))), key=lambda c: c.max_rel)
-    except (UnbranchError, RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-        return f"its channels can't be taken out: {error}", {}
-    reason = None if check.within_noise else f"without some of its channels the network differs by {check.max_rel:.0e}"
-    return reason, stayed
