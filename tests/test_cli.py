@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import unbranch as ub
 from unbranch import cli
 from unbranch.factory import create_model
-from unbranch.history import history_of, set_history
 from unbranch.models import randomise_statistics
+from unbranch.provenance import provenance_of, set_provenance
 from unbranch.weights import load, save
 
 NETWORK = "resnet8_cifar"
@@ -130,7 +130,7 @@ def test_verify_compares_two_networks_and_two_files(folder: Path) -> None:
 def test_a_file_of_ours_stands_for_its_network(folder: Path) -> None:
     network = create_model("resnet8_cifar", block="acb", in_channels=1, width=4)
     randomise_statistics(network)
-    set_history(network, replace(history_of(network), input_size=(1, 8, 12)))
+    set_provenance(network, replace(provenance_of(network), input_size=(1, 8, 12)))
     save(network, "trained.safetensors")
     values = json.loads(run("explain", "trained.safetensors", "--json").stdout)
     assert values["after"]["params"] < values["before"]["params"]
@@ -232,8 +232,8 @@ def test_expand_takes_arguments_for_the_block(folder: Path) -> None:
     given = ["--block", "replk", "--block-option", "small_kernel=1", "--json", "-o", "branched.safetensors"]
     result = json.loads(run("expand", NETWORK, *PLAIN, *given).output)
     assert result["block"] == "replk"
-    assert {place["norm"] for place in result["taken"]} >= {"stem.bn"}
-    assert all("isn't larger than the small one, 1" in reason for _, reason in result["left"])
+    assert {place["norm"] for place in result["replaced"]} >= {"stem.bn"}
+    assert all("isn't larger than the small one, 1" in reason for reason in result["skipped"].values())
 
 
 @pytest.mark.parametrize(
@@ -241,9 +241,9 @@ def test_expand_takes_arguments_for_the_block(folder: Path) -> None:
     [
         (["--block", "repvg", "-o", "net.safetensors"], "did you mean 'repvgg'?"),
         (["--block", "dbb", "-o", "net.pth"], "should end in .safetensors"),
-        (["--block", "dbb", "--where", "layer9.*", "-o", "net.safetensors"], "names no convolution"),
-        (["--block", "dbb", "--start", "one", "-o", "net.safetensors"], "none of zero, subtracted"),
-        (["--block", "dbb", "--block-option", "width=3", "-o", "net.safetensors"], "doesn't take"),
+        (["--block", "dbb", "--where", "layer9.*", "-o", "net.safetensors"], "must select a convolution"),
+        (["--block", "dbb", "--start", "one", "-o", "net.safetensors"], "must be one of zero, compensated"),
+        (["--block", "dbb", "--block-option", "width=3", "-o", "net.safetensors"], "doesn't accept"),
         (["--block", "dbb", "--block-option", "width", "-o", "net.safetensors"], "NAME=VALUE"),
     ],
     ids=["block", "suffix", "pattern", "start", "option", "form"],

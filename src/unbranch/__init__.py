@@ -36,7 +36,7 @@ from unbranch.errors import (
     UnbranchError,
     UnsupportedError,
 )
-from unbranch.expansion import Expansion, expand
+from unbranch.expansion import Expansion, ExpansionReport, expand, explain_expansion
 from unbranch.factory import create_model
 from unbranch.models import list_models
 from unbranch.weights import load, load_checkpoint, save, to_official
@@ -54,6 +54,7 @@ __all__ = [
     "Conversion",
     "DifferenceError",
     "Expansion",
+    "ExpansionReport",
     "GridMap",
     "Inexact",
     "InputError",
@@ -74,6 +75,7 @@ __all__ = [
     "equivalent_kernel",
     "expand",
     "explain",
+    "explain_expansion",
     "list_models",
     "load",
     "load_checkpoint",

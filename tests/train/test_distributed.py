@@ -66,7 +66,7 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 x = torch.randn(1, 3, 16, 16)
-net = ub.prune.attach(ub.create_model("resnet8_cifar", num_classes=10), x)
+net = ub.prune.insert_compactors(ub.create_model("resnet8_cifar", num_classes=10), x)
 resrep = ub.prune.ResRep(net, x, target=0.6, multiple=1, granularity=60)
 compactors = [m for m in net.modules() if isinstance(m, ub.blocks.Compactor)]
 torch.manual_seed(dist.get_rank())  # so that the processes would choose differently

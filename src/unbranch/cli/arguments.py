@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from unbranch.display import console
 from unbranch.errors import InputError, UnbranchError
 from unbranch.factory import create_model
-from unbranch.history import history_of, set_history
 from unbranch.models import example_input, input_size
+from unbranch.provenance import provenance_of, set_provenance
 from unbranch.weights import load
 
 P = ParamSpec("P")
@@ -77,7 +77,7 @@ def named(name: str, weights: Path | None, size: str | None, options: list[str] 
     if weights is not None:
         network = load(weights, into=network)
     shape = _size(size) or input_size(network)
-    set_history(network, replace(history_of(network), input_size=shape))
+    set_provenance(network, replace(provenance_of(network), input_size=shape))
     return Named(network, example_input(network, shape))
 
 

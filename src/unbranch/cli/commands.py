@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -26,7 +26,8 @@ from unbranch.cli.arguments import (
     readable,
     require_safetensors,
 )
-from unbranch.convert import Report, collapse, explain, verify
+from unbranch.convert import collapse, explain, verify
+from unbranch.convert.report import report as report_of
 from unbranch.deploy import OnnxFile, require_onnx, write_onnx
 from unbranch.display import (
     console,
@@ -38,7 +39,7 @@ from unbranch.display import (
     training_bar,
 )
 from unbranch.errors import InputError
-from unbranch.expansion import BLOCKS, Expansion, expand
+from unbranch.expansion import BLOCKS, ExpansionReport, expand
 from unbranch.files import all_or_nothing
 from unbranch.models import input_size, randomise_statistics
 from unbranch.weights import is_self_describing, load, save
@@ -74,7 +75,7 @@ def collapse_command(
         save(plain, temporary[0])
         if onnx is not None:
             exported = replace(write_onnx(plain, found.example, temporary[1]), path=onnx)
-    report = cast(Report, plain.collapse_report)
+    report = report_of(plain, "collapse")
     values = {**report.to_dict(), "files": [str(path) for path in paths]}
     if exported is not None:
         values["onnx"] = exported.to_dict()
@@ -116,7 +117,7 @@ def expand_command(
     where: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Paths of convolutions; may be repeated. Default: all.")
     ] = None,
-    start: Annotated[str, typer.Option(help="How added branches start: zero, or subtracted from the kernel.")] = "zero",
+    start: Annotated[str, typer.Option(help="How added branches start: zero or compensated.")] = "zero",
     weights: Weights = None,
     input_size: Size = None,
     option: Options = None,
@@ -137,7 +138,7 @@ def expand_command(
         blocks = arguments(block_option or [], "--block-option")
         branched = expand(found.network, block, where or None, start=start, example_input=found.example, **blocks)
         save(branched, temporary)
-    expansion = cast(Expansion, branched.expand_report)
+    expansion: ExpansionReport = report_of(branched, "expand")
     values = {**expansion.to_dict(), "files": [str(output)]}
     _print(values, as_json, show_expansion(expansion), show_files([output]))
 

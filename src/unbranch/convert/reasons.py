@@ -1,10 +1,10 @@
-"""Reasons why something stays, and what to do about each kind."""
+"""Reasons why a merge is skipped, and what to do about each kind."""
 
 from __future__ import annotations
 
 
 class Reason(str):
-    """Why something stays, in words, with what a user can do about it."""
+    """Why a merge is skipped, with what the user can do about it as ``remedy``."""
 
     __slots__ = ("remedy",)
     remedy: str
@@ -16,7 +16,7 @@ class Reason(str):
 
 
 def remedy_of(reason: str) -> str:
-    """What to do about a reason, or nothing."""
+    """Return what to do about a reason, empty if nothing can be done."""
     return reason.remedy if isinstance(reason, Reason) else ""
 
 
@@ -36,5 +36,5 @@ UNPROVED = Reason("nothing was found to prove it on", "give an example input")
 
 
 def used_often(times: int) -> Reason:
-    """For a module that a forward calls several times."""
+    """Return the reason for a module that a forward calls several times."""
     return Reason(f"it is used {times} times, so its weights are shared", "give each place a copy of its own")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unbranch.convert import NetworkCost, Report, Verification
-from unbranch.expansion import Expansion
+from unbranch.expansion import ExpansionReport
 
 ROWS = 20
 SOURCES = 3
@@ -31,7 +31,7 @@ def show_report(report: Report) -> RenderableType:
     if report.merges:
         merged = [(_at(m.path), _sources(m.path, m.sources), _layer(m.layer)) for m in report.merges]
         parts.append(_table(f"{len(merged)} merged", ("at", "from", "into"), merged))
-    for title, found in report.stays():
+    for title, found in report.skipped():
         reasons = [(_at(refusal.path), refusal.text) for refusal in found]
         parts.append(_table(f"{len(reasons)} {title}", ("at", "reason"), reasons))
     return Group(*parts)
@@ -49,15 +49,15 @@ def cost_table(before: NetworkCost, after: NetworkCost) -> Table:
     return table
 
 
-def show_expansion(expansion: Expansion) -> RenderableType:
+def show_expansion(expansion: ExpansionReport) -> RenderableType:
     """What became a block, and what was left alone and why."""
     table = _grid(("", "before", "after"))
     table.add_row("parameters", count(expansion.params_before), count(expansion.params_after))
-    taken = [(_at(place.path), place.norm or "") for place in expansion.taken]
+    taken = [(_at(place.path), place.norm or "") for place in expansion.replaced]
     parts: list[RenderableType] = [table]
     parts.append(_table(f"{len(taken)} convolutions became {expansion.block}", ("at", "with the norm"), taken))
-    if expansion.left:
-        left = [(_at(path), reason) for path, reason in expansion.left]
+    if expansion.skipped:
+        left = [(_at(path), reason) for path, reason in expansion.skipped.items()]
         parts.append(_table(f"{len(left)} left alone", ("at", "reason"), left))
     return Group(*parts)
 

@@ -88,7 +88,7 @@ def show_pruned(pruned: Pruned) -> RenderableType:
     """Accuracy on the way, the widths that came out, and what they save."""
     pruning, table = pruned.pruning, Table("channels", "before", "after", box=None, pad_edge=False, header_style="dim")
     for path, (before, after) in pruning.widths.items():
-        zeros = f", {pruning.stayed[path]} zero" if path in pruning.stayed else ""
+        zeros = f", {pruning.zero_but_kept[path]} zero" if path in pruning.zero_but_kept else ""
         table.add_row(path, str(before), f"{after}{zeros}")
     left = 100 * pruning.macs[1] / max(1, pruning.macs[0])
     told = (

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unbranch.blocks import Compactor
-from unbranch.prune import ResRep, attach
-from unbranch.prune.structure import structure_of
+from unbranch.prune import ResRep, insert_compactors, read_graph
 from unbranch.train.data import Data
 from unbranch.train.optimise import make_schedule
 from unbranch.train.recipe import Recipe
@@ -36,7 +35,7 @@ def with_compactors(network: nn.Module, recipe: Recipe, data: Data) -> nn.Module
     if recipe.prune is None or any(isinstance(module, Compactor) for module in network.modules()):
         return network
     prune = recipe.prune
-    return attach(
+    return insert_compactors(
         network, example_image(recipe, data), layers=prune.layers, include=prune.include, exclude=prune.exclude
     ).train()
 
@@ -52,17 +51,17 @@ def make_resrep(
     prune = recipe.prune
     if prune is None:
         return None
-    structure = structure_of(blank, (example,), untrained=True)
+    graph = read_graph(blank, (example,), untrained=True)
     warmup = round(prune.warmup_epochs * steps_per_epoch)
     granularity = prune.granularity
     if granularity is None:
         rounds = (recipe.schedule.epochs * steps_per_epoch // 3 - warmup) // prune.interval
-        granularity = max(4, math.ceil(sum(structure.full) / max(1, rounds)))
+        granularity = max(4, math.ceil(sum(graph.full) / max(1, rounds)))
     return ResRep(
         network, example, optimizer, target=prune.target, metric=prune.metric, strength=prune.strength,
-        pull=enough_pull(network, recipe, optimizer, steps_per_epoch) if prune.pull is None else prune.pull,
-        settle=prune.settle, momentum=prune.momentum, warmup=warmup, interval=prune.interval, granularity=granularity,
-        minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold, structure=structure,
+        masked_strength=enough_pull(network, recipe, optimizer, steps_per_epoch) if prune.pull is None else prune.pull,
+        stop_when_met=prune.settle, momentum=prune.momentum, warmup=warmup, interval=prune.interval,
+        granularity=granularity, minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold, graph=graph,
     )  # fmt: skip
 
 

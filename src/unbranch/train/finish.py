@@ -6,15 +6,15 @@ import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from unbranch.convert import Report, collapse
-from unbranch.prune import Progress, Pruning, convert
-from unbranch.prune.convert import converted, kept_channels, zeroed
+from unbranch.convert.report import report
+from unbranch.prune import PruningProgress, PruningReport, finalize
+from unbranch.prune.finalization import collapse_for, kept_channels, with_zero_rows, without_channels
 from unbranch.prune.select import Limits
-from unbranch.prune.structure import structure_of
 from unbranch.timing import Latency, compare_latency
 from unbranch.train.evaluate import Proof, Scores, prove, score
 from unbranch.train.folder import BEST, DEPLOY, LAST, RECIPE, RESULT, Folder
@@ -34,8 +34,8 @@ class Pruned:
 
     base: Scores
     trained: Scores
-    pruning: Pruning
-    progress: Progress
+    pruning: PruningReport
+    progress: PruningProgress
     latency: Latency
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def finish(job: Job, folder: Folder, corrupt: int, best: float) -> Result | None
     save(plain.cpu(), folder.path / DEPLOY)
     files = tuple(folder.path / name for name in (RECIPE, LAST, BEST, DEPLOY, RESULT))
     result = Result(
-        job.recipe.model.name, job.data.name, best, proof, cast(Report, plain.collapse_report), corrupt, files, pruned
+        job.recipe.model.name, job.data.name, best, proof, report(plain, "collapse"), corrupt, files, pruned
     )
     folder.write_text(RESULT, json.dumps(result.to_dict(), indent=2) + "\n")
     job.accelerator.wait_for_everyone()
@@ -119,22 +119,23 @@ def _prune(job: Job, network: nn.Module, example: Any, batches: Any) -> tuple[nn
     settings, resrep = job.recipe.prune, job.resrep
     assert settings is not None
     assert resrep is not None
-    device, structure = job.accelerator.device, structure_of(network, (example,))
+    device, inputs = job.accelerator.device, (example,)
+    graph, plain = collapse_for(network, inputs, resrep.graph)
     limits = Limits(minimum=settings.minimum, multiple=settings.multiple)
-    keep = kept_channels(network, structure, settings.threshold, limits, settings.masked)
-    trained, whole = zeroed(network, structure, keep), copy.deepcopy(structure.plain)
-    plain = converted(network, structure, keep)
+    keep = kept_channels(network, graph, settings.threshold, limits, settings.masked)
+    trained, whole = with_zero_rows(network, graph, keep), copy.deepcopy(plain)
+    plain = without_channels(network, plain, inputs, graph, keep)
 
     def form(double: nn.Module, x: Any) -> nn.Module:
-        return convert(
-            double, x, threshold=settings.threshold, multiple=settings.multiple, minimum=settings.minimum
+        return finalize(
+            double, x, threshold=settings.threshold, multiple=settings.multiple, minimum=settings.minimum, graph=graph
         )  # fmt: skip
 
     proof = prove(trained, plain, batches, device, form)
     pruned = Pruned(
         score(copy.deepcopy(job.blank), batches, device),
         score(network, batches, device),
-        cast(Pruning, plain.pruning),
+        report(plain, "prune"),
         resrep.progress(),
         compare_latency(whole, plain.cpu(), example),
     )

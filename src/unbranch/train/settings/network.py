@@ -18,7 +18,7 @@ class Expand:
 
     block: str
     where: tuple[str, ...] | None = None
-    start: Literal["zero", "subtracted"] = "zero"
+    start: Literal["zero", "compensated", "subtracted"] = "zero"
     options: dict[str, Any] = field(default_factory=dict)
 
 
