@@ -91,5 +91,5 @@ def test_recipes_prune_trained_networks_only(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.prune is not None
     assert "prune:" in to_yaml(recipe)
-    with pytest.raises(InputError, match="name the weights to start from"):
+    with pytest.raises(InputError, match="needs pretrained weights"):
         make_plan(recipe, open_data("digits"))
