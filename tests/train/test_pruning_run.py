@@ -73,8 +73,8 @@ def test_a_run_goes_on_in_the_middle_of_pruning_bit_for_bit(tmp_path: Path) -> N
         (["prune.target=0.05"], "target=0.05 can't be reached"),
         (["optimizer.name=adamw", "optimizer.momentum=0.9"], "needs SGD with momentum"),
         (["prune.include=[nothing]"], "nothing in .* can be pruned"),
-        (["prune.warmup_epochs=3"], "prune.warmup_epochs is less than schedule.epochs"),
-        (["ema.decay=0.9"], "ema=null with prune"),
+        (["prune.warmup_epochs=3"], "`prune.warmup_epochs` must be less than schedule.epochs"),
+        (["ema.decay=0.9"], "`ema` must be null with `prune`"),
         (["prune.metric=watts"], "prune.metric"),
     ],
 )
