@@ -254,5 +254,16 @@ def test_expand_says_in_one_line_what_is_wrong(folder: Path, given: list[str], w
     assert not list(folder.iterdir())
 
 
+def test_working_directory_is_importable_during_a_command_only(folder: Path) -> None:
+    before = list(sys.path)
+    (folder / "own.py").write_text("import torch.nn as nn\ndef make(): return nn.Conv2d(3, 4, 3)\n")
+    try:
+        assert run("explain", "own:make", "--input-size", "3,8,8").exit_code == 0
+        assert run("explain", "own:none").exit_code == 1
+    finally:
+        sys.modules.pop("own", None)
+    assert sys.path == before
+
+
 def test_version_is_told() -> None:
     assert run("--version").output.strip() == ub.__version__

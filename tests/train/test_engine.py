@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from unbranch.channels_last import SafeChannelsLast
 from unbranch.errors import InputError, TrainingInterrupted, UnbranchError
 from unbranch.train import load_recipe, open_data, train
 from unbranch.train.progress import TrainingProgress
-from unbranch.train.run_directory import CHECKPOINTS, RunDirectory
+from unbranch.train.run_directory import CHECKPOINTS, INFO, RunDirectory
 
 STEPS = 28
 
@@ -134,6 +135,18 @@ def test_a_changed_environment_is_logged(whole: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert any("the resumed run won't be bit-identical: threads 1 → 2" in line for line in said)
+
+
+def test_a_run_directory_of_version_0_1_is_resumed(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    info = RunDirectory(out).checkpoints()[-1] / INFO
+    values = json.loads(info.read_text())
+    values["circumstances"] = values.pop("environment")
+    info.write_text(json.dumps(values))
+    messages: list[str] = []
+    assert run(out, resume=True, log=messages.append) is not None
+    assert messages == [f"resumed after step {STEPS} of {STEPS}"]
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:

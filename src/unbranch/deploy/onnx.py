@@ -111,7 +111,7 @@ def _export(network: nn.Module, example_input: Tensor, path: Path) -> None:
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises whatever stops it
+    except Exception as error:  # the exporter raises anything
         reason = str(error).strip().splitlines() or [""]
         raise InputError(f"torch can't export this network to ONNX: {type(error).__name__}: {reason[0]}") from error
 

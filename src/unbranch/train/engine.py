@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from unbranch.train.evaluate import Scores, evaluate
 from unbranch.train.finish import finish, with_weights
 from unbranch.train.interrupts import interrupt_requests
 from unbranch.train.progress import Log, OnProgress, RunningMeans, TrainingProgress, ignore
-from unbranch.train.recipe import Recipe, to_yaml
+from unbranch.train.recipe import Recipe, load_recipe, to_yaml
 from unbranch.train.result import TrainingResult
 from unbranch.train.run_directory import (
     BEST,
@@ -102,12 +102,12 @@ class _Run:
             self.curves = TensorBoardLogger(self.directory.path)
 
     def _open_directory(self, resume: bool) -> None:
-        text = to_yaml(self.context.recipe)
+        recipe = self.context.recipe
         if not resume:
-            self.directory.create(text)
+            self.directory.create(to_yaml(recipe))
             return
         path = self.directory.recipe_path()
-        if path.read_text() != text:
+        if replace(load_recipe(path), about=recipe.about, source=recipe.source) != recipe:
             raise InputError(f"{path} is another recipe than this one: resume with the same settings")
         self.directory.remove_incomplete()
 
@@ -120,7 +120,7 @@ class _Run:
         self._check_environment(info)
         try:
             self.context.accelerator.load_state(str(found[-1]))
-        except Exception as error:  # whatever a damaged file makes a reader raise
+        except Exception as error:  # readers raise anything for a damaged file
             raise InputError(
                 f"{found[-1]} can't be read ({type(error).__name__}: {error}): remove it to resume from the "
                 "checkpoint before it"

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from unbranch.convert import NetworkCost, collapse
 from unbranch.convert.costs import cost_of
-from unbranch.render import Block, Renderable, Table, byte_size, count
+from unbranch.render import Block, Paragraph, Renderable, Table, byte_size, count
 from unbranch.train.build import make_network
 from unbranch.train.compactors import example_image, make_resrep, with_compactors
 from unbranch.train.data import Data
@@ -105,6 +105,7 @@ class TrainingPlan(Renderable):
                 ("memory", f"{byte_size(memory.total)}: {', '.join(f'{name} {size}' for name, size in parts.items())}"),
             ],
         )
+        yield Paragraph("")
         yield Table(("", "training form", "deploy form"), cost_rows(self.before, self.after), numeric=True)
         rows = [(str(g.tensors), count(g.numbers), f"{g.learning_rate:g}", f"{g.weight_decay:g}") for g in self.groups]
         yield Table(("tensors", "numbers", "rate", "decay"), rows, "parameter groups", limit=GROUPS_SHOWN)

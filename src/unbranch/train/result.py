@@ -42,6 +42,7 @@ class PruningResult(Renderable):
             zeros = f", {pruning.stayed[path]} zero" if path in pruning.stayed else ""
             rows.append((path, str(before), f"{after}{zeros}"))
         yield Table(("channels", "before", "after"), rows)
+        yield Paragraph("")
         yield Table(
             ("pruning", "before", "after"),
             [
@@ -117,9 +118,11 @@ class TrainingResult(Renderable):
             ],
             numeric=True,
         )
+        yield Paragraph("")
         yield from self.proof.blocks()
         yield Paragraph(f"best epoch: top-1 {self.best_top1:.2f} %")
         if self.pruned is not None:
+            yield Paragraph("")
             yield from self.pruned.blocks()
         if self.corrupt:
             yield Paragraph(f"skipped {self.corrupt} images that couldn't be read", "yellow")

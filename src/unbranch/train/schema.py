@@ -103,23 +103,23 @@ def _rule(error: Any) -> str:
 
 
 def _meant(errors: list[Any]) -> str:
-    """The word that may have been meant, where one of a few is expected."""
+    """Suggest one of the expected words that is similar to the value."""
     words = [w for e in errors if e["type"] == "literal_error" for w in re.findall(r"'([^']+)'", e["ctx"]["expected"])]
     value = errors[0]["input"]
     return nearest(value, words) if isinstance(value, str) else ""
 
 
 def _suggestion(kind: type, path: str) -> str:
-    """What may have been meant by an unknown key: one inside its section, a similar one beside it, or one elsewhere."""
+    """Suggest a key for an unknown one: the same inside its section, a similar one in it, or the same elsewhere."""
     *parts, key = path.split(".")
     section, paths = [part for part in parts if not part.isdigit()], list(dotted(kind))
     same_name = [known for known in paths if known.rpartition(".")[2] == key]
     below = [known for known in same_name if known.split(".")[: len(section)] == section]
-    beside = [known.rpartition(".")[2] for known in paths if known.split(".")[:-1] == section]
-    similar = nearest(key, beside)
+    siblings = [known.rpartition(".")[2] for known in paths if known.split(".")[:-1] == section]
+    similar = nearest(key, siblings)
     if below or (same_name and not similar):
         return f"; did you mean {' or '.join(below or same_name)}?"
-    return similar or f"; the keys are {', '.join(beside)}"
+    return similar or f"; the keys are {', '.join(siblings)}"
 
 
 def _dataclasses_in(hint: Any) -> Iterator[Any]:

@@ -79,6 +79,6 @@ def _dialect() -> tuple[Any, Any]:
         for first, rows in safe_loader.yaml_implicit_resolvers.items()
     }
     Loader.add_implicit_resolver(f"{TAG}bool", BOOL, list("tTfF"))
-    for dialect in (Loader, Dumper):  # the dumper quotes whatever either version takes for something else
+    for dialect in (Loader, Dumper):  # the dumper quotes text that either version reads as another type
         dialect.add_implicit_resolver(f"{TAG}float", FLOAT, list("-+.0123456789"))
     return Loader, Dumper

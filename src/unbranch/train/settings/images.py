@@ -120,7 +120,7 @@ class Evaluate:
         size: of the images, in pixels; that of training unless given.
         crop_pct: side of the central crop, as a fraction of the resized image's shorter side.
         interpolation: of every resize.
-        squash: resize to a square whatever the shape, so that nothing is cut off.
+        squash: resize to a square without keeping the aspect ratio, so that nothing is cut off.
         batch_size: that of training unless given.
     """
 

@@ -65,7 +65,7 @@ class Schedule:
         name: ``cosine`` and ``linear`` decay to ``min_lr``; ``step`` multiplies by ``gamma`` at each milestone.
         epochs: length of the run.
         warmup_epochs: length of the linear warm-up from ``warmup_lr``.
-        warmup_prefix: start the decay after the warm-up, instead of hiding its first part behind the warm-up.
+        warmup_prefix: start the decay after the warm-up; by default the warm-up replaces its first part.
         warmup_inclusive: reach the full rate in the last step of the warm-up, instead of the first one after it.
         min_lr: rate at the end.
         milestones, gamma: of ``step``.

@@ -30,7 +30,7 @@ class Prune:
         minimum: channels that each layer keeps: a number of them, or a fraction of all its channels.
         multiple: round widths up to a multiple of this; 1 is the paper's choice.
         threshold: norm of a row below which its channel is removed at the end.
-        masked: remove channels that are masked at the end, whatever the norms of their rows.
+        masked: remove channels that are masked at the end, regardless of the norms of their rows.
     """
 
     target: Share = 0.5
