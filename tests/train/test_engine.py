@@ -144,6 +144,8 @@ def test_a_run_directory_of_version_0_1_is_resumed(whole: Path, tmp_path: Path) 
     values = json.loads(info.read_text())
     values["circumstances"] = values.pop("environment")
     info.write_text(json.dumps(values))
+    recipe = out / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("about: ResNet-8", "about: a ResNet-8"))  # of another version
     messages: list[str] = []
     assert run(out, resume=True, log=messages.append) is not None
     assert messages == [f"resumed after step {STEPS} of {STEPS}"]

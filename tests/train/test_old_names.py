@@ -38,6 +38,20 @@ def test_old_name_is_the_new_one(module: str, old: str, new: str) -> None:
     assert caught[0].filename == __file__
 
 
+def test_old_settings_are_the_new_ones(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("extends: resrep\nprune: {pull: 0.5, settle: false}\n")
+    with (
+        pytest.warns(DeprecationWarning, match=r"`prune\.settle` is deprecated, use `prune\.stop_when_met`"),
+        pytest.warns(DeprecationWarning, match=r"`prune\.pull` is deprecated, use `prune\.masked_strength`"),
+    ):
+        recipe = load_recipe(path)
+    assert recipe.prune is not None
+    assert (recipe.prune.masked_strength, recipe.prune.stop_when_met) == (0.5, False)
+    with pytest.warns(DeprecationWarning, match=r"`prune\.settle` is deprecated"):
+        assert load_recipe("resrep", ["prune.settle=true"]) == load_recipe("resrep", ["prune.stop_when_met=true"])
+
+
 class Reached(Exception):
     """Raised in place of the work of a function, to show that its argument arrived."""
 

@@ -60,6 +60,7 @@ def make_resrep(
     prune = recipe.prune
     if prune is None:
         return None
+    strength = prune.masked_strength
     structure = structure_of(initial_model, (example,), untrained=True)
     warmup = round(prune.warmup_epochs * steps_per_epoch)
     granularity = prune.granularity
@@ -68,13 +69,13 @@ def make_resrep(
         granularity = max(4, math.ceil(sum(structure.full) / max(1, rounds)))
     return ResRep(
         network, example, optimizer, target=prune.target, metric=prune.metric, strength=prune.strength,
-        pull=enough_pull(network, recipe, optimizer, steps_per_epoch) if prune.pull is None else prune.pull,
-        settle=prune.settle, momentum=prune.momentum, warmup=warmup, interval=prune.interval, granularity=granularity,
-        minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold, structure=structure,
+        pull=sufficient_strength(network, recipe, optimizer, steps_per_epoch) if strength is None else strength,
+        settle=prune.stop_when_met, momentum=prune.momentum, warmup=warmup, interval=prune.interval,
+        granularity=granularity, minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold, structure=structure,
     )  # fmt: skip
 
 
-def enough_pull(network: nn.Module, recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> float:
+def sufficient_strength(network: nn.Module, recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> float:
     """Return the λ that brings rows which are masked in the first third of the run to zero by its middle.
 
     It suffices for a row of norm 1, ``SAFETY_FACTOR`` times over: a masked row is moved by the penalty alone, by

@@ -11,6 +11,7 @@ The recipes of the package are published training settings; ``source`` names the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ from unbranch.train.yaml12 import parse, write
 
 FOLDER = Path(__file__).parent / "recipes"
 ENDINGS = (".yaml", ".yml")
+OLD_KEYS = {"prune": {"pull": "masked_strength", "settle": "stop_when_met"}}
+"""New name by old one, for each section: keys of version 0.1."""
 
 
 @with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -180,7 +183,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         what = "nothing" if values is None else f"a {type(values).__name__}"
         raise InputError(f"a recipe must hold keys and values, such as `extends: repvgg`; {path} holds {what}")
-    return values
+    return _with_new_keys(values)
 
 
 def _overriding(text: str) -> dict[str, Any]:
@@ -192,8 +195,25 @@ def _overriding(text: str) -> dict[str, Any]:
     values: Any = parse(value, text)
     for key in reversed(keys):
         values = {key: values}
-    changed: dict[str, Any] = values
-    return changed
+    return _with_new_keys(values)
+
+
+def _with_new_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a recipe with old keys renamed, with a DeprecationWarning for each."""
+    renamed = dict(values)
+    for section, names in OLD_KEYS.items():
+        inside = values.get(section)
+        if isinstance(inside, dict):
+            renamed[section] = {_new_key(section, key, names): value for key, value in inside.items()}
+    return renamed
+
+
+def _new_key(section: str, key: Any, names: dict[str, str]) -> Any:
+    if key not in names:
+        return key
+    message = f"the setting `{section}.{key}` is deprecated, use `{section}.{names[key]}`"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return names[key]
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,9 @@ class Prune:
             compactors.
         include, exclude: patterns of paths of convolutions and blocks to prune, and not to prune.
         strength: λ of the penalty on the compactors' rows.
-        pull: λ for masked rows; unless given, ``strength``, or as much as brings a row that is masked in the first
-            third of the run to zero by the middle of the run, twice over.
-        settle: once the target is met, stop penalising rows that aren't masked.
+        masked_strength: λ for masked rows; unless given, ``strength``, or as much as brings a row that is masked in
+            the first third of the run to zero by the middle of the run, twice over.
+        stop_when_met: once the target is met, stop penalising rows that aren't masked.
         momentum: of the compactors.
         warmup_epochs: before the first channels are masked.
         interval: steps between two choices of masks.
@@ -39,8 +39,8 @@ class Prune:
     include: Many[Text] = ("*",)
     exclude: Many[Text] = ()
     strength: NotNegative = 1e-4
-    pull: NotNegative | None = None
-    settle: Flag = False
+    masked_strength: NotNegative | None = None
+    stop_when_met: Flag = False
     momentum: Rate = 0.99
     warmup_epochs: NotNegative = 5.0
     interval: Count = 200
