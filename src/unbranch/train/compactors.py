@@ -71,7 +71,8 @@ def make_resrep(
         network, example, optimizer, target=prune.target, metric=prune.metric, strength=prune.strength,
         pull=sufficient_strength(network, recipe, optimizer, steps_per_epoch) if strength is None else strength,
         settle=prune.stop_when_met, momentum=prune.momentum, warmup=warmup, interval=prune.interval,
-        granularity=granularity, minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold, structure=structure,
+        granularity=granularity, minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold,
+        structure=structure,
     )  # fmt: skip
 
 
