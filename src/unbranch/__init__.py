@@ -23,6 +23,7 @@ from unbranch.convert import (
     verify,
 )
 from unbranch.convert.report import report
+from unbranch.deprecation import renamed_names
 from unbranch.errors import (
     CheckpointError,
     CollapseError,
@@ -32,7 +33,7 @@ from unbranch.errors import (
     InternalError,
     InternalErrorWarning,
     MissingPackageError,
-    Stopped,
+    TrainingInterrupted,
     UnbranchError,
     UnsupportedError,
 )
@@ -63,7 +64,7 @@ __all__ = [
     "MissingPackageError",
     "Report",
     "SafeChannelsLast",
-    "Stopped",
+    "TrainingInterrupted",
     "UnbranchError",
     "UnsupportedError",
     "Verification",
@@ -93,10 +94,13 @@ __all__ = [
 _LATER = ("cli", "deploy", "train")  # what only some users need, and takes time to import
 
 
-def __getattr__(name: str) -> Any:
+def _later(name: str) -> Any:
     if name in _LATER:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__getattr__ = renamed_names(__name__, {"Stopped": "TrainingInterrupted"}, otherwise=_later)
 
 
 def __dir__() -> list[str]:

@@ -57,7 +57,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
 def test_a_batch_that_two_processes_cant_share_is_told(tmp_path: Path) -> None:
     done = run_on_two(tmp_path / "run", "data.batch_size=95", "augment.mixup=0")
     assert done.returncode != 0
-    assert "data.batch_size=95 isn't a multiple of 2 processes" in done.stderr
+    assert "`data.batch_size` must be a multiple of 2 processes × 1 parts, got 95" in done.stderr
 
 
 MASKS = """
