@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY = PASSIVE
 .PHONY: demo test test-fast test-all lint check versions docs bench clean
 
 demo: $(VENV)/.demo
-	$(VENV)/bin/unbranch demo --out demo-out
+	$(VENV)/bin/unbranch demo -o demo-out
 
 test: $(VENV)/.dev
 	$(VENV)/bin/pytest -q -n $(JOBS) --dist loadgroup

@@ -320,7 +320,7 @@ def measured(row: str) -> dict[str, Any]:
     start = time.perf_counter()
     plain = ub.collapse(network)
     found["seconds"] = round(time.perf_counter() - start, 1)
-    report: ub.Report = plain.collapse_report
+    report = ub.report(plain, "collapse")
     found |= {"after": layers(plain), "merges": len(report.merges), "reasons": reasons(report), "errors": []}
     found["macs"].append(macs(plain, calls[0]))
     for args, theirs in zip(calls, outputs, strict=True):

@@ -60,7 +60,7 @@ def train(given: argparse.Namespace, row: str, seed: int, changes: list[str]) ->
         command = [sys.executable, "-m", "unbranch.cli", "train"]
         resume = (out / "recipe.yaml").exists()
         command += ["--resume"] if resume else ["fashion-mnist"]
-        command += ["--data", given.data, "--out", str(out)]
+        command += ["--data", given.data, "-o", str(out)]
         command += [] if resume else [*changes, f"seed={seed}", "data.workers=0"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -48,8 +48,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {  # and the zeros around
     "VGG-13, widths 8 to 64": ("vgg16_cifar", {"widths": [8, 8, 16, 16, 32, 32, 32, *(64,) * 6]}, 2),
 }
 RESREP: dict[str, Any] = {
-    "strength": 5e-4, "pull": 1e-2, "settle": True, "momentum": 0.9, "warmup": 468, "interval": 10, "granularity": 8,
-    "minimum": LEAST, "multiple": 1,
+    "strength": 5e-4, "masked_strength": 1e-2, "stop_when_met": True, "momentum": 0.9, "warmup": 468,
+    "interval": 10, "granularity": 8, "minimum": LEAST, "multiple": 1,
 }  # fmt: skip
 
 
@@ -154,13 +154,13 @@ def unpruned(case: Case, base: nn.Module) -> nn.Module:
 
 
 def resrep(case: Case, base: nn.Module) -> nn.Module:
-    network = ub.prune.attach(base, case.x)
+    network = ub.prune.insert_compactors(base, case.x)
 
     def pruner(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
         return ub.prune.ResRep(network, case.x, optimizer, target=TARGET, **RESREP).step
 
     learn(case, network, case.given.budget, TUNING_LR, case.seed + 100, pruner)
-    return ub.prune.convert(network, case.x, multiple=1, minimum=LEAST, masked=True)
+    return ub.prune.finalize(network, case.x, multiple=1, minimum=LEAST, masked=True)
 
 
 def magnitude(case: Case, base: nn.Module) -> nn.Module:

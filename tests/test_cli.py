@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import unbranch as ub
 from unbranch import cli
 from unbranch.factory import create_model
-from unbranch.history import history_of, set_history
 from unbranch.models import randomise_statistics
+from unbranch.provenance import provenance_of, set_provenance
 from unbranch.weights import load, save
 
 NETWORK = "resnet8_cifar"
@@ -97,7 +97,7 @@ def test_no_file_is_written_where_the_second_one_fails(folder: Path, monkeypatch
 def test_explain_tells_costs_and_merges_and_writes_nothing(folder: Path) -> None:
     result = run("explain", NETWORK, *SMALL)
     assert result.exit_code == 0
-    assert "MACs" in result.output
+    assert "parameters" in result.output
     assert "merged" in result.output
     values = json.loads(run("explain", NETWORK, *SMALL, "--json").stdout)
     assert values["after"]["macs"] < values["before"]["macs"]
@@ -117,7 +117,7 @@ def test_verify_compares_two_networks_and_two_files(folder: Path) -> None:
     assert run("verify", NETWORK, "a.pth", *SMALL, "--weights", "a.pth").exit_code == 0
     assert run("verify", NETWORK, "b.pth", *SMALL, "--weights", "a.pth").exit_code == 1
     (folder / "pair_of_networks.py").write_text(
-        f"from unbranch.models.registry import MODELS\ndef make(): return MODELS['resnet8_cifar'].make({ARGUMENTS})\n"
+        f"from unbranch.models.registry import ENTRIES\ndef make(): return ENTRIES['resnet8_cifar'].make({ARGUMENTS})\n"
     )
     try:
         arguments = ("verify", "pair_of_networks:make", "pair_of_networks:make", "--input-size", "1,8,8")
@@ -130,7 +130,7 @@ def test_verify_compares_two_networks_and_two_files(folder: Path) -> None:
 def test_a_file_of_ours_stands_for_its_network(folder: Path) -> None:
     network = create_model("resnet8_cifar", block="acb", in_channels=1, width=4)
     randomise_statistics(network)
-    set_history(network, replace(history_of(network), input_size=(1, 8, 12)))
+    set_provenance(network, replace(provenance_of(network), input_size=(1, 8, 12)))
     save(network, "trained.safetensors")
     values = json.loads(run("explain", "trained.safetensors", "--json").stdout)
     assert values["after"]["params"] < values["before"]["params"]
@@ -145,8 +145,8 @@ def test_a_file_of_ours_stands_for_its_network(folder: Path) -> None:
 
 def test_a_file_of_the_users_own_network_is_verified_against_that_network(folder: Path) -> None:
     (folder / "own_networks.py").write_text(
-        "import torch\nfrom unbranch.models.registry import MODELS\n"
-        f"def make():\n    torch.manual_seed(0)\n    return MODELS['resnet8_cifar'].make({ARGUMENTS})\n"
+        "import torch\nfrom unbranch.models.registry import ENTRIES\n"
+        f"def make():\n    torch.manual_seed(0)\n    return ENTRIES['resnet8_cifar'].make({ARGUMENTS})\n"
     )
     try:
         size = ("--input-size", "1,8,8")
@@ -163,20 +163,20 @@ FAILURES = {
     "unknown network": (["explain", "timm:repvgg_a00"], "did you mean repvgg_a0"),
     "no network": (["explain", "resnet19"], "names no network"),
     "missing weights": (["collapse", NETWORK, "-o", "a.safetensors", "--weights", "no.pth"], "there is no file no.pth"),
-    "wrong output": (["collapse", NETWORK, "-o", "a.bin"], "should end in .safetensors"),
+    "wrong output": (["collapse", NETWORK, "-o", "a.bin"], "must end in .safetensors"),
     "missing folder": (["collapse", NETWORK, "-o", "no/a.safetensors"], "doesn't exist"),
-    "wrong size": (["explain", NETWORK, "--input-size", "big"], "should be numbers like 3,224,224"),
+    "wrong size": (["explain", NETWORK, "--input-size", "big"], "must be numbers such as 3,224,224"),
     "size that does not fit": (["explain", NETWORK, "--input-size", "1,8,8"], "doesn't take an input of size"),
-    "wrong option": (["explain", NETWORK, "--option", "width"], "should read NAME=VALUE"),
+    "wrong option": (["explain", NETWORK, "--option", "width"], "must read NAME=VALUE"),
     "option of a file": (["explain", "a.safetensors", "--option", "width=4"], "a.safetensors is a file"),
     "missing network file": (["explain", "a.safetensors"], "there is no file a.safetensors"),
     "unknown option": (["explain", NETWORK, "--option", "depth=3"], "has no option 'depth'"),
     "missing other file": (["verify", NETWORK, "no.safetensors", *SMALL], "there is no file no.safetensors"),
     "weights of nothing": (["verify", NETWORK, *SMALL, "--other-weights", "a.pth"], "needs a second network"),
-    "unknown block": (["demo", "--block", "plain"], "block 'plain' is none of acb, dbb, repvgg"),
-    "unknown data": (["demo", "--data", "mnist"], "data 'mnist' is none of digits, fashion-mnist"),
+    "unknown block": (["demo", "--block", "plain"], "`block` must be one of acb, dbb, repvgg, got 'plain'"),
+    "unknown data": (["demo", "--data", "mnist"], "`data` must be one of digits, fashion-mnist, got 'mnist'"),
     "missing data": (["demo", "--data", "fashion-mnist", "--data-dir", "no"], "no Fashion-MNIST in no"),
-    "no epoch": (["demo", "--epochs", "0"], "training needs an epoch"),
+    "no epoch": (["demo", "--epochs", "0"], "`epochs` must be at least 1"),
 }
 
 
@@ -240,7 +240,7 @@ def test_expand_takes_arguments_for_the_block(folder: Path) -> None:
     ("given", "words"),
     [
         (["--block", "repvg", "-o", "net.safetensors"], "did you mean 'repvgg'?"),
-        (["--block", "dbb", "-o", "net.pth"], "should end in .safetensors"),
+        (["--block", "dbb", "-o", "net.pth"], "must end in .safetensors"),
         (["--block", "dbb", "--where", "layer9.*", "-o", "net.safetensors"], "names no convolution"),
         (["--block", "dbb", "--start", "one", "-o", "net.safetensors"], "none of zero, subtracted"),
         (["--block", "dbb", "--block-option", "width=3", "-o", "net.safetensors"], "doesn't take"),
@@ -254,6 +254,17 @@ def test_expand_says_in_one_line_what_is_wrong(folder: Path, given: list[str], w
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
     assert not list(folder.iterdir())
+
+
+def test_working_directory_is_importable_during_a_command_only(folder: Path) -> None:
+    before = list(sys.path)
+    (folder / "own.py").write_text("import torch.nn as nn\ndef make(): return nn.Conv2d(3, 4, 3)\n")
+    try:
+        assert run("explain", "own:make", "--input-size", "3,8,8").exit_code == 0
+        assert run("explain", "own:none").exit_code == 1
+    finally:
+        sys.modules.pop("own", None)
+    assert sys.path == before
 
 
 def test_version_is_told() -> None:

@@ -17,9 +17,9 @@ from unbranch.weights import load
 @pytest.mark.parametrize("block", ["acb", "dbb", "repvgg"])
 def test_demo_trains_collapses_proves_and_writes(block: str, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    result = CliRunner().invoke(cli.app, ["demo", "--block", block, "--epochs", "2", "--out", str(out)])
+    result = CliRunner().invoke(cli.app, ["demo", "--block", block, "--epochs", "2", "-o", str(out)])
     assert result.exit_code == 0, result.output
-    assert "same class on 359 of 359 test images" in result.stdout
+    assert "same class on 359 of 359 images" in result.stdout
     assert sorted(path.name for path in out.iterdir()) == ["account.json", "deploy.onnx", "deploy.safetensors"]
     account = json.loads((out / "account.json").read_text())
     assert account["proof"]["before"]["top1"] == account["proof"]["after"]["top1"]

@@ -23,6 +23,7 @@ from unbranch.convert import (
     verify,
 )
 from unbranch.convert.report import report
+from unbranch.deprecation import renamed_names
 from unbranch.errors import (
     CheckpointError,
     CollapseError,
@@ -32,11 +33,11 @@ from unbranch.errors import (
     InternalError,
     InternalErrorWarning,
     MissingPackageError,
-    Stopped,
+    TrainingInterrupted,
     UnbranchError,
     UnsupportedError,
 )
-from unbranch.expansion import Expansion, expand
+from unbranch.expansion import Expansion, ExpansionReport, expand, explain_expansion
 from unbranch.factory import create_model
 from unbranch.models import list_models
 from unbranch.weights import load, load_checkpoint, save, to_official
@@ -54,6 +55,7 @@ __all__ = [
     "Conversion",
     "DifferenceError",
     "Expansion",
+    "ExpansionReport",
     "GridMap",
     "Inexact",
     "InputError",
@@ -62,7 +64,7 @@ __all__ = [
     "MissingPackageError",
     "Report",
     "SafeChannelsLast",
-    "Stopped",
+    "TrainingInterrupted",
     "UnbranchError",
     "UnsupportedError",
     "Verification",
@@ -74,6 +76,7 @@ __all__ = [
     "equivalent_kernel",
     "expand",
     "explain",
+    "explain_expansion",
     "list_models",
     "load",
     "load_checkpoint",
@@ -91,10 +94,13 @@ __all__ = [
 _LATER = ("cli", "deploy", "train")  # what only some users need, and takes time to import
 
 
-def __getattr__(name: str) -> Any:
+def _later(name: str) -> Any:
     if name in _LATER:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__getattr__ = renamed_names(__name__, {"Stopped": "TrainingInterrupted"}, otherwise=_later)
 
 
 def __dir__() -> list[str]:

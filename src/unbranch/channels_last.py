@@ -1,4 +1,4 @@
-"""Training in channels_last on a CPU, around a fault of oneDNN.
+"""Training in channels_last on a CPU without a fault of oneDNN.
 
 The gradient of a strided 1×1 kernel is computed on a copy of the input without the positions that the stride skips.
 oneDNN (3.12, in PyTorch 2.14) writes that copy past the end of its buffer if the input is in channels_last and has
@@ -18,11 +18,11 @@ VECTOR = 16  # float32 numbers in the widest vector for which oneDNN has this ke
 
 
 class SafeChannelsLast(TorchFunctionMode):
-    """Context in which small strided 1×1 convolutions on the CPU skip positions before the convolution, not in it.
+    """Context that computes small strided 1×1 convolutions on the CPU on the positions that their stride selects.
 
-    ``conv(x, stride=s)`` becomes ``conv(x[..., ::s, ::s])``, the same function with the same gradients, in whatever
-    memory format ``x`` has. Networks aren't changed, and nothing else is. Forward belongs in it; backward too, if it
-    computes activations again.
+    ``conv(x, stride=s)`` is computed as ``conv(x[..., ::s, ::s])``: the same function with the same gradients, in any
+    memory format. Networks and other operations aren't changed. Run the forward pass in it, and the backward pass too
+    if it recomputes activations.
 
     Example:
         >>> conv = torch.nn.Conv2d(3, 8, 1, stride=2).to(memory_format=torch.channels_last)
@@ -41,7 +41,7 @@ def _conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    """``F.conv2d``, under the names of its arguments."""
+    """Compute ``F.conv2d``, with its argument names."""
     if overflows(input, weight, stride, padding, groups):
         down, across = _pair(stride)
         input, stride = input[..., ::down, ::across], 1
@@ -51,10 +51,9 @@ def _conv2d(
 def overflows(
     x: Tensor, weight: Tensor, stride: int | Sequence[int], padding: str | int | Sequence[int], groups: int
 ) -> bool:
-    """Whether the gradient of ``weight`` ``(O, I/groups, kH, kW)`` could be computed by oneDNN's faulty kernel.
+    """Whether oneDNN's faulty kernel may compute the gradient of ``weight`` ``(O, I/groups, kH, kW)``.
 
-    It depends on the CPU as well, but neither PyTorch's name for its capability nor ``ATEN_CPU_CAPABILITY`` is what
-    oneDNN goes by.
+    It depends on the CPU, too, but oneDNN uses neither PyTorch's CPU capability nor ``ATEN_CPU_CAPABILITY``.
     """
     return (
         x.device.type == "cpu"
@@ -68,6 +67,6 @@ def overflows(
 
 
 def _pair(value: Any) -> tuple[Any, ...]:
-    """A setting for height and width; one number is for both."""
+    """Return a setting for height and width; one number is for both."""
     pair = (value,) if isinstance(value, (int, str)) else tuple(value)
     return pair * 2 if len(pair) == 1 else pair

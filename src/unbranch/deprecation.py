@@ -11,12 +11,15 @@ from typing import Any, TypeVar
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+def renamed_names(
+    module: str, names: Mapping[str, str], otherwise: Callable[[str], Any] | None = None
+) -> Callable[[str], Any]:
     """Return a module's ``__getattr__`` that resolves old names.
 
     Args:
         module: ``__name__`` of the module.
         names: new name by old one; a new name with dots is looked up from the package's root.
+        otherwise: the module's ``__getattr__`` for other names, if it has one.
 
     Example:
         >>> find = renamed_names("unbranch.errors", {"BadInput": "InputError"})
@@ -29,6 +32,8 @@ def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]
 
     def find(name: str) -> Any:
         if name not in names:
+            if otherwise is not None:
+                return otherwise(name)
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         where, _, last = names[name].rpartition(".")
         where = where or module

@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""The tree of errors.
 
 UnbranchError
 ├── InputError             an argument, a file or a name that can't be used (a ValueError)
@@ -10,7 +10,7 @@ UnbranchError
 │   └── NotAffine          what comes out is no affine map of this family at all
 ├── CollapseError          a network that strict conversion refuses
 │   └── DifferenceError    a result that isn't the same function; it isn't returned
-├── Stopped                a run that was interrupted and can be resumed
+├── TrainingInterrupted    a training run that was interrupted and can be resumed
 └── InternalError          an internal error of Unbranch
 """
 
@@ -19,13 +19,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from unbranch.deprecation import renamed_names
+
 
 class UnbranchError(Exception):
-    """Base of every error that Unbranch raises on purpose."""
+    """Base class of the errors that Unbranch raises."""
 
 
 class InputError(UnbranchError, ValueError):
-    """The caller's argument, file or name can't be used; the message says what would work."""
+    """An argument, file or name can't be used; the message says what is expected."""
 
 
 class CheckpointError(InputError):
@@ -41,16 +43,20 @@ class MissingPackageError(UnbranchError, ImportError):
 
 
 class CorruptImage(InputError):
-    """An image that can't be decoded: ``where`` it lies, and ``why``.
+    """An image can't be decoded.
 
-    A worker of PyTorch's DataLoader sends an error as one text, its traceback and all, from which the error is made
-    again: of that text the sentence is kept.
+    A worker of PyTorch's DataLoader sends an error as one text with its traceback, from which the main process makes
+    the error again; of that text the message is kept.
+
+    Args:
+        where: file or location of the image.
+        why: reason.
     """
 
     def __init__(self, where: str, why: str = "") -> None:
-        sentence = f"{where}: {why}" if why else where.rpartition("CorruptImage: ")[2].strip()
-        super().__init__(sentence)
-        self.where, _, self.why = (where, "", why) if why else sentence.partition(": ")
+        message = f"{where}: {why}" if why else where.rpartition("CorruptImage: ")[2].strip()
+        super().__init__(message)
+        self.where, _, self.why = (where, "", why) if why else message.partition(": ")
 
 
 class Inexact(UnbranchError):
@@ -69,8 +75,8 @@ class DifferenceError(CollapseError):
     """A converted network that doesn't compute the same function; it isn't returned."""
 
 
-class Stopped(UnbranchError):
-    """A run that was interrupted; its checkpoint is written, and it can be resumed."""
+class TrainingInterrupted(UnbranchError):
+    """A training run was interrupted; its checkpoint is written, and it can be resumed."""
 
 
 class InternalError(UnbranchError):
@@ -82,6 +88,9 @@ class InternalErrorWarning(RuntimeWarning):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence that suggests what was meant, or nothing."""
+    """Return the end of a message that suggests similar words, empty if there are none."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+__getattr__ = renamed_names(__name__, {"Stopped": "TrainingInterrupted"})

@@ -1,4 +1,4 @@
-"""Libraries that only some users need."""
+"""Optional libraries, which come with the extras of the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from unbranch.errors import MissingPackageError
 
 
 def library(name: str, extra: str = "vision") -> ModuleType:
-    """An optional library. Raises MissingPackageError, saying what to install, if it isn't there."""
+    """Import an optional library.
+
+    Args:
+        name: of the module.
+        extra: the extra of the package that installs it.
+
+    Raises:
+        MissingPackageError: if it isn't installed; the message says what to install.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:

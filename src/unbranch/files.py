@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,27 +13,35 @@ from unbranch.errors import InputError
 
 
 @contextmanager
-def all_or_nothing(*paths: Path) -> Iterator[list[Path]]:
-    """Temporary paths beside ``paths``, renamed to them when the block ends well and removed when it doesn't.
+def all_or_nothing(*paths: str | Path) -> Iterator[list[Path]]:
+    """Context of temporary paths, which are renamed to ``paths`` on success and removed on failure.
 
-    Each keeps its suffix, and no other writer has the same. Raises InputError, before the block is entered, for a
-    folder that does not exist or cannot be written to and a path that is a folder. An OSError of the block about
-    another file stays as it is.
+    Each temporary path is in the directory of its target, has the same suffix, and is used by no other writer. An
+    OSError raised in the block about another file isn't changed.
+
+    Raises:
+        InputError: before the block is entered, if a directory doesn't exist or can't be written to, or a path is a
+            directory; after it, if a file can't be written.
+
+    Example:
+        >>> with all_or_nothing("weights.bin") as (temporary,):  # doctest: +SKIP
+        ...     temporary.write_bytes(content)
     """
-    for path in paths:
+    targets = [Path(path) for path in paths]
+    for path in targets:
         if path.is_dir():
-            raise InputError(f"can't write {path}: it is a folder, not a file name")
+            raise InputError(f"can't write {path}: it is a directory, not a file name")
         if not path.absolute().parent.is_dir():
-            raise InputError(f"can't write {path}: the folder {path.absolute().parent} doesn't exist")
-    temporary = [path.with_name(f".{path.stem[:60]}.{token_hex(6)}{path.suffix}") for path in paths]
+            raise InputError(f"can't write {path}: the directory {path.absolute().parent} doesn't exist")
+    temporary = [path.with_name(f".{path.stem[:60]}.{token_hex(6)}{path.suffix}") for path in targets]
     try:
         modes = [_mode_of_a_new_file(path) for path in temporary]
         yield temporary
-        for source, target, mode in zip(temporary, paths, modes, strict=True):
-            source.chmod(mode)  # safetensors keeps its files to their owner
+        for source, target, mode in zip(temporary, targets, modes, strict=True):
+            source.chmod(mode)  # safetensors makes its files readable by their owner only
             os.replace(source, target)
     except OSError as error:
-        ours = {str(path) for path in (*temporary, *paths)}
+        ours = {str(path) for path in (*temporary, *targets)}
         if error.filename is not None and str(error.filename) not in ours:
             raise  # of another file, which the block reads
         raise InputError(f"can't write {', '.join(map(str, paths))}: {error.strerror or error}") from error
@@ -44,7 +52,7 @@ def all_or_nothing(*paths: Path) -> Iterator[list[Path]]:
 
 
 def _mode_of_a_new_file(path: Path) -> int:
-    """The permissions that the user's settings give to a new file; raises OSError where none can be written."""
+    """Return the permissions that the umask gives to a new file; OSError if none can be created."""
     path.touch(exist_ok=False)
     mode = S_IMODE(path.stat().st_mode)
     path.unlink()

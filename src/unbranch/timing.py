@@ -1,21 +1,28 @@
-"""How much faster one form of a network is than the other, measured so that the machine's moods cancel."""
+"""Latency of two networks, timed alternately so that drift and background load cancel."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from unbranch.render import Block, Renderable, Table
+
 
 @dataclass(frozen=True)
-class Latency:
-    """Median milliseconds per call of two networks, timed in turns.
+class Latency(Renderable):
+    """Latency of two networks, timed alternately.
 
-    ``ratio`` is the median over turns of first / second: above 1 if the second is faster.
+    Args:
+        first_ms, second_ms: median milliseconds per call.
+        ratio: median of first / second over pairs of calls: above 1 if the second network is faster.
+        threads: of PyTorch, on the CPU.
+        repeats: number of timed calls of each network.
+        device: of the networks.
     """
 
     first_ms: float
@@ -25,17 +32,29 @@ class Latency:
     repeats: int
     device: str
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def blocks(self) -> tuple[Block, ...]:
+        name = f"latency, {self.threads} threads on {self.device}"
+        row = (name, f"{self.first_ms:.2f} ms", f"{self.second_ms:.2f} ms", f"{self.ratio:.2f}×")
+        return (Table(("", "first", "second", "ratio"), [row], numeric=True),)
 
 
 @torch.inference_mode()
 def compare_latency(
     first: nn.Module, second: nn.Module, example_input: Any, *, repeats: int = 50, warmup: int = 10
 ) -> Latency:
-    """Time both networks in eval mode on the same input, one call of each in turn, after ``warmup`` turns.
+    """Time two networks in evaluation mode on the same input, one call of each in turn.
 
-    ``example_input`` is a tensor or the tuple of forward's arguments; modes are left as they were.
+    Args:
+        first, second: networks on one device; their modes are restored.
+        example_input: a tensor, or a tuple of the forward's arguments.
+        repeats: number of timed calls of each network.
+        warmup: number of calls of each network before that.
+
+    Example:
+        >>> conv = torch.nn.Conv2d(3, 8, 3)
+        >>> latency = compare_latency(conv, conv, torch.randn(1, 3, 8, 8), repeats=3, warmup=1)
+        >>> latency.repeats
+        3
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     device = next((p.device for p in first.parameters()), torch.device("cpu"))

@@ -233,8 +233,8 @@ def test_evaluation_and_collapse_do_not_see_the_setting() -> None:
 def test_network_with_merged_blocks_is_expanded_further() -> None:
     network = nn.Sequential(DBB(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
     wide = ub.expand(ub.train_cheaper(network), "acb")
-    assert [place.path for place in wide.expand_report.taken] == ["2"]  # type: ignore[union-attr]
-    assert wide.expand_report.taken[0].norm == "3"  # type: ignore[union-attr]
+    assert [place.path for place in ub.report(wide).replaced] == ["2"]
+    assert ub.report(wide).replaced[0].norm == "3"
 
 
 @pytest.mark.parametrize(

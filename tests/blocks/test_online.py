@@ -169,7 +169,7 @@ def test_options_that_contradict_are_refused() -> None:
         OREPA(8, 8, 3, padding=1, internal_channels=12)
 
 
-@pytest.mark.parametrize("start", ["zero", "subtracted"])
+@pytest.mark.parametrize("start", ["zero", "compensated"])
 @pytest.mark.parametrize("options", [{"block": "orepa"}, {"block": "dbb", "online": True}], ids=str)
 def test_expanded_network_keeps_its_function_in_both_modes(
     options: dict[str, Any], start: str, tmp_path: Path
@@ -180,7 +180,7 @@ def test_expanded_network_keeps_its_function_in_both_modes(
     randomise_statistics(network)
     x = torch.randn(4, 3, 11, 12, dtype=torch.float64)
     wide = ub.expand(network, start=start, **options)
-    assert [(p.path, p.norm) for p in wide.expand_report.taken] == [("0", "1"), ("3", None)]  # type: ignore[union-attr]
+    assert [(p.path, p.norm) for p in ub.report(wide).replaced] == [("0", "1"), ("3", None)]
     assert_equal(wide.train()(x), network.train()(x))
     assert_equal(wide.eval()(x), network.eval()(x))
     plain = ub.collapse(wide, x, strict=True)

@@ -26,9 +26,8 @@ from tests.conformance.test_blocks import FILES as BLOCK_FILES
 from tests.conformance.test_blocks import read
 from tests.conformance.test_models import assert_close, described, files, loaded, published
 from unbranch.blocks import Compactor
-from unbranch.prune import ResRep, convert
+from unbranch.prune import PruningGraph, ResRep, finalize, read_graph
 from unbranch.prune.select import Limits, select_masks
-from unbranch.prune.structure import Structure, structure_of
 from unbranch.weights.canonical import is_pair
 
 
@@ -155,9 +154,9 @@ def tables() -> dict[str, list[Any]]:
 
 
 @functools.cache
-def with_compactors(name: str, side: int, classes: int) -> Structure:
+def with_compactors(name: str, side: int, classes: int) -> PruningGraph:
     network = ub.create_model(name, num_classes=classes, block="compactor").eval()
-    return structure_of(network, (torch.zeros(1, 3, side, side),))
+    return read_graph(network, (torch.zeros(1, 3, side, side),))
 
 
 def targets_of(name: str, deps: list[int]) -> list[int]:
@@ -223,7 +222,7 @@ def test_resnet50_has_the_published_size_at_the_widths_of_the_log() -> None:
 def test_blocks_are_converted_as_published(path: Path) -> None:
     fixture = read(path)
     network, x = fixture.module(), fixture.tensors["input"]
-    plain = convert(network, x, threshold=fixture.arguments.get("threshold", 1e-5), multiple=1)
+    plain = finalize(network, x, threshold=fixture.arguments.get("threshold", 1e-5), multiple=1)
     assert (plain(x) - fixture.tensors["output_deploy"]).abs().max() < 1e-10
     deploy = fixture.part("deploy.")
     kernels = sorted(tuple(value.shape) for key, value in deploy.items() if key.endswith("weight"))
@@ -238,7 +237,7 @@ def test_networks_are_converted_to_the_published_widths(model: str) -> None:
     description, (logits, facts) = described(model), published(model)
     network = loaded(description, description.layout)
     x = torch.from_numpy(recipe().make_input(tuple(facts["input_shape"])))
-    plain = convert(network, x, multiple=1)
+    plain = finalize(network, x, multiple=1)
     assert_close(plain(x), logits["train_form"], "pruned form")
     modules = dict(plain.named_modules())
     places = [path for path, module in network.named_modules() if is_pair(module)]

@@ -22,7 +22,7 @@ def main(first: int, step: int) -> None:
             except ub.UnbranchError as error:
                 found[row.name] = str(error)
                 continue
-        report = plain.collapse_report
+        report = ub.report(plain)
         merges = [(m.path, m.sources, m.layer) for m in report.merges]
         found[row.name] = [repr(plain), list(plain.state_dict()), merges, [(r.path, r.reason) for r in report.refusals]]
     sys.stdout.write(json.dumps(found))

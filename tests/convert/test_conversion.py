@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 
 import torch
+from rich.console import Console
 from torch import nn
 
 import unbranch as ub
@@ -24,7 +26,7 @@ def test_it_gives_the_network_that_collapse_does() -> None:
     given = conversion.apply()
     assert repr(given) == repr(plain)
     assert all(torch.equal(a, b) for a, b in zip(given.parameters(), plain.parameters(), strict=True))
-    assert conversion.report == given.collapse_report == plain.collapse_report
+    assert conversion.report == ub.report(given) == ub.report(plain, "collapse")
 
 
 def test_each_network_is_a_new_one() -> None:
@@ -53,3 +55,11 @@ def test_what_the_report_offers_is_read_from_it() -> None:
     assert "merges" in repr(conversion)
     for same in (copy.copy(conversion), pickle.loads(pickle.dumps(conversion))):
         assert same.report == conversion.report
+
+
+def test_it_renders_as_its_report_does() -> None:
+    conversion = ub.explain(network())
+    assert conversion._repr_html_() == conversion.report._repr_html_()
+    file = io.StringIO()
+    Console(file=file, width=80).print(conversion)
+    assert [line.rstrip() for line in file.getvalue().rstrip().splitlines()] == str(conversion.report).splitlines()

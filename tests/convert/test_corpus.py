@@ -96,7 +96,7 @@ def test_merges(name: str, example: bool) -> None:
     row, outcome = BY_NAME[name], converted(name, example)
     assert outcome.plain is not None, outcome.error
     if row.needs_example and not example:
-        report = outcome.plain.collapse_report
+        report = ub.report(outcome.plain)
         assert "give an example input" in {refusal.remedy for refusal in (*report.refusals, *report.norms)}
         return
     layers, norms, operations = launched(duplicate(outcome.plain), row)

@@ -60,14 +60,14 @@ def test_perceptron_becomes_one_fully_connected_layer(sets: int, kernels: tuple[
     layers = linear_layers(plain)
     assert (layers["convolution"] + layers["linear"], layers["batch norm"]) == (1, 0)
     assert_same_function(network, plain, x, 1e-14)
-    assert plain.collapse_report.after.launches == 1
+    assert ub.report(plain).after.launches == 1
 
 
 def test_merged_perceptron_is_merged_for_good() -> None:
     network = randomised(Perceptron(2, 3, 5, (3,))).double()
     plain = ub.collapse(network)
     again = ub.collapse(plain)
-    assert not again.collapse_report.merges
+    assert not ub.report(again).merges
     assert_same_function(plain, again, torch.randn(1, 2, 3, 5, dtype=torch.float64))
 
 
@@ -106,4 +106,4 @@ def test_flatten_of_a_grid_that_depends_on_the_input_stays() -> None:
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     plain = ub.collapse(network, x)
     assert linear_layers(plain) == {"convolution": 1, "linear": 1, "batch norm": 0}
-    assert not plain.collapse_report.refusals
+    assert not ub.report(plain).refusals

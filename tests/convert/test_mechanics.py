@@ -111,7 +111,7 @@ def test_the_result_shares_no_tensor_with_the_original(net):
 def test_twice_is_once(net, image):
     once = ub.collapse(net, image)
     twice = ub.collapse(once, image)
-    assert not twice.collapse_report.merges
+    assert not ub.report(twice).merges
     assert [type(m).__name__ for m in once.modules()] == [type(m).__name__ for m in twice.modules()]
     assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True))
 

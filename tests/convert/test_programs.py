@@ -30,7 +30,7 @@ def test_random_programs_compute_the_same_and_cost_no_more(seed):
         scale = theirs.abs().max().clamp_min(1e-30)
         assert ours.shape == theirs.shape
         assert (ours - theirs).abs().max() <= 1e-10 * scale
-    before, after = plain.collapse_report.before, plain.collapse_report.after
+    before, after = ub.report(plain).before, ub.report(plain, "collapse").after
     assert after.launches <= before.launches
     assert after.macs <= before.macs
     assert stored(plain) <= stored(program)

@@ -51,7 +51,7 @@ def check(seed: int) -> bool:
             plain = ub.collapse(program, example)
         except ub.UnbranchError:
             continue
-        merged |= bool(plain.collapse_report.merges)
+        merged |= bool(ub.report(plain).merges)
         after = program.state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert program.kept is None

@@ -126,8 +126,8 @@ def test_what_such_a_network_does_itself_is_left():
     network = Selects(normed=True).eval()
     plain = ub.collapse(network)
     assert [type(m) for m in (plain.stem[1], plain.norm)] == [nn.Identity, nn.BatchNorm2d]
-    assert [refusal.path for refusal in plain.collapse_report.refusals] == ["norm"]
-    assert plain.collapse_report.refusals[0].kind == "depends-on-rounding"
+    assert [refusal.path for refusal in ub.report(plain).refusals] == ["norm"]
+    assert ub.report(plain).refusals[0].kind == "depends-on-rounding"
 
 
 def test_verify_says_that_such_an_input_proves_nothing():
@@ -192,7 +192,7 @@ def test_what_a_first_run_leaves_on_a_class_is_there_in_the_second(example):
 
     plain = ub.collapse(Counting().eval(), example)
     assert isinstance(plain.norm, nn.BatchNorm2d)
-    assert plain.collapse_report.refusals[0].kind == "not-repeatable"
+    assert ub.report(plain).refusals[0].kind == "not-repeatable"
 
 
 @pytest.mark.parametrize("example", [None, torch.ones(2, 4, 6, 6)])
@@ -213,7 +213,7 @@ def test_what_is_written_through_data_is_there_in_the_second_run_alone(example):
 
     plain = ub.collapse(Masking().eval(), example)
     assert isinstance(plain.norm, nn.BatchNorm2d)
-    assert "not-repeatable" in {refusal.kind for refusal in plain.collapse_report.refusals}
+    assert "not-repeatable" in {refusal.kind for refusal in ub.report(plain).refusals}
 
 
 @pytest.mark.parametrize("default", [None, False, "", 0])
@@ -237,25 +237,25 @@ def test_nothing_is_written_with_options_that_nobody_asked_for(default, tmp_path
     for example in (None, torch.ones(2, 4, 6, 6)):
         plain = ub.collapse(Logging().eval(), example)
         assert isinstance(plain.norm, nn.BatchNorm2d)
-        assert plain.collapse_report.refusals[0].kind == "side-effects"
+        assert ub.report(plain).refusals[0].kind == "side-effects"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("texts", "merges"), [(("best of 3", "best of 3"), True), (("best of 3", "best of 4"), False)])
 def test_words_and_whole_numbers_in_texts_have_to_be_the_same(texts, merges):
     """Only broken numbers in them may round otherwise."""
-    from unbranch.convert.prove.differences import unlike
+    from unbranch.convert.prove.differences import difference
     from unbranch.graph.running import observation
 
     one, other = (observation({"text": text}, (), {}) for text in texts)
-    assert (unlike(one, other, 1e-6) is None) == merges
+    assert (difference(one, other, 1e-6) is None) == merges
 
 
 def test_numbers_in_texts_are_compared_as_numbers():
-    from unbranch.convert.prove.differences import unlike
+    from unbranch.convert.prove.differences import difference
     from unbranch.graph.running import observation
 
     exact, near, far = (observation(text, (), {}) for text in ("mean 0.5000001", "mean 0.5000002", "mean 0.6"))
-    assert unlike(near, exact, 1e-6) is None
-    assert unlike(far, exact, 1e-6) is not None
-    assert unlike(observation(1.0, (), {}), observation(torch.tensor(1.0, dtype=torch.float64), (), {}), 1e-6)
+    assert difference(near, exact, 1e-6) is None
+    assert difference(far, exact, 1e-6) is not None
+    assert difference(observation(1.0, (), {}), observation(torch.tensor(1.0, dtype=torch.float64), (), {}), 1e-6)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
+import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import unbranch as ub
@@ -12,7 +16,7 @@ from unbranch.blocks import RepVGG
 
 
 def report_of(network: nn.Module) -> ub.Report:
-    return ub.collapse(randomised(network)).collapse_report
+    return ub.report(ub.collapse(randomised(network)))
 
 
 class _Unreadable(nn.Module):
@@ -64,7 +68,7 @@ def test_a_forward_that_cannot_be_read_is_listed_for_what_it_costs() -> None:
     (refusal,) = report_of(nn.Sequential(_Split(), nn.ReLU())).refusals
     assert refusal.path == "0"
     assert refusal.kind == "untraced"
-    assert refusal.cost == "one batch norm stays"
+    assert refusal.cost == "one batch norm isn't merged"
 
 
 def test_a_norm_that_stays_has_a_reason_and_a_line() -> None:
@@ -105,3 +109,42 @@ def test_what_a_norm_reads_is_named_by_what_computes_it() -> None:
 def test_the_line_that_starts_a_conversion_is_no_place_in_the_network() -> None:
     (norm,) = report_of(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU())).norms
     assert norm.where == ""
+
+
+def test_it_renders_itself_as_text_tables_and_html() -> None:
+    report = report_of(nn.Sequential(Block(), nn.ReLU(), _PreActivation()))
+    text = str(report)
+    assert text.startswith("Sequential: ")
+    for heading in ("multiply-accumulates", "merged", "batch norms with no layer to merge into"):
+        assert heading in text
+    file = io.StringIO()
+    Console(file=file, width=80).print(report)
+    assert [line.rstrip() for line in file.getvalue().rstrip().splitlines()] == text.splitlines()
+    assert "<table>" in report._repr_html_()
+    assert report.to_dict()["worst_error"] == report.worst_error
+
+
+def test_html_of_a_report_is_escaped() -> None:
+    network = nn.ModuleDict({"<script>": Block()})
+    network.forward = lambda x: network["<script>"](x)
+    html = report_of(network)._repr_html_()
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+
+
+def test_layers_are_shortened_to_what_is_unusual() -> None:
+    report = report_of(conv_bn(4, 4))
+    assert "Conv2d(4, 4, 3×3, padding=(1, 1))" in str(report)
+
+
+def test_strict_raises_what_is_skipped_because_it_isn_t_exact() -> None:
+    report = report_of(nn.Sequential(_Split(), nn.ReLU()))
+    with pytest.raises(ub.CollapseError, match="1 part can't be merged exactly:\n  0: "):
+        report.require_all()
+    report_of(conv_bn(4, 4)).require_all()
+
+
+def test_old_names_are_found() -> None:
+    report = report_of(_PreActivation())
+    with pytest.warns(DeprecationWarning, match="use `skipped`"):
+        assert report.stays() == report.skipped()

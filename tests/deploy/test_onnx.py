@@ -76,5 +76,5 @@ def test_runtime_that_is_not_installed_is_not_needed(tmp_path: Path, monkeypatch
 
 
 def test_detector_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="takes a list of images"):
+    with pytest.raises(InputError, match="`example_input` must be a tensor"):
         write_onnx(network(), ([torch.rand(3, 4, 4)],), tmp_path / "net.onnx")

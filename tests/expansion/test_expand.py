@@ -54,7 +54,7 @@ def images(ndim: int = 2) -> Tensor:
     return torch.randn(3, 4, *(9, 12, 10)[:ndim], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("start", ["zero", "subtracted"])
+@pytest.mark.parametrize("start", ["zero", "compensated"])
 @pytest.mark.parametrize("block", BLOCKS)
 def test_function_stays_and_collapse_leads_back(block: str, start: str) -> None:
     network, x = plain(), images()
@@ -62,7 +62,7 @@ def test_function_stays_and_collapse_leads_back(block: str, start: str) -> None:
     assert_same_function(network, branched, x, 1e-13)
     straight, back = ub.collapse(network, x), ub.collapse(branched, x)
     assert_same_function(network, back, x, 1e-13)
-    assert back.collapse_report.after == straight.collapse_report.after
+    assert ub.report(back).after == ub.report(straight, "collapse").after
     shapes = [{key: value.shape for key, value in n.state_dict().items()} for n in (straight, back)]
     assert shapes[0] == shapes[1]
 
@@ -73,7 +73,7 @@ def test_other_dimensions(block: str, ndim: int) -> None:
     network, x = plain(ndim), images(ndim)
     branched = ub.expand(network, block)
     assert_same_function(network, branched, x, 1e-13)
-    assert ub.collapse(branched, x).collapse_report.after == ub.collapse(network, x).collapse_report.after
+    assert ub.report(ub.collapse(branched, x)).after == ub.report(ub.collapse(network, x), "collapse").after
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
@@ -98,7 +98,7 @@ def test_training_starts_as_the_network_would(block: str) -> None:
         assert torch.equal(same.running_var, norm.running_var)
 
 
-@pytest.mark.parametrize("start", ["zero", "subtracted"])
+@pytest.mark.parametrize("start", ["zero", "compensated"])
 @pytest.mark.parametrize("block", BLOCKS)
 def test_expanded_network_trains_and_collapses(block: str, start: str) -> None:
     network = plain().float().train()
@@ -112,7 +112,7 @@ def test_expanded_network_trains_and_collapses(block: str, start: str) -> None:
     x = images()
     back = ub.collapse(branched.double().eval(), x)
     assert_same_function(branched, back, x)
-    assert back.collapse_report.after == ub.collapse(network, x.float()).collapse_report.after
+    assert ub.report(back).after == ub.report(ub.collapse(network, x.float()), "collapse").after
     assert ub.verify(network.double(), branched, x).max_rel > 1e-3, "nothing was learned"
 
 
@@ -120,7 +120,7 @@ def test_network_is_left_as_it_was() -> None:
     network = plain().train()
     before = copy.deepcopy(network.state_dict())
     modules = [type(m) for m in network.modules()]
-    branched = ub.expand(network, "dbb", start="subtracted")
+    branched = ub.expand(network, "dbb", start="compensated")
     with torch.no_grad():
         for parameter in branched.parameters():
             parameter.zero_()
@@ -129,16 +129,16 @@ def test_network_is_left_as_it_was() -> None:
     assert [type(m) for m in network.modules()] == modules
 
 
-def test_report_lists_what_was_taken_and_what_was_left_and_why() -> None:
-    report = ub.expand(plain(), "repvgg").expand_report
-    assert {p.path: p.norm for p in report.taken} == {
+def test_report_lists_what_was_replaced_and_what_was_skipped_and_why() -> None:
+    report = ub.report(ub.expand(plain(), "repvgg"))
+    assert {p.path: p.norm for p in report.replaced} == {
         "dense": "dense_norm",
         "depthwise.0": "depthwise.1",
         "strided.0": "strided.1",
         "dilated": None,
     }
-    assert dict(report.left) == {"point": "its kernel has one tap"}
-    assert report.to_dict()["left"] == (("point", "its kernel has one tap"),)
+    assert report.skipped == {"point": "its kernel has one tap"}
+    assert report.to_dict()["skipped"] == {"point": "its kernel has one tap"}
     assert report.params_after > report.params_before
 
 
@@ -156,7 +156,7 @@ def test_report_lists_what_was_taken_and_what_was_left_and_why() -> None:
 )
 def test_where(where: Any, paths: list[str]) -> None:
     branched = ub.expand(plain(), "repvgg", where)
-    assert [p.path for p in branched.expand_report.taken] == paths
+    assert [p.path for p in ub.report(branched).replaced] == paths
     assert_same_function(plain(), branched, images(), 1e-13)
 
 
@@ -166,11 +166,11 @@ def test_block_may_be_a_class_or_a_function(block: Callable[..., nn.Module]) -> 
     network, x = plain(), images()
     branched = ub.expand(network, block, ["strided.*", "dilated"])
     assert_same_function(network, branched, x, 1e-13)
-    assert any(p.path == "dilated" for p in branched.expand_report.taken)
+    assert any(p.path == "dilated" for p in ub.report(branched).replaced)
     assert_same_function(network, ub.collapse(branched, x), x, 1e-13)
 
 
-# --- what is left alone -----------------------------------------------------------------------------
+# --- what is skipped --------------------------------------------------------------------------------
 
 
 class Odd(nn.Conv2d):
@@ -179,7 +179,7 @@ class Odd(nn.Conv2d):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-def test_what_cannot_be_taken_is_left_alone_and_listed() -> None:
+def test_what_cannot_be_replaced_is_skipped_and_listed() -> None:
     tied = nn.Conv2d(4, 4, 3, padding=1)
     tied.weight = (other := nn.Conv2d(4, 4, 3, padding=1)).weight
     hooked = nn.Conv2d(4, 4, 3, padding=1)
@@ -196,8 +196,8 @@ def test_what_cannot_be_taken_is_left_alone_and_listed() -> None:
         nn.Conv2d(4, 4, 3, padding=1),
     ).double()
     branched = ub.expand(network, "dbb")
-    assert [p.path for p in branched.expand_report.taken] == ["8"]
-    reasons = {path.split(".")[0]: reason for path, reason in branched.expand_report.left}
+    assert [p.path for p in ub.report(branched).replaced] == ["8"]
+    reasons = {path.split(".")[0]: reason for path, reason in ub.report(branched).skipped.items()}
     words = [
         "shares its weights",
         "shares its weights",
@@ -227,25 +227,25 @@ class TwoReaders(nn.Module):
         return torch.relu(self.after(self.twice(torch.relu(self.after(self.twice(y))))))
 
 
-def test_norm_is_taken_only_where_it_alone_reads_the_convolution_and_once() -> None:
+def test_norm_goes_into_the_block_only_where_it_alone_reads_the_convolution_and_once() -> None:
     network = randomised(TwoReaders()).double()
     branched = ub.expand(network, "repvgg")
-    assert [p.norm for p in branched.expand_report.taken] == [None, None]
+    assert [p.norm for p in ub.report(branched).replaced] == [None, None]
     x = torch.randn(1, 4, 7, 8, dtype=torch.float64)
     assert_same_function(network, branched, x, 1e-13)
     assert_same_function(network, ub.collapse(branched, x), x, 1e-12)
 
 
-def test_branches_are_not_subtracted_before_a_norm_that_silences_a_channel() -> None:
+def test_branches_are_not_compensated_before_a_norm_that_silences_a_channel() -> None:
     network = plain()
     with torch.no_grad():
         network.dense_norm.weight[3] = 0
-    report = ub.expand(network, "dbb", start="subtracted").expand_report
-    assert "almost nothing" in dict(report.left)["dense"]
-    assert "dense" in [p.path for p in ub.expand(network, "dbb").expand_report.taken]
+    report = ub.report(ub.expand(network, "dbb", start="compensated"))
+    assert "almost zero" in report.skipped["dense"]
+    assert "dense" in [p.path for p in ub.report(ub.expand(network, "dbb")).replaced]
 
 
-def test_expanding_twice_leaves_blocks_alone() -> None:
+def test_expanding_twice_skips_blocks() -> None:
     once = ub.expand(plain(), "repvgg", "dense")
     twice = ub.expand(once, "dbb")
     assert isinstance(twice.dense, RepVGG)
@@ -257,13 +257,13 @@ def test_expanding_twice_leaves_blocks_alone() -> None:
     ("given", "words"),
     [
         ({"block": "dbbb"}, "did you mean 'dbb'"),
-        ({"block": "dbb", "where": "layer7.*"}, "names no convolution"),
-        ({"block": "dbb", "start": "half"}, "start='half'"),
-        ({"block": "dbb", "small_kernel": 3}, "doesn't take"),
-        ({"block": nn.Conv2d}, "doesn't take|sum of branches"),
+        ({"block": "dbb", "where": "layer7.*"}, "must select a convolution"),
+        ({"block": "dbb", "start": "half"}, "must be one of zero, compensated, got 'half'"),
+        ({"block": "dbb", "small_kernel": 3}, "doesn't accept"),
+        ({"block": nn.Conv2d}, "doesn't accept|sum of branches"),
         ({"block": "repvgg", "activation": nn.ReLU}, "sum of branches"),
-        ({"block": None}, "no class or function"),
-        ({"block": "dbb", "where": 3}, "neither a pattern"),
+        ({"block": None}, "or a class or function"),
+        ({"block": "dbb", "where": 3}, "must be a pattern"),
         ({"block": "dbb", "example_input": torch.zeros(1, 2, 3, 3)}, "example_input"),
         ({"block": "replk"}, "isn't larger than the small one, 5"),
         ({"block": "replk", "where": "point", "small_kernel": 3}, "doesn't fit into kernel"),
@@ -305,11 +305,11 @@ class Reads(nn.Module):
         return self.scaled(self.other(x)) * self.scaled.weight.sum()
 
 
-def test_what_the_network_reads_by_itself_stays() -> None:
+def test_what_the_network_reads_directly_is_skipped() -> None:
     network = randomised(Reads()).double()
     branched = ub.expand(network, "repvgg")
-    assert dict(branched.expand_report.left) == {"conv": "the network reads its weight by itself"}
-    assert [(p.path, p.norm) for p in branched.expand_report.taken] == [("other", None)]
+    assert ub.report(branched).skipped == {"conv": "the network reads its weight directly"}
+    assert [(p.path, p.norm) for p in ub.report(branched).replaced] == [("other", None)]
     assert_same_function(network, branched, torch.randn(1, 4, 7, 8, dtype=torch.float64), 1e-13)
 
 
@@ -325,10 +325,10 @@ class Noisy(nn.Module):
         return self.norm(x * 2 + 1 if self.training else x)
 
 
-def test_norm_is_taken_only_where_it_reads_the_convolution_in_training_too() -> None:
+def test_norm_goes_into_the_block_only_where_it_reads_the_convolution_in_training_too() -> None:
     network = Noisy().double()
     branched = ub.expand(network, "repvgg")
-    assert [p.norm for p in branched.expand_report.taken] == [None]
+    assert [p.norm for p in ub.report(branched).replaced] == [None]
     x = torch.randn(3, 4, 7, 8, dtype=torch.float64)
     assert torch.allclose(branched(x), network(x), rtol=0, atol=1e-12)
 
@@ -375,9 +375,9 @@ def test_names_of_timm_networks_come_back(name: str) -> None:
 
 def test_compactors_are_not_compacted() -> None:
     once = ub.expand(plain(), "compactor")
-    report = ub.expand(once, "repvgg", where="*").expand_report
-    assert all("compactor" not in place.path for place in report.taken)
-    with pytest.raises(ub.InputError, match="nothing in Plain"):
+    report = ub.report(ub.expand(once, "repvgg", where="*"))
+    assert all("compactor" not in place.path for place in report.replaced)
+    with pytest.raises(ub.InputError, match="no convolution to replace"):
         ub.expand(once, "compactor", where="*.compactor.conv")
 
 
@@ -413,7 +413,7 @@ def test_dtype_memory_format_mode_and_frozen_weights_stay() -> None:
 def test_meta_device_costs_nothing() -> None:
     with torch.device("meta"):
         network = Plain()
-    branched = ub.expand(network, "dbb", start="subtracted")
+    branched = ub.expand(network, "dbb", start="compensated")
     assert all(p.is_meta for p in branched.parameters())
     assert {k: v.shape for k, v in branched.state_dict().items()} == {
         k: v.shape for k, v in ub.expand(plain(), "dbb").state_dict().items()
@@ -433,7 +433,7 @@ def test_expanded_network_is_copied_pickled_and_exported() -> None:
 @pytest.mark.parametrize("block", BLOCKS)
 def test_expanded_network_of_ones_own_is_saved_and_loaded(block: str, collapsed: bool, tmp_path: Any) -> None:
     x = images()
-    network = ub.expand(plain(), block, start="subtracted", **BLOCKS[block])
+    network = ub.expand(plain(), block, start="compensated", **BLOCKS[block])
     network = ub.collapse(network, x) if collapsed else network
     ub.save(network, tmp_path / "net.safetensors")
     loaded = ub.load(tmp_path / "net.safetensors", into=Plain())
@@ -442,7 +442,7 @@ def test_expanded_network_of_ones_own_is_saved_and_loaded(block: str, collapsed:
 
 
 def test_options_that_only_a_start_allows_are_loaded(tmp_path: Any) -> None:
-    network = ub.expand(plain(), "repvgg", affine=False, start="subtracted")
+    network = ub.expand(plain(), "repvgg", affine=False, start="compensated")
     ub.save(network, tmp_path / "net.safetensors")
     assert_same_function(network, ub.load(tmp_path / "net.safetensors", into=Plain()), images(), 0)
 
@@ -468,3 +468,45 @@ def test_large_kernel_and_compactor_by_name() -> None:
     dense = ub.expand(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "compactor")
     assert isinstance(dense[0].compactor, Compactor)
     assert [name for name, _ in dense[0].named_children()] == ["conv", "bn", "compactor"]
+
+
+# --- the value, the report, and old names -----------------------------------------------------------
+
+
+def test_expansion_is_a_value_that_gives_the_network_that_expand_does() -> None:
+    network, x = plain(), images()
+    torch.manual_seed(3)
+    expansion = ub.explain_expansion(network, "dbb", start="compensated")
+    torch.manual_seed(3)
+    branched = ub.expand(network, "dbb", start="compensated")
+    first, second = expansion.apply(), expansion.apply()
+    assert expansion.report == ub.report(branched) == ub.report(first)
+    assert torch.equal(first(x), branched(x))
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.zero_()
+    assert torch.equal(second(x), branched(x))
+    assert str(expansion) == str(expansion.report)
+    assert repr(expansion) == "<Expansion: Replaced 4 convolutions with DBB blocks; skipped 1>"
+
+
+def test_report_renders_itself() -> None:
+    network = nn.ModuleDict({"<b>": nn.Conv2d(3, 4, 3), "point": nn.Conv2d(3, 4, 1)})
+    network.forward = lambda x: network["<b>"](x)
+    report = ub.report(ub.expand(network, "acb"))
+    assert str(report).startswith("Replaced 1 convolution with an ACB block; skipped 1\n")
+    html = report._repr_html_()
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html.replace("<b>Replaced", "")
+    assert report.to_dict()["replaced"] == [{"path": "<b>", "norm": None}]
+
+
+def test_old_names_are_found() -> None:
+    report = ub.report(ub.expand(plain(), "repvgg"))
+    with pytest.warns(DeprecationWarning, match="use `replaced`"):
+        assert report.taken == report.replaced
+    with pytest.warns(DeprecationWarning, match="use `skipped`"):
+        assert report.left == (("point", "its kernel has one tap"),)
+    with pytest.warns(DeprecationWarning, match='use `"compensated"`') as caught:
+        ub.expand(plain(), "repvgg", start="subtracted")
+    assert caught[0].filename == __file__

@@ -15,7 +15,7 @@ import unbranch as ub
 from tests.models.zoo_rows import HOSTS, KINDS, ROWS, Row, collapsed, norms_of, offered, tensor_of, trained
 from tests.networks import randomised
 from unbranch.errors import InputError
-from unbranch.history import history_of
+from unbranch.provenance import provenance_of
 
 every_family = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 some_families = pytest.mark.parametrize("row", KINDS.values(), ids=KINDS.keys())
@@ -68,7 +68,7 @@ def test_collapsed_network_learns_again(row: Row) -> None:
 def test_collapsing_twice_is_collapsing_once(row: Row) -> None:
     once = collapsed(row.name)
     twice = ub.collapse(once)
-    assert not twice.collapse_report.merges
+    assert not ub.report(twice).merges
     assert repr(twice) == repr(once)
     assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True))
 
@@ -85,7 +85,7 @@ def assert_comes_back(network: Any, row: Row, path: Path) -> None:
         assert torch.equal(tensor_of(again(x)), tensor_of(network(x)))
     assert type(again) is type(network)
     assert again.feature_info == network.feature_info
-    assert history_of(again) == history_of(network)
+    assert provenance_of(again) == provenance_of(network)
 
 
 @pytest.mark.sweep(5)
@@ -118,7 +118,7 @@ def test_options_come_back_from_a_file(name: str, options: dict[str, Any], tmp_p
             again = ub.load(tmp_path / "a.safetensors")
         x = row.images(channels=channels).double()
         assert torch.equal(again(x), form(x))
-        assert history_of(again) == history_of(form)
+        assert provenance_of(again) == provenance_of(form)
 
 
 @pytest.mark.sweep(5)

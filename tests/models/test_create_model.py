@@ -13,8 +13,8 @@ import torch
 import unbranch as ub
 from tests.conformance.official import FOLDER
 from unbranch.errors import InputError
-from unbranch.history import history_of
 from unbranch.models.registry import resolve
+from unbranch.provenance import provenance_of
 
 # --- names ------------------------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ def test_published_spellings_are_names(spelling: str, name: str) -> None:
 def test_a_network_knows_itself_by_its_own_name_whatever_it_was_called() -> None:
     with torch.device("meta"):
         network = ub.create_model("RepGhostNet-1.0x".replace(".", "_"), num_classes=7, features_only=True)
-    made = history_of(network)
+    made = provenance_of(network)
     assert (made.network, made.arguments) == ("repghostnet_100", {"num_classes": 7, "features_only": True})
     assert made.input_size == (3, 224, 224)
 
@@ -142,7 +142,7 @@ def test_defaults_are_those_that_a_network_was_published_with() -> None:
 def test_networks_of_timm_take_the_same_words() -> None:
     classifier = ub.create_model("timm:test_resnet", num_classes=4, in_channels=1)
     assert classifier(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
-    assert history_of(classifier).network == "timm:test_resnet"
+    assert provenance_of(classifier).network == "timm:test_resnet"
     backbone = ub.create_model("timm:test_resnet", features_only=True, out_indices=(1, 2))
     maps = backbone(torch.zeros(1, 3, 64, 32))
     assert [y.shape[1] for y in maps] == backbone.feature_info.channels()
@@ -174,4 +174,4 @@ def test_arguments_in_their_old_order_are_taken() -> None:
     with pytest.warns(DeprecationWarning, match="name the arguments"):
         network = ub.create_model("cifar_quick", 7, 1, "acb")
     assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 7)
-    assert history_of(network).arguments == {"num_classes": 7, "in_channels": 1, "block": "acb"}
+    assert provenance_of(network).arguments == {"num_classes": 7, "in_channels": 1, "block": "acb"}

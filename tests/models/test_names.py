@@ -12,8 +12,8 @@ from torch import nn
 
 from unbranch.errors import InputError, MissingPackageError
 from unbranch.factory import create_model
-from unbranch.history import history_of, set_history
 from unbranch.models import build, example_input, input_size
+from unbranch.provenance import provenance_of, set_provenance
 
 MODULE = """
 from torch import nn
@@ -63,29 +63,29 @@ def test_torchvision_classifier_and_detector_are_built_without_downloads() -> No
 
 def test_a_network_of_ours_knows_its_name_however_it_was_called() -> None:
     for name in ("resnet8_cifar", "ResNet8-CIFAR", "resnet8"):
-        made = history_of(create_model(name, width=4))
+        made = provenance_of(create_model(name, width=4))
         assert (made.network, made.arguments) == ("resnet8_cifar", {"width": 4})
 
 
 def test_a_factory_that_calls_another_by_name_leaves_it_its_name(folder: Path) -> None:
-    assert history_of(create_model("some_networks:make_ours")).network == "resnet8_cifar"
-    assert history_of(create_model("some_networks:make", width=2)).network == "some_networks:make"
+    assert provenance_of(create_model("some_networks:make_ours")).network == "resnet8_cifar"
+    assert provenance_of(create_model("some_networks:make", width=2)).network == "some_networks:make"
 
 
 def test_history_leaves_out_where_weights_came_from(folder: Path) -> None:
-    assert history_of(create_model("torchvision:mnasnet0_5", weights=None, num_classes=3)).arguments == {
+    assert provenance_of(create_model("torchvision:mnasnet0_5", weights=None, num_classes=3)).arguments == {
         "num_classes": 3
     }
 
 
 def test_a_network_with_arguments_that_no_file_can_hold_has_no_name() -> None:
-    made = history_of(create_model("timm:test_resnet", act_layer=nn.SiLU))
-    assert (made.network, made.arguments, made.made_by) == (None, {}, "timm.models.resnet.ResNet")
+    made = provenance_of(create_model("timm:test_resnet", act_layer=nn.SiLU))
+    assert (made.network, made.arguments, made.source_class) == (None, {}, "timm.models.resnet.ResNet")
 
 
 def test_input_size_is_that_of_the_history_first() -> None:
     network = create_model("timm:test_vit")
-    set_history(network, replace(history_of(network), input_size=(3, 64, 96)))
+    set_provenance(network, replace(provenance_of(network), input_size=(3, 64, 96)))
     assert input_size(network) == (3, 64, 96)
 
 

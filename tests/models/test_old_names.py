@@ -13,8 +13,8 @@ from torch import nn
 
 import unbranch as ub
 from unbranch import models, weights
-from unbranch.history import history_of
 from unbranch.models import backbone, classifier, features, input_spec, stage
+from unbranch.provenance import provenance_of
 from unbranch.weights import LoadResult
 
 FOLDER = Path(__file__).parent / "version_0_1"
@@ -69,7 +69,7 @@ def test_old_option_of_a_network_becomes_the_new_one(name: str, old: dict[str, A
     with torch.device("meta"):
         with pytest.warns(DeprecationWarning, match=f"of {name} is deprecated, use"):
             made = ub.create_model(name, **old)
-        assert history_of(made).arguments == history_of(ub.create_model(name, **new)).arguments == new
+        assert provenance_of(made).arguments == provenance_of(ub.create_model(name, **new)).arguments == new
 
 
 def test_old_argument_is_accepted_by_keyword() -> None:
@@ -108,7 +108,7 @@ def test_old_pickle_of_a_whole_model_loads(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         model = torch.load(path, weights_only=False)
-    history = history_of(model)
+    history = provenance_of(model)
     assert model.input_spec.in_channels == 3
     assert model.feature_info.channels()
     again = models.MODELS[str(history.network)].make(

@@ -20,7 +20,7 @@ import unbranch as ub
 from tests.models.zoo_rows import ROWS, tensor_of
 from tests.networks import randomised
 from unbranch.errors import InputError
-from unbranch.history import history_of
+from unbranch.provenance import provenance_of
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_weights_go_into_networks_of_other_classes_and_channels_with_a_word(offl
 def test_networks_of_timm_fetch_their_own_weights(offline: dict[str, nn.Module], pretrained: Any) -> None:
     network = ub.create_model("timm:test_resnet", num_classes=3, pretrained=pretrained)
     assert network is offline["test_resnet"]
-    assert "pretrained" not in history_of(network).arguments
+    assert "pretrained" not in provenance_of(network).arguments
     ub.create_model("timm:test_vit", pretrained=False)
     assert list(offline) == ["test_resnet"]
 

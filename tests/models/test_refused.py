@@ -15,7 +15,7 @@ from tests.models.own import MyNet, rewritten
 from unbranch.blocks import ACB, RepVGG
 from unbranch.errors import InputError
 from unbranch.factory import create_model
-from unbranch.history import History, set_history
+from unbranch.provenance import Provenance, set_provenance
 
 
 def test_a_file_that_does_not_fit_lists_everything_that_does_not(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_what_can_not_be_saved_or_copied_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must end in \.safetensors"):
         ub.save(nn.Linear(2, 2), tmp_path / "a.pth")
     odd = nn.Linear(2, 2)
-    set_history(odd, History(arguments={"a": nn.ReLU}))
+    set_provenance(odd, Provenance(arguments={"a": nn.ReLU}))
     with pytest.raises(InputError, match="can't be written as JSON"):
         ub.save(odd, path)
     assert not list(tmp_path.iterdir())

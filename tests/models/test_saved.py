@@ -16,11 +16,11 @@ from torch import Tensor, nn
 import unbranch as ub
 from tests.models.own import IMAGES, MyNet, manifest_of, rewritten
 from tests.networks import randomised
-from unbranch import history
+from unbranch import provenance
 from unbranch.blocks import RepVGG
 from unbranch.errors import InputError
 from unbranch.factory import create_model
-from unbranch.history import history_of, replays, with_step
+from unbranch.provenance import provenance_of, record_transform, register_replay
 
 
 def assert_equal_files(first: Path, second: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_network_by_name_comes_back_from_its_file_alone(tmp_path: Path, block:
     again = ub.load(str(tmp_path / "a.safetensors"))
     assert not again.training
     assert torch.equal(again(IMAGES), network(IMAGES))
-    assert history_of(again) == history_of(network)
+    assert provenance_of(again) == provenance_of(network)
     ub.save(again, tmp_path / "b.safetensors")
     assert_equal_files(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
 
@@ -145,8 +145,8 @@ def test_history_travels_through_copies_and_pickles(tmp_path: Path) -> None:
     root = ub.collapse(randomised(MyNet()))
     for network in (plain, root):
         for again in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-            assert history_of(again) == history_of(network)
-    assert history_of(ub.collapse(plain)) == history_of(plain)  # nothing was left to merge
+            assert provenance_of(again) == provenance_of(network)
+    assert provenance_of(ub.collapse(plain)) == provenance_of(plain)  # nothing was left to merge
 
 
 # --- weights of others ------------------------------------------------------------------------------
@@ -222,18 +222,18 @@ def test_steps_that_the_given_network_has_gone_are_not_repeated(tmp_path: Path) 
 def doubling() -> Iterator[None]:
     """A kind of step that puts a second head behind the first."""
 
-    @replays("double")
+    @register_replay("double")
     def double(network: nn.Module, step: dict[str, Any]) -> nn.Module:
         return nn.Sequential(network, nn.Linear(step["width"], step["width"]))
 
     yield
-    del history._REPLAYS["double"]
+    del provenance._REPLAYS["double"]
 
 
 def test_steps_of_other_rooms_are_done_again_in_their_order(tmp_path: Path, doubling: None) -> None:
     network = randomised(MyNet())
     larger = nn.Sequential(network, nn.Linear(6, 6))
-    with_step(network, larger, {"kind": "double", "width": 6})
+    record_transform(network, larger, {"kind": "double", "width": 6})
     plain = ub.collapse(larger)
     ub.save(plain, tmp_path / "a.safetensors")
     assert [step["kind"] for step in manifest_of(tmp_path / "a.safetensors")["steps"]] == ["double", "collapse"]
@@ -244,7 +244,7 @@ def test_steps_of_other_rooms_are_done_again_in_their_order(tmp_path: Path, doub
 def test_a_step_of_nonsense_is_told(tmp_path: Path, doubling: None) -> None:
     ub.save(MyNet(), tmp_path / "a.safetensors")
     for step, message in {
-        "unknown": ({"kind": "shrink"}, "step 1 is of the kind 'shrink', which is unknown to this version"),
+        "unknown": ({"kind": "shrink"}, "step 1 is of the kind 'shrink', which this version doesn't know"),
         "incomplete": ({"kind": "double"}, r"step 1 \(double\) doesn't fit: KeyError: 'width'"),
         "without layers": ({"kind": "collapse"}, "its collapse step has no list of layers"),
         "other layers": ({"kind": "collapse", "layers": [["a", "b"]]}, "where the file has 'a b'; convert the"),

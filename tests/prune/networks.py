@@ -13,7 +13,7 @@ from torchvision.models import DenseNet
 import unbranch as ub
 from unbranch.blocks import ACB, DBB, Compactor, RepVGG
 from unbranch.models import randomise_statistics
-from unbranch.prune.structure import Structure
+from unbranch.prune import PruningGraph
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, groups: int = 1, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -142,7 +142,7 @@ CASES: dict[str, Case] = {
 
 
 @torch.no_grad()
-def with_zero_rows(network: nn.Module, structure: Structure, share: float = 0.5, seed: int = 0) -> nn.Module:
+def with_small_rows(network: nn.Module, graph: PruningGraph, share: float = 0.5, seed: int = 0) -> nn.Module:
     """Compactors that mix, with a share of each unit's rows below the threshold."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
@@ -150,7 +150,7 @@ def with_zero_rows(network: nn.Module, structure: Structure, share: float = 0.5,
             module.conv.weight += 0.1 * torch.randn(module.conv.weight.shape, generator=generator).to(
                 module.conv.weight
             )
-    for unit in structure.units:
+    for unit in graph.units:
         small = torch.rand(len(unit), generator=generator) < share
         small[int(torch.randint(len(unit), (), generator=generator))] = False
         for path, rows in unit.rows:

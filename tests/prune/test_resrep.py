@@ -13,14 +13,14 @@ import unbranch as ub
 from tests.prune.networks import conv
 from unbranch.blocks import Compactor
 from unbranch.errors import InputError
-from unbranch.prune import ResRep, attach
+from unbranch.prune import ResRep, insert_compactors
 
 X, Y = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
 
 
 def network(**options: object) -> nn.Module:
     torch.manual_seed(0)
-    return attach(ub.create_model("resnet8_cifar", num_classes=10), X, **options)
+    return insert_compactors(ub.create_model("resnet8_cifar", num_classes=10), X, **options)
 
 
 def sgd(net: nn.Module, **options: object) -> torch.optim.SGD:
@@ -74,7 +74,7 @@ def test_masked_rows_move_by_the_penalty_alone() -> None:
 
 def test_masked_rows_have_a_pull_of_their_own_and_the_others_settle_when_the_target_is_met() -> None:
     net = network()
-    resrep = ResRep(net, X, target=0.999, strength=0.1, pull=0.3, settle=True, multiple=1)
+    resrep = ResRep(net, X, target=0.999, strength=0.1, masked_strength=0.3, stop_when_met=True, multiple=1)
     compactor = compactors(net)[0]
     rows = compactor.conv.weight.flatten(1)
     directions = (rows / rows.norm(dim=1, keepdim=True)).reshape(compactor.conv.weight.shape)
@@ -113,8 +113,8 @@ class PartlyNormed(nn.Module):
         return self.last(self.depthwise(torch.cat([self.normed(x), self.bare(x)], 1)))
 
 
-def test_rows_that_can_t_go_are_left_in_peace() -> None:
-    net = attach(PartlyNormed(), X)
+def test_rows_that_can_t_go_are_not_driven() -> None:
+    net = insert_compactors(PartlyNormed(), X)
     resrep = ResRep(net, X, target=0.99, strength=0.1, multiple=1)
     (unit,) = resrep.units
     assert [path for path, _ in unit.rows] == ["normed.0.compactor", "depthwise.0.compactor"]
@@ -188,34 +188,34 @@ def test_layers_that_are_added_lose_the_same_channels() -> None:
         masks = [net.get_submodule(path).mask[rows] for path, rows in unit.rows]
         assert all(torch.equal(mask, masks[0]) for mask in masks)
     assert resrep.progress().met
-    plain = ub.prune.convert(net, X, multiple=1, masked=True)
+    plain = ub.prune.finalize(net, X, multiple=1, masked=True)
     widths = [int(m.sum()) for m in (net.get_submodule(u.rows[0][0]).mask[u.rows[0][1]] for u in resrep.units)]
-    assert sum(widths) < sum(resrep.structure.full)
-    assert resrep.structure.macs(widths) == plain.pruning.macs[1]
+    assert sum(widths) < sum(resrep.graph.full)
+    assert resrep.graph.macs(widths) == ub.report(plain).macs[1]
 
 
 def test_branches_are_pruned_and_merged_in_one_go() -> None:
     torch.manual_seed(0)
-    net = attach(ub.create_model("resnet8_cifar", num_classes=10, block="dbb", width=8), X)
+    net = insert_compactors(ub.create_model("resnet8_cifar", num_classes=10, block="dbb", width=8), X)
     optimizer = sgd(net)
     resrep = ResRep(net, X, optimizer, target=0.6, multiple=1, interval=1, granularity=40)
     learn(net, optimizer, resrep, 4)
-    plain = ub.prune.convert(net, X, multiple=1, masked=True)
-    assert plain.pruning.macs[1] <= 0.6 * plain.pruning.macs[0]
-    assert plain.pruning.after.layers["convolution"] == 9
-    assert plain.pruning.after.layers["batch norm"] == 0
-    assert resrep.convert().pruning.macs[0] == plain.pruning.macs[0]
+    plain = ub.prune.finalize(net, X, multiple=1, masked=True)
+    assert ub.report(plain).macs[1] <= 0.6 * ub.report(plain).macs[0]
+    assert ub.report(plain).after.layers["convolution"] == 9
+    assert ub.report(plain).after.layers["batch norm"] == 0
+    assert resrep.finalize().pruning.macs[0] == ub.report(plain).macs[0]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": 0.01}, "can't be reached: with the fewest channels 0"),
-        ({"target": 0.0}, "above 0 and up to 1"),
-        ({"target": 1.5}, "above 0 and up to 1"),
-        ({"metric": "watts"}, "is none of macs, params, latency"),
-        ({"interval": 0}, "interval at least 1"),
-        ({"granularity": 0}, "granularity is a whole number from 1"),
+        ({"target": 0.01}, r"`target` must be at least 0\.\d+, the cost with the fewest channels, got 0.01"),
+        ({"target": 0.0}, r"must be a fraction of the cost in \(0, 1\]"),
+        ({"target": 1.5}, r"must be a fraction of the cost in \(0, 1\]"),
+        ({"metric": "watts"}, "must be one of macs, params, latency"),
+        ({"interval": 0}, "`interval` must be at least 1"),
+        ({"granularity": 0}, "`granularity` must be an integer ≥ 1"),
     ],
 )
 def test_wrong_settings_are_told(options: dict[str, object], message: str) -> None:
@@ -225,13 +225,13 @@ def test_wrong_settings_are_told(options: dict[str, object], message: str) -> No
 
 def test_other_optimisers_and_networks_are_told() -> None:
     net = network()
-    with pytest.raises(InputError, match=r"needs SGD with momentum.*Adam"):
+    with pytest.raises(InputError, match="must be SGD with momentum, got Adam"):
         ResRep(net, X, torch.optim.Adam(net.parameters()), target=0.9)
     some = torch.optim.SGD([m.conv.weight for m in compactors(net)][:2], momentum=0.9, lr=1.0)
-    with pytest.raises(InputError, match="has 2 of the 3 compactors"):
+    with pytest.raises(InputError, match="must have the 3 compactors, it has 2"):
         ResRep(net, X, some, target=0.9, multiple=1)
     assert [len(group["params"]) for group in some.param_groups] == [2]  # as it was
-    with pytest.raises(InputError, match="has 0 of the 3 compactors"):
+    with pytest.raises(InputError, match="must have the 3 compactors, it has 0"):
         ResRep(net, X, torch.optim.SGD([nn.Parameter(torch.zeros(1))], momentum=0.9, lr=1.0), target=0.9)
     with pytest.raises(InputError, match="has no compactors"):
         ResRep(ub.create_model("resnet8_cifar"), X)

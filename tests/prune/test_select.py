@@ -107,7 +107,7 @@ def test_the_largest_row_stays_where_all_are_small() -> None:
     [{"granularity": 0}, {"minimum": 0}, {"multiple": 0.5}, {"minimum": 1.5}, {"minimum": 1.0}, {"minimum": 0.0}],
 )
 def test_limits_that_mean_nothing_are_told(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=f"{next(iter(wrong))} is a whole number from 1"):
+    with pytest.raises(InputError, match=f"`{next(iter(wrong))}` must be an integer ≥ 1"):
         Limits(**wrong)
 
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from unbranch.train.data import open_data
 from unbranch.train.engine import train
-from unbranch.train.finish import Result
-from unbranch.train.folder import LAST, METRICS
 from unbranch.train.recipe import Recipe, load_recipe
+from unbranch.train.result import TrainingResult
+from unbranch.train.run_directory import LAST, METRICS
 
 SMALL = (
     "model.name=resnet8_cifar", "model.options.width=4", "model.block=acb", "model.drop_path=0.1", "data.batch_size=96",
@@ -35,7 +35,7 @@ def small(*changes: str) -> Recipe:
     return load_recipe("digits", [*SMALL, *changes])
 
 
-def run(out: Path, *changes: str, **options: Any) -> Result | None:
+def run(out: Path, *changes: str, **options: Any) -> TrainingResult | None:
     return train(small(*changes), open_data("digits"), out, **options)
 
 

@@ -161,7 +161,7 @@ def test_corrupt_image_doesnt_stop_the_listing(tmp_path: Path) -> None:
     (both(tmp_path) / "train" / "cat" / "0.png").write_bytes(b"")
     data = open_data(tmp_path)
     assert data.size == (6, 8)
-    with pytest.raises(CorruptImage, match=r"train/cat/0\.png: no image of a format"):
+    with pytest.raises(CorruptImage, match=r"train/cat/0\.png: no image of a supported format"):
         data.train[0]
 
 
@@ -183,7 +183,7 @@ def test_a_folder_of_a_mac_has_the_classes_of_one_of_linux(tmp_path: Path) -> No
 
 def test_progress_is_told(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    open_data(both(tmp_path), lambda *step: seen.append(step))
+    open_data(both(tmp_path), on_listing=lambda *step: seen.append(step))
     assert seen[0] == (f"folders of {tmp_path / 'train'}", 0, 2)
     assert seen[2][1:] == (2, 2)
 
@@ -231,11 +231,11 @@ def nothing(root: Path) -> None:
     [
         (empty_class, r"the class .*emu has no images: add some, or remove the folder"),
         (heic_class, r"emu has no images; it holds 1 \.heic"),
-        (strange_class, r"differ in their classes: .*train lacks 'Cat'; both need the same folders"),
+        (strange_class, r"differ in their classes: .*train lacks 'Cat'; both must have the same folders"),
         (lacking_class, r"val lacks 'emu'"),
-        (one_class, r"has one class alone, 'cat': put each class into a folder"),
+        (one_class, r"has only one class, 'cat': put each class into a folder"),
         (images_alone, r"has 3 images directly in it: put each class into a folder of its own, as in .*cat/1\.jpg"),
-        (one_too_high, r"holds pets alone: name .*pets$"),
+        (one_too_high, r"holds only pets: name .*pets$"),
         (val_alone, r"has val/ but no train/"),
         (nothing, r"holds 1 \.txt, but no folders of images: expected train/CLASS"),
     ],
@@ -255,7 +255,7 @@ def test_folder_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(InputError, match=r"dog may not be read: Permission denied; chmod"):
+    with pytest.raises(InputError, match=r"dog can't be read: Permission denied; chmod"):
         open_data(tmp_path)
 
 

@@ -112,7 +112,7 @@ def test_broken_cell_is_a_corrupt_image(tmp_path: Path) -> None:
     broken["image"][3] = None
     features = Features({"image": ImageColumn(), "label": NAMES, "id": Value("int64")})
     data = open_data(saved(tmp_path, train=Dataset.from_dict(broken, features=features), test=rows(2)))
-    for row, reason in ((2, "no image of a format"), (3, "the cell is empty")):
+    for row, reason in ((2, "no image of a supported format"), (3, "the cell is empty")):
         with pytest.raises(CorruptImage, match=rf"split train, row {row}: {reason}"):
             data.train[row]
 

@@ -131,7 +131,7 @@ class Hostile:
 )
 def test_pickle_of_anything_else_is_refused(tmp_path: Path, content: bytes) -> None:
     (write_cifar(tmp_path, "cifar10", binary=False) / "data_batch_3").write_bytes(content)
-    with pytest.raises(InputError, match=r"data_batch_3 is damaged or no file of CIFAR: unpack the archive again"):
+    with pytest.raises(InputError, match=r"data_batch_3 is damaged or no CIFAR file: unpack the archive again"):
         open_data(f"cifar10:{tmp_path}")
 
 
@@ -153,7 +153,7 @@ def test_cifar_that_is_packed_incomplete_or_absent(tmp_path: Path) -> None:
 def test_label_of_no_class_is_told(tmp_path: Path) -> None:
     folder = write_cifar(tmp_path, "cifar10", binary=True)
     (folder / "test_batch.bin").write_bytes(bytes([10]) + bytes(3072))
-    with pytest.raises(InputError, match=r"cifar-10-batches-bin: a label is none of 0 … 9"):
+    with pytest.raises(InputError, match=r"cifar-10-batches-bin: a label isn't one of 0 … 9"):
         open_data(f"cifar10:{tmp_path}")
 
 
@@ -209,9 +209,9 @@ def test_fingerprint_tells_one_changed_pixel(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("fashion_mnist", r"no data 'fashion_mnist': did you mean fashion-mnist\? it can be digits, "),
-        ("wds:", "wds: names nothing"),
-        ("hf:", "hf: names nothing"),
-        ("digits:somewhere", "write digits alone"),
+        ("wds:", "wds: is incomplete"),
+        ("hf:", "hf: is incomplete"),
+        ("digits:somewhere", "write `digits` alone"),
         ("/nowhere/at/all", "no data '/nowhere/at/all': it can be"),
     ],
 )

@@ -57,7 +57,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
 def test_a_batch_that_two_processes_cant_share_is_told(tmp_path: Path) -> None:
     done = run_on_two(tmp_path / "run", "data.batch_size=95", "augment.mixup=0")
     assert done.returncode != 0
-    assert "data.batch_size=95 isn't a multiple of 2 processes" in done.stderr
+    assert "`data.batch_size` must be a multiple of 2 processes × 1 parts, got 95" in done.stderr
 
 
 MASKS = """
@@ -66,7 +66,7 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 x = torch.randn(1, 3, 16, 16)
-net = ub.prune.attach(ub.create_model("resnet8_cifar", num_classes=10), x)
+net = ub.prune.insert_compactors(ub.create_model("resnet8_cifar", num_classes=10), x)
 resrep = ub.prune.ResRep(net, x, target=0.6, multiple=1, granularity=60)
 compactors = [m for m in net.modules() if isinstance(m, ub.blocks.Compactor)]
 torch.manual_seed(dist.get_rank())  # so that the processes would choose differently

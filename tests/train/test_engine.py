@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,10 @@ from torch import nn
 import unbranch as ub
 from tests.train.runs import assert_same_end, lines, losses, run
 from unbranch.channels_last import SafeChannelsLast
-from unbranch.errors import InputError, Stopped, UnbranchError
+from unbranch.errors import InputError, TrainingInterrupted, UnbranchError
 from unbranch.train import load_recipe, open_data, train
-from unbranch.train.engine import Moment
-from unbranch.train.folder import CHECKPOINTS, Folder
+from unbranch.train.progress import TrainingProgress
+from unbranch.train.run_directory import CHECKPOINTS, INFO, RunDirectory
 
 STEPS = 28
 
@@ -39,7 +40,7 @@ def test_a_run_leaves_recipe_metrics_checkpoint_and_both_networks(whole: Path) -
         "recipe.yaml", "metrics.jsonl", "checkpoints", "best.safetensors", "last.safetensors", "deploy.safetensors",
         "result.json",
     }  # fmt: skip
-    assert [path.name for path in Folder(whole).checkpoints()] == [f"{STEPS:08d}"]
+    assert [path.name for path in RunDirectory(whole).checkpoints()] == [f"{STEPS:08d}"]
     assert len(losses(whole)) == STEPS
     assert [line["epoch"] for line in lines(whole) if "validation" in line] == [1, 2]
 
@@ -64,13 +65,13 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", [6, 14, 27], ids=["in an epoch", "at its end", "before the end"])
 def test_a_stopped_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path, at: int) -> None:
-    def stop(moment: Moment) -> None:
-        if moment.step == at:
+    def stop(progress: TrainingProgress) -> None:
+        if progress.step == at:
             os.kill(os.getpid(), signal.SIGINT)
 
     out = tmp_path / "run"
-    with pytest.raises(Stopped, match=f"stopped after step {at} of {STEPS}; continue with --resume"):
-        run(out, watch=stop)
+    with pytest.raises(TrainingInterrupted, match=f"stopped after step {at} of {STEPS}; continue with --resume"):
+        run(out, on_progress=stop)
     torch.manual_seed(123)  # what happened in between doesn't matter
     run(out, resume=True)
     assert_same_end(whole, out)
@@ -82,15 +83,15 @@ def test_a_killed_run_loses_only_steps_since_its_checkpoint(whole: Path, tmp_pat
     killer = (
         "import os, signal, torch; from pathlib import Path; from tests.train.runs import run\n"
         "torch.set_num_threads(1)\n"
-        "def kill(moment):\n"
-        "    if moment.step == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"run(Path({str(out)!r}), watch=kill)"
+        "def kill(progress):\n"
+        "    if progress.step == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"run(Path({str(out)!r}), on_progress=kill)"
     )
     done = subprocess.run([sys.executable, "-c", killer], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert [path.name for path in Folder(out).checkpoints()] == ["00000008"]
+    assert [path.name for path in RunDirectory(out).checkpoints()] == ["00000008"]
     said: list[str] = []
-    run(out, resume=True, say=said.append)
+    run(out, resume=True, log=said.append)
     assert "resumed after step 8 of 28" in said
     assert_same_end(whole, out)
 
@@ -121,25 +122,39 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
 def test_another_recipe_or_other_data_dont_continue_a_run(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="is another recipe than this one"):
         run(whole, "optimizer.lr=0.3", resume=True)
-    with pytest.raises(InputError, match="holds a run: continue it with --resume"):
+    with pytest.raises(InputError, match="holds a run already: continue it with --resume"):
         run(whole)
 
 
-def test_changed_circumstances_are_said(whole: Path) -> None:
+def test_a_changed_environment_is_logged(whole: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     said: list[str] = []
     try:
-        run(whole, resume=True, say=said.append)
+        run(whole, resume=True, log=said.append)
     finally:
         torch.set_num_threads(threads)
-    assert any("not bit for bit as without the break: threads 1 → 2" in line for line in said)
+    assert any("the resumed run won't be bit-identical: threads 1 → 2" in line for line in said)
+
+
+def test_a_run_directory_of_version_0_1_is_resumed(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    info = RunDirectory(out).checkpoints()[-1] / INFO
+    values = json.loads(info.read_text())
+    values["circumstances"] = values.pop("environment")
+    info.write_text(json.dumps(values))
+    recipe = out / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("about: ResNet-8", "about: a ResNet-8"))  # of another version
+    messages: list[str] = []
+    assert run(out, resume=True, log=messages.append) is not None
+    assert messages == [f"resumed after step {STEPS} of {STEPS}"]
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(out, "schedule.epochs=1")
-    weights = Folder(out).checkpoints()[-1] / "model.safetensors"
+    weights = RunDirectory(out).checkpoints()[-1] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(InputError, match=r"can't be read .*: remove it"):
         run(out, "schedule.epochs=1", resume=True)
@@ -164,7 +179,7 @@ def test_a_collapsed_network_that_differs_is_never_written(tmp_path: Path, monke
         return plain
 
     monkeypatch.setattr("unbranch.train.evaluate.collapse", wrong)
-    with pytest.raises(UnbranchError, match="is another function"):
+    with pytest.raises(UnbranchError, match="computes another function"):
         run(tmp_path / "run", "schedule.epochs=1")
     assert (tmp_path / "run" / "last.safetensors").exists()
     assert not (tmp_path / "run" / "deploy.safetensors").exists()

@@ -150,7 +150,7 @@ def test_layer_decay_works_on_timms_networks_and_says_where_it_cannot() -> None:
     recipe = load_recipe("digits", ["optimizer.layer_decay=0.5", "model.name=timm:resnet10t", "model.block=null"])
     network = make_network(recipe, CIFAR)
     assert min(group["lr_scale"] for group in parameter_groups(network, recipe)) < 0.1
-    with pytest.raises(InputError, match="needs a network that tells its depths"):
+    with pytest.raises(InputError, match="needs a network that implements timm's group_matcher"):
         parameter_groups(nn.Linear(2, 2), recipe)
 
 
@@ -158,7 +158,7 @@ def test_frozen_parameters_are_in_no_group_and_something_has_to_be_left() -> Non
     network, recipe = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), load_recipe("digits")
     network[0].requires_grad_(False)
     assert sorted(name for g in parameter_groups(network, recipe) for name in g["names"]) == ["1.bias", "1.weight"]
-    with pytest.raises(InputError, match="nothing is left to train"):
+    with pytest.raises(InputError, match="there is nothing to train"):
         parameter_groups(network.requires_grad_(False), recipe)
 
 
@@ -188,7 +188,7 @@ def test_custom_l2_is_half_the_decay_times_the_penalty_of_every_block_with_gradi
     penalty().backward()
     assert all(block.conv_kxk.conv.weight.grad.abs().sum() > 0 for block in network)
     assert extra_penalty(network, load_recipe("repvgg")) is None
-    with pytest.raises(InputError, match="for networks of RepVGG blocks"):
+    with pytest.raises(InputError, match="needs a network with RepVGG blocks"):
         extra_penalty(nn.Linear(2, 2), load_recipe("repvgg", ["loss.custom_l2=true"]))
 
 
@@ -214,9 +214,9 @@ def test_single_init_is_one_override_away() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("replknet-finetune", [], "name the weights to start from, model.pretrained=FILE"),
-        ("resrep-base", ["block.init=1"], "no block with branches"),
-        ("acnet-cifar", ["block.where=nowhere.*"], "no block with branches at nowhere"),
+        ("replknet-finetune", [], "needs pretrained weights: model.pretrained=FILE"),
+        ("resrep-base", ["block.init=1"], "needs blocks with branches"),
+        ("acnet-cifar", ["block.where=nowhere.*"], "needs blocks with branches at nowhere"),
         ("digits", ["model.name=resnet_8_cifa"], "did you mean resnet8_cifar"),
     ],
 )

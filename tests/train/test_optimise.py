@@ -96,9 +96,9 @@ def test_optimizers_are_those_that_the_names_say() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["optimizer.name=adamv"], "adamv is no optimiser of timm's, such as sgd, momentum, adamw; did you mean adam"),
-        (["optimizer.betas=[0.9, 0.99]"], r"optimizer\.betas is nothing that sgd has: set it null"),
-        (["optimizer.eps=1e-8"], r"optimizer\.eps is nothing that sgd has"),
+        (["optimizer.name=adamv"], "such as sgd, momentum or adamw, got 'adamv'; did you mean adam"),
+        (["optimizer.betas=[0.9, 0.99]"], r"`optimizer\.betas` isn't an argument of sgd: set it null"),
+        (["optimizer.eps=1e-8"], r"`optimizer\.eps` isn't an argument of sgd"),
     ],
 )
 def test_optimizer_that_cannot_be_is_told(changes: list[str], words: str) -> None:

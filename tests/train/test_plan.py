@@ -79,7 +79,7 @@ def test_train_from_the_shell_and_on_from_its_folder(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, RUN)
     assert result.exit_code == 0, result.output
-    assert "359 of 359 images get the same class" in result.output
+    assert "same class on 359 of 359 images" in result.output
     assert (tmp_path / "runs" / "digits" / "deploy.safetensors").exists()
     again = CliRunner().invoke(app, ["train", "--resume", "-o", "runs/digits", "--json"])
     assert again.exit_code == 0, again.output
@@ -89,13 +89,13 @@ def test_train_from_the_shell_and_on_from_its_folder(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "name a recipe (see `unbranch recipes`), or --resume with --out FOLDER"),
+        ([], "name a recipe (see `unbranch recipes`), or give --resume and --output DIRECTORY"),
         (["--resume", "-o", "nowhere"], "nowhere holds no run to resume"),
         (["digit"], "did you mean digits"),
         (["digits", "optimizer.lrr=1"], "did you mean"),
         (["digits", "--data", "nowhere"], "nowhere"),
-        (["digits", "model.num_classes=3"], "less than the 10 classes"),
-        (["digits", "-o", "file"], "file is a file, not a folder"),
+        (["digits", "model.num_classes=3"], "must be at least 10, the classes of the data"),
+        (["digits", "-o", "file"], "file is a file, not a directory"),
     ],
 )
 def test_what_stops_a_run_at_its_beginning_is_one_line(

@@ -29,7 +29,7 @@ def test_policies_run_on_images_in_colour_and_grey(policy: str, data: StandIn) -
 
 @pytest.mark.parametrize("policy", ["rand-x3", "original-m3", "augmix-z1"])
 def test_policy_that_timm_does_not_know_is_told(policy: str) -> None:
-    with pytest.raises(InputError, match=f"augment.auto={policy} is no policy of timm's"):
+    with pytest.raises(InputError, match=f"augment.auto={policy} isn't a policy of timm"):
         train_transform(load_recipe("digits", [f"augment.auto={policy}"]), CIFAR)
 
 

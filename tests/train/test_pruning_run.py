@@ -70,11 +70,11 @@ def test_a_run_goes_on_in_the_middle_of_pruning_bit_for_bit(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["prune.target=0.05"], "target=0.05 can't be reached"),
+        (["prune.target=0.05"], "`target` must be at least"),
         (["optimizer.name=adamw", "optimizer.momentum=0.9"], "needs SGD with momentum"),
         (["prune.include=[nothing]"], "nothing in .* can be pruned"),
-        (["prune.warmup_epochs=3"], "prune.warmup_epochs is less than schedule.epochs"),
-        (["ema.decay=0.9"], "ema=null with prune"),
+        (["prune.warmup_epochs=3"], "`prune.warmup_epochs` must be less than schedule.epochs"),
+        (["ema.decay=0.9"], "`ema` must be null with `prune`"),
         (["prune.metric=watts"], "prune.metric"),
     ],
 )
@@ -91,5 +91,5 @@ def test_recipes_prune_trained_networks_only(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.prune is not None
     assert "prune:" in to_yaml(recipe)
-    with pytest.raises(InputError, match="name the weights to start from"):
+    with pytest.raises(InputError, match="needs pretrained weights"):
         make_plan(recipe, open_data("digits"))

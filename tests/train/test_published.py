@@ -85,7 +85,7 @@ REPGHOST = {
 RESREP = {
     **SGD, "optimizer.lr": 0.01, "optimizer.weight_decay": 1e-4, "optimizer.rules": (BIAS,), "schedule.name": "cosine",
     "schedule.epochs": 480, "schedule.min_lr": 0.0, "model.pretrained": "required", "prune.metric": "macs",
-    "prune.layers": "internal", "prune.strength": 1e-4, "prune.pull": 1e-4, "prune.settle": False,
+    "prune.layers": "internal", "prune.strength": 1e-4, "prune.masked_strength": 1e-4, "prune.stop_when_met": False,
     "prune.momentum": 0.99, "prune.warmup_epochs": 5, "prune.interval": 200,
     "prune.granularity": 4, "prune.minimum": 1, "prune.multiple": 1, "prune.threshold": 1e-5, "prune.masked": False,
 }  # fmt: skip

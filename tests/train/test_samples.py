@@ -101,7 +101,7 @@ def test_corrupt_image_stops_with_one_sentence(workers: int) -> None:
     batches = loader(samples, EpochOrder(40, 8, 0, shuffle=False), 8, workers)
     with pytest.raises(InputError) as caught:
         list(batches)
-    advice = "replace or remove it, or go on without such images with data.on_corrupt=skip"
+    advice = "replace or remove it, or skip such images with data.on_corrupt=skip"
     assert str(caught.value) == f"7.png: cut off; {advice}"
 
 
@@ -120,7 +120,7 @@ def test_skipped_image_is_replaced_counted_and_named(workers: int) -> None:
     corrupt.add([7])
     assert len(corrupt) == 3
     assert str(corrupt) == (
-        "3 images couldn't be decoded and had others in their place: 7.png: cut off; 8.png: cut off; 39.png: cut off"
+        "3 images couldn't be decoded and were replaced by others: 7.png: cut off; 8.png: cut off; 39.png: cut off"
     )
 
 
@@ -140,7 +140,7 @@ def test_data_that_is_gone_isnt_skipped_for_ever() -> None:
 
 
 def test_unknown_policy_is_told() -> None:
-    with pytest.raises(InputError, match="on_corrupt='ignore' is none of stop, skip"):
+    with pytest.raises(InputError, match="`on_corrupt` must be one of stop, skip, got 'ignore'"):
         Samples(Numbered(), brightness, 0, on_corrupt="ignore")
 
 

@@ -57,7 +57,9 @@ def test_statistics_of_the_recipe_come_before_those_of_the_data() -> None:
     assert eval_transform(load_recipe("acnet-cifar"), CIFAR)(image).unique().tolist() == [1]
     grey = StandIn(channels=1, size=(32, 32), mean=(0.2,), std=(0.1,))
     assert eval_transform(load_recipe("acnet-cifar"), grey)(image.convert("L")).unique().tolist() == [1]
-    with pytest.raises(InputError, match=r"augment\.mean has one number for each of 1 channels, or one for all"):
+    with pytest.raises(
+        InputError, match=r"`augment\.mean` must have one number for each of 1 channels, or one for all"
+    ):
         eval_transform(load_recipe("acnet-cifar", ["augment.mean=[0.1, 0.2, 0.3]"]), grey)
 
 
@@ -147,7 +149,7 @@ def test_lighting_moves_all_pixels_along_the_principal_components() -> None:
     expected = vectors @ torch.diag(0.1 * torch.tensor([0.2175, 0.0188, 0.0045])).square() @ vectors.T
     torch.testing.assert_close(covariance, expected, rtol=0.1, atol=1e-6)
     assert torch.equal(Lighting(0.1)(x)[:, 0, 0], Lighting(0.0)(x)[:, 0, 0]) is False
-    with pytest.raises(InputError, match="images in colour; these have 1 channel"):
+    with pytest.raises(InputError, match="needs images in colour, and these have 1 channel"):
         train_transform(load_recipe("dbb", ["augment.color_jitter=null"]), DIGITS)
 
 
@@ -205,5 +207,5 @@ def test_cutmix_pastes_a_rectangle_and_counts_its_area() -> None:
 def test_odd_batch_is_told() -> None:
     mix = mixing(load_recipe("repvggplus"), 4)
     assert mix is not None
-    with pytest.raises(InputError, match="mix pairs of images; got 3 on this process"):
+    with pytest.raises(InputError, match="need an even number of images on each process, got 3"):
         mix(torch.zeros(3, 3, 4, 4), torch.arange(3))

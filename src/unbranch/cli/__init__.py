@@ -1,6 +1,6 @@
-"""The command ``unbranch``."""
+"""The command line."""
 
-from unbranch.cli import commands, prune, train, training, zoo  # which put themselves on the app
+from unbranch.cli import commands, demo, models, prune, recipes, train  # each registers its commands on the app
 from unbranch.cli.app import app, main
 
-__all__ = ["app", "commands", "main", "prune", "train", "training", "zoo"]
+__all__ = ["app", "commands", "demo", "main", "models", "prune", "recipes", "train"]

@@ -1,9 +1,10 @@
-"""The command itself, which the commands of the other files are put on."""
+"""The application, on which the other modules register their commands."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,14 +24,24 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    _make_working_directory_importable(context)
     if version:
         console().print(__version__)
         raise typer.Exit
 
 
 def main() -> None:
-    """Entry point: other libraries' warnings are for developers, unless Python is told otherwise with -W."""
+    """Run the command line. Warnings of other libraries are hidden unless Python is started with -W."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     app()
+
+
+def _make_working_directory_importable(context: typer.Context) -> None:
+    """Let ``package.module:factory`` name code in the working directory, for the duration of the command."""
+    directory = str(Path.cwd())
+    sys.path.insert(0, directory)
+    context.call_on_close(lambda: sys.path.remove(directory))

@@ -1,13 +1,13 @@
-"""What the arguments of the commands mean: networks by name, options, sizes, and errors in one line."""
+"""Arguments that several commands have: networks by name, options, sizes; and errors as one line."""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, NamedTuple, ParamSpec
 
 import typer
 from rich.text import Text
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from unbranch.display import console
 from unbranch.errors import InputError, UnbranchError
 from unbranch.factory import create_model
-from unbranch.history import history_of, set_history
 from unbranch.models import example_input, input_size
+from unbranch.provenance import provenance_of, set_provenance
 from unbranch.weights import load
 
 P = ParamSpec("P")
@@ -25,16 +25,17 @@ P = ParamSpec("P")
 Network = Annotated[
     str,
     typer.Argument(
-        metavar="NETWORK", help="timm:NAME, torchvision:NAME, package.module:factory, or a file of ours, .safetensors."
+        metavar="NETWORK",
+        help="A name, timm:NAME, torchvision:NAME, package.module:factory, or a .safetensors file of Unbranch.",
     ),
 ]
 Weights = Annotated[
     Path | None,
     typer.Option(
-        help="Weights: .safetensors, ours of an expanded network, too; or .pth, .pt with nothing but tensors."
+        help="Weights: a .safetensors file, also of an expanded network, or a .pth or .pt file of tensors only."
     ),
 ]
-Size = Annotated[str | None, typer.Option(help="Input size, for example 3,224,224; the network's own otherwise.")]
+Size = Annotated[str | None, typer.Option(help="Input size, for example 3,224,224; that of the network by default.")]
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="NAME=VALUE", help="An argument for the network's factory; may be repeated."),
@@ -42,8 +43,8 @@ Options = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def readable(command: Callable[P, None]) -> Callable[P, None]:
-    """End with exit code 1 and one line on stderr where the library raises one of its errors."""
+def report_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Report errors of the library as one line on stderr, with exit code 1."""
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -57,37 +58,36 @@ def readable(command: Callable[P, None]) -> Callable[P, None]:
     return guarded
 
 
-@dataclass(frozen=True)
-class Named:
-    """A network as the command line names it, in eval mode, with images that it takes."""
+class LoadedNetwork(NamedTuple):
+    """A network in evaluation mode, with images that it takes."""
 
-    network: nn.Module
-    example: Tensor | tuple[list[Tensor]]
+    model: nn.Module
+    example_input: Tensor | tuple[list[Tensor]]
 
 
-def named(name: str, weights: Path | None, size: str | None, options: list[str] | None) -> Named:
-    """Build and load what the arguments of a command describe."""
+def load_network(name: str, weights: Path | None, size: str | None, options: list[str] | None) -> LoadedNetwork:
+    """Make the network that the arguments of a command describe, and load its weights."""
     given = arguments(options or [])
     if name.endswith(".safetensors"):
         if given:
-            raise InputError(f"--option is for a network by name, and {name} is a file")
+            raise InputError(f"--option needs a network by name, and {name} is a file")
         network = load(name)
     else:
         network = create_model(name, **given).eval()
     if weights is not None:
         network = load(weights, into=network)
     shape = _size(size) or input_size(network)
-    set_history(network, replace(history_of(network), input_size=shape))
-    return Named(network, example_input(network, shape))
+    set_provenance(network, replace(provenance_of(network), input_size=shape))
+    return LoadedNetwork(network, example_input(network, shape))
 
 
 def arguments(options: list[str], flag: str = "--option") -> dict[str, Any]:
-    """``["width=32", "block=dbb"]`` to ``{"width": 32, "block": "dbb"}``: values are JSON, else text."""
+    """Return ``{"width": 32, "block": "dbb"}`` for ``["width=32", "block=dbb"]``; values are JSON, else text."""
     arguments: dict[str, Any] = {}
     for option in options:
         name, equals, text = option.partition("=")
         if not equals or not name.isidentifier():
-            raise InputError(f"{flag} {option} should read NAME=VALUE")
+            raise InputError(f"{flag} must read NAME=VALUE, got {option!r}")
         try:
             arguments[name] = json.loads(text)
         except json.JSONDecodeError:
@@ -103,11 +103,11 @@ def _size(text: str | None) -> tuple[int, ...] | None:
     except ValueError:
         size = ()
     if not size or min(size) < 1:
-        raise InputError(f"--input-size {text} should be numbers like 3,224,224")
+        raise InputError(f"--input-size must be numbers such as 3,224,224, got {text!r}")
     return size
 
 
 def require_safetensors(output: Path) -> None:
-    """Raises InputError for a file name with another ending."""
+    """Raise InputError for a file name with another suffix."""
     if output.suffix != ".safetensors":
-        raise InputError(f"--output {output} should end in .safetensors")
+        raise InputError(f"--output must end in .safetensors, got {output}")

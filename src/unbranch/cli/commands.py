@@ -1,46 +1,36 @@
-"""The command ``unbranch``: parse, call the library, render what comes back."""
+"""``unbranch collapse``, ``explain``, ``expand`` and ``verify``."""
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
-from rich.console import RenderableType
 from torch import nn
 
-from unbranch import demo
 from unbranch.cli.app import app
 from unbranch.cli.arguments import (
     AsJson,
-    Named,
+    LoadedNetwork,
     Network,
     Options,
     Size,
     Weights,
     arguments,
-    named,
-    readable,
+    load_network,
+    report_errors,
     require_safetensors,
 )
-from unbranch.convert import Report, collapse, explain, verify
+from unbranch.cli.output import print_result
+from unbranch.convert import collapse, explain, verify
+from unbranch.convert.report import report as report_of
 from unbranch.deploy import OnnxFile, require_onnx, write_onnx
-from unbranch.display import (
-    console,
-    show_account,
-    show_expansion,
-    show_files,
-    show_report,
-    show_verification,
-    training_bar,
-)
 from unbranch.errors import InputError
-from unbranch.expansion import BLOCKS, Expansion, expand
+from unbranch.expansion import BLOCKS, expand
 from unbranch.files import all_or_nothing
 from unbranch.models import input_size, randomise_statistics
+from unbranch.render import to_rich, written_files
 from unbranch.weights import is_self_describing, load, save
 
 
@@ -51,15 +41,15 @@ from unbranch.weights import is_self_describing, load, save
   unbranch collapse torchvision:resnet18 -o net.safetensors --onnx net.onnx\n
   unbranch collapse my.models:make -o net.safetensors --option width=32""",
 )
-@readable
+@report_errors
 def collapse_command(
     network: Network,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the plain network, .safetensors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the plain network, .safetensors.")],
     weights: Weights = None,
-    onnx: Annotated[Path | None, typer.Option(help="Write an ONNX file, too.")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="Write an ONNX file as well.")] = None,
     input_size: Size = None,
     option: Options = None,
-    strict: Annotated[bool, typer.Option(help="Fail if anything has to be refused.")] = False,
+    strict: Annotated[bool, typer.Option(help="Fail if anything has to be skipped.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Collapse a network and write the plain one."""
@@ -69,16 +59,14 @@ def collapse_command(
     paths = [output, *([onnx] if onnx else [])]
     exported: OnnxFile | None = None
     with all_or_nothing(*paths) as temporary:
-        found = named(network, weights, input_size, option)
-        plain = collapse(found.network, found.example, strict=strict)
+        model, example = load_network(network, weights, input_size, option)
+        plain = collapse(model, example, strict=strict)
         save(plain, temporary[0])
         if onnx is not None:
-            exported = replace(write_onnx(plain, found.example, temporary[1]), path=onnx)
-    report = cast(Report, plain.collapse_report)
-    values = {**report.to_dict(), "files": [str(path) for path in paths]}
-    if exported is not None:
-        values["onnx"] = exported.to_dict()
-    _print(values, as_json, show_report(report), show_files(paths))
+            exported = replace(write_onnx(plain, example, temporary[1]), path=onnx)
+    report = report_of(plain, "collapse")
+    onnx_values = {} if exported is None else {"onnx": exported.to_dict()}
+    print_result(report, as_json, to_rich([written_files(paths)]), files=[str(path) for path in paths], **onnx_values)
 
 
 @app.command(
@@ -87,7 +75,7 @@ def collapse_command(
   unbranch explain timm:repghostnet_100\n
   unbranch explain timm:fastvit_t8 --json > fastvit.json""",
 )
-@readable
+@report_errors
 def explain_command(
     network: Network,
     weights: Weights = None,
@@ -95,10 +83,9 @@ def explain_command(
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what would be merged into what, what would be refused and why, and what it saves; write nothing."""
-    found = named(network, weights, input_size, option)
-    report = explain(found.network, found.example).report
-    _print(report.to_dict(), as_json, show_report(report))
+    """Show what collapse would merge, what it would skip and why, and what that saves; write nothing."""
+    model, example = load_network(network, weights, input_size, option)
+    print_result(explain(model, example).report, as_json)
 
 
 @app.command(
@@ -108,10 +95,10 @@ def explain_command(
   unbranch expand timm:resnet18 --block dbb --where 'layer3.*' --where 'layer4.*' -o branched.safetensors\n
   unbranch expand my.models:make --block replk --block-option small_kernel=3 -o branched.safetensors""",
 )
-@readable
+@report_errors
 def expand_command(
     network: Network,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the expanded network, .safetensors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the expanded network, .safetensors.")],
     block: Annotated[str, typer.Option(help=f"{', '.join(BLOCKS)}.")],
     where: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Paths of convolutions; may be repeated. Default: all.")
@@ -126,20 +113,19 @@ def expand_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put blocks with branches in place of a network's convolutions, keeping its function, and write it for training.
+    """Replace convolutions of a network with blocks of branches, without changing its function.
 
-    Read it back with unbranch.load(file), or unbranch.load(file, into=network) if its code is your own; explain and
-    collapse take the file, too.
+    Load the file for training with unbranch.load(file), or unbranch.load(file, into=network) for a network of your
+    own code; explain and collapse accept the file, too.
     """
     require_safetensors(output)
     with all_or_nothing(output) as (temporary,):
-        found = named(network, weights, input_size, option)
-        blocks = arguments(block_option or [], "--block-option")
-        branched = expand(found.network, block, where or None, start=start, example_input=found.example, **blocks)
+        model, example = load_network(network, weights, input_size, option)
+        block_options = arguments(block_option or [], "--block-option")
+        branched = expand(model, block, where or None, start=start, example_input=example, **block_options)
         save(branched, temporary)
-    expansion = cast(Expansion, branched.expand_report)
-    values = {**expansion.to_dict(), "files": [str(output)]}
-    _print(values, as_json, show_expansion(expansion), show_files([output]))
+    expansion = report_of(branched, "expand")
+    print_result(expansion, as_json, to_rich([written_files([output])]), files=[str(output)])
 
 
 @app.command(
@@ -149,7 +135,7 @@ def expand_command(
   unbranch verify timm:repvgg_a0 net.safetensors --weights a0.pth\n
   unbranch verify my.models:old my.models:new --weights a.pth --other-weights b.pth""",
 )
-@readable
+@report_errors
 def verify_command(
     network: Network,
     other: Annotated[
@@ -166,59 +152,27 @@ def verify_command(
 ) -> None:
     """Check that a network and its collapsed form, or another network, compute the same function.
 
-    Without weights, batch norms get random statistics: fresh ones would hide a wrong merge. Exit code 1 if the two
-    differ.
+    Without weights, batch norms get random statistics, since initial ones would hide a wrong merge. The exit code is
+    1 if the two differ.
     """
-    found = named(network, weights, input_size, option)
+    loaded = load_network(network, weights, input_size, option)
     if weights is None and other is None:
-        randomise_statistics(found.network)
-    second = _other(found, other, other_weights)
-    verification = verify(found.network, second, found.example)
-    _print(verification.to_dict(), as_json, show_verification(verification))
+        randomise_statistics(loaded.model)
+    second = _other(loaded, other, other_weights)
+    verification = verify(loaded.model, second, loaded.example_input)
+    print_result(verification, as_json)
     if not verification.ok:
         raise typer.Exit(1)
 
 
-@app.command(
-    "demo",
-    epilog="""Examples:\n
-  unbranch demo\n
-  unbranch demo --block repvgg --epochs 5\n
-  unbranch demo --data fashion-mnist --data-dir data""",
-)
-@readable
-def demo_command(
-    block: Annotated[str, typer.Option(help="acb, dbb or repvgg.")] = "dbb",
-    data: Annotated[str, typer.Option(help="digits or fashion-mnist.")] = "digits",
-    epochs: Annotated[int | None, typer.Option(help="About a minute's worth unless given.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the weights and of the order of the images.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the plain network, its ONNX file and the account.")] = Path(
-        "demo-out"
-    ),
-    data_dir: Annotated[Path | None, typer.Option(help="Where the files of fashion-mnist are.")] = None,
-) -> None:
-    """Train a small network with branches on real images, collapse it, prove that nothing changed, time both."""
-    settings = demo.Settings(block, data, epochs, seed, out, data_dir)
-    with training_bar() as (watch, _):
-        account = demo.run(settings, watch)
-    console().print(show_account(account))
-
-
-def _other(found: Named, other: str | None, weights: Path | None) -> nn.Module:
-    """What ``verify`` compares the network with."""
+def _other(loaded: LoadedNetwork, other: str | None, weights: Path | None) -> nn.Module:
+    """Return the network that ``verify`` compares the first one with."""
     if other is None:
         if weights is not None:
             raise InputError("--other-weights needs a second network")
-        return collapse(found.network, found.example)
+        return collapse(loaded.model, loaded.example_input)
     if ":" in other and not Path(other).exists():
-        return named(other, weights, ",".join(map(str, input_size(found.network))), None).network
+        return load_network(other, weights, ",".join(map(str, input_size(loaded.model))), None).model
     if weights is not None:
-        raise InputError(f"--other-weights is for a network, and {other} is taken as a file")
-    return load(other, None if is_self_describing(Path(other)) else found.network)
-
-
-def _print(values: dict[str, Any], as_json: bool, *tables: RenderableType) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(values, indent=2, default=str) + "\n")
-    else:
-        console().print(*tables, sep="\n")
+        raise InputError(f"--other-weights needs a network by name, and {other} is read as a file")
+    return load(other, None if is_self_describing(Path(other)) else loaded.model)

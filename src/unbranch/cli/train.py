@@ -1,24 +1,31 @@
-"""``unbranch train``: from images to a collapsed, verified network."""
+"""``unbranch train``: train a network, collapse it, and verify the result."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unbranch.cli.app import app
-from unbranch.cli.arguments import AsJson, readable
-from unbranch.display import console, show_plan, show_result, training_bar
+from unbranch.cli.arguments import AsJson, report_errors
+from unbranch.cli.output import print_result
+from unbranch.display import training_bar
 from unbranch.errors import InputError
-from unbranch.train.data import open_data
-from unbranch.train.engine import train
-from unbranch.train.folder import Folder
-from unbranch.train.plan import make_plan
-from unbranch.train.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from unbranch.train import Recipe
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="digits, fashion-mnist[:DIRECTORY], cifar10:DIRECTORY, cifar100:DIRECTORY, hf:NAME, wds:PATTERN, or a "
+        "directory."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the run directory.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing, write nothing.")]
 
 
 @app.command(
@@ -30,61 +37,55 @@ from unbranch.train.recipe import Recipe, load_recipe
   unbranch train --resume -o runs/vgg --data cifar10:data\n
   accelerate launch --num_processes 8 -m unbranch.cli train replknet --data /data/imagenet -o runs/31b""",
 )
-@readable
+@report_errors
 def train_command(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe by name, see `unbranch recipes`, or a .yaml file of your own.")
+        str | None, typer.Argument(help="A recipe by name, see `unbranch recipes`, or a .yaml file.")
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe to change.")
     ] = None,
-    data: Annotated[
-        str,
-        typer.Option(
-            help="digits, fashion-mnist[:FOLDER], cifar10:FOLDER, cifar100:FOLDER, hf:NAME, wds:PATTERN, or a folder."
-        ),
-    ] = "digits",
-    out: Annotated[
-        Path | None, typer.Option("--output", "--out", "-o", help="The run's folder; runs/RECIPE unless given.")
+    data: Data = "digits",
+    output: Annotated[
+        Path | None, typer.Option("--output", "--out", "-o", help="Run directory; runs/RECIPE by default.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, run nothing, write nothing.")] = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a network, collapse it, and verify the plain one on the validation set.
+    """Train a network, collapse it, and compare both forms on the validation set.
 
-    Several processes, GPUs and machines: start it under `accelerate launch` or `torchrun`.
+    For several processes, GPUs or machines, start it with `accelerate launch` or `torchrun`.
     """
-    settings, folder = _chosen(recipe, changes or [], out, resume)
-    carry_out(settings, data, folder, resume, dry_run, as_json)
+    settings, directory = _recipe_and_directory(recipe, changes or [], output, resume)
+    run_recipe(settings, data, directory, resume=resume, dry_run=dry_run, as_json=as_json)
 
 
-def carry_out(settings: Recipe, data: str, folder: Path, resume: bool, dry_run: bool, as_json: bool) -> None:
-    """The run of a recipe on data by name, or its plan; what comes out is printed."""
+def run_recipe(recipe: Recipe, data: str, directory: Path, *, resume: bool, dry_run: bool, as_json: bool) -> None:
+    """Run a recipe, or plan it with ``dry_run``, and print the result."""
+    from unbranch.train import make_plan, open_data, train
+
     images = open_data(data)
     if dry_run:
-        plan = make_plan(settings, images, int(os.environ.get("WORLD_SIZE", "1")))
-        _print(plan.to_dict() if as_json else None, None if as_json else show_plan(plan))
+        print_result(make_plan(recipe, images, int(os.environ.get("WORLD_SIZE", "1"))), as_json)
         return
-    with training_bar() as (watch, say):
-        result = train(settings, images, folder, resume=resume, watch=watch, say=say)
+    with training_bar() as (on_progress, log):
+        result = train(recipe, images, directory, resume=resume, on_progress=on_progress, log=log)
     if result is not None:
-        _print(result.to_dict() if as_json else None, None if as_json else show_result(result))
+        print_result(result, as_json)
 
 
-def _chosen(recipe: str | None, changes: list[str], out: Path | None, resume: bool) -> tuple[Recipe, Path]:
-    """The recipe and the folder that the arguments mean."""
-    if recipe is not None and "=" in recipe and not Path(recipe).exists():  # a change in the recipe's place
+def _recipe_and_directory(
+    recipe: str | None, changes: list[str], output: Path | None, resume: bool
+) -> tuple[Recipe, Path]:
+    """Return the recipe and the run directory that the arguments describe."""
+    from unbranch.train.recipe import load_recipe
+    from unbranch.train.run_directory import RunDirectory
+
+    if recipe is not None and "=" in recipe and not Path(recipe).exists():  # the first change, without a recipe
         changes, recipe = [recipe, *changes], None
     if recipe is None:
-        if not resume or out is None:
-            raise InputError("name a recipe (see `unbranch recipes`), or --resume with --out FOLDER")
-        return load_recipe(Folder(out).recipe(), changes), out
-    return load_recipe(recipe, changes), out or Path("runs") / Path(recipe).stem
-
-
-def _print(values: object, table: object) -> None:
-    if table is None:
-        sys.stdout.write(json.dumps(values, indent=2, default=str) + "\n")
-    else:
-        console().print(table)
+        if not resume or output is None:
+            raise InputError("name a recipe (see `unbranch recipes`), or give --resume and --output DIRECTORY")
+        return load_recipe(RunDirectory(output).recipe_path(), changes), output
+    return load_recipe(recipe, changes), output or Path("runs") / Path(recipe).stem

@@ -4,7 +4,7 @@ from unbranch.convert.conversion import Conversion, collapse, explain
 from unbranch.convert.kernel import EquivalentKernel, equivalent_kernel
 from unbranch.convert.prove.verification import Verification
 from unbranch.convert.prove.verify import verify
-from unbranch.convert.replay import collapsed_again
+from unbranch.convert.replay import replay_collapse
 from unbranch.convert.report import MergeRecord, NetworkCost, Refusal, Report
 from unbranch.rules import register_method, register_rule
 from unbranch.rules.value import Affine
@@ -19,10 +19,10 @@ __all__ = [
     "Report",
     "Verification",
     "collapse",
-    "collapsed_again",
     "equivalent_kernel",
     "explain",
     "register_method",
     "register_rule",
+    "replay_collapse",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""Converting a network: what is found, and the network that it gives."""
+"""``collapse`` and ``explain``: the conversion of a network as a value."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from unbranch.convert.faults import Fault, as_errors, warn_of
 from unbranch.convert.prove.forwards import Forwards
 from unbranch.convert.prove.inputs import as_inputs, sizes_of
 from unbranch.convert.prove.merged_layers import Built
+from unbranch.convert.provenance import record_collapse
 from unbranch.convert.report import Report
-from unbranch.convert.step import record_step
-from unbranch.errors import CollapseError, UnsupportedError
+from unbranch.errors import UnsupportedError
 from unbranch.graph.eval_view import deep_copied, unwrap_model
 from unbranch.graph.global_state import without_side_effects
 from unbranch.graph.outside import restore_outside
 
 
 class Conversion:
-    """What ``collapse`` makes of a network, to be looked at first: merges, reasons and costs.
+    """What ``collapse`` makes of a network: a report to read first, and the collapsed network.
 
-    Made by ``explain``. A proof has to run what it proves, so the value holds the converted network; ``apply`` gives
-    it. What the report offers can be read from here, too.
+    Made by ``explain``. A conversion is proved by running it, so the value holds the collapsed network. Attributes of
+    the report can be read from it directly.
 
     Attributes:
-        report: merges, what stays and why, and the cost of both forms.
+        report: merges, skipped ones with the reason, and the cost of both forms.
 
     Example:
         >>> import unbranch as ub
@@ -43,7 +43,7 @@ class Conversion:
         self.report, self._network = report, network
 
     def apply(self) -> nn.Module:
-        """The converted network, of the weights that the model had when it was explained; a new one each time."""
+        """Return the collapsed network, with the weights of the time of the analysis; a new one each time."""
         return deep_copied(self._network, {})
 
     def __getattr__(self, name: str) -> Any:
@@ -55,29 +55,36 @@ class Conversion:
         return str(self.report)
 
     def __repr__(self) -> str:
-        return f"<Conversion of {self.report.network}: {len(self.report.merges)} merges>"
+        return f"<Conversion of {self.report.summary}>"
+
+    def __rich__(self) -> Any:
+        return self.report.__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = False) -> nn.Module:
-    """A new, plain network that computes the same function as ``model`` in evaluation, with fewer layers.
+    """Return a new, plain network that computes the same function as ``model`` in evaluation, with fewer layers.
 
     Parallel and sequential linear operations are merged wherever that is exact and saves work; ``model`` isn't
-    changed. Classes and paths outside the rewritten modules stay, as do mode, device, dtype, memory format and
-    ``requires_grad``. ``DistributedDataParallel``, averaging and compiling wrappers are taken off, and so is what a
-    class declares as ``training_only``.
+    changed. The result is what ``explain(model, example_input).apply()`` returns. Classes and paths outside the
+    rewritten modules are kept, as are mode, device, dtype, memory format and ``requires_grad``.
+    ``DistributedDataParallel``, averaging and compiling wrappers are removed, and so is what a class declares as
+    ``training_only``.
 
     Args:
         model: any module, in training or evaluation mode.
-        example_input: a tensor, or a tuple of the forward's arguments. With it the whole network is checked
+        example_input: a tensor, or a tuple of the forward's arguments. With it the network as a whole is checked,
             too, and the report counts multiply-accumulates and launches.
-        strict: raise if anything had to be refused.
+        strict: raise if a merge was skipped because it isn't exact.
 
     Returns:
-        The network, with its ``Report`` as ``collapse_report``.
+        The network; ``unbranch.report`` reads its ``Report``.
 
     Raises:
-        InputError: if ``model`` isn't a module that can be read, or the network doesn't run on the example.
-        CollapseError: if strict and something was refused, or if the result as a whole differs.
+        InputError: if ``model`` isn't a module that can be read, or doesn't run on ``example_input``.
+        CollapseError: if ``strict`` and a merge isn't exact, or if the result as a whole differs.
 
     Example:
         >>> import torch, unbranch as ub
@@ -86,31 +93,27 @@ def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = Fals
         >>> ub.collapse(block)
         Conv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
-    return _converted(model, example_input, strict)._network
+    conversion = explain(model, example_input)
+    if strict:
+        conversion.report.require_all()
+    return conversion._network
 
 
 def explain(model: nn.Module, example_input: Any = None) -> Conversion:
-    """What ``collapse`` would do to a network: the same analysis and proofs.
+    """Return what ``collapse`` would do to a network: the same analysis and proofs.
 
-    Args and errors as for ``collapse``; never strict.
+    Args and errors as for ``collapse``.
 
     Returns:
-        The conversion: its ``report``, which prints as a table, and ``apply()``, which gives the network.
+        The conversion: its ``report``, which prints as a table, and ``apply()``, which returns the network.
     """
-    return _converted(model, example_input)
-
-
-def _converted(model: nn.Module, example_input: Any, strict: bool = False) -> Conversion:
     network = _readable(model)
     inputs = None if example_input is None else as_inputs(example_input)
     with as_errors(), without_side_effects(network):
         attempt, plain = _proved(network, inputs)
         report = attempt.report(plain, inputs)
-        if strict and report.refusals:
-            listed = "\n".join(f"  {r.path or '(the network)'}: {r.reason}" for r in report.refusals)
-            raise CollapseError(f"{len(report.refusals)} things can't be merged exactly:\n{listed}")
-        vars(plain)["collapse_report"] = report  # whatever its class does with attributes
-        record_step(network, plain, report, inputs)
+        vars(plain)["collapse_report"] = report  # deprecated; whatever its class does with attributes
+        record_collapse(network, plain, report, inputs)
         return Conversion(report, plain)
 
 
@@ -124,9 +127,9 @@ def _readable(model: nn.Module) -> nn.Module:
 
 
 def _proved(network: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[Attempt, nn.Module]:
-    """An attempt whose rewritten parts agree with the original's own forwards, and the network that it gives.
+    """Return an attempt whose rewritten parts agree with the original's own forwards, and its network.
 
-    Where a part doesn't agree, what was rewritten in it is excluded and the network converted again.
+    Where a part doesn't agree, its rewrites are excluded and the network is converted again.
     """
     excluded: dict[tuple[str, str, str], str] = {}
     built: dict[Any, Built] = {}

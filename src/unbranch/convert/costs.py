@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates by PyTorch's own counter, operations launched."""
+"""The cost of a network: parameters, multiply-accumulates by PyTorch's flop counter, operations launched."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class _LaunchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def cost_of(network: nn.Module, inputs: tuple[Any, ...] | None) -> NetworkCost:
-    """Cost of one forward pass in evaluation; without inputs, of the layers and parameters alone.
+    """Return the cost of one forward pass in evaluation; without inputs, only parameters and layers are counted.
 
-    The pass runs on fake tensors, so it takes no time and no memory; a network whose course depends on values
-    is run for real.
+    The pass runs on fake tensors, so it takes little time and memory. A network whose control flow depends on values
+    runs on real ones.
     """
     macs = launches = None
     if inputs is not None:
@@ -80,7 +80,7 @@ def _counted(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[int | None, i
 
 
 def layer_counts(network: nn.Module) -> dict[str, int]:
-    """Number of convolution, linear, batch norm and average pool layers."""
+    """Return the number of convolution, linear, batch norm and average pool layers."""
     counts: Counter[str] = Counter()
     for module in network.modules():
         kind = _kind(module)

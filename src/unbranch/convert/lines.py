@@ -1,4 +1,4 @@
-"""Where in the user's code an operation is run."""
+"""File and line of the user's code that runs an operation."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def begins(function: Method) -> Method:
-    """Mark a function as the one that a trace begins in: what called it isn't part of the network."""
+    """Mark a function as the start of a trace: its callers aren't part of the network."""
     _BEGINNINGS.add(function.__code__)
     return function
 
 
 def line_of_user() -> tuple[str, int]:
-    """File and line of the user's code that a trace runs; nothing where only PyTorch's and ours runs."""
+    """Return file and line of the user's code that a trace runs, ``("", 0)`` if only PyTorch and Unbranch run."""
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = None if frame.f_code in _BEGINNINGS else frame.f_back
@@ -31,7 +31,7 @@ def line_of_user() -> tuple[str, int]:
 
 
 def place_of(node: fx.Node) -> str:
-    """File and line where the user's code runs an operation, if that is known."""
+    """Return file and line of the user's code that runs an operation, empty if unknown."""
     file, line = node.meta.get("where", ("", 0))
     if not file:
         return ""

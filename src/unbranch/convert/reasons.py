@@ -1,4 +1,4 @@
-"""Reasons why something isn't merged: the words, a kind that code can compare, and a remedy where there is one."""
+"""Reasons why a merge is skipped: the words, a kind that code can compare, and a remedy where there is one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INTERNAL_ERROR = "internal-error"
 
 
 class Reason(str):
-    """Why something isn't merged.
+    """Why a merge is skipped.
 
     Args:
         text: why, in words.
@@ -29,12 +29,12 @@ class Reason(str):
 
 
 def remedy_of(reason: str) -> str:
-    """What to do about a reason, or nothing."""
+    """Return what to do about a reason, empty if nothing can be done."""
     return reason.remedy if isinstance(reason, Reason) else ""
 
 
 def kind_of(reason: str) -> str:
-    """The kind of a reason."""
+    """Return the kind of a reason."""
     return reason.kind if isinstance(reason, Reason) else NOT_EXACT
 
 
@@ -64,17 +64,17 @@ NOT_REPEATABLE = Reason("its output differs between two runs on one input", kind
 
 
 def side_effects_of(name: str) -> Reason:
-    """For a forward that might write files or change the process if it were run with options nobody passes."""
+    """Return the reason for a forward that might write to files or to the process with options that no call passes."""
     return Reason(f"{name}.forward may have side effects with other options", kind="side-effects")
 
 
 def untraced(reason: str) -> Reason:
-    """For a forward that can't be traced; the kind is that of its own reason where it has one."""
+    """Return the reason for a forward that can't be traced; the kind is that of its own reason where it has one."""
     words = f"its forward can't be traced ({reason}), so its parts were converted separately"
     return Reason(words, kind=reason.kind if isinstance(reason, Reason) else UNTRACED)
 
 
 def used_often(times: int) -> Reason:
-    """For a module that a forward calls several times."""
+    """Return the reason for a module that a forward calls several times."""
     words = f"it is used {times} times, so its weights are shared"
     return Reason(words, "give each place a copy of its own", "used-repeatedly")

@@ -1,25 +1,33 @@
-"""What a conversion did, as plain values that can print themselves."""
+"""What a conversion did, as values that render themselves."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 from torch import nn
 
 from unbranch.convert.reasons import COSTS_MORE, kind_of
-from unbranch.errors import InputError
+from unbranch.deprecation import RenamedAttribute
+from unbranch.errors import CollapseError, InputError
+from unbranch.provenance import provenance_of
+from unbranch.render import Block, Paragraph, Renderable, Table, count
+
+ROWS = 40  # of a table, at most
+SOURCES = 4  # of a merge, at most
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What one form of a network costs.
+    """Cost of one form of a network.
 
     Args:
-        params: trainable and frozen parameters, buffers not counted.
+        params: parameters, trainable and frozen; buffers aren't counted.
         macs: multiply-accumulates of convolutions and linear layers by PyTorch's flop counter, None if unknown.
-        launches: operations that compute or move something in one forward pass, None if unknown.
-        layers: how many convolution, linear, batch norm and average pool layers there are.
+        launches: operations in one forward pass that compute or copy something, None if unknown.
+        layers: number of convolution, linear, batch norm and average pool layers.
     """
 
     params: int
@@ -33,9 +41,9 @@ class MergeRecord:
     """One merge.
 
     Args:
-        path: where the merged layer stands.
+        path: where the merged layer is.
         sources: modules and operations that it replaces.
-        layer: the merged layer in words.
+        layer: the merged layer, as it prints.
         error: largest difference over largest value in float64 on random input, None on the meta device.
         layer_path: of the merged layer itself, at or inside ``path``.
     """
@@ -49,15 +57,15 @@ class MergeRecord:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Something that stays as it is.
+    """A merge that was skipped.
 
     Args:
         path: the module, or the module and the operation in it.
-        reason: why, in words.
-        exact: True if a merge would have been exact but would cost more than it saves.
-        where: file and line of the code that runs it, where that is known.
-        cost: what it costs that it stays, in words.
-        remedy: what to do about it, in words, where something can be done.
+        reason: why it was skipped.
+        exact: whether the merge would have been exact, but would cost more than it saves.
+        where: file and line of the code that runs it, if known.
+        cost: what skipping it costs.
+        remedy: what to do about it, if something can be done.
         kind: the kind of the reason, a short name that stays the same when the words change.
     """
 
@@ -81,17 +89,18 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The account of a conversion, offered as ``network.collapse_report``.
+class Report(Renderable):
+    """What ``collapse`` did to a network; ``unbranch.report`` reads it.
 
     Args:
         network: class of the network.
-        merges: what was merged into what, with the proof's error.
-        refusals: what stays because merging it wouldn't be exact or can't be written, where something is lost by that.
-        kept: what stays because merging would cost more.
-        before, after: cost of both forms.
-        dropped: parts that went, since nothing reads what they compute.
-        norms: batch norms that stay since there is nothing beside them to take them in.
+        merges: what was merged into what, with the measured error.
+        refusals: merges that were skipped because they aren't exact or can't be written, where that costs something.
+        kept: exact merges that were skipped because they would cost more than they save.
+        before: cost of the network.
+        after: cost of the collapsed network.
+        dropped: parts that were removed, since nothing reads their output.
+        norms: batch norms with no layer to merge into.
     """
 
     network: str
@@ -103,85 +112,111 @@ class Report:
     dropped: tuple[str, ...] = ()
     norms: tuple[Refusal, ...] = ()
 
+    stays = RenamedAttribute("skipped")
+
     @property
     def worst_error(self) -> float | None:
-        """The largest error of any merge, None if nothing was proved."""
+        """The largest error of any merge, None if none was measured."""
         return max((m.error for m in self.merges if m.error is not None), default=None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists and numbers, ready for JSON."""
-        return {**asdict(self), "worst_error": self.worst_error}
+    @property
+    def summary(self) -> str:
+        """One line: how many merges were made and skipped."""
+        merges = "1 merge" if len(self.merges) == 1 else f"{len(self.merges)} merges"
+        return f"{self.network}: {merges}; skipped {sum(len(found) for _, found in self.skipped())}"
 
-    def __str__(self) -> str:
-        lines = [f"{self.network}: {len(self.merges)} merges, {len(self.refusals)} refusals, {len(self.kept)} kept", ""]
-        lines += _table(("", "before", "after"), self._cost_rows())
-        if self.worst_error is not None:
-            lines += ["", f"worst error of a merge, float64: {self.worst_error:.1e} of its largest output"]
-        if self.merges:
-            lines += ["", "merged"]
-            lines += _table(
-                ("at", "from", "to", "error"),
-                [
-                    (
-                        m.path or "(the network)",
-                        _shortened(m.sources),
-                        m.layer,
-                        "" if m.error is None else f"{m.error:.0e}",
-                    )
-                    for m in self.merges
-                ],
-            )
-        if self.dropped:
-            lines += ["", "dropped, because nothing reads them", *(f"  {path}" for path in self.dropped)]
-        for title, found in self.stays():
-            lines += ["", title, *_table(("at", "reason"), [(r.path or "(the network)", r.text) for r in found])]
-        return "\n".join(lines)
-
-    def stays(self) -> list[tuple[str, tuple[Refusal, ...]]]:
-        """What stays, under the headings of a report."""
+    def skipped(self) -> list[tuple[str, tuple[Refusal, ...]]]:
+        """Return what was skipped, by the heading that a report gives it."""
         found = [
-            ("refused", self.refusals),
-            ("kept, because merging costs more", self.kept),
-            ("batch norms that nothing takes in", self.norms),
+            ("skipped, not exact", self.refusals),
+            ("skipped, costs more than it saves", self.kept),
+            ("batch norms with no layer to merge into", self.norms),
         ]
         return [(title, refusals) for title, refusals in found if refusals]
 
-    def _cost_rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [
-            ("multiply-accumulates", _number(self.before.macs), _number(self.after.macs)),
-            ("parameters", _number(self.before.params), _number(self.after.params)),
-            ("operations launched", _number(self.before.launches), _number(self.after.launches)),
-        ]
-        names = [n for n in self.before.layers if self.before.layers[n] or self.after.layers.get(n)]
-        return rows + [(f"{n} layers", str(self.before.layers[n]), str(self.after.layers.get(n, 0))) for n in names]
+    def require_all(self) -> None:
+        """Raise CollapseError if a merge was skipped because it isn't exact."""
+        if self.refusals:
+            listed = "\n".join(f"  {_at(r.path)}: {r.reason}" for r in self.refusals)
+            many = "1 part" if len(self.refusals) == 1 else f"{len(self.refusals)} parts"
+            raise CollapseError(f"{many} can't be merged exactly:\n{listed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the worst error as plain values, ready for JSON."""
+        return {**super().to_dict(), "worst_error": self.worst_error}
+
+    def blocks(self) -> Iterable[Block]:
+        """A summary, the costs, and a row for each merge and each skipped one."""
+        yield Paragraph(self.summary, "bold")
+        yield Table(("", "before", "after"), cost_rows(self.before, self.after), numeric=True)
+        if self.worst_error is not None:
+            yield Paragraph(f"worst error of a merge, in float64: {self.worst_error:.1e} of its largest output")
+        if self.merges:
+            rows = [(_at(m.path), _shortened(m), _plain_layer(m.layer), _scientific(m.error)) for m in self.merges]
+            yield Table(("at", "from", "into", "error"), rows, title="merged", limit=ROWS)
+        if self.dropped:
+            yield Table(("at",), [(path,) for path in self.dropped], title="dropped, nothing reads them", limit=ROWS)
+        for title, found in self.skipped():
+            yield Table(("at", "reason"), [(_at(r.path), r.text) for r in found], title=title, limit=ROWS)
 
 
-def _number(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"
+def cost_rows(before: NetworkCost, after: NetworkCost) -> list[Sequence[str]]:
+    """Return the rows of a table of costs: MACs, parameters, operations and layers, before and after."""
+    rows: list[Sequence[str]] = [
+        ("multiply-accumulates", count(before.macs), count(after.macs)),
+        ("parameters", count(before.params), count(after.params)),
+        ("operations launched", count(before.launches), count(after.launches)),
+    ]
+    kinds = [kind for kind in before.layers if before.layers[kind] or after.layers.get(kind)]
+    return rows + [(f"{kind} layers", count(before.layers[kind]), count(after.layers.get(kind, 0))) for kind in kinds]
 
 
-def _shortened(sources: tuple[str, ...], most: int = 4) -> str:
-    more = f" +{len(sources) - most}" if len(sources) > most else ""
-    return ", ".join(sources[:most]) + more
+def _at(path: str) -> str:
+    return path or "(the network)"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(r[j]) for r in [header, *rows]) for j in range(len(header))]
-    return ["  " + "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in [header, *rows]]
+def _shortened(merge: MergeRecord) -> str:
+    """The first sources of a merge, without the path that they share."""
+    more = f" and {len(merge.sources) - SOURCES} more" if len(merge.sources) > SOURCES else ""
+    return ", ".join(source.removeprefix(f"{merge.path}.") for source in merge.sources[:SOURCES]) + more
 
 
-def report(model: nn.Module) -> Report:
-    """The report of the conversion that a network comes from.
+def _plain_layer(layer: str) -> str:
+    """``Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))`` as ``Conv2d(3, 8, 3×3)``."""
+    layer = re.sub(r", (stride|dilation)=\(1(, 1)*,?\)", "", layer)
+    return re.sub(r"kernel_size=\(([\d, ]+?),?\)", lambda found: found[1].replace(", ", "×"), layer)
+
+
+def _scientific(value: float | None) -> str:
+    return "" if value is None else f"{value:.0e}"
+
+
+@overload
+def report(model: nn.Module, kind: Literal["collapse"]) -> Report: ...
+@overload
+def report(model: nn.Module, kind: str | None = None) -> Any: ...
+def report(model: nn.Module, kind: str | None = None) -> Any:
+    """Return the report of what was done to a network.
+
+    Args:
+        model: a network that a function of Unbranch returned, or a copy of it.
+        kind: ``"collapse"``, ``"expand"``, ``"compact"`` (compactors were inserted) or ``"prune"`` for the last report
+            of this kind; without it, the latest of any kind.
+
+    Returns:
+        A ``Report``, ``ExpansionReport``, ``CompactorReport`` or ``PruningReport``.
 
     Raises:
-        InputError: if it comes from none.
+        InputError: if there is no such report.
 
     Example:
         >>> import unbranch as ub
         >>> ub.report(ub.collapse(ub.blocks.RepVGG(8, 8, 3, padding=1))).worst_error < 1e-10
         True
     """
-    found = vars(model).get("collapse_report")
-    if not isinstance(found, Report):
-        raise InputError(f"{type(model).__name__} has no report: it isn't a network that unbranch.collapse returned")
-    return found
+    reports = provenance_of(model).reports
+    if not reports or (kind is not None and kind not in reports):
+        there = f"; it has {', '.join(reports)}" if reports else ": it isn't a network that unbranch returned"
+        wanted = "report" if kind is None else f"report of the kind {kind!r}"
+        raise InputError(f"{type(model).__name__} has no {wanted}{there}")
+    return list(reports.values())[-1] if kind is None else reports[kind]

@@ -1,4 +1,4 @@
-"""ONNX files: written whole or not at all, checked, and compared with the network by ONNX Runtime."""
+"""Export to ONNX: files that are checked, and compared with the network by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from unbranch.deprecation import renamed_arguments
 from unbranch.errors import DifferenceError, InputError, MissingPackageError
 from unbranch.files import all_or_nothing
+from unbranch.render import Block, Paragraph, Renderable
 
 LARGEST = 2**31 - 2**20  # bytes that one protobuf message can hold, less some room for the graph
-TOLERANCE = 1e-3  # of the largest output: runtimes order float32 sums as they like
+TOLERANCE = 1e-3  # of the largest output, since runtimes sum float32 numbers in different orders
 
 
 @dataclass(frozen=True)
-class OnnxFile:
-    """What was written: nodes of the graph, and ONNX Runtime's worst error relative to the largest output.
+class OnnxFile(Renderable):
+    """An ONNX file that was written.
 
-    ``max_rel`` is ``None`` where ONNX Runtime isn't installed.
+    Args:
+        opset: version of the operator set.
+        nodes: number of nodes in the graph.
+        max_rel: largest difference of ONNX Runtime's output from the network's, relative to the largest output; None
+            if ONNX Runtime isn't installed.
     """
 
     path: Path
@@ -35,44 +41,55 @@ class OnnxFile:
     nodes: int
     max_rel: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path)}
+    def blocks(self) -> tuple[Block, ...]:
+        agrees = "" if self.max_rel is None else f"; ONNX Runtime agrees to {self.max_rel:.0e} of the largest output"
+        return (Paragraph(f"{self.path}: ONNX opset {self.opset}, {self.nodes} nodes{agrees}"),)
 
 
-def export_onnx(network: nn.Module, example_input: Any, path: str | Path) -> OnnxFile:
-    """Write the network, in eval mode, as ONNX with a batch of any size.
+@renamed_arguments(network="model")
+def export_onnx(model: nn.Module, example_input: Any, path: str | Path) -> OnnxFile:
+    """Write a network in evaluation mode as an ONNX file whose batch size is dynamic.
+
+    Args:
+        model: any network that takes one tensor; its mode is restored.
+        example_input: images ``(B, C, H, W)``.
+        path: file to write, completely or not at all.
 
     Raises:
         MissingPackageError: if ``onnx`` or ``onnxscript`` isn't installed.
         InputError: if the network can't be exported, or the file can't be written.
-        DifferenceError: if ONNX Runtime computes another function.
+        DifferenceError: if ONNX Runtime computes something else.
     """
     path = Path(path)
     with all_or_nothing(path) as (temporary,):
-        written = write_onnx(network, example_input, temporary)
+        written = write_onnx(model, example_input, temporary)
     return OnnxFile(path, written.opset, written.nodes, written.max_rel)
 
 
-def write_onnx(network: nn.Module, example_input: Any, path: Path) -> OnnxFile:
-    """As export_onnx, straight to ``path``."""
+@renamed_arguments(network="model")
+def write_onnx(model: nn.Module, example_input: Any, path: str | Path) -> OnnxFile:
+    """Write a network as an ONNX file like ``export_onnx``, but directly to ``path``."""
+    path = Path(path)
     require_onnx()
-    size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     if size > LARGEST:
         raise InputError(f"a network of {size / 2**30:.1f} GiB doesn't fit in one ONNX file of 2 GiB")
     if not isinstance(example_input, Tensor):
-        raise InputError("ONNX export needs a network that takes one tensor; this one takes a list of images")
-    training = network.training
-    network.eval()
+        raise InputError(
+            f"`example_input` must be a tensor to export a network to ONNX, got {type(example_input).__name__}"
+        )
+    training = model.training
+    model.eval()
     try:
-        _export(network, example_input, path)
+        _export(model, example_input, path)
         opset, nodes = _checked(path)
-        return OnnxFile(path, opset, nodes, _compared(network, example_input, path))
+        return OnnxFile(path, opset, nodes, _compared(model, example_input, path))
     finally:
-        network.train(training)
+        model.train(training)
 
 
 def require_onnx() -> None:
-    """Raise MissingPackageError, which says what to install, unless ONNX files can be written."""
+    """Raise MissingPackageError, which says what to install, if ONNX files can't be written."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingPackageError(f"{' and '.join(missing)} isn't installed: pip install 'unbranch[onnx]'")
@@ -94,7 +111,7 @@ def _export(network: nn.Module, example_input: Tensor, path: Path) -> None:
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises whatever stops it
+    except Exception as error:  # the exporter raises anything
         reason = str(error).strip().splitlines() or [""]
         raise InputError(f"torch can't export this network to ONNX: {type(error).__name__}: {reason[0]}") from error
 
@@ -125,13 +142,15 @@ def _compared(network: nn.Module, example_input: Tensor, path: Path) -> float | 
         for ours, theirs in zip(found, expected, strict=True)
     )
     if not worst <= TOLERANCE:
-        raise DifferenceError(f"ONNX Runtime computes another function: {worst:.1e} of the largest output away")
+        raise DifferenceError(
+            f"ONNX Runtime computes another function: it differs by {worst:.1e} of the largest output"
+        )
     return worst
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress, warnings and logs to itself."""
+    """Suppress the exporter's progress, warnings and logs."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

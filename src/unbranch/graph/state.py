@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten
 
 from unbranch.graph.eval_view import MODULE_ATTRIBUTES, computed_names
 
-_NOT_STATE = {*MODULE_ATTRIBUTES, "forward", "unbranch_history"}
+_NOT_STATE = {*MODULE_ATTRIBUTES, "forward", "unbranch_provenance"}
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:

@@ -18,8 +18,8 @@ from torch import nn
 
 from unbranch.errors import InputError, nearest
 from unbranch.extras import library
-from unbranch.history import history_of, set_history
 from unbranch.models.registry import MODELS, SOURCES, list_models, resolve
+from unbranch.provenance import provenance_of, set_provenance
 
 Builder = Callable[..., Any]
 # Options that say where weights come from and how layers are compiled, and nothing about the network.
@@ -46,9 +46,9 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
         options = _with_lists(MODELS[name].current_options(options))
     network = _built(name, _builder(name), options)
     described = {key: value for key, value in options.items() if not SOURCE_OPTIONS.fullmatch(key)}
-    history = history_of(network)  # a factory may have named it by what it was made from
+    history = provenance_of(network)  # a factory may have named it by what it was made from
     if history.network is None and _is_json(described):  # otherwise a file can't say how to make it
-        set_history(network, replace(history, network=name, arguments=described))
+        set_provenance(network, replace(history, network=name, arguments=described))
     return network
 
 

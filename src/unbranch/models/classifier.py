@@ -10,9 +10,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from unbranch.errors import InputError
-from unbranch.history import history_of, set_history
 from unbranch.models.backbone import Backbone, FeatureLevel
 from unbranch.models.input_spec import InputSpec
+from unbranch.provenance import provenance_of, set_provenance
 
 
 class Head(nn.Sequential):
@@ -107,9 +107,9 @@ class Classifier(Backbone):
         like = next(self.parameters(), None)
         for head in self.heads():
             head.reset(num_classes, like)
-        history = history_of(self)
+        history = provenance_of(self)
         if history.network is not None:
-            set_history(self, replace(history, arguments={**history.arguments, "num_classes": num_classes}))
+            set_provenance(self, replace(history, arguments={**history.arguments, "num_classes": num_classes}))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of a feature map or, with ``pre_logits``, what the last layer sees."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unbranch.deprecation import renamed_arguments
 from unbranch.errors import InputError
-from unbranch.history import history_of
+from unbranch.provenance import provenance_of
 
 
 @renamed_arguments(network="model")
@@ -51,5 +51,5 @@ def input_size(model: nn.Module) -> tuple[int, ...]:
 def known_input_size(model: nn.Module) -> tuple[int, ...] | None:
     """Return the input size that a model's history or its own configuration gives, None if neither does."""
     configurations = [getattr(model, field, None) or {} for field in ("pretrained_cfg", "default_cfg")]
-    sizes = [history_of(model).input_size, *(known.get("input_size") for known in configurations)]
+    sizes = [provenance_of(model).input_size, *(known.get("input_size") for known in configurations)]
     return next((tuple(size) for size in sizes if size), None)

@@ -12,11 +12,11 @@ from torch import nn
 
 from unbranch.errors import InputError, nearest
 from unbranch.extras import library
-from unbranch.history import History, set_history
 from unbranch.models.accuracy import Accuracy, Reported
 from unbranch.models.classifier import Classifier
 from unbranch.models.features import FeatureExtractor
 from unbranch.models.units import Block
+from unbranch.provenance import Provenance, set_provenance
 
 IMAGENET, CIFAR = (3, 224, 224), (3, 32, 32)
 SOURCES = ("timm", "torchvision")  # other libraries whose networks have names here
@@ -79,7 +79,7 @@ class ModelEntry:
         classes = self.num_classes if num_classes is None else num_classes
         model = self.build(**{**self.arguments, **options}, num_classes=classes, in_channels=in_channels, block=block)
         made = FeatureExtractor(model, out_indices, feature_norms) if features_only else model
-        set_history(made, History(made_by=self.name, input_size=(in_channels, *self.input_size[1:])))
+        set_provenance(made, Provenance(source_class=self.name, input_size=(in_channels, *self.input_size[1:])))
         return made
 
     def _check(self, num_classes: int | None, in_channels: int, options: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Which channels of which layers hang together: Torch-Pruning's dependency graph, asked for what pruning has to know.
+"""Which channels of which layers depend on each other: a view of Torch-Pruning's dependency graph.
 
 Fang, Ma, Song, Mi, Wang: "DepGraph: Towards Any Structural Pruning", CVPR 2023, https://arxiv.org/abs/2301.12900.
-The graph is of a plain network, without branches.
+The graph is built for a plain network, without branches.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from unbranch.errors import InputError
 from unbranch.extras import library
 from unbranch.grids import is_depthwise
 
-Role = Literal["gives", "reads", "passes", "output"]
+Role = Literal["producer", "consumer", "pass_through", "output"]
 
 
 @dataclass(frozen=True)
 class Member:
-    """What a layer, or an operation, has to do with channels of another layer.
+    """A layer, or an operation, that depends on channels of a convolution.
 
     Args:
         path: of the layer, "" for an operation.
         module: the layer, or Torch-Pruning's word for the operation.
-        role: it ``gives`` them, ``reads`` and mixes them, ``passes`` them on one by one, or is the network's output.
-        channels: its own numbers of the channels.
-        roots: for each of them, the number of the channel that was asked for.
+        role: whether it is a producer of them, a consumer that mixes them, passes them through one by one, or is the
+            network's output.
+        channels: numbers of the channels in this layer.
+        roots: number of each of them in the convolution.
     """
 
     path: str
@@ -48,7 +49,7 @@ class Dependencies:
     """The dependency graph of a plain network.
 
     Args:
-        network: it is traced as it stands, and ``remove`` changes it.
+        network: traced as it is; ``remove`` changes it.
         inputs: arguments of its forward.
 
     Raises:
@@ -60,41 +61,41 @@ class Dependencies:
         self.network = network
         self._paths = {id(module): path for path, module in network.named_modules()}
         with _traceable(network), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it tells of parameters that it found outside of layers
+            warnings.simplefilter("ignore")  # about parameters outside of layers
             try:
                 self._graph = self._tp.DependencyGraph().build_dependency(
                     network,
-                    example_inputs=tree_map(_of_its_own, inputs),
+                    example_inputs=tree_map(_detached, inputs),
                     forward_fn=lambda net, given: net(*given),
                     output_transform=_outputs,
                     verbose=False,
                 )
             except Exception as error:  # whatever stops a forward or its reading
                 raise InputError(
-                    f"{type(network).__name__} can't be read for pruning: {type(error).__name__}: {error}"
+                    f"{type(network).__name__} can't be traced for pruning: {type(error).__name__}: {error}"
                 ) from error
 
     def members(self, layer: nn.Module, channels: Sequence[int]) -> list[Member]:
-        """All that has to do with these output channels of a convolution, itself first."""
+        """Return all that depends on these output channels of a convolution, itself first."""
         group = self._group(layer, channels)
         return [self._member(item) for item in group]
 
     def remove(self, layer: nn.Module, channels: Sequence[int]) -> None:
-        """Take output channels out of a convolution, and whatever belongs to them out of the others."""
+        """Remove output channels of a convolution, and whatever depends on them from the other layers."""
         group = self._group(layer, channels)
         convs: set[Any] = {item.dep.target.module for item in group if isinstance(item.dep.target.module, _ConvNd)}
         layouts = {conv: memory_format_of(conv.weight) for conv in convs}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             group.prune()
-        for conv, layout in layouts.items():  # Torch-Pruning leaves kernels in the default one
+        for conv, layout in layouts.items():  # Torch-Pruning leaves kernels in the default format
             if layout != torch.contiguous_format:
                 conv.to(memory_format=layout)
 
     def scales_only(self, layer: nn.Module) -> bool:
-        """Whether what a layer computes is multiplied with something else before anything else is done with it.
+        """Whether the output of a layer is only multiplied with something else.
 
-        So it is with the last layer of a squeeze-and-excitation: where the other factor is 0, it doesn't matter.
+        This holds for the last layer of a squeeze-and-excitation: where the other factor is 0, it doesn't matter.
         """
         waiting, seen = list(self._node(layer).outputs), set()
         while waiting:
@@ -103,7 +104,8 @@ class Dependencies:
                 continue
             seen.add(id(node))
             name = node.name
-            if not node.outputs or "AddBackward" in name or "SubBackward" in name or self._role_of(node) != "passes":
+            is_sum = "AddBackward" in name or "SubBackward" in name
+            if not node.outputs or is_sum or self._role_of(node) != "pass_through":
                 return False
             waiting += node.outputs
         return True
@@ -111,9 +113,9 @@ class Dependencies:
     def _group(self, layer: nn.Module, channels: Sequence[int]) -> Any:
         try:
             return self._graph.get_pruning_group(layer, self._tp.prune_conv_out_channels, idxs=list(channels))
-        except Exception as error:  # a layer that the forward doesn't reach, or a form that it doesn't know
+        except Exception as error:  # a layer that the forward doesn't reach, or one that Torch-Pruning doesn't support
             path = self._paths.get(id(layer), "")
-            raise InputError(f"{path} can't be read for pruning: {type(error).__name__}: {error}") from error
+            raise InputError(f"{path} can't be traced for pruning: {type(error).__name__}: {error}") from error
 
     def _node(self, layer: nn.Module) -> Any:
         return self._graph.module2node[layer]
@@ -121,22 +123,22 @@ class Dependencies:
     def _member(self, item: Any) -> Member:
         node, module = item.dep.target, item.dep.target.module
         role = self._role_of(node)
-        if role == "gives" and not self._graph.is_out_channel_pruning_fn(item.dep.handler):
-            role = "reads"
+        if role == "producer" and not self._graph.is_out_channel_pruning_fn(item.dep.handler):
+            role = "consumer"
         return Member(self._paths.get(id(module), ""), module, role, tuple(item.idxs), tuple(item.root_idxs))
 
     def _role_of(self, node: Any) -> Role:
         module = node.module
         if isinstance(module, _ConvNd | nn.Linear):
-            return "passes" if is_depthwise(module) else "gives"
+            return "pass_through" if is_depthwise(module) else "producer"
         if type(module).__name__ == "_OutputOp":
             return "output"
-        return "passes"
+        return "pass_through"
 
 
 @contextmanager
 def _traceable(network: nn.Module) -> Iterator[None]:
-    """Its parameters require gradients for a while; Torch-Pruning reads the graph that autograd leaves."""
+    """Let all parameters require gradients meanwhile: Torch-Pruning reads the graph that autograd records."""
     frozen = [p for p in network.parameters() if not p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
@@ -148,10 +150,10 @@ def _traceable(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def _of_its_own(value: Any) -> Any:
+def _detached(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _outputs(output: Any) -> list[Tensor]:
-    """The tensors of a network's output, each as an operation of its own, so that it is seen what reaches it."""
+    """Return the tensors of a network's output, each from an operation of its own, so that the graph shows outputs."""
     return [value * 1 for value in tree_flatten(output)[0] if isinstance(value, Tensor) and value.requires_grad]

@@ -1,4 +1,4 @@
-"""What a file has to know of a pruned network: the layers that became narrower, by their shapes."""
+"""The provenance of a pruned network: which layers became narrower, by their shapes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.errors import InputError
-from unbranch.history import replays, with_step
+from unbranch.provenance import record_transform, register_replay
 
-KIND = "prune"
+PRUNE = "prune"  # kind of the transform
 ATTRIBUTES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels")
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 
 
 def shapes_of(network: nn.Module) -> Shapes:
-    """The shapes of the tensors that each module holds itself, by its path and their names."""
+    """Return the shapes of the parameters and buffers that each module itself holds, by path and name."""
     return {
         path: {name: tuple(t.shape) for name, t in _own(module).items()} for path, module in network.named_modules()
     }
 
 
 def record_narrowing(network: nn.Module, before: Shapes) -> None:
-    """Add to a network's history which of its layers have other shapes now."""
+    """Record in a network's provenance which of its layers have other shapes than ``before``."""
     layers = {}
     for path, module in network.named_modules():
         own = {name: tuple(t.shape) for name, t in _own(module).items()}
@@ -31,24 +31,24 @@ def record_narrowing(network: nn.Module, before: Shapes) -> None:
             numbers = {name: getattr(module, name) for name in ATTRIBUTES if type(getattr(module, name, None)) is int}
             layers[path] = {"shapes": {name: list(shape) for name, shape in own.items()}, "numbers": numbers}
     if layers:
-        with_step(network, network, {"kind": KIND, "layers": layers})
+        record_transform(network, network, {"kind": PRUNE, "layers": layers})
 
 
-@replays(KIND)
-def _narrowed(network: nn.Module, step: dict[str, Any]) -> nn.Module:
-    """Make the layers of a recorded step as narrow as they were; their weights mean nothing then."""
-    layers, modules = step.get("layers"), dict(network.named_modules())
+@register_replay(PRUNE)
+def _replay(network: nn.Module, transform: dict[str, Any]) -> nn.Module:
+    """Narrow the layers of a recorded transform; their weights are meaningless."""
+    layers, modules = transform.get("layers"), dict(network.named_modules())
     if not isinstance(layers, dict):
         raise InputError("its record of pruning has no layers")
     for path, layer in layers.items():
         module = modules.get(path)
         if module is None or not isinstance(layer, dict):
-            raise InputError(f"its record of pruning has a layer {path[:80]} that the network hasn't")
+            raise InputError(f"its record of pruning has a layer {path[:80]} that the network doesn't have")
         shapes, numbers = layer.get("shapes"), layer.get("numbers")
         if not isinstance(shapes, dict) or not isinstance(numbers, dict):
             raise InputError(f"its record of pruning doesn't say how narrow {path[:80]} is")
         _narrow(module, shapes, numbers, path)
-    with_step(network, network, step)
+    record_transform(network, network, transform)
     return network
 
 
@@ -57,7 +57,7 @@ def _narrow(module: nn.Module, shapes: dict[str, Any], numbers: dict[str, Any], 
     for name, shape in shapes.items():
         old = own.get(name)
         if old is None and not (name == "bias" and "bias" in module._parameters and _is_shape(shape, 1)):
-            raise InputError(f"its record of pruning has a tensor {path}.{name[:40]} that the network hasn't")
+            raise InputError(f"its record of pruning has a tensor {path}.{name[:40]} that the network doesn't have")
         like = old if old is not None else next(iter(own.values()))
         largest = tuple(old.shape) if old is not None else (like.shape[0],)
         if not _is_shape(shape, len(largest)) or any(n > limit for n, limit in zip(shape, largest, strict=True)):

@@ -1,8 +1,8 @@
-"""Taking channels that are constant out of a plain network, so that what it computes stays the same.
+"""Remove constant channels from a plain network without changing its function.
 
-A channel whose kernel is zero is constant, and so is what a depthwise convolution, a norm or an activation makes of
-it. Whoever reads it adds the same to all its outputs everywhere: that goes into the bias of the reader, unless the
-reader pads with zeros, since then it adds less at the border.
+A channel whose kernel is zero is constant, and so is the output of a depthwise convolution, a norm or an activation on
+it. A consumer adds the same to its outputs at every position: that goes into its bias, unless it pads with zeros, in
+which case it adds less at the border.
 """
 
 from __future__ import annotations
@@ -17,59 +17,59 @@ from torch.nn.modules.conv import _ConvNd
 from unbranch.graph.float64 import Float64
 from unbranch.prune.dependencies import Dependencies, Member
 
-FLAT = 1e-12  # of the greatest magnitude: constant up to rounding in float64
+FLAT = 1e-12  # of the largest magnitude: constant up to rounding in float64
 
 
 @torch.no_grad()
 def remove_channels(
     dependencies: Dependencies, inputs: tuple[Any, ...], chosen: Iterable[tuple[str, Sequence[Sequence[int]]]],
-    along: Collection[str] = (),
+    depthwise: Collection[str] = (),
 ) -> dict[str, list[int]]:  # fmt: skip
-    """Set output channels of convolutions to zero and take them out, with all that belongs to them.
+    """Set output channels of convolutions to zero and remove them, with all that depends on them.
 
     Args:
         dependencies: of the plain network, which is changed.
         inputs: arguments of its forward.
-        chosen: paths of convolutions, and which of their channels, in parts that go together or not at all; no two
-            of the convolutions give to the same channels. A path may come several times.
-        along: paths of depthwise convolutions that are set to zero as well in these channels.
+        chosen: paths of convolutions, and which of their channels, in parts that are removed together or not at all.
+            No two of the convolutions are added to the same channels. A path may occur several times.
+        depthwise: paths of depthwise convolutions that are set to zero as well in these channels.
 
     Returns:
-        The channels, by path, that had to stay, as zeros: because their constant isn't 0 where a reader pads.
+        Channels, by path, that are zero but had to be kept, because their constant isn't 0 where a consumer pads.
     """
     network = dependencies.network
     groups, gates = [], []
     for path, parts in chosen:
         layer = network.get_submodule(path)
         members = dependencies.members(layer, [c for part in parts for c in part]) if parts else []
-        gates += [m.module for m in members if m.role == "gives" and dependencies.scales_only(m.module)]
-        silence(network, dependencies, members, along)
-        groups.append((path, parts, [m for m in members if m.role == "reads"]))
-    readers = {m.path: m.module for *_, reading in groups for m in reading}
-    constants = _constants(network, inputs, readers, gates)
-    stayed: dict[str, list[int]] = {}
-    going: dict[str, list[int]] = {}
-    for path, parts, reading in groups:
-        inexact = {root for m in reading for root in _inexact(m, constants[m.path])}
-        stays = {c for part in parts if inexact.intersection(part) for c in part}
-        if stays:
-            stayed[path] = sorted({*stayed.get(path, ()), *stays})
-        going.setdefault(path, []).extend(c for part in parts for c in part if c not in stays)
-        for member in reading:
-            _fold(member, constants[member.path], stays)
-    for path, channels in going.items():
+        gates += [m.module for m in members if m.role == "producer" and dependencies.scales_only(m.module)]
+        zero_channels(network, dependencies, members, depthwise)
+        groups.append((path, parts, [m for m in members if m.role == "consumer"]))
+    consumers = {m.path: m.module for *_, members in groups for m in members}
+    constants = _constants(network, inputs, consumers, gates)
+    zero_but_kept: dict[str, list[int]] = {}
+    removed: dict[str, list[int]] = {}
+    for path, parts, members in groups:
+        inexact = {root for m in members for root in _inexact(m, constants[m.path])}
+        kept = {c for part in parts if inexact.intersection(part) for c in part}
+        if kept:
+            zero_but_kept[path] = sorted({*zero_but_kept.get(path, ()), *kept})
+        removed.setdefault(path, []).extend(c for part in parts for c in part if c not in kept)
+        for member in members:
+            _fold(member, constants[member.path], kept)
+    for path, channels in removed.items():
         if channels:
             dependencies.remove(network.get_submodule(path), sorted(channels))
-    return stayed
+    return zero_but_kept
 
 
-def silence(
-    network: nn.Module, dependencies: Dependencies, members: Iterable[Member], along: Collection[str]
+def zero_channels(
+    network: nn.Module, dependencies: Dependencies, members: Iterable[Member], depthwise: Collection[str]
 ) -> None:  # fmt: skip
-    """Make channels zero, in this or a network like it, where layers give them and these depthwise ones pass them."""
+    """Set channels to zero, in this or an equal network, in their producers and in these depthwise convolutions."""
     for member in members:
-        gives = member.role == "gives" and not dependencies.scales_only(member.module)
-        if gives or member.path in along:
+        produces = member.role == "producer" and not dependencies.scales_only(member.module)
+        if produces or member.path in depthwise:
             layer: Any = network.get_submodule(member.path)
             channels = list(member.channels)
             layer.weight[channels] = 0
@@ -78,12 +78,12 @@ def silence(
 
 
 def _constants(
-    network: nn.Module, inputs: tuple[Any, ...], readers: dict[str, nn.Module], gates: Sequence[nn.Module]
+    network: nn.Module, inputs: tuple[Any, ...], consumers: dict[str, nn.Module], gates: Sequence[nn.Module]
 ) -> dict[str, Tensor]:
-    """By reader, what it reads in each channel if that is everywhere the same, NaN where it isn't; in float64.
+    """Return for each consumer, by path, the constant of each input channel, NaN if it isn't constant; in float64.
 
-    Gates, which channels are multiplied with, may be saturated on the inputs that are at hand, so they are tried with
-    numbers of both signs in place of what they compute.
+    Gates, which channels are multiplied with, may be saturated on the given inputs, so they are tried with random
+    values of both signs as well.
     """
     lows: dict[str, Tensor] = {}
     highs: dict[str, Tensor] = {}
@@ -106,7 +106,7 @@ def _constants(
         numbers = 0.1 + torch.rand(output.shape, generator=generator, dtype=torch.float64)
         return signs[-1] * numbers.to(output.device) if signs[-1] else output
 
-    handles = [watch(path, module) for path, module in readers.items()]
+    handles = [watch(path, module) for path, module in consumers.items()]
     handles += [gate.register_forward_hook(replace) for gate in gates]
     other = random_like(inputs)
     runs = [(inputs, 0.0), (other, 0.0), *((other, sign) for sign in (1.0, -1.0) if gates)]
@@ -126,7 +126,7 @@ def _constants(
 
 
 def random_like(inputs: tuple[Any, ...], seed: int = 1) -> tuple[Any, ...]:
-    """Normal random numbers in place of floating tensors."""
+    """Return the inputs with normal random values in place of floating tensors."""
     generator = torch.Generator().manual_seed(seed)
 
     def other(value: Any) -> Any:
@@ -137,12 +137,12 @@ def random_like(inputs: tuple[Any, ...], seed: int = 1) -> tuple[Any, ...]:
     return tuple(other(value) for value in inputs)
 
 
-def _inexact(reader: Member, constants: Tensor) -> list[int]:
-    """Channels of the root that a reader can't do without."""
-    values = constants[list(reader.channels)].cpu()
-    pads = isinstance(reader.module, _ConvNd) and _pads_zeros(reader.module)
-    stays = values.isnan() | (values != 0) if pads else values.isnan()
-    return [root for root, stay in zip(reader.roots, stays.tolist(), strict=True) if stay]
+def _inexact(consumer: Member, constants: Tensor) -> list[int]:
+    """Return channels of the convolution that can't be removed before this consumer."""
+    values = constants[list(consumer.channels)].cpu()
+    pads = isinstance(consumer.module, _ConvNd) and _pads_zeros(consumer.module)
+    inexact = values.isnan() | (values != 0) if pads else values.isnan()
+    return [root for root, wrong in zip(consumer.roots, inexact.tolist(), strict=True) if wrong]
 
 
 def _pads_zeros(conv: _ConvNd) -> bool:
@@ -151,11 +151,11 @@ def _pads_zeros(conv: _ConvNd) -> bool:
     return isinstance(conv.padding, str) or any(conv.padding)
 
 
-def _fold(reader: Member, constants: Tensor, stays: set[int]) -> None:
-    """Add what the channels that go contribute to the bias of who reads them."""
-    layer = reader.module
-    pairs = zip(reader.channels, reader.roots, strict=True)
-    channels = [channel for channel, root in pairs if root not in stays and constants[channel] != 0]
+def _fold(consumer: Member, constants: Tensor, kept: set[int]) -> None:
+    """Add what the removed channels contribute to the bias of a consumer."""
+    layer = consumer.module
+    pairs = zip(consumer.channels, consumer.roots, strict=True)
+    channels = [channel for channel, root in pairs if root not in kept and constants[channel] != 0]
     if not channels:
         return
     weight, groups = layer.weight.detach().double(), getattr(layer, "groups", 1)

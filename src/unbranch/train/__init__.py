@@ -1,20 +1,27 @@
-"""Training: data, recipes, the run."""
+"""Training: data, recipes, and runs that end with a collapsed network.
 
-from unbranch.errors import Stopped
+Raises:
+    MissingPackageError: on import, if the extra ``train`` isn't installed.
+"""
+
+from unbranch.deprecation import renamed_names
+from unbranch.errors import TrainingInterrupted
 from unbranch.train.data import Data, open_data
-from unbranch.train.engine import Moment, Watch, train
-from unbranch.train.finish import Result
-from unbranch.train.plan import Plan, make_plan
+from unbranch.train.engine import train
+from unbranch.train.plan import TrainingPlan, make_plan
+from unbranch.train.progress import Log, OnProgress, TrainingProgress
 from unbranch.train.recipe import Recipe, list_recipes, load_recipe, to_yaml
+from unbranch.train.result import TrainingResult
 
 __all__ = [
     "Data",
-    "Moment",
-    "Plan",
+    "Log",
+    "OnProgress",
     "Recipe",
-    "Result",
-    "Stopped",
-    "Watch",
+    "TrainingInterrupted",
+    "TrainingPlan",
+    "TrainingProgress",
+    "TrainingResult",
     "list_recipes",
     "load_recipe",
     "make_plan",
@@ -22,3 +29,14 @@ __all__ = [
     "to_yaml",
     "train",
 ]
+
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "Moment": "TrainingProgress",
+        "Plan": "TrainingPlan",
+        "Result": "TrainingResult",
+        "Stopped": "TrainingInterrupted",
+        "Watch": "OnProgress",
+    },
+)

@@ -1,4 +1,4 @@
-"""The network of a recipe: made, or loaded, its blocks as they are to begin."""
+"""The network of a recipe: made or loaded, with its blocks initialised."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from unbranch.train.recipe import Recipe
 from unbranch.train.settings import REQUIRED
 
 
-class Labelled(Protocol):
-    """What a network has to know of data."""
+class LabelledImages(Protocol):
+    """What a network depends on in the data."""
 
     @property
     def classes(self) -> Sequence[str]: ...
@@ -25,29 +25,31 @@ class Labelled(Protocol):
     def channels(self) -> int: ...
 
 
-def make_network(recipe: Recipe, data: Labelled) -> nn.Module:
-    """The network that a recipe trains, in training mode, for images and classes of these data.
+def make_network(recipe: Recipe, data: LabelledImages) -> nn.Module:
+    """Return the network of a recipe in training mode, for the classes and channels of the data.
 
-    Its random weights are torch's: seed it before.
+    Random weights come from PyTorch's global generator.
 
     Raises:
-        InputError: if there is no such network, or the recipe needs weights to start from and names none.
+        InputError: if there is no such network, or the recipe needs pretrained weights and none are given.
     """
     model = recipe.model
     if model.pretrained == REQUIRED:
-        raise InputError("this recipe fine-tunes: name the weights to start from, model.pretrained=FILE")
+        raise InputError("this recipe fine-tunes and needs pretrained weights: model.pretrained=FILE")
     options: dict[str, Any] = dict(model.options)
     options |= {"block_options": dict(recipe.block.options)} if recipe.block.options else {}
     options |= {"drop_path_rate": model.drop_path} if model.drop_path is not None else {}
     options |= {"drop_rate": model.drop_rate} if model.drop_rate is not None else {}
     classes = model.num_classes or len(data.classes)
     if classes < len(data.classes):
-        raise InputError(f"model.num_classes={classes} is less than the {len(data.classes)} classes of the data")
+        raise InputError(
+            f"`model.num_classes` must be at least {len(data.classes)}, the classes of the data; got {classes}"
+        )
     network = create_model(
         model.name, pretrained=model.pretrained, num_classes=classes, in_channels=data.channels, block=model.block,
         **options,
     )  # fmt: skip
-    if recipe.block.init is not None and not model.pretrained:  # else the scales are loaded, too
+    if recipe.block.init is not None and not model.pretrained:  # which has the scales, too
         _initialise(network, recipe)
     if model.expand is not None:
         added = model.expand
@@ -56,7 +58,7 @@ def make_network(recipe: Recipe, data: Labelled) -> nn.Module:
 
 
 def _initialise(network: nn.Module, recipe: Recipe) -> None:
-    """Begin the blocks as the recipe says."""
+    """Initialise the blocks as ``block.init`` says."""
     settings = recipe.block
     how, patterns = settings.init, ("*",) if settings.where is None else settings.where
     blocks = [
@@ -65,6 +67,8 @@ def _initialise(network: nn.Module, recipe: Recipe) -> None:
         if isinstance(module, BranchedConv) and any(fnmatchcase(path, pattern) for pattern in patterns)
     ]
     if not blocks or how is None:
-        raise InputError(f"block.init={how}: the network has no block with branches at {', '.join(patterns)}")
+        raise InputError(
+            f"block.init={how} needs blocks with branches at {', '.join(patterns)}, and the network has none"
+        )
     for block in blocks:
         initialise(block, how)

@@ -1,339 +1,247 @@
 """The run: steps, epochs, checkpoints, and the collapsed network at the end.
 
-Nothing random in a step depends on the steps before: augmentation is a function of seed, epoch and image, dropout and
-mixing of seed, step and process. So a run that is resumed goes on as if it had never stopped, and several processes
-see what one would.
+Nothing random in a step depends on earlier steps: augmentation is a function of seed, epoch and image; dropout and
+mixing of seed, step and process. A resumed run therefore ends as it would have without the interruption, and several
+processes see the same images as one.
 """
 
 from __future__ import annotations
 
 import math
-import random
-import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
-from unbranch.errors import InputError, Stopped
-from unbranch.extras import library
+from unbranch.deprecation import renamed_arguments
+from unbranch.errors import InputError, TrainingInterrupted
+from unbranch.train.context import TrainingContext, prepare
 from unbranch.train.data import Data
 from unbranch.train.evaluate import Scores, evaluate
-from unbranch.train.finish import Result, finish, with_weights
-from unbranch.train.folder import BEST, Board, Folder, Position, position_in
-from unbranch.train.job import Job, prepare
-from unbranch.train.optimise import updates_ema
-from unbranch.train.recipe import Recipe, to_yaml
+from unbranch.train.finish import finish, with_weights
+from unbranch.train.interrupts import interrupt_requests
+from unbranch.train.progress import Log, OnProgress, RunningMeans, TrainingProgress, ignore
+from unbranch.train.recipe import Recipe, load_recipe, to_yaml
+from unbranch.train.result import TrainingResult
+from unbranch.train.run_directory import (
+    BEST,
+    CheckpointInfo,
+    RunDirectory,
+    TensorBoardLogger,
+    read_checkpoint_info,
+)
+from unbranch.train.step import train_part
 from unbranch.weights import save
 
 
-@dataclass(frozen=True)
-class Moment:
-    """Where a run stands: after ``step`` of ``steps`` updates, with means since the last report."""
-
-    step: int
-    steps: int
-    epoch: int
-    epochs: int
-    loss: float
-    top1: float
-    images_per_second: float
-    learning_rate: float
-
-
-Watch: TypeAlias = Callable[[Moment], None]
-Say: TypeAlias = Callable[[str], None]
-
-
-def _quiet(_: Any) -> None:
-    return None
-
-
+@renamed_arguments(out="output", watch="on_progress", say="log")
 def train(
-    recipe: Recipe, data: Data, out: str | Path, *, resume: bool = False, watch: Watch = _quiet, say: Say = _quiet
-) -> Result | None:
-    """Train a network, collapse it, and prove both equal on the validation set; everything is written to ``out``.
+    recipe: Recipe, data: Data, output: str | Path, *, resume: bool = False,
+    on_progress: OnProgress = ignore, log: Log = ignore,
+) -> TrainingResult | None:  # fmt: skip
+    """Train a network, collapse it, and compare both forms on the validation set.
 
-    Call it on every process of a launch; ``watch`` and ``say`` are called, and the result is given, on the main one.
+    Call it on every process of a launch.
 
     Args:
-        resume: go on from the last checkpoint in ``out``, or begin if there is none.
-        watch: called after each report.
-        say: called with sentences for the user.
+        recipe: the settings of the run.
+        data: images for training and validation.
+        output: run directory, which gets the recipe, metrics, checkpoints, weights and the result.
+        resume: continue from the last checkpoint in ``output``, or start if there is none.
+        on_progress: called after each report, on the main process.
+        log: called with messages for the user, on the main process.
+
+    Returns:
+        The result on the main process, None on the others.
 
     Raises:
-        InputError: if recipe and data don't fit, or ``out`` holds another run.
-        Stopped: after Ctrl-C, when the checkpoint is written.
-        UnbranchError: if the collapsed network is another function than the trained one.
+        InputError: if recipe and data don't fit, or ``output`` holds another run.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
+        UnbranchError: if the collapsed network doesn't compute the same function as the trained one.
+
+    Example:
+        >>> import unbranch as ub
+        >>> from unbranch.train import load_recipe, open_data
+        >>> recipe = load_recipe("digits", ["schedule.epochs=1", "schedule.warmup_epochs=0"])
+        >>> result = ub.train.train(recipe, open_data("digits"), "runs/digits")  # doctest: +SKIP
     """
-    job = prepare(recipe, data)
-    main = job.accelerator.is_main_process
-    run = _Run(job, Folder(Path(out)), watch if main else _quiet, say if main else _quiet)
+    context = prepare(recipe, data)
+    main = context.accelerator.is_main_process
+    run = _Run(context, RunDirectory(output), on_progress if main else ignore, log if main else ignore)
     run.begin(resume)
-    with _interruptible() as stopping:
-        run.stopping = stopping
-        run.go()
-    return finish(job, run.folder, run.corrupt, run.best)
+    with interrupt_requests() as interrupted:
+        run.interrupted = interrupted
+        run.run_to_end()
+    return finish(context, run.directory, run.corrupt, run.best)
 
 
 class _Run:
     """The course of a run; ``step`` updates are done."""
 
-    def __init__(self, job: Job, folder: Folder, watch: Watch, say: Say) -> None:
-        self.job, self.folder, self.watch, self.say = job, folder, watch, say
+    def __init__(self, context: TrainingContext, directory: RunDirectory, on_progress: OnProgress, log: Log) -> None:
+        self.context, self.directory, self.on_progress, self.log = context, directory, on_progress, log
         self.step, self.best, self.corrupt = 0, -1.0, 0
-        self.stopping = threading.Event()
-        self.board: Board | None = None
+        self.interrupted = threading.Event()
+        self.curves: TensorBoardLogger | None = None
 
     @property
     def main(self) -> bool:
-        return bool(self.job.accelerator.is_main_process)
+        return bool(self.context.accelerator.is_main_process)
 
-    # --- beginning
+    # --- start
 
     def begin(self, resume: bool) -> None:
-        """Make the folder, or go back to its last checkpoint."""
-        accelerator = self.job.accelerator
-        with accelerator.main_process_first():
+        """Create the run directory, or load its last checkpoint."""
+        with self.context.accelerator.main_process_first():
             if self.main:
-                self._claim(resume)
+                self._open_directory(resume)
         if resume:
             self._restore()
         if self.main:
-            self.board = Board(self.folder.path)
+            self.curves = TensorBoardLogger(self.directory.path)
 
-    def _claim(self, resume: bool) -> None:
-        text = to_yaml(self.job.recipe)
+    def _open_directory(self, resume: bool) -> None:
+        recipe = self.context.recipe
         if not resume:
-            self.folder.begin(text)
+            self.directory.create(to_yaml(recipe))
             return
-        if self.folder.recipe().read_text() != text:
-            raise InputError(f"{self.folder.recipe()} is another recipe than this one: resume with the same settings")
-        self.folder.sweep()
+        path = self.directory.recipe_path()
+        if replace(load_recipe(path), about=recipe.about, source=recipe.source) != recipe:
+            raise InputError(f"{path} is another recipe than this one: resume with the same settings")
+        self.directory.remove_incomplete()
 
     def _restore(self) -> None:
-        found = self.folder.checkpoints()
+        found = self.directory.checkpoints()
         if not found:
-            self.say("no checkpoint yet: beginning from the start")
+            self.log("no checkpoint yet: starting from the beginning")
             return
-        position = position_in(found[-1])
-        self._check_circumstances(position)
+        info = read_checkpoint_info(found[-1])
+        self._check_environment(info)
         try:
-            self.job.accelerator.load_state(str(found[-1]))
-        except Exception as error:  # whatever a damaged file makes a reader raise
-            raise InputError(f"{found[-1]} can't be read ({type(error).__name__}: {error}): remove it, and the "
-                             "checkpoint before it is taken") from error  # fmt: skip
-        self.step, self.best, self.corrupt = position.step, position.best, position.corrupt
+            self.context.accelerator.load_state(str(found[-1]))
+        except Exception as error:  # readers raise anything for a damaged file
+            raise InputError(
+                f"{found[-1]} can't be read ({type(error).__name__}: {error}): remove it to resume from the "
+                "checkpoint before it"
+            ) from error
+        self.step, self.best, self.corrupt = info.step, info.best, info.corrupt
         if self.main:
-            self.folder.forget_after(self.step)
-        self.say(f"resumed after step {self.step:,} of {self.job.steps:,}")
+            self.directory.truncate_metrics(self.step)
+        self.log(f"resumed after step {self.step:,} of {self.context.steps:,}")
 
-    def _check_circumstances(self, position: Position) -> None:
-        now, then = self.job.circumstances(), position.circumstances
+    def _check_environment(self, info: CheckpointInfo) -> None:
+        now, then = self.context.environment(), info.environment
         if now["data"] != then.get("data"):
-            raise InputError(f"{self.job.data.name} isn't the data that the run was begun with")
+            raise InputError(f"{self.context.data.name} isn't the data that the run was started with")
         changed = [f"{name} {then.get(name)} → {value}" for name, value in now.items() if then.get(name) != value]
         if now["device"] != "cpu":
             changed.append("sums on a GPU have no fixed order")
         if changed:
-            self.say(f"not bit for bit as without the break: {'; '.join(changed)}")
+            self.log(f"the resumed run won't be bit-identical: {'; '.join(changed)}")
 
     # --- steps
 
-    def go(self) -> None:
-        """All steps that are left, epoch by epoch."""
-        job, per_epoch = self.job, self.job.steps_per_epoch
-        while self.step < job.steps:
+    def run_to_end(self) -> None:
+        """Run the remaining steps, epoch by epoch."""
+        context, per_epoch = self.context, self.context.steps_per_epoch
+        while self.step < context.steps:
             epoch = self.step // per_epoch
             self._epoch(epoch)
-            scores = self._judge(epoch)
-            best = scores.top1 > self.best
+            scores = self._evaluate(epoch)
+            improved = scores.top1 > self.best
             self.best = max(self.best, scores.top1)
-            if best:
+            if improved:
                 self._save_best()
-            self._checkpoint()
-            if self.step < job.steps:
-                self._stop_if_asked()
-        if self.board is not None:
-            self.board.close()
+            self._save_checkpoint()
+            if self.step < context.steps:
+                self._stop_if_interrupted()
+        if self.curves is not None:
+            self.curves.close()
 
     def _epoch(self, epoch: int) -> None:
-        job, report = self.job, _Report(self)
-        job.network.train()
-        job.order.at(epoch, self.step % job.steps_per_epoch)
-        save_every = job.recipe.training.save_every
-        for part, batch in enumerate(job.batches):
-            updated = self._part(batch, part, report)
-            if not updated:
+        context, means = self.context, RunningMeans()
+        training = context.recipe.training
+        context.network.train()
+        context.order.at(epoch, self.step % context.steps_per_epoch)
+        for part, batch in enumerate(context.batches):
+            if not train_part(context, batch, part, self.step, means):
                 continue
             self.step += 1
-            last = self.step % job.steps_per_epoch == 0
-            reports = self.step % job.recipe.training.log_every == 0
+            last = self.step % context.steps_per_epoch == 0
+            reports = self.step % training.log_every == 0
             if reports or last:
-                report.tell(epoch)
-            if last:  # what follows an epoch comes first
+                self._report(epoch, means)
+            if last:  # evaluation comes before the checkpoint
                 return
-            if reports or job.accelerator.num_processes == 1:
-                self._stop_if_asked(saved=False)
-            if save_every and self.step % save_every == 0:
-                self._checkpoint()
+            if reports or context.accelerator.num_processes == 1:
+                self._stop_if_interrupted(saved=False)
+            if training.save_every and self.step % training.save_every == 0:
+                self._save_checkpoint()
 
-    def _part(self, batch: dict[str, Tensor], part: int, report: _Report) -> bool:
-        """A part of a batch, forward and backward; whether it was the last part, and the weights were updated."""
-        job = self.job
-        accelerator, recipe = job.accelerator, job.recipe
-        parts = recipe.training.accumulate
-        _seed(recipe.seed, self.step * parts + part % parts, accelerator.process_index)
-        images, labels = batch["image"].to(memory_format=job.layout), batch["label"]
-        with accelerator.accumulate(job.network), job.safely():
-            targets = labels
-            if job.mix is not None:
-                images, targets = job.mix(images, labels)
-            job.schedule.set(self.step)
-            outputs = job.network(images)
-            loss = job.loss(outputs, targets)
-            total = loss if job.penalty is None else loss + job.penalty()
-            accelerator.backward(total)
-            if accelerator.sync_gradients and recipe.optimizer.clip_grad is not None:
-                accelerator.clip_grad_norm_(job.network.parameters(), recipe.optimizer.clip_grad)
-            if accelerator.sync_gradients and job.resrep is not None:
-                if recipe.optimizer.clip_grad is None:  # which has unscaled them
-                    accelerator.unscale_gradients(job.optimizer)
-                job.resrep.step()
-            job.optimizer.step()
-            job.optimizer.zero_grad()
-        report.add(loss.detach(), outputs, labels, batch["corrupt"])
-        updated = bool(accelerator.sync_gradients)
-        if updated and updates_ema(recipe, self.step + 1):
-            job.ema.update(accelerator.unwrap_model(job.network), step=self.step + 1)
-        return updated
+    def _report(self, epoch: int, means: RunningMeans) -> None:
+        """Pass the means since the last report to the run directory, TensorBoard and the callback."""
+        context, found = self.context, means.take(self.context.accelerator)
+        if found is None:
+            return
+        self.corrupt += found.corrupt
+        progress = TrainingProgress(
+            self.step, context.steps, epoch + 1, context.recipe.schedule.epochs, found.loss, found.top1,
+            found.images_per_second, float(context.optimizer.param_groups[0]["lr"]),
+        )  # fmt: skip
+        if not math.isfinite(progress.loss):
+            raise InputError(f"the loss is {progress.loss} after step {self.step}: try a smaller optimizer.lr")
+        if self.main:
+            pruning = {} if context.resrep is None else {"pruning": asdict(context.resrep.progress())}
+            values = {key: value for key, value in asdict(progress).items() if key not in ("steps", "epochs")}
+            self.directory.log_metrics(**values, **pruning)
+            if self.curves is not None:
+                self.curves.log(self.step, train_loss=progress.loss, train_lr=progress.learning_rate)
+        self.on_progress(progress)
 
-    def _stop_if_asked(self, saved: bool = True) -> None:
-        """Raises Stopped, on all processes, if one was asked to; a checkpoint is written by then."""
-        accelerator = self.job.accelerator
-        if self.stopping.is_set():
+    def _stop_if_interrupted(self, saved: bool = True) -> None:
+        """Raise TrainingInterrupted on all processes if one was interrupted, once a checkpoint is written."""
+        accelerator = self.context.accelerator
+        if self.interrupted.is_set():
             accelerator.set_trigger()
         if not accelerator.check_trigger():
             return
         if not saved:
-            self._checkpoint()
-        raise Stopped(f"stopped after step {self.step:,} of {self.job.steps:,}; continue with --resume")
+            self._save_checkpoint()
+        raise TrainingInterrupted(f"stopped after step {self.step:,} of {self.context.steps:,}; continue with --resume")
 
     # --- between epochs
 
-    def _judge(self, epoch: int) -> Scores:
-        job = self.job
-        network = job.network if job.ema is None else job.ema.module
-        scores = evaluate(network, job.validation, job.accelerator)
+    def _evaluate(self, epoch: int) -> Scores:
+        context = self.context
+        network = context.network if context.ema is None else context.ema.module
+        scores = evaluate(network, context.validation, context.accelerator)
         if self.main:
-            self.folder.log(step=self.step, epoch=epoch + 1, validation=asdict(scores))
-            if self.board is not None:
-                self.board.log(self.step, val_top1=scores.top1, val_loss=scores.loss)
-            pruned = "" if job.resrep is None else f"; {job.resrep.progress()}"
+            self.directory.log_metrics(step=self.step, epoch=epoch + 1, validation=asdict(scores))
+            if self.curves is not None:
+                self.curves.log(self.step, val_top1=scores.top1, val_loss=scores.loss)
+            pruning = "" if context.resrep is None else f"; {context.resrep.progress()}"
             corrupt = f", {self.corrupt} images couldn't be read" if self.corrupt else ""
-            self.say(
-                f"epoch {epoch + 1} of {job.recipe.schedule.epochs}: top-1 {scores.top1:.2f} %, "
-                f"loss {scores.loss:.4f}{corrupt}{pruned}"
+            self.log(
+                f"epoch {epoch + 1} of {context.recipe.schedule.epochs}: top-1 {scores.top1:.2f} %, "
+                f"loss {scores.loss:.4f}{corrupt}{pruning}"
             )
         return scores
 
     def _save_best(self) -> None:
-        network = with_weights(self.job)
+        network = with_weights(self.context)
         if self.main:
-            save(network, self.folder.path / BEST)
+            save(network, self.directory.path / BEST)
 
-    def _checkpoint(self) -> None:
-        """Written under another name first, so that a killed run leaves none that is half there."""
-        job = self.job
-        path = [str(self.folder.new_checkpoint())] if self.main else [""]
-        if job.accelerator.num_processes > 1:
+    def _save_checkpoint(self) -> None:
+        """Write a checkpoint under a temporary name first, so that a killed run leaves no incomplete one."""
+        context = self.context
+        path = [str(self.directory.new_checkpoint())] if self.main else [""]
+        if context.accelerator.num_processes > 1:
             torch.distributed.broadcast_object_list(path)
-        job.accelerator.save_state(path[0])
-        job.accelerator.wait_for_everyone()
+        context.accelerator.save_state(path[0])
+        context.accelerator.wait_for_everyone()
         if self.main:
-            position = Position(self.step, self.best, self.corrupt, job.circumstances())
-            self.folder.finish_checkpoint(Path(path[0]), position, job.recipe.training.keep)
-        job.accelerator.wait_for_everyone()
-
-
-class _Report:
-    """Sums since the last report: loss, right images, images, unreadable ones."""
-
-    def __init__(self, run: _Run) -> None:
-        self.run = run
-        self.begin = time.perf_counter()
-        self.sums: Tensor | None = None
-
-    def add(self, loss: Tensor, outputs: Any, labels: Tensor, corrupt: Tensor) -> None:
-        """A part of a batch; nothing is read back from the device here."""
-        logits = outputs["main"] if isinstance(outputs, dict) else outputs
-        right = (logits.detach().argmax(1) == labels).sum()
-        count = torch.tensor(len(labels), device=loss.device)
-        part = torch.stack([loss.double() * len(labels), right.double(), count.double(), corrupt.sum().double()])
-        self.sums = part if self.sums is None else self.sums + part
-
-    def tell(self, epoch: int) -> None:
-        """Hand the means to the folder, the board and whoever watches, and begin anew."""
-        run, job = self.run, self.run.job
-        if self.sums is None:
-            return
-        loss, right, count, corrupt = job.accelerator.reduce(self.sums, "sum").tolist()
-        seconds = time.perf_counter() - self.begin
-        run.corrupt += int(corrupt)
-        moment = Moment(
-            step=run.step,
-            steps=job.steps,
-            epoch=epoch + 1,
-            epochs=job.recipe.schedule.epochs,
-            loss=loss / count,
-            top1=100 * right / count,
-            images_per_second=count / max(seconds, 1e-9),
-            learning_rate=float(job.optimizer.param_groups[0]["lr"]),
-        )
-        if not math.isfinite(moment.loss):
-            raise InputError(f"the loss is {moment.loss} after step {run.step}: try a smaller optimizer.lr")
-        if run.main:
-            pruning = {} if job.resrep is None else {"pruning": asdict(job.resrep.progress())}
-            values = {key: value for key, value in asdict(moment).items() if key not in ("steps", "epochs")}
-            run.folder.log(**values, **pruning)
-            if run.board is not None:
-                run.board.log(run.step, train_loss=moment.loss, train_lr=moment.learning_rate)
-        run.watch(moment)
-        self.begin, self.sums = time.perf_counter(), None
-
-
-def _seed(seed: int, step: int, process: int) -> None:
-    """Make what a step draws a function of the step."""
-    numpy = library("numpy", "train")
-    (mixed,) = numpy.random.SeedSequence((seed, step, process)).generate_state(1, numpy.uint64).tolist()
-    torch.manual_seed(mixed >> 1)
-    numpy.random.seed(mixed & 0xFFFFFFFF)
-    random.seed(mixed)
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one ends the process as usual."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, _: Any) -> None:
-        asked.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            info = CheckpointInfo(self.step, self.best, self.corrupt, context.environment())
+            self.directory.commit_checkpoint(Path(path[0]), info, context.recipe.training.keep)
+        context.accelerator.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""How good a network is, and whether its two forms are one function, on a real validation set."""
+"""Accuracy of a network, and comparison of its two forms, on a validation set."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from torch import Tensor, nn
 
 from unbranch.convert import collapse
 from unbranch.errors import UnbranchError
+from unbranch.render import Block, Paragraph, Renderable
 
-EXACT = 1e-10  # of the largest logit, in float64
-CHECKED = 256  # images on which float64 is compared
+TOLERANCE = 1e-10  # of the largest logit, in float64
+FLOAT64_IMAGES = 256  # on which the forms are compared in float64
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Percentages of readable images whose class is the greatest logit, or among the five greatest; cross-entropy."""
+    """Accuracy on the images that can be read.
+
+    Args:
+        top1, top5: percentage of images whose class has the largest logit, or one of the five largest.
+        loss: mean cross-entropy.
+        images: their number.
+    """
 
     top1: float
     top5: float
@@ -29,16 +36,16 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """A network and its collapsed form on the same images.
+class FormComparison(Renderable):
+    """Comparison of a network with its collapsed form on the same images.
 
     Args:
-        images: how many.
-        same_class: for how many both choose one class.
-        float32: greatest difference of their logits, over the greatest logit.
+        images: their number.
+        same_class: number of images to which both forms assign the same class.
+        float32: largest difference of the logits, relative to the largest logit.
         float64: the same in float64, on the first images.
-        noise: how far the trained network in float32 is from itself in float64, on those.
-        before, after: their scores.
+        noise: difference of the trained network in float32 from itself in float64, on the same images.
+        before, after: scores of both forms.
     """
 
     images: int
@@ -48,6 +55,14 @@ class Proof:
     noise: float
     before: Scores
     after: Scores
+
+    def blocks(self) -> tuple[Block, ...]:
+        text = (
+            f"same class on {self.same_class:,} of {self.images:,} images; largest difference of the logits, relative "
+            f"to the largest logit: {self.float64:.0e} in float64, {self.float32:.0e} in float32, where float32 itself "
+            f"differs by {self.noise:.0e} from float64"
+        )
+        return (Paragraph(text),)
 
 
 class _Tally:
@@ -70,7 +85,7 @@ class _Tally:
 
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: Iterable[Any], accelerator: Any) -> Scores:
-    """Scores over the validation set of all processes; the network's mode is left as it was."""
+    """Return the scores over the validation set of all processes; the network's mode is restored."""
     training, tally = network.training, _Tally()
     network.eval()
     try:
@@ -85,7 +100,7 @@ def evaluate(network: nn.Module, batches: Iterable[Any], accelerator: Any) -> Sc
 
 @torch.no_grad()
 def score(network: nn.Module, batches: Iterable[Any], device: torch.device) -> Scores:
-    """Scores of a network on this process alone."""
+    """Return the scores of a network, computed on this process alone."""
     network.to(device).eval()
     tally = _Tally()
     for batch in batches:
@@ -96,20 +111,25 @@ def score(network: nn.Module, batches: Iterable[Any], device: torch.device) -> S
 
 
 @torch.no_grad()
-def prove(
+def compare_forms(
     network: nn.Module, plain: nn.Module, batches: Iterable[Any], device: torch.device,
-    form: Callable[[nn.Module, Tensor], nn.Module] | None = None,
-) -> Proof:  # fmt: skip
-    """Compare both forms on every image; ``form`` makes the second for float64, ``collapse`` unless given.
+    convert: Callable[[nn.Module, Tensor], nn.Module] | None = None,
+) -> FormComparison:  # fmt: skip
+    """Compare both forms of a network on every image.
+
+    Args:
+        network, plain: training form and deploy form.
+        convert: makes the deploy form of a network in float64, given an example input; ``collapse`` unless given.
 
     Raises:
-        UnbranchError: if in float64 they aren't one function.
+        UnbranchError: if in float64 the forms aren't the same function.
     """
+    convert = convert or collapse
     both = [form.to(device).eval() for form in (network, plain)]
     tallies, same, worst, largest, noise = [_Tally(), _Tally()], 0, 0.0, 0.0, 0.0
     exact: float | None = None
     for batch in batches:
-        readable = batch["corrupt"] == 0  # another image stands in the place of one that isn't
+        readable = batch["corrupt"] == 0  # a corrupt image is replaced by another one
         images, labels = batch["image"][readable].to(device), batch["label"][readable].to(device)
         if len(images) == 0:
             continue
@@ -120,21 +140,21 @@ def prove(
         worst = max(worst, float((logits[0] - logits[1]).abs().max()))
         largest = max(largest, float(logits[0].abs().max()))
         if exact is None:
-            exact, noise = _in_float64(network, images[:CHECKED], logits[0][:CHECKED], form or collapse)
+            exact, noise = _in_float64(network, images[:FLOAT64_IMAGES], logits[0][:FLOAT64_IMAGES], convert)
     if exact is None:
         raise UnbranchError("there are no validation images to compare the two forms on")
-    if not exact <= EXACT:
-        raise UnbranchError(f"the collapsed network is another function: {exact:.1e} away in float64")
+    if not exact <= TOLERANCE:
+        raise UnbranchError(f"the collapsed network computes another function: it differs by {exact:.1e} in float64")
     before, after = (tally.scores() for tally in tallies)
-    return Proof(before.images, same, worst / max(largest, 1e-30), exact, noise, before, after)
+    return FormComparison(before.images, same, worst / max(largest, 1e-30), exact, noise, before, after)
 
 
 def _in_float64(
-    network: nn.Module, images: Tensor, single: Tensor, form: Callable[[nn.Module, Tensor], nn.Module]
+    network: nn.Module, images: Tensor, single: Tensor, convert: Callable[[nn.Module, Tensor], nn.Module]
 ) -> tuple[float, float]:
-    """Relative to float64's greatest logit: how far the other form is from it, and how far float32 is."""
+    """Return the differences of the other form and of float32 from float64, relative to its largest logit."""
     double, images = copy.deepcopy(network).cpu().double(), images.cpu().double()
     ours = double(images)
-    others = (form(double, images[:1])(images), single.cpu().double())
+    others = (convert(double, images[:1])(images), single.cpu().double())
     exact, noise = (float((other - ours).abs().max() / ours.abs().max()) for other in others)
     return exact, noise

@@ -1,4 +1,4 @@
-"""The loss of a recipe: smoothed or mixed labels, auxiliary classifiers, RepVGG's penalty. timm's where it has it."""
+"""The loss of a recipe: smoothed or mixed labels, auxiliary classifiers, RepVGG's penalty; on timm."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from unbranch.extras import library
 from unbranch.train.recipe import Recipe
 
 Outputs: TypeAlias = Tensor | Mapping[str, Tensor]
-MAIN = "main"
-KERNELS = ("conv_kxk.conv.weight", "conv_1x1.conv.weight")  # of a RepVGG block, which its penalty is for
+MAIN = "main"  # the classifier in the outputs of a network that has auxiliary ones, too
+KERNELS = ("conv_kxk.conv.weight", "conv_1x1.conv.weight")  # of a RepVGG block, to which its penalty applies
 
 
 def make_loss(recipe: Recipe, mixed: bool) -> Callable[[Outputs, Tensor], Tensor]:
-    """From logits ``(B, classes)`` and labels to the mean loss of a batch, a scalar.
+    """Return a function from logits ``(B, classes)`` and labels to the mean loss of a batch, a scalar.
 
-    Labels are ``(B,)``, or ``(B, classes)`` where images are ``mixed``, smoothed already. Of logits by the name of
-    their classifier, ``main`` counts fully and the others as ``loss.auxiliary`` says.
+    Logits may be a mapping by classifier: ``main`` has weight 1, the others ``loss.auxiliary``.
+
+    Args:
+        mixed: labels are ``(B, classes)``, mixed and smoothed already; they are ``(B,)`` otherwise.
     """
     timm, smoothing = library("timm.loss", "train"), recipe.loss.smoothing
     criterion: nn.Module
@@ -42,10 +44,12 @@ def make_loss(recipe: Recipe, mixed: bool) -> Callable[[Outputs, Tensor], Tensor
 
 
 def extra_penalty(network: nn.Module, recipe: Recipe) -> Callable[[], Tensor] | None:
-    """``½ · weight decay · Σ custom_l2`` over the RepVGG blocks of the network, a scalar to add to the loss; or None.
+    """Return a function that computes ``½ · weight decay · Σ custom_l2`` over the RepVGG blocks of the network.
+
+    Its scalar is added to the loss. None without ``loss.custom_l2``.
 
     Raises:
-        InputError: if the recipe asks for it, and the network has no such block.
+        InputError: if ``loss.custom_l2`` is set and the network has no RepVGG block.
     """
     blocks = list(_penalised_blocks(network, recipe).values())
     if not blocks:
@@ -55,7 +59,7 @@ def extra_penalty(network: nn.Module, recipe: Recipe) -> Callable[[], Tensor] | 
 
 
 def penalised(network: nn.Module, recipe: Recipe) -> list[str]:
-    """Names of the kernels that the penalty is for, in place of weight decay."""
+    """Return the names of the kernels to which the penalty applies, instead of weight decay."""
     return [f"{path}.{kernel}".lstrip(".") for path in _penalised_blocks(network, recipe) for kernel in KERNELS]
 
 
@@ -64,5 +68,5 @@ def _penalised_blocks(network: nn.Module, recipe: Recipe) -> dict[str, RepVGG]:
         return {}
     blocks = {path: module for path, module in network.named_modules() if isinstance(module, RepVGG)}
     if not blocks:
-        raise InputError("loss.custom_l2 is for networks of RepVGG blocks, and this one has none: set it false")
+        raise InputError("`loss.custom_l2` needs a network with RepVGG blocks, and this one has none: set it false")
     return blocks

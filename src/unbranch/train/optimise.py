@@ -1,6 +1,6 @@
-"""Parameter groups, optimiser, schedule and moving average of a recipe, all of them timm's.
+"""Parameter groups, optimizer, schedule and moving average of a recipe, on timm.
 
-The learning rate of each group is a function of the step alone, so that a run that is resumed has the same.
+The learning rate of each group is a function of the step alone, so a resumed run has the same rates.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from unbranch.train.recipe import Recipe
 
 
 def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Every parameter that requires a gradient in one group of those with equal decay and equal learning rate.
+    """Group the parameters that require a gradient by weight decay and learning rate.
 
-    Each group has ``params``, their ``names``, ``weight_decay`` and ``lr_scale``, by which the schedule multiplies.
+    Each group has ``params``, their ``names``, ``weight_decay``, and ``lr_scale``, a factor of the scheduled rate.
 
     Raises:
-        InputError: if nothing is to be trained, or the network can't tell its depths to ``optimizer.layer_decay``.
+        InputError: if no parameter requires a gradient, or ``optimizer.layer_decay`` is set and the network has no
+            ``group_matcher``.
     """
     scale_of, apart = _depth_scales(network, recipe), set(penalised(network, recipe))
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -39,21 +40,24 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
         group["params"].append(parameter)
         group["names"].append(name)
     if not groups:
-        raise InputError("the network has no parameter that requires a gradient: nothing is left to train")
+        raise InputError("the network has no parameter that requires a gradient: there is nothing to train")
     return list(groups.values())
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe, batch: int) -> Optimizer:
-    """The optimiser over the network's parameter groups, with the rate for this batch of all processes.
+    """Return the optimizer over the network's parameter groups.
+
+    Args:
+        batch: images per step, over all processes, which scale the rate if ``optimizer.lr_for_batch`` is set.
 
     Raises:
-        InputError: for a name that timm doesn't know, or an argument that this one hasn't.
+        InputError: if timm has no such optimizer, or this one doesn't have a given argument.
     """
     timm, settings = library("timm.optim", "train"), recipe.optimizer
     known = timm.list_optimizers()
     if settings.name not in known:
         raise InputError(
-            f"optimizer.name={settings.name} is no optimiser of timm's, such as sgd, momentum, adamw"
+            f"`optimizer.name` must be an optimizer of timm, such as sgd, momentum or adamw, got {settings.name!r}"
             f"{nearest(settings.name, known)}"
         )
     optional = {"betas": settings.betas, "eps": settings.eps}
@@ -61,7 +65,7 @@ def make_optimizer(network: nn.Module, recipe: Recipe, batch: int) -> Optimizer:
     taken = timm.get_optimizer_info(settings.name)
     for name in given:
         if not getattr(taken, f"has_{name}"):
-            raise InputError(f"optimizer.{name} is nothing that {settings.name} has: set it null")
+            raise InputError(f"`optimizer.{name}` isn't an argument of {settings.name}: set it null")
     scale = batch / settings.lr_for_batch if settings.lr_for_batch else 1.0
     groups = parameter_groups(network, recipe)
     made = timm.create_optimizer_v2(
@@ -72,25 +76,25 @@ def make_optimizer(network: nn.Module, recipe: Recipe, batch: int) -> Optimizer:
 
 
 class LearningRates:
-    """Sets the learning rate of each group of an optimiser; made by ``make_schedule``."""
+    """Sets the learning rate of each group of an optimizer; made by ``make_schedule``."""
 
     def __init__(self, scheduler: Any, update: Callable[[int], int]) -> None:
         self._scheduler, self._update = scheduler, update
 
     def set(self, step: int) -> None:
-        """Set the rates of step 0, 1, 2, …, whatever was set before."""
+        """Set the rates of a step, counted from 0, in any order."""
         self._scheduler.step_update(self._update(step))
 
 
 def make_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> LearningRates:
-    """The schedule of a run, with the rates of its first step set. timm's, in updates.
+    """Return the schedule of a run, on timm, and set the rates of the first step.
 
     Raises:
         InputError: if an epoch has no step.
     """
     settings = recipe.schedule
     if steps_per_epoch < 1:
-        raise InputError("an epoch without a step: there are fewer images than data.batch_size")
+        raise InputError("an epoch has no step: there are fewer images than data.batch_size")
     total, warmup = settings.epochs * steps_per_epoch, round(settings.warmup_epochs * steps_per_epoch)
     decline = total - warmup if settings.warmup_prefix else total
     timm = library("timm.scheduler", "train")
@@ -119,9 +123,9 @@ def make_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) ->
 
 
 def make_ema(network: nn.Module, recipe: Recipe, steps_per_epoch: int) -> Any:
-    """timm's ``ModelEmaV3`` of the network, or None; its ``module`` is the average, statistics of norms included.
+    """Return timm's ``ModelEmaV3`` of the network, None without ``ema``; norm statistics are averaged, too.
 
-    Call its ``update(network, step)`` after those steps, counted from 1, of which ``updates_ema`` says so.
+    Call its ``update(network, step)`` after every step, counted from 1, for which ``updates_ema`` is true.
     """
     settings = recipe.ema
     if settings is None:
@@ -138,12 +142,12 @@ def make_ema(network: nn.Module, recipe: Recipe, steps_per_epoch: int) -> Any:
 
 
 def updates_ema(recipe: Recipe, step: int) -> bool:
-    """Whether the moving average follows after this step, counted from 1."""
+    """Whether the moving average is updated after this step, counted from 1."""
     return recipe.ema is not None and step % recipe.ema.every == 0
 
 
 def _rates(recipe: Recipe, name: str, ndim: int) -> tuple[float, float]:
-    """Factors of decay and learning rate of a parameter, but for its depth."""
+    """Return the factors of decay and learning rate of a parameter, without that of its depth."""
     flat = ndim <= 1 or name.rpartition(".")[2] == "bias"
     decay, lr_scale = (0.0 if flat and not recipe.optimizer.decay_1d else 1.0), 1.0
     for rule in recipe.optimizer.rules:
@@ -154,14 +158,14 @@ def _rates(recipe: Recipe, name: str, ndim: int) -> tuple[float, float]:
 
 
 def _depth_scales(network: nn.Module, recipe: Recipe) -> Callable[[str], float]:
-    """By the name of a parameter, ``layer_decay`` to the power of its distance from the last depth."""
+    """Return a function from a parameter's name to ``layer_decay`` to the power of its distance from the last depth."""
     factor = recipe.optimizer.layer_decay
     if factor is None:
         return lambda _: 1.0
     matcher = getattr(network, "group_matcher", None)
     if matcher is None:
         raise InputError(
-            f"optimizer.layer_decay needs a network that tells its depths, by timm's group_matcher; "
+            "`optimizer.layer_decay` needs a network that implements timm's group_matcher, and "
             f"{type(network).__name__} doesn't: set it null"
         )
     depths = library("timm.models", "train").group_parameters(network, matcher(coarse=False), reverse=True)

@@ -16,10 +16,16 @@ Policy: TypeAlias = "Callable[[Image.Image], Image.Image]"
 
 
 def make_policy(name: str, side: int, mean: Sequence[float], interpolation: str) -> Policy:
-    """The policy for images of this side, in which ``mean`` fills what moves in from outside.
+    """Return the policy of a name.
+
+    Args:
+        name: ``raug15``, or a policy in timm's syntax.
+        side: of the images in pixels, which scales translations.
+        mean: one number for each channel in [0, 1], which fills the area outside the image.
+        interpolation: of every geometric operation.
 
     Raises:
-        InputError: if timm doesn't know it.
+        InputError: if timm has no such policy.
     """
     from unbranch.train import raug15  # Pillow is there by now
 
@@ -36,12 +42,12 @@ def make_policy(name: str, side: int, mean: Sequence[float], interpolation: str)
     try:
         policy = makers.get(name.partition("-")[0], timm.auto_augment_transform)(name, options)
     except (AssertionError, ValueError, KeyError) as error:
-        raise InputError(f"augment.auto={name} is no policy of timm's: {error}") from error
+        raise InputError(f"augment.auto={name} isn't a policy of timm: {error}") from error
     return _repaired(policy, timm.posterize, raug15.posterize)
 
 
 def _repaired(policy: Any, broken: Callable[..., Any], posterize: Callable[..., Any]) -> Policy:
-    """The policy with a "Posterize" that may keep no bit: timm's stops the run there, with Pillow from 13 on."""
+    """Return the policy with a "Posterize" that may keep 0 bits, for which timm's fails with Pillow 13 and later."""
     operations = policy.ops if hasattr(policy, "ops") else chain.from_iterable(policy.policy)
     for operation in operations:
         if operation.aug_fn is broken:

@@ -1,12 +1,12 @@
 """``raug15``, the random augmentation of RepVGGplus and RepMLPNet.
 
 Cubuk, Zoph, Shlens, Le: "RandAugment: Practical automated data augmentation with a reduced search space", 2019,
-https://arxiv.org/abs/1909.13719, as the authors of RepVGG use it: two of sixteen operations, each at a whole magnitude
-m drawn from 0 to 14. What an operation makes of m is scaled to 10, so that it may leave its nominal range; at m up to
-2 "Posterize" keeps no bit, and the image is black.
+https://arxiv.org/abs/1909.13719, as the authors of RepVGG use it: two of sixteen operations, each at an integer
+magnitude m from 0 to 14. Magnitudes are scaled to 10, so an operation may leave its nominal range; at m up to 2
+"Posterize" keeps 0 bits, and the image is black.
 
-The operations are timm's, but for "Posterize", which Pillow from 13 on refuses to do with no bit, and "Cutout": a
-square of 4·m pixels a side, at least 2, about any pixel.
+The operations are timm's, except for "Posterize", which Pillow 13 and later reject with 0 bits, and "Cutout": a square
+with a side of 4·m pixels, at least 2, centred at any pixel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unbranch.extras import library
 
 MAGNITUDES = 15
 SCALE = 10
-FILL, CUT_FILL = 128, (125, 122, 113)  # of what moves in from outside, and of Cutout, per channel
+FILL, CUT_FILL = 128, (125, 122, 113)  # of the area outside the image, and of Cutout, for each channel
 
 
 def _signed(most: float) -> Callable[[int], float]:
@@ -50,11 +50,11 @@ OPERATIONS: dict[str, Callable[[int], float] | None] = {
     "TranslateYRel": _signed(0.45),
     "Cutout": lambda m: max(2, 40 * m // SCALE),  # pixels
 }
-"""What each makes of a magnitude."""
+"""The parameter of each operation, by magnitude."""
 
 
 class RandAugment15:
-    """Two random operations one after the other, an image to one of the same size and mode (``L`` or ``RGB``)."""
+    """Apply two random operations to an image of mode ``L`` or ``RGB``; size and mode don't change."""
 
     def __init__(self) -> None:
         timm = library("timm.data.auto_augment", "train").NAME_TO_OP
@@ -66,7 +66,7 @@ class RandAugment15:
         return image
 
     def apply(self, image: Image.Image, name: str, magnitude: int) -> Image.Image:
-        """One operation at a magnitude."""
+        """Apply one operation at a magnitude."""
         of_magnitude = OPERATIONS[name]
         arguments = [] if of_magnitude is None else [of_magnitude(magnitude)]
         resample = random.choice((Image.Resampling.BILINEAR, Image.Resampling.BICUBIC))
@@ -79,12 +79,12 @@ class RandAugment15:
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """The first bits of each value, and nothing but black where that is none."""
+    """Keep the first bits of each value; 0 bits give a black image."""
     return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def cut_out(image: Image.Image, side: int, **_: Any) -> Image.Image:
-    """A square of ``side`` pixels, less one where that is odd, about any pixel, painted in one colour."""
+    """Fill a square centred at a random pixel; its side is ``side`` pixels, minus one if that is odd."""
     x, y, half = random.randrange(image.width), random.randrange(image.height), side // 2
     image = image.copy()
     colour: Any = CUT_FILL if image.mode == "RGB" else FILL

@@ -1,6 +1,6 @@
-"""Samples and their order: what is random is a function of the seed, the epoch and the image alone.
+"""Samples and their order, whose randomness is a function of the seed, the epoch and the image alone.
 
-So a run that is resumed goes on as it would have, and two processes see together what one sees.
+A resumed run therefore sees the same images as an uninterrupted one, and several processes the same as one.
 """
 
 from __future__ import annotations
@@ -25,16 +25,21 @@ if TYPE_CHECKING:
 
 Key: TypeAlias = tuple[int, int]  # epoch and index
 POLICIES = ("stop", "skip")
-IN_A_ROW = 100  # images that can't be read before skipping is given up
-SHOWN = 10  # images in a message
+MOST_SKIPPED = 100  # consecutive images that can't be decoded
+MOST_LISTED = 10  # images in a message
 
 
 class Samples(Dataset[dict[str, Any]]):
     """Transformed samples of a dataset by ``(epoch, index)``: ``image`` (C, H, W), ``label``, ``index``, ``corrupt``.
 
-    Before the transform, the generators of Python, NumPy and PyTorch are seeded by (seed, epoch, index), unless
-    ``random`` is False; after it they are as they were. An image that can't be decoded raises CorruptImage with
-    ``on_corrupt="stop"``; with ``"skip"`` the next that can takes its place, and ``corrupt`` is 1.
+    Args:
+        dataset: images and labels.
+        transform: from an image to a tensor ``(C, H, W)``.
+        seed: of the run. Before each transform the generators of Python, NumPy and PyTorch are seeded with a hash of
+            (seed, epoch, index); afterwards their state is restored.
+        on_corrupt: with ``"stop"`` an image that can't be decoded raises CorruptImage; with ``"skip"`` the next one
+            that can be decoded replaces it, and ``corrupt`` is 1.
+        random: seed the generators; False for transforms that draw nothing.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class Samples(Dataset[dict[str, Any]]):
         random: bool = True,
     ) -> None:
         if on_corrupt not in POLICIES:
-            raise InputError(f"on_corrupt={on_corrupt!r} is none of {', '.join(POLICIES)}")
+            raise InputError(f"`on_corrupt` must be one of {', '.join(POLICIES)}, got {on_corrupt!r}")
         self.dataset, self.transform, self.seed = dataset, transform, seed
         self.on_corrupt, self.random = on_corrupt, random
 
@@ -57,10 +62,10 @@ class Samples(Dataset[dict[str, Any]]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
-        """A batch's samples: DataLoader asks for them at once, and the generators are put back once."""
+        """Return the samples of a batch; DataLoader calls this, and generators are restored once for all of them."""
         if not self.random:
             return [self._sample(*key) for key in keys]
-        with _generators_kept():
+        with _generators_restored():
             return [self._sample(*key) for key in keys]
 
     def _sample(self, epoch: int, index: int) -> dict[str, Any]:
@@ -71,30 +76,37 @@ class Samples(Dataset[dict[str, Any]]):
             transformed = self.transform(image)
         except Exception as error:
             size = f"{image.height}×{image.width}"
-            told = f"{type(error).__name__}: {error}"
-            raise InputError(f"{self.dataset.where(place)}, {size}, can't be transformed: {told}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{self.dataset.where(place)}, {size}, can't be transformed: {reason}") from error
         return {"image": transformed, "label": label, "index": index, "corrupt": int(place != index)}
 
     def _readable(self, index: int) -> tuple[Image, int, int]:
-        """Image ``index`` or the next that can be decoded, its label, and where it was found."""
-        tries = min(IN_A_ROW, len(self.dataset))
+        """Return image ``index`` or the next one that can be decoded, with its label and index."""
+        tries = min(MOST_SKIPPED, len(self.dataset))
         for step in range(tries):
             place = (index + step) % len(self.dataset)
             try:
                 return *self.dataset[place], place
             except CorruptImage as error:
                 if self.on_corrupt == "stop":
-                    advice = "replace or remove it, or go on without such images with data.on_corrupt=skip"
+                    advice = "replace or remove it, or skip such images with data.on_corrupt=skip"
                     raise CorruptImage(error.where, f"{error.why}; {advice}") from error
         last = self.dataset.where(place)
         raise InputError(f"{tries} images in a row can't be decoded, up to {last}: is the data still there?")
 
 
 class EpochOrder(Sampler[Key]):
-    """``(epoch, index)`` in the order of an epoch, which ``(seed, epoch)`` decide.
+    """Keys ``(epoch, index)`` in the order of an epoch, which is a function of seed and epoch.
 
-    Shuffled, for training: whole global batches only. Else, for validation: every image, in its order.
-    Raises InputError for fewer images than one batch to train on.
+    Args:
+        length: number of images.
+        batch: images per step, over all processes.
+        seed: of the run.
+        shuffle: for training: a permutation, without an incomplete last batch. False for validation: every image, in
+            the order of the dataset.
+
+    Raises:
+        InputError: for fewer images than one batch to train on.
     """
 
     def __init__(self, length: int, batch: int, seed: int, shuffle: bool = True) -> None:
@@ -104,7 +116,7 @@ class EpochOrder(Sampler[Key]):
         self.epoch = self.step = 0
 
     def at(self, epoch: int, step: int = 0) -> None:
-        """The next iteration, and each after it, starts at this step of this epoch."""
+        """Start the next iteration, and all later ones, at a step of an epoch."""
         self.epoch, self.step = epoch, step
 
     def __len__(self) -> int:
@@ -124,18 +136,18 @@ class EpochOrder(Sampler[Key]):
 
 
 class Corrupt:
-    """The images that couldn't be decoded, by the indices that batches report; ``str`` names them, with the reasons."""
+    """The images that couldn't be decoded, by the indices in batches; ``str()`` lists them with the reasons."""
 
     def __init__(self, dataset: ImageSet) -> None:
         self.dataset = dataset
         self.indices: set[int] = set()
 
     def add(self, indices: Iterable[int]) -> None:
-        """``index`` of the samples whose ``corrupt`` is 1; in many epochs an image is still one."""
+        """Add indices of corrupt images; each counts once."""
         self.indices.update(map(int, indices))
 
     def see(self, batch: dict[str, Tensor]) -> None:
-        """Add what one batch reports."""
+        """Add the corrupt images of a batch."""
         self.add(batch["index"][batch["corrupt"] == 1].tolist())
 
     def __len__(self) -> int:
@@ -144,10 +156,10 @@ class Corrupt:
     def __str__(self) -> str:
         if not self.indices:
             return "all images could be decoded"
-        shown = "; ".join(map(self._why, sorted(self.indices)[:SHOWN]))
-        more = f"; and {len(self) - SHOWN:,} more" if len(self) > SHOWN else ""
+        shown = "; ".join(map(self._why, sorted(self.indices)[:MOST_LISTED]))
+        more = f"; and {len(self) - MOST_LISTED:,} more" if len(self) > MOST_LISTED else ""
         plural = "image" if len(self) == 1 else "images"
-        return f"{len(self):,} {plural} couldn't be decoded and had others in their place: {shown}{more}"
+        return f"{len(self):,} {plural} couldn't be decoded and were replaced by others: {shown}{more}"
 
     def _why(self, index: int) -> str:
         try:
@@ -158,7 +170,7 @@ class Corrupt:
 
 
 def loader(samples: Samples, order: EpochOrder, batch_size: int, workers: int) -> DataLoader[dict[str, Any]]:
-    """Batches of ``order``, made in ``workers`` processes that live on from epoch to epoch."""
+    """Return a loader of batches in ``order``, made by ``workers`` processes that persist between epochs."""
     return DataLoader(
         samples,
         batch_size=batch_size,
@@ -166,18 +178,18 @@ def loader(samples: Samples, order: EpochOrder, batch_size: int, workers: int) -
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_interrupts,
-        generator=torch.Generator(),  # or the process's own would move on with every epoch
+        worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator(),  # else each epoch would advance the global one
     )
 
 
-def _leave_interrupts(_: int) -> None:
-    """Ctrl-C is the main process's to handle; it ends its workers."""
+def _ignore_interrupts(_: int) -> None:
+    """Ignore Ctrl-C, which the main process handles; it ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _numbers(*parts: int) -> tuple[int, int, int]:
-    """Three independent seeds from whole numbers: of 63, 32 and 63 bits."""
+    """Return three independent seeds of 63, 32 and 63 bits for a tuple of integers."""
     digest = hashlib.blake2b(struct.pack(f"<{len(parts)}q", *parts), digest_size=20).digest()
     python, numpy, torch_seed = struct.unpack("<QIQ", digest)
     return python >> 1, numpy, torch_seed >> 1
@@ -193,8 +205,8 @@ def _seed(seed: int, epoch: int, index: int) -> None:
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
-    """The three generators are afterwards as they were."""
+def _generators_restored() -> Iterator[None]:
+    """Context that restores the global generators of Python, NumPy and PyTorch."""
     import numpy as np
 
     python, numpy, torch_state = python_random.getstate(), np.random.get_state(), torch.default_generator.get_state()

@@ -1,4 +1,4 @@
-"""Batch norms whose statistics are those of the batch of all processes together, on GPUs and on the CPU."""
+"""Batch norms with statistics over the batch of all processes, on GPUs and on the CPU."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SyncNorm(_BatchNorm):
-    """What nn.SyncBatchNorm is on a GPU, for the CPU: ``(B, C, *size)`` to the same, one mean and variance for all.
+    """nn.SyncBatchNorm for the CPU: one mean and variance over all processes, ``(B, C, *size)`` to the same shape.
 
-    The two sums go through the process group one after the other, the squares about the common mean, so that nothing
-    is lost to cancellation.
+    Sums and squared deviations are reduced one after the other, the latter about the common mean, to avoid
+    cancellation.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"a batch norm takes at least 2 axes; got {input.dim()}")
+            raise ValueError(f"the input of a batch norm must have at least 2 axes, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
         if not (dist.is_initialized() and self.momentum is not None):
-            raise InputError("a synchronised norm needs a process group, and a momentum")
+            raise InputError("a synchronised norm needs a process group and a momentum")
         axes, shape = [0, *range(2, input.dim())], (1, -1, *(1,) * (input.dim() - 2))
         sums = torch.cat([input.sum(axes), input.new_tensor([input.numel() / input.shape[1]])])
         sums = cast(Tensor, all_reduce(sums))  # type: ignore[no-untyped-call]
@@ -54,10 +54,12 @@ class SyncNorm(_BatchNorm):
 
 
 def synchronise_norms(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with its batch norms synchronised, in place where that is possible; parameters are the same ones.
+    """Replace the batch norms of a network with synchronised ones, in place, and return it.
+
+    The network itself is replaced if it is a batch norm. Parameters and buffers are shared.
 
     Raises:
-        InputError: on the CPU, for a batch norm of a class of its own, which may do more than normalise.
+        InputError: on the CPU, for a subclass of PyTorch's batch norms, which may do more than normalise.
     """
     if device.type != "cpu":
         return cast(nn.Module, library("timm.layers").convert_sync_batchnorm(network))
@@ -70,7 +72,7 @@ def synchronise_norms(network: nn.Module, device: torch.device) -> nn.Module:
 
 def _synchronised(norm: _BatchNorm) -> nn.Module:
     if type(norm) not in PLAIN:
-        raise InputError(f"{type(norm).__name__} can't be synchronised across processes: training.sync_norm=false")
+        raise InputError(f"{type(norm).__name__} can't be synchronised over processes: set training.sync_norm=false")
     made = SyncNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     made._parameters, made._buffers = norm._parameters, norm._buffers
     return made.train(norm.training)

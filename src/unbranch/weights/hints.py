@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.errors import InputError
-from unbranch.history import History, history_of
 from unbranch.models.build import build_model
 from unbranch.models.registry import MODELS
+from unbranch.provenance import Provenance, provenance_of
 from unbranch.weights.canonical import canonical_shapes, is_pair, key_of
 from unbranch.weights.layouts import Layout, layouts_of, renamed
 from unbranch.weights.match import OWN, best_match, describe, layouts_for
@@ -53,7 +53,7 @@ def widths_of(training: nn.Module, canonical: Mapping[str, Tensor]) -> list[int]
         training: the whole network, in training form.
         canonical: a state under the canonical names.
     """
-    history = history_of(training)
+    history = provenance_of(training)
     entry = MODELS.get(history.network or "")
     units = [key_of(path, "conv.weight") for path, module in training.named_modules() if is_pair(module)]
     takes = entry is not None and "pruned_widths" in entry.options() and "pruned_widths" not in entry.arguments
@@ -67,7 +67,7 @@ def widths_of(training: nn.Module, canonical: Mapping[str, Tensor]) -> list[int]
 # --- other networks
 
 
-def lookalike(history: History, checkpoint: StrippedCheckpoint) -> str | None:
+def lookalike(history: Provenance, checkpoint: StrippedCheckpoint) -> str | None:
     """Return another network, and its block, that could have these weights; relatives are tried first."""
     own = _shapes(str(history.network), history.arguments)
     match = best_match(checkpoint.variants(), layouts_for(history), own)
@@ -79,7 +79,7 @@ def lookalike(history: History, checkpoint: StrippedCheckpoint) -> str | None:
     bare = StrippedCheckpoint(checkpoint.origin, tensors)
     for name, block in product(names, BLOCKS):
         if _could_be(name, block, bare):
-            return describe(History(name, {"block": block} if block else {}))
+            return describe(Provenance(name, {"block": block} if block else {}))
     return None
 
 

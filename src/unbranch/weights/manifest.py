@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError, safe_open
 
 from unbranch.errors import CheckpointError
-from unbranch.history import History
+from unbranch.provenance import Provenance
 
 FORMAT = "unbranch-1"  # changes when an older version couldn't read it
 LONGEST = 8 << 20  # characters; a network of a thousand merged layers needs 100 thousand
@@ -29,7 +29,7 @@ class Manifest:
     """The version that wrote a file, and the history of the network in it."""
 
     version: str
-    history: History
+    history: Provenance
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of a safetensors file.
@@ -37,7 +37,7 @@ class Manifest:
         Raises:
             CheckpointError: if something in the history isn't plain JSON.
         """
-        values = {"format": FORMAT, "version": self.version, **vars(self.history)}
+        values = {"format": FORMAT, "version": self.version, **self.history.to_dict()}
         try:
             return {"unbranch": json.dumps(values, allow_nan=False)}  # one entry: the order of several is random
         except (TypeError, ValueError, RecursionError) as error:
@@ -94,11 +94,11 @@ def _parsed(text: str) -> Manifest:
     size = known.get("input_size", list, type(None))
     if size is not None and not (size and len(size) < 6 and all(type(n) is int and 0 < n <= SIDE for n in size)):
         raise CheckpointError(f"its input_size isn't a list of 1 to 5 numbers up to {SIDE}")
-    history = History(
+    history = Provenance(
         network=known.get("network", str, type(None)),
         arguments=known.get("arguments", dict),
-        made_by=known.get("made_by", str),
-        steps=tuple(steps),
+        source_class=known.get("made_by", str),
+        transforms=tuple(steps),
         input_size=None if size is None else tuple(size),
     )
     return Manifest(known.get("version", str), history)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from unbranch.convert import collapse
 from unbranch.errors import CheckpointError
-from unbranch.history import History
 from unbranch.models.build import build_model
 from unbranch.models.classifier import Classifier
 from unbranch.models.features import FeatureExtractor
+from unbranch.provenance import Provenance
 from unbranch.weights.canonical import to_canonical_state
 from unbranch.weights.layouts import Layout, layouts_of, renamed
 from unbranch.weights.names import ENDS, FIRST, is_foreign
@@ -46,7 +46,7 @@ class LayoutMatch:
     is_deploy: bool = False
 
 
-def layouts_for(history: History) -> tuple[Layout, ...]:
+def layouts_for(history: Provenance) -> tuple[Layout, ...]:
     """Return our own layout, and those in which others publish a network with this history."""
     block = history.arguments.get("block")
     return (OWN, *layouts_of(history.network, block if isinstance(block, str) else None))
@@ -131,7 +131,7 @@ def _canonical(plain: nn.Module) -> dict[str, Tensor]:
     return to_canonical_state(plain, training)
 
 
-def _match_collapsed(variants: Iterable[Variant], history: History) -> LayoutMatch | None:
+def _match_collapsed(variants: Iterable[Variant], history: Provenance) -> LayoutMatch | None:
     """Match the names that our model has once it is collapsed; None if they are others."""
     plain = _hollow(history)
     shapes = {key: value.shape for key, value in plain.state_dict().items()}
@@ -149,13 +149,13 @@ def _match_collapsed(variants: Iterable[Variant], history: History) -> LayoutMat
     return replace(match, tensors=_canonical(plain))
 
 
-def _hollow(history: History) -> nn.Module:
+def _hollow(history: Provenance) -> nn.Module:
     """Build a network with this history, collapsed, on the meta device."""
     with torch.device("meta"):
         return collapse(build_model(str(history.network), **history.arguments))
 
 
-def describe(history: History) -> str:
+def describe(history: Provenance) -> str:
     """Return the name of a network and its block, for messages."""
     block = history.arguments.get("block")
     return f"{history.network} with block={block!r}" if block else str(history.network)

@@ -9,7 +9,7 @@ from unbranch.blocks import BranchedConv
 from unbranch.deprecation import renamed_arguments
 from unbranch.errors import InputError
 from unbranch.graph.eval_view import unwrap_model
-from unbranch.history import History, history_of
+from unbranch.provenance import Provenance, provenance_of
 from unbranch.weights.canonical import State, to_canonical_state
 from unbranch.weights.forms import to_training_state, with_norms
 from unbranch.weights.layouts import Layout, layouts_of, renamed
@@ -42,7 +42,7 @@ def to_official(model: nn.Module, layout: str | None = None) -> dict[str, Tensor
         ('stage0.rbr_dense.conv.weight', 'linear.bias')
     """
     model = unwrap_model(model)
-    history = history_of(model)
+    history = provenance_of(model)
     require_name(history)
     chosen = _choose(history, layout)
     if is_collapsed(history) and not chosen.has_deploy:
@@ -90,11 +90,11 @@ def _with_lone_branches(model: nn.Module, training: nn.Module, state: State) -> 
     return others | to_training_state(training_form(model), parts) if parts else state
 
 
-def _choose(history: History, name: str | None) -> Layout:
+def _choose(history: Provenance, name: str | None) -> Layout:
     block = history.arguments.get("block")
     layouts = layouts_of(history.network, block if isinstance(block, str) else None)
     if not layouts:
-        made = history.network or history.made_by
+        made = history.network or history.source_class
         what = f"{made} with block={block!r}" if block else made
         raise InputError(f"there is no published code for {what}; save it with unbranch.save")
     found = next((layout for layout in layouts if name in (None, layout.name)), None)

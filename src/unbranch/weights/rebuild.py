@@ -17,9 +17,9 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from unbranch.errors import CheckpointError
-from unbranch.history import History
 from unbranch.models.build import SOURCE_OPTIONS, build_model
 from unbranch.models.registry import MODELS
+from unbranch.provenance import Provenance
 from unbranch.weights.manifest import printable
 
 BUILDABLE = re.compile(r"(timm|torchvision):\w+(\.\w+)?", re.ASCII)
@@ -35,7 +35,7 @@ def is_buildable(network: str | None) -> bool:
     return network is not None and (network in MODELS or BUILDABLE.fullmatch(network) is not None)
 
 
-def rebuild(history: History, sizes: Sequence[int]) -> nn.Module:
+def rebuild(history: Provenance, sizes: Sequence[int]) -> nn.Module:
     """Build the network of a history before its steps, with random weights.
 
     Args:
@@ -46,7 +46,9 @@ def rebuild(history: History, sizes: Sequence[int]) -> nn.Module:
     """
     network = history.network
     if network is None:
-        raise CheckpointError(f"it holds a network of your own code ({printable(history.made_by)}); pass one as into=")
+        raise CheckpointError(
+            f"it holds a network of your own code ({printable(history.source_class)}); pass one as into="
+        )
     if not is_buildable(network):
         made = printable(network)
         raise CheckpointError(

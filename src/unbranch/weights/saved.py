@@ -19,8 +19,8 @@ from unbranch.deprecation import renamed_arguments
 from unbranch.errors import CheckpointError, InputError
 from unbranch.files import all_or_nothing
 from unbranch.graph.eval_view import unwrap_model
-from unbranch.history import History, history_of, replayed, set_history
 from unbranch.models.inputs import known_input_size
+from unbranch.provenance import Provenance, provenance_of, replay, set_provenance
 from unbranch.weights.fill import fill
 from unbranch.weights.formats import PathLike, read_checkpoint
 from unbranch.weights.manifest import Manifest, read_manifest, require_file
@@ -57,7 +57,7 @@ def save(model: nn.Module, path: PathLike) -> None:
     path, model = Path(path), unwrap_model(model)
     if path.suffix != ".safetensors":
         raise InputError(f"can't write {path}: `path` must end in .safetensors")
-    history = replace(history_of(model), input_size=known_input_size(model))
+    history = replace(provenance_of(model), input_size=known_input_size(model))
     metadata = Manifest(version("unbranch"), history).to_metadata()
     tensors = _cpu_state(model)
     with all_or_nothing(path) as (temporary,):
@@ -119,7 +119,7 @@ def load_weights(model: nn.Module, path: PathLike) -> None:
 
 
 def restore_model(
-    history: History, tensors: Mapping[str, Tensor], origin: str, into: nn.Module | None = None
+    history: Provenance, tensors: Mapping[str, Tensor], origin: str, into: nn.Module | None = None
 ) -> nn.Module:
     """Build the model of a history, replay its transforms on the structure, and fill it.
 
@@ -134,17 +134,17 @@ def restore_model(
     """
     if into is None:
         model = rebuild(history, [tensor.numel() for tensor in tensors.values()])
-        if history_of(model).network == history.network:  # a file may have old names of options
-            history = replace(history, arguments=history_of(model).arguments)
+        if provenance_of(model).network == history.network:  # a file may have old names of options
+            history = replace(history, arguments=provenance_of(model).arguments)
     else:
         model, history = _copied(into), _history_into(history, into)
-    model = replayed(model, _remaining(history.steps, history_of(model).steps))
+    model = replay(model, _remaining(history.transforms, provenance_of(model).transforms))
     try:
         fill(model, tensors, origin, keep_dtype=True)
     except InputError as error:
         hint = "; if the model was changed by hand after it was made, pass it as into=" if into is None else ""
         raise CheckpointError(f"{error}{hint}") from error
-    set_history(model, history)
+    set_provenance(model, replace(history, reports=provenance_of(model).reports))
     return model
 
 
@@ -160,15 +160,15 @@ def _load(path: Path, into: nn.Module | None) -> nn.Module:
     return model
 
 
-def _history_into(history: History, into: nn.Module) -> History:
+def _history_into(history: Provenance, into: nn.Module) -> Provenance:
     """Return the history of a file whose model the user made: its origin is the user's, where that has a name.
 
     A name that can be built is never taken from a file for another model, since a later file would build it.
     """
-    given = history_of(into)
+    given = provenance_of(into)
     if given.network is None and not is_buildable(history.network):
         return history
-    return replace(history, network=given.network, arguments=given.arguments, made_by=given.made_by)
+    return replace(history, network=given.network, arguments=given.arguments, source_class=given.source_class)
 
 
 def _remaining(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from unbranch.blocks import BranchedConv
 from unbranch.convert import equivalent_kernel
-from unbranch.history import history_of
 from unbranch.models.build import build_model
+from unbranch.provenance import provenance_of
 from unbranch.weights.canonical import State, key_of
 from unbranch.weights.names import FIRST
 
@@ -109,7 +109,7 @@ def _first_block(model: nn.Module) -> tuple[str, BranchedConv | None]:
 
 def _block_for(model: nn.Module, path: str, in_channels: int) -> nn.Module | None:
     """Build the block at a path of a network like this one, for images of another number of channels."""
-    history = history_of(model)
+    history = provenance_of(model)
     if history.network is None:
         return None
     like = build_model(history.network, **{**history.arguments, "in_channels": in_channels})

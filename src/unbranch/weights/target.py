@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.errors import InputError
-from unbranch.history import History, history_of
 from unbranch.models.build import build_model
 from unbranch.models.classifier import Classifier
+from unbranch.provenance import Provenance, provenance_of
 from unbranch.weights.canonical import canonical_shapes
 
 
@@ -27,8 +27,8 @@ class Target:
     model: nn.Module
 
     @property
-    def history(self) -> History:
-        return history_of(self.model)
+    def history(self) -> Provenance:
+        return provenance_of(self.model)
 
     @property
     def is_collapsed(self) -> bool:
@@ -38,7 +38,7 @@ class Target:
     @property
     def has_one_form(self) -> bool:
         """Whether only the model's own names are known: it is collapsed, and its training form can't be made."""
-        return self.is_collapsed and (self.history.network is None or len(self.history.steps) > 1)
+        return self.is_collapsed and (self.history.network is None or len(self.history.transforms) > 1)
 
     @cached_property
     def training(self) -> nn.Module:
@@ -59,9 +59,9 @@ class Target:
         return canonical_shapes(self.training)
 
 
-def is_collapsed(history: History) -> bool:
+def is_collapsed(history: Provenance) -> bool:
     """Whether ``collapse`` was the last transform of a model; other transforms have no layout."""
-    return bool(history.steps) and history.steps[-1].get("kind") == "collapse"
+    return bool(history.transforms) and history.transforms[-1].get("kind") == "collapse"
 
 
 def training_form(model: nn.Module) -> nn.Module:
@@ -70,7 +70,7 @@ def training_form(model: nn.Module) -> nn.Module:
     Raises:
         InputError: if the model isn't one of ``create_model``, or was transformed otherwise.
     """
-    history = history_of(model)
+    history = provenance_of(model)
     require_name(history)
     training = build_model(str(history.network), **history.arguments).eval()
     if not isinstance(model, Classifier) or not isinstance(training, Classifier):
@@ -80,12 +80,12 @@ def training_form(model: nn.Module) -> nn.Module:
     return training
 
 
-def require_name(history: History) -> None:
+def require_name(history: Provenance) -> None:
     """Raise InputError unless a model comes from ``create_model`` and was at most collapsed."""
-    steps = [str(step.get("kind")) for step in history.steps]
+    steps = [str(step.get("kind")) for step in history.transforms]
     if history.network is None or steps not in ([], ["collapse"]):
         done = f" after {', '.join(steps)}" if steps else ""
         raise InputError(
             "published names are known only for a model from create_model, as it was made or collapsed; this one is "
-            f"{history.network or history.made_by}{done}"
+            f"{history.network or history.source_class}{done}"
         )

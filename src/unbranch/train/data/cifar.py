@@ -1,4 +1,7 @@
-"""CIFAR-10 and CIFAR-100, 60,000 pictures of 32 × 32 pixels, from pickles or binary files. Krizhevsky, 2009."""
+"""CIFAR-10 and CIFAR-100: 60,000 images of 32 × 32 pixels, from pickles or binary files. Krizhevsky, 2009.
+
+torchvision reads the pickles only, with an unpickler that runs code of the file. The one here imports nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +17,26 @@ from unbranch.errors import InputError
 from unbranch.train.data.pixels import Pixels
 
 SIDE = 32
-PIXELS = 3 * SIDE * SIDE  # an image's bytes: its red plane, its green, its blue
+PIXELS = 3 * SIDE * SIDE  # of an image: red plane, green plane, blue plane
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of one published archive."""
+    """The files of a published archive."""
 
     folder: str
     archive: str
     train: tuple[str, ...]
     val: str
     names: str
-    """The file of the classes' names."""
+    """File with the names of the classes."""
     labels: str
-    """Their key in a pickle; of a binary file's label bytes, the last counts."""
+    """Key of the labels in a pickle."""
     label_bytes: int = 0
-    """Of one image in a binary file; 0: the files are pickles."""
+    """Label bytes of an image in a binary file, of which the last is the class; 0 for pickles."""
 
     def at(self, root: Path) -> Path | None:
-        """Its folder, in ``root`` or ``root`` itself."""
+        """Return its folder, which is ``root`` or in ``root``; None if it isn't there."""
         places = (root, root / self.folder)
         return next((place for place in places if (place / self.train[0]).is_file()), None)
 
@@ -68,7 +71,11 @@ LAYOUTS = {
 
 
 def cifar(name: str, folder: Path | None = None) -> Pixels:
-    """``cifar10`` or ``cifar100`` from ``folder``, or ``data``. Raises InputError that says how to get it."""
+    """Read ``cifar10`` or ``cifar100`` from ``folder``, ``data`` unless given.
+
+    Raises:
+        InputError: if it isn't there, with how to get it, or if a file is damaged.
+    """
     root = Path("data") if folder is None else folder
     for layout in LAYOUTS[name]:
         place = layout.at(root)
@@ -144,16 +151,16 @@ def _unpickled(path: Path) -> dict[Any, Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits what the published files hold: dicts, lists, numbers, texts, and arrays of bytes. Nothing is imported."""
+    """Reads dicts, lists, numbers, texts and arrays of bytes, as the published files hold; imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in STAND_INS:
-            return STAND_INS[module, name]
+        if (module, name) in REPLACEMENTS:
+            return REPLACEMENTS[module, name]
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 
 class _Array:
-    """Stands in for numpy.ndarray: keeps its shape and bytes."""
+    """Replaces numpy.ndarray; holds its shape and bytes."""
 
     def __init__(self, *_: object) -> None:
         self.state: tuple[Any, ...] = ()
@@ -162,7 +169,7 @@ class _Array:
         self.state = state
 
     def tensor(self) -> Tensor:
-        """``(N, 3072)`` uint8. Raises ValueError or RuntimeError for anything else."""
+        """Return the array, ``(N, 3072)`` uint8. Raise ValueError or RuntimeError for any other."""
         _, shape, kind, fortran, content = self.state
         if not isinstance(kind, _Kind) or kind.code != b"u1" or len(shape) != 2 or shape[1] != PIXELS:
             raise ValueError("no array of bytes")
@@ -171,7 +178,7 @@ class _Array:
 
 
 class _Kind:
-    """Stands in for numpy.dtype."""
+    """Replaces numpy.dtype."""
 
     def __init__(self, code: object, *_: object) -> None:
         self.code = code
@@ -180,7 +187,7 @@ class _Kind:
         return None
 
 
-STAND_INS: dict[tuple[str, str], Any] = {
+REPLACEMENTS: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Kind,
@@ -200,4 +207,4 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _damaged(path: Path) -> InputError:
-    return InputError(f"{path} is damaged or no file of CIFAR: unpack the archive again")
+    return InputError(f"{path} is damaged or no CIFAR file: unpack the archive again")

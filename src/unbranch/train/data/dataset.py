@@ -1,4 +1,4 @@
-"""What a data set is: images and labels in two halves, and what training has to know of them."""
+"""Data sets: images and labels for training and validation, and their properties."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from unbranch.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Progress: TypeAlias = Callable[[str, int, int], None]  # what is read, how many are done, of how many
-Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
+OnListing: TypeAlias = Callable[[str, int, int], None]  # what is listed, number done, total
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 
 COLOUR: Statistics = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in [0, 1]
 MANY_CLASSES = 1_000_000
@@ -29,17 +29,21 @@ GREY: Statistics = (0.449,), (0.226,)  # the mean of the three
 
 
 class ImageSet(Dataset[tuple["Image", int]], ABC):
-    """Images and class numbers ``(N,)``: ``[i]`` gives both, and raises CorruptImage for what can't be decoded."""
+    """Images with class numbers ``labels`` ``(N,)``: ``[i]`` is an image and its class.
+
+    Raises:
+        CorruptImage: by ``[i]`` and ``image``, for an image that can't be decoded.
+    """
 
     labels: Tensor
 
     @abstractmethod
     def image(self, index: int) -> Image:
-        """Image ``index``, of mode ``L`` or ``RGB``, upright."""
+        """Return image ``index``, upright, of mode ``L`` or ``RGB``."""
 
     @abstractmethod
     def where(self, index: int) -> str:
-        """The file of image ``index``, or its place in one, for messages."""
+        """Return the file of image ``index``, or its location in a file, for messages."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,8 +52,13 @@ class ImageSet(Dataset[tuple["Image", int]], ABC):
         return self.image(index), int(self.labels[index])
 
 
-class Part(ImageSet):
-    """Some images of a set."""
+class ImageSubset(ImageSet):
+    """Some images of a set.
+
+    Args:
+        whole: the set.
+        chosen: indices of the images, ``(N,)``.
+    """
 
     def __init__(self, whole: ImageSet, chosen: Tensor) -> None:
         self.whole, self.chosen = whole, chosen
@@ -64,10 +73,10 @@ class Part(ImageSet):
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Images for training and for validation; ``str(data)`` describes them on one line."""
+    """Images for training and validation; ``str(data)`` describes them on one line."""
 
     name: str
-    """As the user wrote it."""
+    """The source, as it was given."""
     train: ImageSet
     val: ImageSet
     classes: tuple[str, ...]
@@ -76,14 +85,14 @@ class Data:
     size: tuple[int, int] | None
     """Height and width, if all images have the same."""
     mean: tuple[float, ...]
-    """Of pixels in [0, 1], a channel; ImageNet's where it isn't known."""
+    """Mean of each channel, with pixels in [0, 1]; ImageNet's if unknown. ``std`` likewise."""
     std: tuple[float, ...]
     mirrored: bool = True
-    """Whether a mirrored image is still of its class."""
+    """Whether a mirrored image is of the same class."""
     fingerprint: str = ""
-    """A short hash of what identifies the data; a resumed run compares it."""
+    """A short hash that identifies the data; a resumed run compares it."""
     notes: tuple[str, ...] = ()
-    """What a user should know: images held out of training, files passed over."""
+    """Notes for the user: images held out of training, files that were skipped."""
 
     def __str__(self) -> str:
         size = f"{self.size[0]}×{self.size[1]}" if self.size else "of several sizes"
@@ -92,7 +101,7 @@ class Data:
 
 
 class Names(Sequence[str]):
-    """Many strings in two objects: a list of a million would be copied, page by page, into every worker."""
+    """Many strings in two objects; a list of a million strings would be copied, page by page, into every worker."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
@@ -109,13 +118,13 @@ class Names(Sequence[str]):
         return self._text[start:end].decode("utf-8", "surrogateescape")
 
 
-def readable(name: str) -> str:
-    """A file's name as any terminal can show it."""
+def printable(name: str) -> str:
+    """Return a file's name in a form that any terminal can show."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def fingerprint(*parts: object) -> str:
-    """Sixteen hexadecimal digits that tell these tensors, texts and numbers from others."""
+    """Return a hash of tensors, texts and numbers, as 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         content = part.contiguous().numpy().data if isinstance(part, Tensor) else repr(part).encode()
@@ -124,20 +133,20 @@ def fingerprint(*parts: object) -> str:
 
 
 def numbered(labels: Iterable[int], name: str) -> tuple[str, ...]:
-    """Classes called by their numbers, from 0 to the greatest. Raises InputError for numbers that are no classes."""
+    """Return the names \"0\", \"1\", … of numbered classes. Raise InputError for numbers that can't be classes."""
     numbers = set(labels)
     if min(numbers, default=0) < 0 or max(numbers, default=0) >= MANY_CLASSES:
-        raise InputError(f"{name} has labels from {min(numbers)} to {max(numbers)}: classes are counted from 0")
+        raise InputError(f"{name} has labels from {min(numbers)} to {max(numbers)}: classes must be numbered from 0")
     return tuple(str(number) for number in range(max(numbers, default=-1) + 1))
 
 
 def same_name(name: str) -> str:
-    """One spelling of names that look the same: a Mac writes é as two characters."""
+    """Return one spelling for names that look the same; macOS writes é as two characters."""
     return unicodedata.normalize("NFC", name)
 
 
 def require(library: str, extra: str = "train") -> ModuleType:
-    """The library. Raises InputError with the extra that brings it."""
+    """Import a library. Raise InputError with the extra that installs it if it is missing."""
     try:
         return importlib.import_module(library)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""1797 handwritten digits of 8 × 8 pixels that come with scikit-learn; a fixed fifth of them is for validation."""
+"""scikit-learn's 1797 handwritten digits of 8 × 8 pixels; a fixed fifth of them is for validation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STEP = 15  # of brightness: 0 … 16 becomes 0 … 240
 
 
 def digits(folder: Path | None = None) -> Pixels:
-    """The digits, not mirrored. Raises InputError if scikit-learn isn't installed."""
+    """Return the digits. Raise InputError if scikit-learn isn't installed, or a folder is given."""
     if folder is not None:
-        raise InputError(f"the digits come with scikit-learn, not from {folder}: write digits alone")
+        raise InputError(f"the digits come with scikit-learn, not from {folder}: write `digits` alone")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

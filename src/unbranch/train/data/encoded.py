@@ -1,4 +1,4 @@
-"""Sets of compressed images, wherever they lie, and what can be said of them from their heads."""
+"""Sets of encoded images, in files or in memory, and their size and channels from the file headers."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from unbranch.train.data.split import NOTE, split
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PROBED = 256  # images by which size and colour are guessed
-SMALL = 100_000  # of not more images, the size is read from every one
+PROBED = 256  # images that are read to guess size and channels
+SMALL = 100_000  # the size is read from every image of smaller sets
 
 
 class Encoded(ImageSet):
-    """Images as files or the content of files, decoded to ``channels`` channels when they are asked for."""
+    """Images as files or the content of files, decoded to ``channels`` channels on access."""
 
     channels: int = 3
 
     @abstractmethod
     def content(self, index: int) -> Path | bytes:
-        """The file of image ``index``, or what would be in it. Raises CorruptImage if there is nothing."""
+        """Return the file of image ``index``, or its content. Raise CorruptImage if there is none."""
 
     def image(self, index: int) -> Image:
         return decode(self.content(index), self.where(index), self.channels)
 
     def probe(self, index: int) -> tuple[tuple[int, int], bool] | None:
-        """Height and width, and whether it is grey; None where the image can't be read."""
+        """Return height and width, and whether the image is grey; None if it can't be read."""
         try:
             return probe(self.content(index), self.where(index))
         except CorruptImage:
@@ -49,11 +49,15 @@ def assemble(
     fingerprint: str,
     notes: Sequence[str] = (),
 ) -> Data:
-    """Data of both sets, or of ``train`` split by its ``names``. Raises InputError if there is but one class."""
+    """Return the data of both sets, or of ``train`` split by the ``names`` of its images.
+
+    Raises:
+        InputError: if there is only one class.
+    """
     if len(classes) < 2:
-        raise InputError(f"{name} has one class alone, {', '.join(map(repr, classes))}: there is nothing to tell apart")
+        raise InputError(f"{name} has only one class, {', '.join(map(repr, classes))}: there is nothing to classify")
     halves = [train, val] if val else [train]
-    size, channels = look(halves)
+    size, channels = probe_images(halves)
     for half in halves:
         half.channels = channels
     mean, std = GREY if channels == 1 else COLOUR
@@ -72,10 +76,11 @@ def assemble(
     )
 
 
-def look(halves: Sequence[Encoded]) -> tuple[tuple[int, int] | None, int]:
-    """The size of all images, if they share one, and their channels: 1 if all that are looked at are grey.
+def probe_images(halves: Sequence[Encoded]) -> tuple[tuple[int, int] | None, int]:
+    """Return the size of the images, None if they differ or there are more than 100,000, and their channels.
 
-    Where some differ in size, or there are more than 100,000, the rest isn't looked at.
+    Channels are 1 if all images that were read are grey. Some images are read first, the rest only if the size may be
+    the same for all.
     """
     count = sum(map(len, halves))
     stride = max(1, count // PROBED)

@@ -1,4 +1,7 @@
-"""Fashion-MNIST, 70,000 pictures of clothes, 28 × 28 pixels, from idx files. Xiao and others, arXiv 1708.07747."""
+"""Fashion-MNIST: 70,000 images of clothes, 28 × 28 pixels, from idx files. Xiao and others, arXiv 1708.07747.
+
+torchvision reads unpacked files only, and doesn't report which file is damaged.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,11 @@ CLASSES = (
 
 
 def fashion_mnist(folder: Path | None = None) -> Pixels:
-    """From ``folder``, or where torchvision or Debian puts it. Raises InputError that says how to get it."""
+    """Read the data from ``folder``, or from where torchvision or Debian puts it.
+
+    Raises:
+        InputError: if it isn't there, with how to get it, or if a file is damaged.
+    """
     found = _place(folder)
     train, train_labels, val, val_labels = (
         _read(found, f"{part}-{kind}") for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
@@ -35,7 +42,7 @@ def fashion_mnist(folder: Path | None = None) -> Pixels:
 
 
 def idx_file(folder: Path, stem: str = "train-images-idx3") -> Path | None:
-    """The file as it was published, or unpacked."""
+    """Return the path of a file, as published or unpacked; None if it isn't there."""
     names = (f"{stem}-ubyte.gz", f"{stem}-ubyte")
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
@@ -67,6 +74,6 @@ def _read(folder: Path, stem: str) -> Tensor:
             raise ValueError("its length")
         return torch.frombuffer(bytearray(raw[start:]), dtype=torch.uint8).reshape(shape)
     except PermissionError as error:
-        raise InputError(f"{path} may not be read: {error.strerror}") from error
+        raise InputError(f"{path} can't be read: {error.strerror}") from error
     except (OSError, EOFError, zlib.error, struct.error, KeyError, ValueError) as error:
-        raise InputError(f"{path} is damaged or no idx file: fetch it again") from error
+        raise InputError(f"{path} is damaged or no idx file: download it again") from error

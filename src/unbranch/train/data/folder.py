@@ -1,4 +1,8 @@
-"""Folders of images: ``train/CLASS/…`` and ``val/CLASS/…``, or ``CLASS/…`` alone."""
+"""Folders of images: ``train/CLASS/…`` and ``val/CLASS/…``, or ``CLASS/…`` alone.
+
+Classes and images are numbered as torchvision's ImageFolder numbers them. Unlike it, links are followed without
+endless recursion, system files are skipped, and sizes are read for the fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,13 @@ import torch
 from torch import Tensor
 
 from unbranch.errors import InputError
-from unbranch.train.data.dataset import Data, Names, Progress, fingerprint, readable, same_name
+from unbranch.train.data.dataset import Data, Names, OnListing, fingerprint, printable, same_name
 from unbranch.train.data.encoded import Encoded, assemble
 from unbranch.train.data.images import SUFFIXES
 
 TRAIN = ("train", "training")
-VAL = ("val", "valid", "validation", "test", "testing")  # the first that is there
-NOT_OURS = (
+VAL = ("val", "valid", "validation", "test", "testing")  # the first that exists
+SYSTEM_FILES = (
     "__macosx",
     "@eadir",
     "$recycle.bin",
@@ -26,7 +30,7 @@ NOT_OURS = (
     "lost+found",
     "thumbs.db",
     "desktop.ini",
-)  # systems leave them
+)  # created by operating systems
 
 
 class Files(Encoded):
@@ -39,12 +43,12 @@ class Files(Encoded):
         return self.root / self.names[index]
 
     def where(self, index: int) -> str:
-        return readable(str(self.root / self.names[index]))
+        return printable(str(self.root / self.names[index]))
 
 
 @dataclass(frozen=True)
 class Found:
-    """The images under one folder of classes, sorted: names relative to it, sizes in bytes, and class numbers."""
+    """The images in a folder of classes, sorted: names relative to it, sizes in bytes, and class numbers."""
 
     root: Path
     classes: tuple[str, ...]
@@ -57,11 +61,11 @@ class Found:
         return Files(self.root, self.names, self.labels)
 
 
-def folder_data(root: Path, name: str, progress: Progress) -> Data:
-    """Images under ``root``. Raises InputError that says which folder isn't as it should be."""
+def folder_data(root: Path, name: str, on_listing: OnListing) -> Data:
+    """Open the images in ``root``. Raise InputError that names the folder at fault."""
     train_folder, val_folder = _halves(root)
-    train = find(train_folder, progress)
-    val = find(val_folder, progress) if val_folder else None
+    train = find(train_folder, on_listing)
+    val = find(val_folder, on_listing) if val_folder else None
     _check_classes(train, val)
     halves = [train, val] if val else [train]
     return assemble(
@@ -75,10 +79,11 @@ def folder_data(root: Path, name: str, progress: Progress) -> Data:
     )
 
 
-def find(root: Path, progress: Progress) -> Found:
-    """Every image under the class folders of ``root``, in torchvision's order.
+def find(root: Path, on_listing: OnListing) -> Found:
+    """List the images in the class folders of ``root``, in torchvision's order.
 
-    Raises InputError for a folder with no classes, one class, a class without images, or one that may not be read.
+    Raises:
+        InputError: if there are no classes or only one, a class has no images, or a folder can't be read.
     """
     folders = sorted(_folders(root), key=lambda folder: same_name(folder.name))
     ignored: Counter[str] = Counter()
@@ -88,7 +93,7 @@ def find(root: Path, progress: Progress) -> Found:
     files: list[tuple[str, int]] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        progress(f"folders of {root}", label, len(folders))
+        on_listing(f"folders of {root}", label, len(folders))
         others: Counter[str] = Counter()
         members = sorted(_walk(folder, others), key=lambda member: os.path.split(member[0]))
         if not members:
@@ -96,29 +101,29 @@ def find(root: Path, progress: Progress) -> Found:
         ignored += others
         files += ((f"{folder.name}/{member}", size) for member, size in members)
         labels += [label] * len(members)
-    progress(f"folders of {root}", len(folders), len(folders))
+    on_listing(f"folders of {root}", len(folders), len(folders))
     if len(folders) == 1:
         raise InputError(_one_class(folders[0]))
-    notes = [f"{loose:,} images directly in {root} belong to no class and are left out"] if loose else []
+    notes = [f"{loose:,} images directly in {root} belong to no class and are skipped"] if loose else []
     if ignored:
-        notes.append(f"left out in {root}, as no images: {_endings(ignored)}")
+        notes.append(f"skipped in {root}, as no images: {_endings(ignored)}")
     names, sizes = zip(*files, strict=True)
     classes = tuple(same_name(folder.name) for folder in folders)
     return Found(root, classes, Names(names), torch.tensor(sizes), torch.tensor(labels), tuple(notes))
 
 
 def _halves(root: Path) -> tuple[Path, Path | None]:
-    """The folders of training and validation classes; None where the latter have to be held out."""
+    """Return the folders of training and validation classes; None if validation images must be held out."""
     found = {folder.name.lower(): folder for folder in _folders(root)}
     train = next((found[name] for name in TRAIN if name in found), None)
     val = next((found[name] for name in VAL if name in found), None)
     if train and val:
         return train, val
     if val and not train and all(name in VAL for name in found):
-        raise InputError(f"{root} has {val.name}/ but no {TRAIN[0]}/: training needs images of its own")
+        raise InputError(f"{root} has {val.name}/ but no {TRAIN[0]}/ for training")
     if train and len(found) == 1:
         return train, None
-    return root, None  # a class may well be called train
+    return root, None  # which may have a class called train
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -128,12 +133,12 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, but for what is hidden."""
+    """Return the entries of a folder without hidden and system files."""
     try:
         with os.scandir(folder) as entries:
-            return [e for e in entries if not e.name.startswith(".") and e.name.lower() not in NOT_OURS]
+            return [e for e in entries if not e.name.startswith(".") and e.name.lower() not in SYSTEM_FILES]
     except PermissionError as error:
-        raise InputError(f"{folder} may not be read: {error.strerror}; chmod -R u+rX {folder} allows it") from error
+        raise InputError(f"{folder} can't be read: {error.strerror}; chmod -R u+rX {folder} allows it") from error
     except OSError as error:
         raise InputError(f"{folder} can't be read: {error.strerror}") from error
 
@@ -141,7 +146,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 def _walk(
     folder: Path, ignored: Counter[str], below: str = "", above: tuple[str, ...] = (), deep: bool = True
 ) -> Iterator[tuple[str, int]]:
-    """Path and size of each image, links followed, but not in circles; endings of other files are counted."""
+    """Yield path and size of each image and count the suffixes of other files; links are followed, not in circles."""
     here = os.path.realpath(folder)
     if here in above:
         return
@@ -158,12 +163,12 @@ def _walk(
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
 def _size(entry: os.DirEntry[str]) -> int:
-    """In bytes; -1 for a link that leads nowhere, which is an image that can't be read."""
+    """Return the size in bytes; -1 for a broken link, which counts as a corrupt image."""
     try:
         return entry.stat().st_size
     except OSError:
@@ -179,8 +184,8 @@ def _check_classes(train: Found, val: Found | None) -> None:
         if (missing := [name for name in more.classes if name not in less.classes])
     ]
     raise InputError(
-        f"{train.root} and {val.root} differ in their classes: {'; '.join(lacking)}; both need the same folders, "
-        "of the same names to the letter"
+        f"{train.root} and {val.root} differ in their classes: {'; '.join(lacking)}; both must have the same "
+        "folders, with exactly the same names"
     )
 
 
@@ -195,8 +200,8 @@ def _no_classes(root: Path, loose: int, ignored: Counter[str]) -> str:
 def _one_class(folder: Path) -> str:
     within = {below.name.lower() for below in _folders(folder)}
     if within.intersection(TRAIN):
-        return f"{folder.parent} holds {folder.name} alone: name {folder}"
-    return f"{folder.parent} has one class alone, {folder.name!r}: put each class into a folder of its own"
+        return f"{folder.parent} holds only {folder.name}: name {folder}"
+    return f"{folder.parent} has only one class, {folder.name!r}: put each class into a folder of its own"
 
 
 def _empty(folder: Path, others: Counter[str]) -> str:

@@ -1,4 +1,4 @@
-"""Hugging Face data sets, of the hub or a folder: the columns are found by their types."""
+"""Hugging Face data sets, from the hub or a folder, read by ``datasets``; columns are found by their types."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from unbranch.train.data.dataset import Data, fingerprint, numbered, require, sa
 from unbranch.train.data.encoded import Encoded, assemble
 
 TRAIN = ("train", "training")
-VAL = ("validation", "val", "valid", "dev", "test", "testing")  # the first whose labels are given
+VAL = ("validation", "val", "valid", "dev", "test", "testing")  # the first with labels
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
-SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
+SAVED = ("dataset_dict.json", "state.json")  # files that save_to_disk writes
 
 
 class Rows(Encoded):
-    """The rows of one split; its image column gives files' contents."""
+    """The rows of a split, whose image column holds paths or contents of files."""
 
     def __init__(self, rows: Any, column: str, labels: Tensor, name: str) -> None:
         self.rows, self.column, self.labels, self.name = rows, column, labels, name
@@ -39,7 +39,11 @@ class Rows(Encoded):
 
 
 def hub_data(address: str, name: str) -> Data:
-    """``NAME`` or ``NAME:CONFIG``. Raises InputError for what can't be opened or has no images and labels."""
+    """Open ``NAME``, ``NAME:CONFIG`` or a folder.
+
+    Raises:
+        InputError: if it can't be opened, or has no images or no labels.
+    """
     splits = _splits(address)
     train_name = next((split for split in TRAIN if split in splits), None)
     if train_name is None:
@@ -73,7 +77,7 @@ def _splits(address: str) -> Mapping[str, Any]:
         else:
             path, _, config = (str(folder), "", "") if folder.exists() else address.partition(":")
             found = datasets.load_dataset(path, config or None)
-    except Exception as error:  # of the network, the hub, the files, Arrow: any
+    except Exception as error:  # any error of the network, the hub, the files or Arrow
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"Hugging Face's datasets can't open {address!r}: {reason}") from error
     return found if isinstance(found, Mapping) else {"train": found}
@@ -86,7 +90,7 @@ def _rows(rows: Any, image: str, labels: Tensor, where: str) -> Rows:
 
 
 def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
-    """The columns of images and labels."""
+    """Return the columns of images and labels."""
     datasets = require("datasets", "data")
     images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
@@ -103,7 +107,7 @@ def _chosen(name: str, what: str, found: list[str], usual: tuple[str, ...], feat
         return found[0]
     several = f"several columns of {what}, {_listed(found)}" if found else f"no column of {what}"
     raise InputError(
-        f"{name} has {several}, among {_listed(features)}: rename the one that is meant to {usual[0]!r} with "
+        f"{name} has {several}, among {_listed(features)}: rename the right one to {usual[0]!r} with "
         "rename_column, save_to_disk, and name that folder as hf:FOLDER"
     )
 
@@ -113,12 +117,12 @@ def _values(rows: Any, label: str) -> list[Any]:
 
 
 def _labelled(rows: Any, label: str) -> bool:
-    """Whether labels are given: those of a contest are withheld, as -1 or nothing."""
+    """Whether there are labels: those of contests are withheld, as -1 or null."""
     return label in rows.features and len(rows) > 0 and not all(v in (None, -1) for v in _values(rows, label))
 
 
 def _classes(kind: Any, column: list[Any], name: str) -> tuple[str, ...]:
-    """The names of a ClassLabel; else the values of the column, as numbers from 0 or as sorted texts."""
+    """Return the names of a ClassLabel, else the values of the column as numbers from 0 or sorted texts."""
     if getattr(kind, "names", None):
         return tuple(kind.names)
     if all(type(value) is int for value in column):

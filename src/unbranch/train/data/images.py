@@ -1,4 +1,4 @@
-"""Files of images, decoded to what they show: upright, 8 bits a channel, grey or RGB."""
+"""Image files, decoded to upright images with 8 bits per channel, grey or RGB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
 )
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # JPEG's opens MPO; others would start Ghostscript
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "WEBP",
+    "PPM",
+)  # JPEG includes MPO; other formats could start Ghostscript
 ORIENTATION = 0x0112  # the tag of EXIF
 TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -33,10 +41,16 @@ GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def decode(source: Path | bytes, where: str, channels: int) -> Image:
-    """The image in a file, or in its content: mode ``L`` for 1 channel, ``RGB`` for 3; the first picture of several.
+    """Decode the image in a file, or in its content; the first image of an animation.
 
-    It is turned as its EXIF says, transparent pixels lie on white, and 16 bits are scaled to 8.
-    Raises CorruptImage with ``where`` for what is cut off, broken, too large or no image.
+    It is rotated as its EXIF orientation says, composed onto white if transparent, and scaled from 16 bits to 8.
+
+    Args:
+        where: location of the image, for messages.
+        channels: 1 for mode ``L``, 3 for ``RGB``.
+
+    Raises:
+        CorruptImage: if it is truncated, damaged, too large or no image.
     """
     import PIL.Image
 
@@ -48,7 +62,7 @@ def decode(source: Path | bytes, where: str, channels: int) -> Image:
 
 
 def probe(source: Path | bytes, where: str) -> tuple[tuple[int, int], bool]:
-    """Height and width of the upright image, and whether it is grey, from the head of the file alone."""
+    """Return height and width of the upright image, and whether it is grey, from the header of the file."""
     import PIL.Image
 
     with _corrupt(where), PIL.Image.open(_stream(source), formats=FORMATS) as image:
@@ -63,7 +77,7 @@ def _stream(source: Path | bytes) -> Path | io.BytesIO:
 
 @contextmanager
 def _corrupt(where: str) -> Iterator[None]:
-    """Whatever Pillow's decoders raise, and they raise anything, becomes CorruptImage; half an image is none."""
+    """Context that turns every error of Pillow's decoders into CorruptImage; truncated images are errors."""
     import PIL
     import PIL.Image
     import PIL.ImageFile
@@ -71,14 +85,14 @@ def _corrupt(where: str) -> Iterator[None]:
     lenient, PIL.ImageFile.LOAD_TRUNCATED_IMAGES = PIL.ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF of a sound image
+            warnings.simplefilter("ignore")  # broken EXIF of a valid image
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             yield
     except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
         limit = f"more than the {PIL.Image.MAX_IMAGE_PIXELS:,} pixels that PIL.Image.MAX_IMAGE_PIXELS allows"
         raise CorruptImage(where, limit) from error
     except PIL.UnidentifiedImageError as error:
-        raise CorruptImage(where, "no image of a format that is read here") from error
+        raise CorruptImage(where, "no image of a supported format") from error
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise CorruptImage(where, " ".join(reason.split())) from error
@@ -87,14 +101,14 @@ def _corrupt(where: str) -> Iterator[None]:
 
 
 def _orientation(image: Image) -> int:
-    """EXIF's, 1 where there is none that can be read."""
-    with suppress(Exception):  # the image is sound even if its EXIF isn't, which breaks in as many ways
+    """Return the EXIF orientation, 1 if there is none that can be read."""
+    with suppress(Exception):  # the image is valid even if its EXIF isn't, which can raise anything
         return int(image.getexif().get(ORIENTATION, 1))
     return 1
 
 
 def _flat(image: Image, mode: str) -> Image:
-    """The image in ``L`` or ``RGB``. Raises ValueError where its pixels have no known range."""
+    """Return the image in mode ``L`` or ``RGB``. Raise ValueError if its pixels have no known range."""
     import PIL.Image
 
     if image.mode == "F":
@@ -107,7 +121,7 @@ def _flat(image: Image, mode: str) -> Image:
 
 
 def _eight_bits(image: Image) -> Image:
-    """Of 0 … 65535, to the nearest of 0 … 255."""
+    """Scale 0 … 65535 to 0 … 255, rounded."""
     import numpy as np
     import PIL.Image
 

@@ -1,4 +1,4 @@
-"""Data sets that fit in memory, as bytes."""
+"""Data sets that fit in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pixels:
-    """What the small data sets hold: images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, labels ``(N,)`` int64, names."""
+    """A small data set: images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, labels ``(N,)`` int64, names of classes."""
 
     train: Tensor
     train_labels: Tensor
@@ -31,10 +31,10 @@ class Pixels:
             if not len(images) or len(images) != len(labels):
                 raise InputError(f"{len(images):,} images with {len(labels):,} labels")
             if labels.min() < 0 or labels.max() >= len(self.classes):
-                raise InputError(f"a label is none of 0 … {len(self.classes) - 1}")
+                raise InputError(f"a label isn't one of 0 … {len(self.classes) - 1}")
 
     def data(self, name: str) -> Data:
-        """As PIL images, with the statistics of the training images."""
+        """Return the data set as PIL images, with the statistics of the training images."""
         mean, std = statistics(self.train)
         return Data(
             name=name,
@@ -51,7 +51,7 @@ class Pixels:
 
 
 class InMemory(ImageSet):
-    """Images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, one tensor that all workers share."""
+    """Images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8 in one tensor, which all workers share."""
 
     def __init__(self, images: Tensor, labels: Tensor, name: str) -> None:
         self.images, self.labels, self.name = images, labels, name
@@ -69,7 +69,7 @@ class InMemory(ImageSet):
 
 
 def statistics(images: Tensor) -> Statistics:
-    """Mean and deviation of pixels in [0, 1] of each channel, from counts of their 256 values."""
+    """Return mean and standard deviation of each channel, with pixels in [0, 1], from a histogram."""
     channels = images.unsqueeze(3) if images.ndim == 3 else images  # (N, H, W, C)
     values = torch.arange(256, dtype=torch.float64) / 255
     moments = []

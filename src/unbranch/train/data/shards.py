@@ -1,4 +1,8 @@
-"""Tar shards of webdataset: ``KEY.jpg`` and ``KEY.cls`` beside each other. Local ones, indexed once, read anywhere."""
+"""Tar shards of webdataset: ``KEY.jpg`` next to ``KEY.cls``.
+
+webdataset reads shards from start to end. Here local shards are indexed once, so that any image can be read at any
+time and a run can be resumed; names and patterns are read by webdataset.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +20,19 @@ import torch
 from torch import Tensor
 
 from unbranch.errors import CorruptImage, InputError
-from unbranch.train.data.dataset import Data, Names, Progress, fingerprint, numbered, readable, require, same_name
+from unbranch.train.data.dataset import Data, Names, OnListing, fingerprint, numbered, printable, require, same_name
 from unbranch.train.data.encoded import Encoded, assemble
 from unbranch.train.data.images import SUFFIXES
 
 LABELS = ("cls", "json")
 JSON_KEYS = ("label", "cls", "class")
-TRAIN, VAL = ("train",), ("val", "test")  # as shards are called
-CLASS_NAMES = ("classnames.txt", "classes.txt")  # beside the shards, a name a line
+TRAIN, VAL = ("train",), ("val", "test")  # in the names of shards
+CLASS_NAMES = ("classnames.txt", "classes.txt")  # next to the shards, one name per line
 LARGEST_LABEL = 1 << 20  # bytes
 
 
 class Entry(NamedTuple):
-    """One sample of a shard: where its image starts, how long it is, and its label as written."""
+    """A sample of a shard: offset and length of its image in bytes, and its label as text."""
 
     key: str
     start: int
@@ -49,7 +53,7 @@ class Shards:
 
 
 class Members(Encoded):
-    """The images of shards: each is read from its place in its file."""
+    """The images of shards, each read by its offset."""
 
     def __init__(self, shards: Shards, labels: Tensor) -> None:
         self.paths, self.labels = shards.paths, labels
@@ -70,9 +74,13 @@ class Members(Encoded):
         return f"{self.keys[index]} in {self.paths[int(self.places[index, 0])]}"
 
 
-def shard_data(pattern: str, name: str, progress: Progress) -> Data:
-    """Shards by patterns with braces or stars, ``TRAIN`` or ``TRAIN,VAL``. Raises InputError for what can't be read."""
-    halves = [index(paths, progress) for paths in _halves(pattern)]
+def shard_data(pattern: str, name: str, on_listing: OnListing) -> Data:
+    """Open shards by patterns with braces or stars, ``TRAIN`` or ``TRAIN,VAL``.
+
+    Raises:
+        InputError: if there are none, or one can't be read.
+    """
+    halves = [index(paths, on_listing) for paths in _halves(pattern)]
     classes = _classes(halves, name)
     numbers = {label: number for number, label in enumerate(classes)}
     sets = [Members(half, torch.tensor([numbers[label] for label in half.labels])) for half in halves]
@@ -86,15 +94,15 @@ def shard_data(pattern: str, name: str, progress: Progress) -> Data:
     )
 
 
-def index(paths: Sequence[Path], progress: Progress) -> Shards:
-    """What is in the shards. Raises InputError for a file that is damaged or holds no samples."""
+def index(paths: Sequence[Path], on_listing: OnListing) -> Shards:
+    """Index shards. Raise InputError for a file that is damaged or holds no samples."""
     entries = []
     for done, path in enumerate(paths):
-        progress("shards", done, len(paths))
+        on_listing("shards", done, len(paths))
         entries.append(tuple(_entries(path)))
         if not entries[-1]:
             raise InputError(f"{path} holds no samples: a file of an image and one of its label, as 1.jpg and 1.cls")
-    progress("shards", len(paths), len(paths))
+    on_listing("shards", len(paths), len(paths))
     return Shards(tuple(paths), tuple(entries))
 
 
@@ -106,19 +114,19 @@ def _entries(path: Path) -> Iterator[Entry]:
         if key is None or key.rpartition("/")[2].startswith("."):
             continue
         if samples[key].setdefault(suffix.lower(), member) is not member:
-            raise InputError(f"{path} is no shard: it holds {readable(member.name)} twice")
+            raise InputError(f"{path} is no shard: it holds {printable(member.name)} twice")
     with path.open("rb") as file:
         for key, members in samples.items():
             yield _entry(file, path, key, members)
 
 
 def _members(path: Path) -> list[tarfile.TarInfo]:
-    """The files in a tar, all of which are there to their last byte."""
+    """Return the files in a tar. Raise InputError unless it is complete."""
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as raw:
             members = [member for member in tar if member.isreg()]
             raw.seek(tar.offset)
-            whole = not raw.read(tarfile.BLOCKSIZE).strip(b"\0")  # tarfile takes a broken header for the end
+            whole = not raw.read(tarfile.BLOCKSIZE).strip(b"\0")  # tarfile reads a broken header as the end
     except (tarfile.TarError, EOFError, ValueError) as error:
         hint = "unpack it with gunzip" if path.suffix in (".gz", ".tgz") else "copy it again"
         raise InputError(f"{path} is no tar file, packed or cut off: {hint}") from error
@@ -134,17 +142,17 @@ def _entry(file: BinaryIO, path: Path, key: str, members: dict[str, tarfile.TarI
     label = next((suffix for suffix in LABELS if suffix in members), None)
     if image is None or label is None:
         lacks = "image" if image is None else f"label ({' or '.join(LABELS)})"
-        raise InputError(f"{readable(key)} in {path} has no {lacks}, only {', '.join(members)}")
+        raise InputError(f"{printable(key)} in {path} has no {lacks}, only {', '.join(members)}")
     file.seek(members[label].offset_data)
     text = file.read(min(members[label].size, LARGEST_LABEL))
     try:
         return Entry(key, image.offset_data, image.size, _label(text, label))
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{readable(key)}.{label} in {path} holds no label") from error
+        raise InputError(f"{printable(key)}.{label} in {path} holds no label") from error
 
 
 def _label(text: bytes, suffix: str) -> str:
-    """A number or a class's name, from a file of it alone or from JSON. Raises ValueError or TypeError."""
+    """Return a class number or name from a label file or JSON. Raise ValueError or TypeError if there is none."""
     value: Any = text.decode().strip()
     if suffix == "json":
         found = json.loads(value)
@@ -155,7 +163,7 @@ def _label(text: bytes, suffix: str) -> str:
 
 
 def _classes(halves: Sequence[Shards], name: str) -> tuple[str, ...]:
-    """Labels as written, in the order of their class numbers: those from 0 if all are numbers, else sorted names."""
+    """Return labels in the order of their class numbers: "0", "1", … if all are numbers, else sorted names."""
     labels, *others = (set(half.labels) for half in halves)
     missing = [label for other in others for label in sorted(other - labels)]
     if missing:
@@ -165,7 +173,7 @@ def _classes(halves: Sequence[Shards], name: str) -> tuple[str, ...]:
 
 
 def _names(folder: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """What a file beside the shards calls the classes, if they are numbers."""
+    """Return the names of numbered classes from a file next to the shards, if there is one."""
     for file in CLASS_NAMES:
         if classes[0] == "0" and (folder / file).is_file():
             names = [name.strip() for name in (folder / file).read_text("utf-8").splitlines() if name.strip()]
@@ -182,7 +190,7 @@ def _identity(sets: Sequence[Members]) -> Iterator[object]:
 
 
 def _halves(pattern: str) -> list[list[Path]]:
-    """Shards for training, and those for validation if there are any: by two patterns, or by what they are called."""
+    """Return shards for training, and for validation if there are any, by two patterns or by their file names."""
     patterns = [part.strip() for part in re.split(r",(?![^{]*\})", pattern)]  # not at commas in braces
     if len(patterns) > 2:
         raise InputError(f"wds:{pattern} has {len(patterns)} patterns: write one for training, or TRAIN,VAL")
@@ -193,7 +201,7 @@ def _halves(pattern: str) -> list[list[Path]]:
     if all(named):
         return named
     if named[1]:
-        raise InputError(f"wds:{pattern} has shards for validation alone: name those for training too, as TRAIN,VAL")
+        raise InputError(f"wds:{pattern} has only shards for validation: name those for training too, as TRAIN,VAL")
     return found
 
 
@@ -202,16 +210,16 @@ def _is_called(path: Path, names: Sequence[str]) -> bool:
 
 
 def _expand(pattern: str) -> list[Path]:
-    """The files of a pattern, or all of a folder. Raises InputError if there are none, or they lie elsewhere."""
+    """Return the files of a pattern or a folder. Raise InputError if there are none, or for remote shards."""
     if "://" in pattern or pattern.startswith("pipe:"):
-        raise InputError(f"wds:{pattern} lies elsewhere: fetch the shards first, and name them where they lie here")
+        raise InputError(f"wds:{pattern} is remote: download the shards first, and name the local files")
     if Path(pattern).expanduser().is_dir():
         pattern = str(Path(pattern) / "*.tar")
     paths: list[Path] = []
     try:
         expanded = require("webdataset.shardlists", "data").expand_urls(str(Path(pattern).expanduser()))
     except ValueError as error:
-        raise InputError(f"wds:{pattern} has braces that don't match: {error}") from error
+        raise InputError(f"wds:{pattern} has unbalanced braces: {error}") from error
     for part in expanded:
         matches = sorted(glob.glob(part, recursive=True)) if glob.has_magic(part) else [part]
         paths += (Path(match) for match in matches)

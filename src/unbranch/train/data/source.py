@@ -1,4 +1,4 @@
-"""Data by name: the project's front door to images."""
+"""Opens data by name."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
+from unbranch.deprecation import renamed_arguments
 from unbranch.errors import InputError
 from unbranch.train.data.cifar import LAYOUTS, cifar
-from unbranch.train.data.dataset import Data, Progress, require
+from unbranch.train.data.dataset import Data, OnListing, require
 from unbranch.train.data.digits import digits
 from unbranch.train.data.fashion import fashion_mnist, idx_file
 from unbranch.train.data.folder import folder_data
@@ -27,15 +28,25 @@ SOURCES = (*BY_NAME, "hf:NAME[:CONFIG]", "wds:PATTERN", "a folder")
 ARCHIVES = {".zip": "unzip", ".tar": "tar -xf", ".tgz": "tar -xf", ".gz": "tar -xf", ".xz": "tar -xf", ".7z": "7z x"}
 
 
-def _silent(_: str, __: int, ___: int) -> None:
+def _ignore(_: str, __: int, ___: int) -> None:
     return None
 
 
-def open_data(source: str | Path, progress: Progress = _silent) -> Data:
-    """The images that ``source`` names: a data set, ``NAME:FOLDER``, ``hf:…``, ``wds:…`` or a folder.
+@renamed_arguments(progress="on_listing")
+def open_data(source: str | Path, *, on_listing: OnListing = _ignore) -> Data:
+    """Open images for training and validation.
 
-    A Path is always a folder. ``progress(what, done, total)`` is called while files are listed.
-    Raises InputError that says what to do for anything that can't be used.
+    Args:
+        source: name of a data set, ``NAME:FOLDER``, ``hf:NAME``, ``wds:PATTERN`` or a folder; a Path is a folder.
+        on_listing: called with (what, done, total) while files are listed.
+
+    Raises:
+        InputError: if the source can't be used; the message says what to do.
+
+    Example:
+        >>> data = open_data("digits")
+        >>> len(data.train), len(data.val), data.size
+        (1438, 359, (8, 8))
     """
     require("PIL")
     scheme, _, rest = str(source).partition(":")
@@ -43,15 +54,15 @@ def open_data(source: str | Path, progress: Progress = _silent) -> Data:
         return BY_NAME[scheme](Path(rest).expanduser() if rest else None).data(source)
     if isinstance(source, str) and scheme in SCHEMES:
         if not rest:
-            raise InputError(f"{source} names nothing: write one of {', '.join(SOURCES)}")
-        return hub_data(rest, source) if scheme == "hf" else shard_data(rest, source, progress)
+            raise InputError(f"{source} is incomplete: write one of {', '.join(SOURCES)}")
+        return hub_data(rest, source) if scheme == "hf" else shard_data(rest, source, on_listing)
     folder = Path(source).expanduser()
     _check(folder, str(source))
-    return folder_data(folder, str(source), progress)
+    return folder_data(folder, str(source), on_listing)
 
 
 def _check(folder: Path, source: str) -> None:
-    """Raises InputError for what is no folder, and for folders of another format, with what to write instead."""
+    """Raise InputError for a path that isn't a folder, and for folders of another format."""
     if folder.is_file():
         raise InputError(_about_file(folder))
     if not folder.is_dir():
@@ -72,7 +83,7 @@ def _about_file(path: Path) -> str:
 
 
 def _written_instead(folder: Path) -> str | None:
-    """The source that this folder is meant for, if it is one of the other formats."""
+    """Return the source to write for a folder of another format, None for a folder of images."""
     if idx_file(folder):
         return f"fashion-mnist:{folder}"
     for name, layouts in LAYOUTS.items():

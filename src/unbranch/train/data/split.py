@@ -1,4 +1,4 @@
-"""Images held out of training where nobody has said which."""
+"""Images held out of training for validation, in data sets without a validation split."""
 
 from __future__ import annotations
 
@@ -10,24 +10,32 @@ import torch
 from torch import Tensor
 
 from unbranch.errors import InputError
-from unbranch.train.data.dataset import ImageSet, Part
+from unbranch.train.data.dataset import ImageSet, ImageSubset
 
-HELD_OUT = 5  # one image of so many
+HELD_OUT = 5  # one of five images
 NOTE = "every fifth image of a class, by the hash of its name, is held out of training for validation"
 
 
 def split(whole: ImageSet, names: Iterable[str]) -> tuple[ImageSet, ImageSet]:
-    """Training and validation images; the same every time. Raises InputError if no class can spare one."""
+    """Split a set into training and validation images, the same every time.
+
+    Args:
+        names: of the images, which decide the split.
+
+    Raises:
+        InputError: if every class has only one image.
+    """
     train, val = held_out(whole.labels, names)
     if not len(val):
-        raise InputError("no class has two images, of which one could be held out for validation")
-    return Part(whole, train), Part(whole, val)
+        raise InputError("every class has only one image: there is none to hold out for validation")
+    return ImageSubset(whole, train), ImageSubset(whole, val)
 
 
 def held_out(labels: Tensor, names: Iterable[str]) -> tuple[Tensor, Tensor]:
-    """Indices for training and validation: a fifth of each class, but at least one and never all, goes to the latter.
+    """Return indices for training and for validation.
 
-    The choice follows from the names alone, so that it stays mostly as it was when images are added.
+    Validation gets a fifth of each class, at least one image and never all. The choice depends on the names alone, so
+    adding images changes it little.
     """
     ranks = [hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names]
     members = defaultdict(list)

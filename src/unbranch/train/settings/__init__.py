@@ -1,6 +1,6 @@
-"""What a recipe says, as values: one frozen dataclass a section, every number within its bounds.
+"""The settings of a recipe: one frozen dataclass for each section.
 
-Lengths are in epochs, sizes in pixels, the batch is that of all processes together.
+Lengths are in epochs and sizes in pixels; the batch size is that of all processes together.
 """
 
 from unbranch.train.settings.images import Augment, DataSettings, Evaluate

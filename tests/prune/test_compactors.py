@@ -12,14 +12,13 @@ import unbranch as ub
 from tests.prune.networks import CASES, Inverted, Joined, Squeezed, conv, depthwise
 from unbranch.blocks import Compactor
 from unbranch.errors import InputError
-from unbranch.prune import ResRep, attach
-from unbranch.prune.structure import structure_of
+from unbranch.prune import ResRep, insert_compactors, read_graph
 
 X = torch.zeros(1, 3, 32, 32)
 
 
 def places(name: str, **options: object) -> tuple[str, ...]:
-    return attach(ub.create_model(name, num_classes=10), X, **options).attachment.taken
+    return ub.report(insert_compactors(ub.create_model(name, num_classes=10), X, **options)).inserted
 
 
 def test_bottlenecks_lose_channels_in_their_first_two_convolutions() -> None:
@@ -50,44 +49,50 @@ def test_the_zoo_s_own_compactors_stand_where_the_rule_puts_them(name: str) -> N
 
 def test_all_takes_layers_that_are_added_and_patterns_choose() -> None:
     network = ub.create_model("resnet8_cifar", num_classes=10)
-    everything = attach(network, X, layers="all").attachment
-    assert len(everything.taken) == 9
-    assert everything.left == {}
-    some = attach(network, X, layers="all", include=["stages.1.*", "stages.2.*"], exclude="*.shortcut.conv").attachment
-    assert some.taken == ("stages.1.0.conv1.conv", "stages.2.0.conv1.conv")
-    assert some.left["stem.conv"] == "it isn't included"
-    assert some.left["stages.1.0.shortcut.conv"] == "it is excluded"
-    assert "stages.1.0.shortcut gives is added to it, and that has no" in some.left["stages.1.0.conv2.conv"]
-    assert "2 layers have compactors, 7 were left alone" in str(some)
+    everything = ub.report(insert_compactors(network, X, layers="all"))
+    assert len(everything.inserted) == 9
+    assert everything.skipped == {}
+    some = ub.report(
+        insert_compactors(network, X, layers="all", include=["stages.1.*", "stages.2.*"], exclude="*.shortcut.conv")
+    )
+    assert some.inserted == ("stages.1.0.conv1.conv", "stages.2.0.conv1.conv")
+    assert some.skipped["stem.conv"] == "it isn't included"
+    assert some.skipped["stages.1.0.shortcut.conv"] == "it is excluded"
+    reason = "the output of stages.1.0.shortcut is added to it, and that has no compactor"
+    assert some.skipped["stages.1.0.conv2.conv"] == reason
+    assert "Inserted compactors after 2 layers; skipped 7" in str(some)
 
 
 def test_reasons_are_told() -> None:
-    left = attach(depthwise(), X).attachment.left
+    left = ub.report(insert_compactors(depthwise(), X)).skipped
     assert left["1.0"] == "it is depthwise: it loses the channels that the layer before it loses, if that is included"
     assert left["2.0"] == "its channels are the network's output"
     fewer = nn.Sequential(conv(3, 8), conv(8, 4, groups=4), conv(4, 8), nn.Conv2d(8, 5, 1))
-    assert attach(fewer, X).attachment.left["0.0"] == "1.0 reads several of its channels in each group and gives one"
-    left = attach(Squeezed(), X).attachment.left
-    assert left["down"] == "no batch norm of its own is behind it"
-    assert "isn't internal: 2 layers read its channels" in attach(Joined(), X).attachment.left["stem.0"]
+    assert (
+        ub.report(insert_compactors(fewer, X)).skipped["0.0"]
+        == "1.0 reads several of its channels in each group and produces one"
+    )
+    left = ub.report(insert_compactors(Squeezed(), X)).skipped
+    assert left["down"] == "no batch norm of its own reads it"
+    assert "isn't internal: 2 layers read its channels" in ub.report(insert_compactors(Joined(), X)).skipped["stem.0"]
 
 
 def test_blocks_have_it_behind_the_sum_and_before_the_activation() -> None:
-    network = attach(CASES["blocks"].make(), X)
-    assert network.attachment.taken == ("0", "1", "3")
+    network = insert_compactors(CASES["blocks"].make(), X)
+    assert ub.report(network).inserted == ("0", "1", "3")
     assert [type(m) for m in network[0].post] == [Compactor, nn.ReLU]
     assert [type(m) for m in network[1].post] == [Compactor]
 
 
 def test_depthwise_convolutions_have_one_where_their_channels_couldn_t_go_otherwise() -> None:
-    assert attach(depthwise(), X).attachment.taken == ("0.0",)
-    assert attach(depthwise(last=3), X).attachment.taken == ("0.0", "1.0")  # a reader pads
-    network = attach(Inverted(), X)  # its norms shift nothing yet, so that zeros stay zeros
-    assert network.attachment.taken == ("wide.0", "depthwise.0")
+    assert ub.report(insert_compactors(depthwise(), X)).inserted == ("0.0",)
+    assert ub.report(insert_compactors(depthwise(last=3), X)).inserted == ("0.0", "1.0")  # a reader pads
+    network = insert_compactors(Inverted(), X)  # its norms shift nothing yet, so that zeros stay zeros
+    assert ub.report(network).inserted == ("wide.0", "depthwise.0")
     assert network.depthwise[0].compactor.conv.weight.shape == (8, 1, 1, 1)
     with pytest.raises(InputError, match="when they are zero isn't constant"):
-        attach(Inverted(), X, include="wide*")
-    left = attach(Inverted(), X, include=["depthwise*", "wide*"]).attachment.left
+        insert_compactors(Inverted(), X, include="wide*")
+    left = ub.report(insert_compactors(Inverted(), X, include=["depthwise*", "wide*"])).skipped
     assert left["last.0"] == "it isn't included"
 
 
@@ -104,7 +109,7 @@ class Shifted(nn.Module):
 
 def test_what_training_may_make_of_zeros_is_thought_of_before_it() -> None:
     with pytest.raises(InputError, match="when they are zero isn't constant"):
-        attach(Shifted(), X)  # its running means are zero, as yet
+        insert_compactors(Shifted(), X)  # its running means are zero, as yet
     network = ub.expand(Inverted(nn.SiLU, 3), "compactor", "wide.0")
     with pytest.raises(InputError, match=r"wide\.0\.compactor: what its channels become"):
         ResRep(network, X, target=0.99)
@@ -125,7 +130,7 @@ class Rolled(nn.Module):
 
 def test_a_branch_that_starts_with_nothing_hides_nothing() -> None:
     with pytest.raises(InputError, match=r"first\.0: without some of its channels the network differs"):
-        attach(Rolled(), X, include="first*")
+        insert_compactors(Rolled(), X, include="first*")
 
 
 class Chunked(nn.Module):
@@ -142,9 +147,9 @@ class Chunked(nn.Module):
 
 
 def test_halves_of_a_layer_that_would_have_to_stay_alike_are_left() -> None:
-    found = attach(Chunked(), X, layers="all").attachment
-    assert found.taken == ("stem.0",)
-    assert found.left["first.0"].startswith("its channels can't be taken out")
+    found = ub.report(insert_compactors(Chunked(), X, layers="all"))
+    assert found.inserted == ("stem.0",)
+    assert found.skipped["first.0"].startswith("its channels can't be removed")
 
 
 class WithAuxiliary(nn.Module):
@@ -160,14 +165,14 @@ class WithAuxiliary(nn.Module):
 
 
 def test_a_convolution_that_only_training_comes_to_is_left() -> None:
-    found = attach(WithAuxiliary(), X).attachment
-    assert found.taken == ("first.0",)
-    assert found.left["auxiliary.0"] == "the forward in evaluation doesn't come to it"
+    found = ub.report(insert_compactors(WithAuxiliary(), X))
+    assert found.inserted == ("first.0",)
+    assert found.skipped["auxiliary.0"] == "the forward doesn't call it in evaluation"
 
 
 def test_what_a_depthwise_convolution_reads_has_to_have_one_too() -> None:
     network = ub.expand(Inverted(), "compactor", ["depthwise.0", "last.0"])
-    left = structure_of(network, (X,)).left
+    left = read_graph(network, X).skipped
     assert left["depthwise.0.compactor"] == "it is depthwise, and what it reads has no compactor"
 
 
@@ -194,16 +199,16 @@ class Compared(nn.Module):
             lambda: nn.Sequential(conv(3, 8, act=nn.Sigmoid), nn.Conv2d(8, 4, 3, padding=1)),
             "not zero where a layer pads",
         ),
-        (lambda: attach(ub.create_model("resnet8_cifar"), X), "has compactors already: pass it to ResRep"),
+        (lambda: insert_compactors(ub.create_model("resnet8_cifar"), X), "has compactors already: pass it to ResRep"),
     ],
 )
 def test_what_can_t_be_pruned_is_told_before_any_training(make: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        attach(make(), X)
+        insert_compactors(make(), X)
 
 
 def test_wrong_words_are_told() -> None:
-    with pytest.raises(InputError, match="layers='some' is none of internal, all"):
-        attach(conv(3, 8), X, layers="some")
+    with pytest.raises(InputError, match="`layers` must be one of internal, all, got 'some'"):
+        insert_compactors(conv(3, 8), X, layers="some")
     with pytest.raises(InputError, match=r"can be pruned; .*isn't included"):
-        attach(depthwise(), X, include="nothing*")
+        insert_compactors(depthwise(), X, include="nothing*")

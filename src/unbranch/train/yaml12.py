@@ -1,7 +1,7 @@
-"""YAML that a recipe may be written in: plain values only, numbers and words as YAML 1.2 has them.
+"""The YAML dialect of recipes: plain values only, with the numbers and words of YAML 1.2, on PyYAML.
 
-``1e-4`` is a number and ``no`` is a word, where YAML 1.1 has it the other way round. Errors are a key that is given
-twice, a tag that would make an object, and an alias, by which a small file can make a huge value or one without end.
+``1e-4`` is a number and ``no`` is text; in YAML 1.1, and so in PyYAML, it is the other way round. Duplicate keys, tags
+that would make objects, and aliases are errors: with an alias a small file can make a huge value, or an endless one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ REPLACED = (f"{TAG}float", f"{TAG}bool", f"{TAG}timestamp")
 
 
 def parse(text: str, where: str) -> Any:
-    """What a text in YAML says; ``where`` names it in errors.
+    """Return the value of a YAML document; ``where`` names it in errors.
 
     Raises:
-        InputError: if it isn't YAML, or asks for more than plain values.
+        InputError: if it isn't valid YAML, or holds more than plain values.
     """
     yaml = _yaml()
     loader, _ = _dialect()
@@ -39,7 +39,7 @@ def parse(text: str, where: str) -> Any:
 
 
 def write(values: Any) -> str:
-    """Plain values as a text that ``parse`` reads back as the same."""
+    """Return plain values as YAML, which ``parse`` reads back as the same values."""
     _, dumper = _dialect()
     return str(_yaml().dump(values, Dumper=dumper, sort_keys=False, default_flow_style=None, width=110))
 
@@ -50,7 +50,7 @@ def _yaml() -> Any:
 
 @cache
 def _dialect() -> tuple[Any, Any]:
-    """Loader and dumper of the dialect."""
+    """Return the loader and the dumper of the dialect."""
     yaml = _yaml()
     safe_loader: Any = yaml.SafeLoader
     safe_dumper: Any = yaml.SafeDumper
@@ -79,6 +79,6 @@ def _dialect() -> tuple[Any, Any]:
         for first, rows in safe_loader.yaml_implicit_resolvers.items()
     }
     Loader.add_implicit_resolver(f"{TAG}bool", BOOL, list("tTfF"))
-    for dialect in (Loader, Dumper):  # the dumper quotes whatever either version takes for something else
+    for dialect in (Loader, Dumper):  # the dumper quotes text that either version reads as another type
         dialect.add_implicit_resolver(f"{TAG}float", FLOAT, list("-+.0123456789"))
     return Loader, Dumper

@@ -1,4 +1,4 @@
-"""Where a block can be put into a network: its convolutions, the norms behind them, and why some must be left alone."""
+"""Where a block can replace a convolution of a network, which norm goes with it, and why others must be skipped."""
 
 from __future__ import annotations
 
@@ -19,32 +19,37 @@ from unbranch.rules import rule_of_module
 
 
 @dataclass(frozen=True)
-class Place:
-    """A convolution by its path, and the batch norm that alone reads it, if there is one."""
+class ConvSite:
+    """A convolution that a block can replace.
+
+    Args:
+        path: of the convolution.
+        norm: path of the batch norm that is its only reader, None if there is no such norm.
+    """
 
     path: str
     norm: str | None
 
 
 def convolutions(network: nn.Module) -> dict[str, Any]:
-    """Every convolution by its path."""
+    """Return every convolution of a network by its path."""
     return {path: m for path, m in network.named_modules() if isinstance(m, _ConvNd)}
 
 
-def places_in(network: nn.Module) -> tuple[dict[str, Place], dict[str, str]]:
-    """Where a block can stand, by path, and the convolutions that must be left alone, by path with the reason."""
+def find_sites(network: nn.Module) -> tuple[dict[str, ConvSite], dict[str, str]]:
+    """Return the sites of a network by path, and the reason for each convolution that must be skipped, by path."""
     graphs = [_traces(network, training) for training in (False, True)]
-    read = set().union(*(_read_by_hand(traces) for traces in graphs))
+    read = set().union(*(_read_directly(traces) for traces in graphs))
     owners, inside = owners_of(network), _inside_blocks(network)
     norms = _norms_behind(network, graphs, read, owners)
-    places, left = {}, {}
+    sites, skipped = {}, {}
     for path, conv in convolutions(network).items():
-        reason = _reason(path, conv, owners, inside, read)
+        reason = _skip_reason(path, conv, owners, inside, read)
         if reason is None:
-            places[path] = Place(path, norms.get(path))
+            sites[path] = ConvSite(path, norms.get(path))
         else:
-            left[path] = reason
-    return places, left
+            skipped[path] = reason
+    return sites, skipped
 
 
 def _traces(network: nn.Module, training: bool) -> list[Trace]:
@@ -52,8 +57,8 @@ def _traces(network: nn.Module, training: bool) -> list[Trace]:
         return traces_of(eval_view(network).train(training))[0]
 
 
-def _read_by_hand(traces: list[Trace]) -> set[str]:
-    """Paths of modules whose parameters or buffers someone else's forward reads."""
+def _read_directly(traces: list[Trace]) -> set[str]:
+    """Return paths of modules whose parameters or buffers are read by another module's forward."""
     return {
         trace.full_path(str(node.target)).rpartition(".")[0]
         for trace in traces
@@ -65,9 +70,9 @@ def _read_by_hand(traces: list[Trace]) -> set[str]:
 def _norms_behind(
     network: nn.Module, graphs: list[list[Trace]], read: set[str], owners: dict[int, set[int]]
 ) -> dict[str, str]:
-    """For each convolution that one batch norm reads, and nothing else, in evaluation and in training, its path.
+    """Return the path of the norm for each convolution that nothing but one batch norm reads, in both modes.
 
-    Both have to be used once, without hooks and with parameters of their own that only they read.
+    Both must be called once, have no hooks, and not share their parameters.
     """
     evaluation, training = (_readers(traces) for traces in graphs)
     found: dict[str, str] = {}
@@ -81,7 +86,7 @@ def _norms_behind(
 
 
 def _readers(traces: list[Trace]) -> dict[str, str | None]:
-    """For each convolution that is called, the norm that alone reads it, or None."""
+    """Return for each convolution that is called the norm that is its only reader, or None."""
     found: dict[str, str | None] = {}
     for trace in traces:
         times = trace.times_called()
@@ -94,11 +99,11 @@ def _readers(traces: list[Trace]) -> dict[str, str | None]:
 
 
 def is_norm(module: Any) -> bool:
-    """Whether a module is a batch norm with statistics, alone or with the activation that some norms bring along."""
+    """Whether a module is a batch norm with statistics, alone or with the activation that some norm classes apply."""
     return isinstance(getattr(module, "running_var", None), Tensor) and rule_of_module(module) is not None
 
 
-def _reason(path: str, conv: Any, owners: dict[int, set[int]], inside: set[str], read: set[str]) -> str | None:
+def _skip_reason(path: str, conv: Any, owners: dict[int, set[int]], inside: set[str], read: set[str]) -> str | None:
     if path in inside:
         return "it is a branch of a block"
     if isinstance(conv, _ConvTransposeNd):
@@ -110,12 +115,12 @@ def _reason(path: str, conv: Any, owners: dict[int, set[int]], inside: set[str],
     if has_hooks(conv):
         return "it has a hook, which would be lost"
     if path in read:
-        return "the network reads its weight by itself"
+        return "the network reads its weight directly"
     return None if _owns_all(conv, owners) else "it shares its weights with another module"
 
 
 def _norm_behind(trace: Trace, node: Any) -> str | None:
-    """Path of the norm that alone reads a value, identities between them passed over."""
+    """Return the path of the norm that is the only reader of a value, through identities, or None."""
     while isinstance(node, fx.Node):
         users = [u for u in node.users if u not in trace.checks]
         if len(users) != 1 or users[0].op != "call_module":

@@ -46,7 +46,7 @@ def test_printed_recipe_is_a_file_that_is_read_back(tmp_path: Path) -> None:
     [
         (["repvg"], "did you mean repvgg"),
         (["none.yaml"], "there is no file none.yaml"),
-        (["repvgg", "optimizer.momentun=0"], "optimizer.momentun: unknown; did you mean momentum?"),
+        (["repvgg", "optimizer.momentun=0"], "`optimizer.momentun` is unknown; did you mean momentum?"),
         (["repvgg", "optimizer.lr"], "KEY=VALUE"),
         (["optimizer.lr=1"], "name the recipe first"),
     ],
@@ -77,7 +77,7 @@ def test_prune_prints_what_came_out_and_its_errors(tmp_path: Path) -> None:
     assert plan.exit_code == 0
     for arguments, message in (
         ((*given, "--target", "0.05"), "can't be reached"),
-        (("prune", "resnet8_cifar"), "name the weights to start from"),
+        (("prune", "resnet8_cifar"), "needs pretrained weights"),
         ((*given, "--recipe", "resrepp"), "did you mean resrep"),
     ):
         refused = run(*arguments, "--out", str(tmp_path / "none"))

@@ -1,4 +1,4 @@
-"""A run before its first step: network, data, optimiser and all that belongs to them, on every process alike."""
+"""Everything that the steps of a run work on, made before the first step, on every process alike."""
 
 from __future__ import annotations
 
@@ -31,13 +31,19 @@ from unbranch.train.transforms import eval_transform, mixing, train_transform
 
 
 @dataclass
-class Job:
-    """What the steps of a run work on; made by ``prepare``."""
+class TrainingContext:
+    """Network, optimizer, data and the rest of a run; made by ``prepare``.
+
+    Args:
+        initial_model: the network as the recipe makes it, on the CPU; never trained.
+        network: the network as it is trained: wrapped by accelerate, in its memory format.
+        mix: mixup and cutmix, from images and labels to mixed ones.
+    """
 
     recipe: Recipe
     data: Data
     accelerator: Any
-    blank: nn.Module  # as the recipe makes it, on the CPU
+    initial_model: nn.Module
     network: nn.Module
     optimizer: Optimizer
     schedule: Any
@@ -53,20 +59,21 @@ class Job:
 
     @property
     def steps(self) -> int:
-        """Updates of the whole run."""
+        """Number of updates of the whole run."""
         return self.steps_per_epoch * self.recipe.schedule.epochs
 
     @property
-    def layout(self) -> torch.memory_format:
-        return torch.channels_last if self.recipe.training.channels_last else torch.contiguous_format
+    def memory_format(self) -> torch.memory_format:
+        """Memory format of images and kernels."""
+        return _memory_format(self.recipe)
 
-    def safely(self) -> AbstractContextManager[Any]:
-        """Context of a step, in which no convolution writes outside its memory."""
+    def safe_channels_last(self) -> AbstractContextManager[Any]:
+        """Context of a step that avoids oneDNN's fault in channels_last on a CPU, see ``SafeChannelsLast``."""
         on_cpu = self.accelerator.device.type == "cpu"
         return SafeChannelsLast() if on_cpu and self.recipe.training.channels_last else nullcontext()
 
-    def circumstances(self) -> dict[str, Any]:
-        """What has to be the same for a resumed run to go on bit for bit."""
+    def environment(self) -> dict[str, Any]:
+        """Return what must be the same for a resumed run to be bit-identical."""
         return {
             "processes": self.accelerator.num_processes,
             "threads": torch.get_num_threads(),
@@ -77,25 +84,25 @@ class Job:
         }
 
 
-def prepare(recipe: Recipe, data: Data) -> Job:
-    """Everything that a run needs, for as many processes as were launched.
+def prepare(recipe: Recipe, data: Data) -> TrainingContext:
+    """Make everything that a run needs, for the number of processes that were launched.
 
     Raises:
-        InputError: if the batch can't be divided among them, or a part of the recipe doesn't fit the network or data.
+        InputError: if the batch can't be divided among the processes, or a setting doesn't fit the network or data.
     """
     accelerator = _accelerator(recipe)
     torch.manual_seed(recipe.seed)
-    blank = with_compactors(make_network(recipe, data), recipe, data)
-    network = _ready(copy.deepcopy(blank), recipe, accelerator)
+    initial_model = with_compactors(make_network(recipe, data), recipe, data)
+    network = _trainable(copy.deepcopy(initial_model), recipe, accelerator)
     optimizer = make_optimizer(network, recipe, recipe.data.batch_size)
     order, batches, validation = _loaders(recipe, data, accelerator.num_processes)
     steps = len(order) // recipe.data.batch_size
-    resrep = make_resrep(network, blank, recipe, example_image(recipe, data), optimizer, steps)
+    resrep = make_resrep(network, initial_model, recipe, example_image(recipe, data), optimizer, steps)
     if resrep is not None and "FSDP" in str(accelerator.distributed_type):
-        raise InputError("compactors can't be spread over processes: prune without FSDP")
+        raise InputError("compactors can't be sharded over processes: prune without FSDP")
     penalty, ema = extra_penalty(network, recipe), make_ema(network, recipe, steps)
     if ema is not None and "FSDP" in str(accelerator.distributed_type):
-        raise InputError("averaged weights (ema) aren't kept with FSDP: ema=null")
+        raise InputError("averaged weights aren't supported with FSDP: set ema=null")
     mix = mixing(recipe, recipe.model.num_classes or len(data.classes))
     loss = make_loss(recipe, mix is not None)
     network, optimizer, batches, validation = accelerator.prepare(network, optimizer, batches, validation)
@@ -105,20 +112,20 @@ def prepare(recipe: Recipe, data: Data) -> Job:
     if resrep is not None:
         accelerator.register_for_checkpointing(resrep)
     schedule = make_schedule(optimizer, recipe, steps)
-    return Job(
-        recipe, data, accelerator, blank, network, optimizer, schedule, ema, order, batches, validation, loss, penalty,
-        mix, resrep, steps,
+    return TrainingContext(
+        recipe, data, accelerator, initial_model, network, optimizer, schedule, ema, order, batches, validation, loss,
+        penalty, mix, resrep, steps,
     )  # fmt: skip
 
 
 def _accelerator(recipe: Recipe) -> Any:
     accelerate = library("accelerate", "train")
     training = recipe.training
-    # accelerate keeps the settings of a process's first run for all that follow
+    # accelerate would keep the settings of the first run of a process for all later ones
     accelerate.state.AcceleratorState._reset_state()
     accelerate.state.GradientState._reset_state()
     return accelerate.Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or processes on CPUs wouldn't find each other
+        cpu=not torch.accelerator.is_available(),  # else processes on CPUs wouldn't form a group
         mixed_precision=training.precision,
         gradient_accumulation_steps=training.accumulate,
         dynamo_backend="inductor" if training.compile else None,
@@ -127,27 +134,34 @@ def _accelerator(recipe: Recipe) -> Any:
     )
 
 
-def _ready(network: nn.Module, recipe: Recipe, accelerator: Any) -> nn.Module:
-    """The network as it is trained: norms across processes, layout, branches merged, activations recomputed."""
+def _trainable(network: nn.Module, recipe: Recipe, accelerator: Any) -> nn.Module:
+    """Apply the settings of ``training`` to the network: synchronised norms, checkpointing, memory format."""
     training = recipe.training
     if training.sync_norm and accelerator.num_processes > 1:
         network = synchronise_norms(network, accelerator.device)
     if training.checkpointing:
         switch = getattr(network, "set_grad_checkpointing", None)
         if switch is None:
-            raise InputError(f"{recipe.model.name} can't recompute activations: training.checkpointing=false")
+            raise InputError(
+                f"`training.checkpointing` needs a network with set_grad_checkpointing, and {recipe.model.name} has "
+                "none: set it false"
+            )
         switch()
     if training.cheaper is not None:
         network = train_cheaper(network, training.cheaper)
-    layout = torch.channels_last if training.channels_last else torch.contiguous_format
-    return network.to(memory_format=layout)
+    return network.to(memory_format=_memory_format(recipe))
+
+
+def _memory_format(recipe: Recipe) -> torch.memory_format:
+    return torch.channels_last if recipe.training.channels_last else torch.contiguous_format
 
 
 def _loaders(recipe: Recipe, data: Data, processes: int) -> tuple[EpochOrder, DataLoader[Any], DataLoader[Any]]:
     batch, parts = recipe.data.batch_size, processes * recipe.training.accumulate
     if batch % parts:
         raise InputError(
-            f"data.batch_size={batch} isn't a multiple of {processes} processes × {recipe.training.accumulate} parts"
+            f"`data.batch_size` must be a multiple of {processes} processes × {recipe.training.accumulate} parts, "
+            f"got {batch}"
         )
     order = EpochOrder(len(data.train), batch, recipe.seed)
     if len(order) == 0:
@@ -158,7 +172,7 @@ def _loaders(recipe: Recipe, data: Data, processes: int) -> tuple[EpochOrder, Da
 
 
 def validation_loader(recipe: Recipe, data: Data) -> DataLoader[Any]:
-    """All images of the validation set in their order."""
+    """Return a loader of the validation set, in its order."""
     order = EpochOrder(len(data.val), 1, recipe.seed, shuffle=False)
     samples = Samples(data.val, eval_transform(recipe, data), recipe.seed, recipe.data.on_corrupt, random=False)
     return loader(samples, order, recipe.evaluate.batch_size or recipe.data.batch_size, recipe.data.workers)

@@ -1,15 +1,13 @@
-"""The zoo's rows as a table on the terminal, and as the page of the documentation."""
+"""The catalogue of networks, as tables and as the page of the documentation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from rich.table import Table
-
-from unbranch.display.console import count
 from unbranch.models.catalogue import ModelRow
 from unbranch.models.registry import MODELS
+from unbranch.render import Table, count
 
 PAGE = """# Models
 
@@ -26,30 +24,23 @@ Networks that were published without branches take any block that stands for a c
 """
 
 
-def show_names(names: Sequence[str]) -> Table:
-    """Names with their family and the size of their images."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for header in ("name", "family", "images", "also called"):
-        table.add_column(header)
+def names_table(names: Sequence[str]) -> Table:
+    """Return names with their family and the size of their images."""
+    rows = []
     for name in names:
         entry = MODELS.get(name)
         known = ("", "", "") if entry is None else (entry.family, _size(entry.input_size), ", ".join(entry.aliases))
-        table.add_row(name, *known)
-    return table
+        rows.append((name, *known))
+    return Table(("name", "family", "images", "also called"), rows)
 
 
-def show_rows(rows: Iterable[ModelRow]) -> Table:
-    """Names with their costs and published accuracy."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for header in HEADERS:
-        table.add_column(header)
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+def catalogue_table(rows: Iterable[ModelRow]) -> Table:
+    """Return names with their costs and published accuracy."""
+    return Table(HEADERS, [_cells(row) for row in rows])
 
 
 def models_page(rows: Iterable[ModelRow]) -> str:
-    """The page of the documentation: a section a family."""
+    """Return the page of the documentation, in Markdown: one section for each family."""
     parts = [PAGE]
     for paper, found in groupby(rows, key=lambda row: row.entry.paper):
         title, _, address = paper.rpartition(", ")
@@ -68,9 +59,16 @@ def _cells(row: ModelRow) -> tuple[str, ...]:
     macs = _both(row.before.macs, row.after.macs)
     if row.published is None:
         return name, _size(row.entry.input_size), params, macs, "", ""
-    told = row.published
-    side = f" at {told.side}" if told.side != row.entry.input_size[-1] else ""
-    return name, _size(row.entry.input_size), params, macs, f"{told.top1:g}", f"{told.source}; {told.data}{side}"
+    published = row.published
+    side = f" at {published.side}" if published.side != row.entry.input_size[-1] else ""
+    return (
+        name,
+        _size(row.entry.input_size),
+        params,
+        macs,
+        f"{published.top1:g}",
+        f"{published.source}; {published.data}{side}",
+    )
 
 
 def _both(before: int | None, after: int | None) -> str:

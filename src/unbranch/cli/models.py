@@ -1,20 +1,21 @@
-"""``unbranch models``: what there is, what it costs."""
+"""``unbranch models``: the networks of the package and their costs."""
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
 import typer
 
 from unbranch.cli.app import app
-from unbranch.cli.arguments import AsJson, readable
-from unbranch.display import console, models_page, show_names, show_rows
+from unbranch.cli.arguments import AsJson, report_errors
+from unbranch.cli.output import print_json
+from unbranch.display import catalogue_table, console, models_page, names_table
 from unbranch.errors import InputError
 from unbranch.models import list_models
 from unbranch.models.catalogue import catalogue
 from unbranch.models.registry import MODELS
+from unbranch.render import to_rich
 
 
 @app.command(
@@ -25,24 +26,26 @@ from unbranch.models.registry import MODELS
   unbranch models 'timm:*mobileone*'\n
   unbranch models --costs --json > models.json""",
 )
-@readable
+@report_errors
 def models_command(
-    pattern: Annotated[list[str] | None, typer.Argument(help="Which names, with * and ?; timm:PATTERN, too.")] = None,
-    costs: Annotated[bool, typer.Option(help="Parameters and MACs in both forms, and published accuracy.")] = False,
+    pattern: Annotated[
+        list[str] | None, typer.Argument(help="Patterns of names, with * and ?; timm:PATTERN for timm's.")
+    ] = None,
+    costs: Annotated[
+        bool, typer.Option(help="Show parameters and MACs of both forms, and published accuracy.")
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of the documentation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List networks by name; with --costs, what each costs with its branches and without."""
+    """List networks by name; with --costs, what each costs in its training form and its deploy form."""
     names = list_models(pattern or "*")
     if not names:
-        raise InputError(f"no network is called {', '.join(pattern or [])}")
+        raise InputError(f"no network has a name like {', '.join(pattern or [])}")
     if (costs or markdown) and any(name not in MODELS for name in names):
         raise InputError("--costs and --markdown are for networks of Unbranch; see unbranch explain timm:NAME")
     if markdown:
         sys.stdout.write(models_page(catalogue(names)))
-    elif costs and as_json:
-        sys.stdout.write(json.dumps([row.to_dict() for row in catalogue(names)], indent=2) + "\n")
     elif as_json:
-        sys.stdout.write(json.dumps(names, indent=2) + "\n")
+        print_json([row.to_dict() for row in catalogue(names)] if costs else names)
     else:
-        console().print(show_rows(catalogue(names)) if costs else show_names(names))
+        console().print(to_rich([catalogue_table(catalogue(names)) if costs else names_table(names)]))
