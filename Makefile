@@ -1,8 +1,12 @@
-# demo   train a branched network on real images, collapse it, compare the two     (about two minutes)
-# test   the tests; of sweeps over many networks, some rows    test-all   every row of them (hours)
-# check  format, lint, types, and every test: what CI runs
-# docs   the documentation as a site, in site/
-# bench  the figures in README.md
+# demo       train a branched network on real images, collapse it, compare the two     (about two minutes)
+# test       the tests; of sweeps over many networks, some rows                        (under 8 minutes on two cores)
+# test-fast  for the working loop: nothing slow, every thirteenth row of each function (under 90 seconds)
+# test-all   every row of every sweep                                                  (hours)
+# lint       format, lint, types
+# check      lint and test: what CI runs
+# versions   which Python and PyTorch the tests run with; `nox` runs them with others: see noxfile.py
+# docs       the documentation as a site, in site/
+# bench      the figures in docs/benchmarks.md
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,13 +15,16 @@ JOBS   ?= 2
 # Idle OpenMP threads that spin slow down every other process on a small machine.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-all lint check docs bench clean
+.PHONY: demo test test-fast test-all lint check versions docs bench clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/unbranch demo -o demo-out
 
 test: $(VENV)/.dev
 	$(VENV)/bin/pytest -q -n $(JOBS) --dist loadgroup
+
+test-fast: $(VENV)/.dev
+	$(VENV)/bin/pytest -q -n $(JOBS) --dist loadgroup --fast
 
 test-all: $(VENV)/.dev
 	$(VENV)/bin/pytest -q -n $(JOBS) --dist loadgroup --all
@@ -28,6 +35,9 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 check: lint test
+
+versions: $(VENV)/.dev
+	@$(VENV)/bin/python -m tests.versions
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet

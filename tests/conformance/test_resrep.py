@@ -6,6 +6,7 @@ network with the widths that it was pruned to.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -152,6 +153,7 @@ def tables() -> dict[str, list[Any]]:
     return found
 
 
+@functools.cache
 def with_compactors(name: str, side: int, classes: int) -> PruningGraph:
     network = ub.create_model(name, num_classes=classes, block="compactor").eval()
     return read_graph(network, (torch.zeros(1, 3, side, side),))

@@ -1,4 +1,4 @@
-"""A dozen rows of the atlas: real networks, which ``python -m benchmarks.atlas`` measures by the hundred."""
+"""A dozen rows of the atlas: real networks, of which ``python -m benchmarks.atlas`` measures hundreds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks import atlas
 
 pytestmark = pytest.mark.slow
 
-# row: norms that stay
+# row: number of norms that are left
 ROWS = {
     "torchvision:squeezenet1_1": 0,
     "torchvision:shufflenet_v2_x0_5": 0,
@@ -28,8 +28,9 @@ ROWS = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("row", ROWS)
-def test_row(row):
+def test_row_is_measured_exact_and_no_larger_than_its_own_conversion(row):
     found = atlas.measured(row)
     assert found["after"][1] == ROWS[row]
     assert found["after"][0] <= found.get("own", found["before"])[0]

@@ -85,19 +85,20 @@ def test_under_another_default_dtype() -> None:
     assert {t.dtype for t in plain.state_dict().values()} == {torch.float32}
 
 
-EXAMPLES: dict[str, Any] = {
-    "wrong rank": torch.randn(4, 9),
-    "wrong channels": torch.randn(2, 3, 9, 9),
-    "wrong dtype": torch.randn(2, 4, 9, 9, dtype=torch.float64),
-    "integers": torch.ones(2, 4, 9, 9, dtype=torch.long),
-    "too small": torch.randn(2, 4, 0, 0),
-    "a list of numbers": [1.0, 2.0],
-    "no tensor": "photo.jpg",
-    "too many": (FEW, FEW, FEW),
-    "none": (),
-    "a dictionary": {"x": FEW, "y": FEW},
-    "another device": FEW.to("meta"),
-    "an array": FEW.numpy(),
+# name: an example that the network can't take, and words of the message that belong to it alone
+EXAMPLES: dict[str, tuple[Any, str]] = {
+    "wrong rank": (torch.randn(4, 9), "shape (4, 9)"),
+    "wrong channels": (torch.randn(2, 3, 9, 9), "shape (2, 3, 9, 9)"),
+    "wrong dtype": (torch.randn(2, 4, 9, 9, dtype=torch.float64), "float64"),
+    "integers": (torch.ones(2, 4, 9, 9, dtype=torch.long), "int64"),
+    "too small": (torch.randn(2, 4, 0, 0), "shape (2, 4, 0, 0)"),
+    "a list of numbers": ([1.0, 2.0], "list"),
+    "no tensor": ("photo.jpg", "str"),
+    "too many": ((FEW, FEW, FEW), "a tuple of 3"),
+    "none": ((), "tuple"),
+    "a dictionary": ({"x": FEW, "y": FEW}, "dict"),
+    "another device": (FEW.to("meta"), "meta"),
+    "an array": (FEW.numpy(), "ndarray"),
 }
 
 
@@ -108,8 +109,10 @@ def test_an_example_that_does_not_fit_is_one_sentence(
 ) -> None:
     source = network()
     before = {name: t.clone() for name, t in source.state_dict().items()}
-    with pytest.raises(ub.UnbranchError) as error:
-        call(source, EXAMPLES[name])
+    example, words = EXAMPLES[name]
+    with pytest.raises(ub.InputError, match="`example_input`") as error:
+        call(source, example)
+    assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
     assert capfd.readouterr().err == ""
@@ -123,17 +126,14 @@ class _Draws(nn.Module):
 
 @pytest.mark.parametrize("given", [3, "net", None, nn.Sequential, [nn.Conv2d(1, 1, 1)]])
 def test_what_is_no_network_is_one_sentence(given: Any) -> None:
-    with pytest.raises(ub.UnbranchError) as error:
+    with pytest.raises(ub.InputError, match=rf"torch\.nn\.Module, got {type(given).__name__}$"):
         ub.collapse(given)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_script_module_is_one_sentence() -> None:
-    with pytest.raises(ub.UnbranchError) as error:
+    with pytest.raises(ub.UnsupportedError, match=r"^[^\n]*ScriptModule[^\n]*$"):
         ub.collapse(torch.jit.trace(network(), FEW))
-    assert "\n" not in str(error.value)
-    assert "Script" in str(error.value) or "scripted" in str(error.value)
 
 
 def test_parts_are_proved_where_the_network_draws_numbers() -> None:
@@ -147,7 +147,7 @@ def test_parts_are_proved_where_the_network_draws_numbers() -> None:
 DESTROYS: dict[str, Callable[[nn.Module], Any]] = {
     "loads": lambda m: m.load_state_dict({k: torch.zeros_like(v) for k, v in m.state_dict().items()}),
     "writes to data": lambda m: [p.data.mul_(0) for p in m.parameters()],
-    "resizes data": lambda m: [p.data.resize_(0) for p in m.parameters()],
+    "resizes buffers": lambda m: [b.resize_(0) for b in m.buffers()],
     "replaces data": lambda m: [setattr(p, "data", torch.zeros(3)) for p in m.parameters()],
     "casts": lambda m: m.half(),
     "writes to buffers": lambda m: [b.zero_() for b in m.buffers()],
@@ -163,8 +163,9 @@ DESTROYS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", DESTROYS)
-def test_a_way_that_no_input_takes_leaves_everything_alone(name: str) -> None:
+def destroying(name: str) -> nn.Module:
+    """A network that destroys something of its own, if it is given more than 50 images."""
+
     class Destroys(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -175,16 +176,32 @@ def test_a_way_that_no_input_takes_leaves_everything_alone(name: str) -> None:
                 DESTROYS[name](self)
             return self.inner(x)  # type: ignore[no-any-return]
 
-    def state() -> Any:
-        marks = [(p.requires_grad, p.grad is None, len(p._backward_hooks or ())) for p in source.parameters()]
-        own = source.training, len(source._modules), len(source._forward_hooks), hasattr(Destroys, "count")
-        return marks, own, torch.get_default_dtype()
+    return Destroys().eval()
 
-    source = Destroys().eval()
-    tensors, before = {key: t.clone() for key, t in source.state_dict().items()}, state()
+
+def destroyable(source: nn.Module) -> list[Any]:
+    """What the entries of ``DESTROYS`` change."""
+    marks = [(p.requires_grad, p.grad is None, len(p._backward_hooks or ())) for p in source.parameters()]
+    own = source.training, len(source._modules), len(source._forward_hooks), hasattr(type(source), "count")
+    tensors = [(key, t.dtype, t.tolist()) for key, t in source.state_dict().items()]
+    return [marks, own, torch.get_default_dtype(), tensors]
+
+
+@pytest.mark.parametrize("name", DESTROYS)
+def test_what_a_network_would_destroy_is_seen(name: str) -> None:
+    source = destroying(name)
+    before, default = destroyable(source), torch.get_default_dtype()
+    try:
+        DESTROYS[name](source)
+        assert destroyable(source) != before
+    finally:
+        torch.set_default_dtype(default)
+
+
+@pytest.mark.parametrize("name", DESTROYS)
+def test_a_way_that_no_input_takes_changes_nothing(name: str) -> None:
+    source = destroying(name)
+    before = destroyable(source)
     plain = ub.collapse(source)
-    assert state() == before
-    after = source.state_dict()
-    assert after.keys() == tensors.keys()
-    assert all(torch.equal(after[key], t) and after[key].dtype == t.dtype for key, t in tensors.items())
+    assert destroyable(source) == before
     assert torch.allclose(plain(FEW), source(FEW), atol=1e-4)

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import unbranch as ub
 from tests.convert.corpus import ROWS, Call, Row
+from unbranch.convert import forwards
 from unbranch.convert.statistics import randomise_statistics
 
 BY_NAME = {row.name: row for row in ROWS}
@@ -53,6 +54,14 @@ def cases(rows: list[Row]) -> Any:
         for example in (False, True)
     ]  # fmt: skip
     return pytest.mark.parametrize(("name", "example"), marked)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_patience() -> Iterator[None]:
+    """Give up sooner on a forward that doesn't end: no other row launches nearly as many operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forwards, "_OPERATIONS", 5_000)
+        yield
 
 
 @cases(ROWS)

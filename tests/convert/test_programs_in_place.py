@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -69,19 +68,11 @@ def check(seed: int) -> bool:
     return merged
 
 
-@settings(max_examples=25)
-@given(st.integers(0, 10**6))
-def test_programs_that_write(seed: int) -> None:
+@given(st.integers(10**6, 2 * 10**6))
+def test_programs_that_write_compute_the_same(seed: int) -> None:
     check(seed)
 
 
 def test_many_of_these_programs_are_merged():
-    """They could agree since all of them stay as they are."""
+    """A converter that changed none of them would pass the test above."""
     assert sum(map(check, range(40))) >= 10
-
-
-@pytest.mark.slow
-@settings(max_examples=60)
-@given(st.integers(10**6, 2 * 10**6))
-def test_many_programs_that_write(seed: int) -> None:
-    check(seed)

@@ -54,11 +54,11 @@ def run(part: int, examples: int) -> None:
         found.append(check(program))
 
     each()
-    assert sum(found) > len(found) // 10  # it isn't exact by leaving everything as it is
+    assert sum(found) > len(found) // 10  # a converter that changed nothing would be exact, too
 
 
 def test_random_programs_with_conditions() -> None:
-    run(0, 60)
+    run(0, settings.default.max_examples)
 
 
 @pytest.mark.slow

@@ -270,13 +270,16 @@ class _Holder:
         self.value = value
 
 
-DIFFERENT: dict[str, tuple[Any, Any]] = {
+Pair = tuple[Callable[[Tensor, Tensor], Any], Callable[[Tensor, Tensor], Any]]
+DIFFERENT: dict[str, Pair] = {
     "numbers": (lambda x, w: (x * w, 3), lambda x, w: (x * w, 4)),
     "words": (lambda x, w: (x * w, "cat"), lambda x, w: (x * w, "dog")),
     "lists of numbers": (lambda x, w: (x * w, x.tolist()), lambda x, w: (x * w, (x + 1).tolist())),
     "objects": (lambda x, w: (x * w, _Holder(x)), lambda x, w: (x * w, _Holder(x + 5))),
-    "keys": (lambda x, w: {"a": x * w, "b": x}, lambda x, w: {"c": x * w, "d": x}),
     "values of keys": (lambda x, w: {"a": x * w, "b": x + 1}, lambda x, w: {"b": x * w, "a": x + 1}),
+}
+OF_ANOTHER_STRUCTURE: dict[str, Pair] = {
+    "keys": (lambda x, w: {"a": x * w, "b": x}, lambda x, w: {"c": x * w, "d": x}),
     "nesting": (lambda x, w: (x * w, (x,)), lambda x, w: [x * w, x]),
     "None": (lambda x, w: (x * w, None), lambda x, w: (None, x * w)),
     "one more": (lambda x, w: (x * w,), lambda x, w: (x * w, x)),
@@ -284,16 +287,23 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
 }
 
 
+def assert_each_equals_itself(pair: Pair, x: Tensor) -> None:
+    assert all(both(one, one, x).ok for one in pair)
+
+
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_whatever_an_output_consists_of_is_compared(name: str) -> None:
-    first, second = DIFFERENT[name]
     x = torch.randn(3, 4)
-    try:
-        assert not both(first, second, x).ok
-    except ub.InputError as error:
-        assert "different" in str(error)  # noqa: PT017
-    assert both(first, first, x).ok
-    assert both(second, second, x).ok
+    assert not both(*DIFFERENT[name], x).ok
+    assert_each_equals_itself(DIFFERENT[name], x)
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_STRUCTURE)
+def test_outputs_of_different_structures_are_an_input_error(name: str) -> None:
+    x = torch.randn(3, 4)
+    with pytest.raises(ub.InputError, match="different"):
+        both(*OF_ANOTHER_STRUCTURE[name], x)
+    assert_each_equals_itself(OF_ANOTHER_STRUCTURE[name], x)
 
 
 def test_the_order_of_a_dictionary_is_none() -> None:

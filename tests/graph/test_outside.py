@@ -206,6 +206,16 @@ WHAT = {
 }
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_an_ordinary_run_changes_the_place(place):
+    """Otherwise the tests below would compare nothing."""
+    forget()
+    net = Net(PLACES[place], *TABLES["made by size"]).eval()
+    before = everything(net)
+    net(EXAMPLE)
+    assert everything(net) != before
+
+
 @pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("place", PLACES)
@@ -383,6 +393,16 @@ HOLDERS = {
 }  # fmt: skip
 
 
+def empty() -> None:
+    """Take out of all holders what a run has put there."""
+    if hasattr(Value, "fresh"):
+        del Value.fresh
+    for table in (SLOTTED.table, Registry.entries, USERS, BEHIND, vars(LOCAL), outside_helper.TABLE):
+        table.clear()
+    SPACE.kept = Registered.Inner.kept = TABLE.kept = None
+    dict.clear(LOCKED)
+
+
 class Holds(nn.Module):
     def __init__(self, keep) -> None:
         super().__init__()
@@ -393,21 +413,30 @@ class Holds(nn.Module):
         return torch.relu(self.norm(self.conv(x))) * self.keep(x)
 
 
+each_holder = pytest.mark.parametrize("keep", HOLDERS, ids=lambda keep: getattr(keep, "__name__", "a_module"))
+
+
+@each_holder
+def test_an_ordinary_run_changes_the_holder(keep):
+    net, seen = Holds(keep).eval(), HOLDERS[keep]
+    empty()
+    before = seen()
+    net(EXAMPLE)
+    assert (seen() is not before and seen() != before) or keep is beside_an_unreadable_object
+    empty()
+
+
 @pytest.mark.parametrize("what", WHAT)
-@pytest.mark.parametrize("keep", HOLDERS, ids=lambda keep: getattr(keep, "__name__", "a_module"))
+@each_holder
 def test_holders_of_all_kinds_hold_what_they_did(keep, what):
-    outside_helper.TABLE.clear()
+    empty()
     net, seen = Holds(keep).eval(), HOLDERS[keep]
     before = seen()
     WHAT[what](net)
     assert seen() == before
     with torch.no_grad():
         assert type(net(EXAMPLE)) is Tensor
-    if hasattr(Value, "fresh"):
-        del Value.fresh
-    SLOTTED.table.clear()
-    SPACE.kept = Registered.Inner.kept = None
-    dict.clear(LOCKED)
+    empty()
 
 
 def test_entries_that_stay_are_never_missing_for_other_threads():

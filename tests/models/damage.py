@@ -46,8 +46,8 @@ STEPS: list[Any] = [
     [{}], [{"kind": None}], [{"kind": "os:system"}], [{"kind": "collapse"}], [{"kind": "collapse", "layers": 3}],
     [{"kind": "collapse", "layers": [[]]}], [{"kind": "collapse", "layers": [["stem"]]}], [{"kind": ["collapse"]}],
     [{"kind": "collapse", "layers": [["stem", None]] * 1000}], [{"kind": "collapse", "layers": [["", "\n" * 999]]}],
-    [{"kind": "expand"}], [{"kind": "expand", "sites": 3, "block": "os:system"}], [{"kind": "\x00"}], [{}] * 17, [[]],
-    [{"kind": "k" * 10**5}], [{"kind": "collapse", "layers": {}}], [3],
+    [{"kind": "expand"}], [{"kind": "\x00"}], [{}] * 17, [[]], [{"kind": "k" * 10**5}],
+    [{"kind": "collapse", "layers": {}}], [3],
 ]  # fmt: skip
 
 
@@ -88,6 +88,13 @@ def damaged_files(good: list[File], marker: str) -> Iterator[tuple[str, File]]:
             yield "nonsense", (suffix, content)
         yield "noise", (suffix, chance.randbytes(5000))
     yield from (("pickle", (suffix, content)) for content in _pickles(marker) for suffix in (".pth", ".pt"))
+
+
+def with_steps(content: bytes, steps: list[Any]) -> bytes:
+    """A file of ours whose manifest has these steps."""
+    header, data = _parts(content)
+    manifest = json.loads(header["__metadata__"]["unbranch"])
+    return _joined({**header, "__metadata__": {"unbranch": json.dumps({**manifest, "steps": steps})}}, data)
 
 
 def manifests(content: bytes, chance: random.Random) -> Iterator[tuple[str, bytes]]:

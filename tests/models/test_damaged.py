@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import unbranch as ub
-from tests.models.damage import File, damaged_files, manifests
+from tests.models.damage import File, damaged_files, manifests, with_steps
+from tests.models.unfit_steps import FITTING_STEPS, UNFIT_STEPS
 from tests.networks import randomised
 from unbranch.errors import CheckpointError
 from unbranch.factory import create_model
+from unbranch.provenance import provenance_of, replay
 
 MEMORY = 1 << 20  # KiB that all of them together may add to the most that the process ever had
 
@@ -104,6 +108,32 @@ def test_hostile_manifests_give_one_clear_error_each(tmp_path: Path, good: list[
     assert feeder.refused + feeder.loaded >= 700 // step
     assert feeder.refused > 600 // step
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY
+
+
+@pytest.fixture(scope="module")
+def plain_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plain") / "plain.safetensors"
+    ub.save(randomised(create_model("resnet8_cifar", width=2)), path)
+    return path
+
+
+def load_with_step(file: Path, folder: Path, step: dict[str, Any]) -> None:
+    path = folder / "changed.safetensors"
+    path.write_bytes(with_steps(file.read_bytes(), [step]))
+    ub.load(path)
+
+
+@pytest.mark.parametrize("name", UNFIT_STEPS)
+def test_a_step_with_one_wrong_field_is_refused_for_that_field(name: str, plain_file: Path, tmp_path: Path) -> None:
+    step, words = UNFIT_STEPS[name]
+    with pytest.raises(CheckpointError, match=re.escape(words)):
+        load_with_step(plain_file, tmp_path, step)
+
+
+@pytest.mark.parametrize("kind", FITTING_STEPS)
+def test_the_same_steps_without_the_wrong_field_fit_the_network(kind: str) -> None:
+    network = replay(create_model("resnet8_cifar", width=2), (FITTING_STEPS[kind],))
+    assert provenance_of(network).transforms == (FITTING_STEPS[kind],)
 
 
 def test_folders_and_what_is_not_there_are_told(tmp_path: Path) -> None:

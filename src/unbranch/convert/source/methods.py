@@ -102,7 +102,7 @@ def attributes_set_by(owner: Any) -> frozenset[str]:
             "torch.nn.modules."
         ):
             for method in vars(base).values():
-                found |= stored_by(method) if inspect.isfunction(method) else set()
+                found |= stored_by(method) if inspect.isfunction(method) else frozenset()
     return frozenset(found)
 
 

@@ -32,9 +32,11 @@ def deleted_by(method: Any) -> frozenset[str]:
     return frozenset(found)
 
 
-def stored_by(method: Any) -> set[str]:
-    """Return the names of attributes that a method sets."""
-    return {n.attr for n in ast.walk(tree_of(method)) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+@functools.lru_cache(maxsize=4096)
+def stored_by(method: Any) -> frozenset[str]:
+    """Return the names of the attributes that a function sets; most classes inherit the same functions."""
+    nodes = ast.walk(tree_of(method))
+    return frozenset(n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
 
 
 def tree_of(method: Any) -> ast.AST:
