@@ -11,9 +11,11 @@ from unbranch.convert.interpret.interpretation import Interpretation, operations
 from unbranch.convert.passes.rearrange import rearranges, shapes_of
 from unbranch.convert.plan.emit import allocate, fill
 from unbranch.convert.plan.plan import Merge
+from unbranch.convert.prove.distance import relative_error
+from unbranch.convert.prove.random_inputs import random_inputs
 from unbranch.convert.rewrite.placement import PlacementError
 from unbranch.convert.rewrite.rewrite import trained_like
-from unbranch.convert.trace.execute import random_inputs, relative_error, run_nodes
+from unbranch.convert.trace.execute import run_nodes
 from unbranch.errors import Inexact
 from unbranch.rules.value import Affine, Gridded
 

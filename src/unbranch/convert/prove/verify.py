@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from unbranch.convert.faults import as_errors
-from unbranch.convert.prove.distance import Distance, Kind, Output, kinds_of, outputs_of
+from unbranch.convert.prove.distance import Distance, Kind, Output, kinds_of, outputs_of, relative_error
 from unbranch.convert.prove.inputs import as_inputs, input_error
 from unbranch.convert.prove.rows import distance, in_place
 from unbranch.convert.prove.verification import (
@@ -23,7 +23,6 @@ from unbranch.convert.prove.verification import (
     default_tolerance,
     largest_tolerance,
 )
-from unbranch.convert.trace.execute import relative_error
 from unbranch.errors import InputError, UnbranchError
 from unbranch.graph.eval_view import eval_view, unwrap_model
 from unbranch.graph.float64 import Float64, PerturbedRounding
