@@ -98,9 +98,7 @@ def _wide(value: Tensor) -> Tensor:
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference over the largest value of ``theirs``; infinite for different shapes or non-finite
-    values.
-    """
+    """Return the largest difference over the largest value of ``theirs``; infinite if shapes differ or for NaN."""
     if ours.shape != theirs.shape:
         return float("inf")
     if theirs.numel() == 0:

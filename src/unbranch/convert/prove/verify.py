@@ -137,9 +137,7 @@ def _depends_on_rounding(
 
 
 def _moved_by_rounding(network: nn.Module, inputs: tuple[Any, ...], exact: list[Output], amount: float) -> float:
-    """Return how far outputs move if layers are off by ``amount`` of their largest value; 0 for networks without
-    layers.
-    """
+    """Return how far outputs move if layers are off by ``amount`` of their largest value; 0 without layers."""
     shaken, _ = _exact(network, inputs, "first", functools.partial(PerturbedRounding, amount=amount))
     found = in_place(shaken, exact)
     return float("inf") if found is None else found.relative  # a different number of rows may be selected
