@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import unbranch as ub
 from tests.convert.corpus import ROWS, Call, Row
-from unbranch.convert import forwards
+from unbranch.convert.prove import forwards
 from unbranch.convert.statistics import randomise_statistics
 
 BY_NAME = {row.name: row for row in ROWS}

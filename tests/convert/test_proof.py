@@ -244,18 +244,18 @@ def test_nothing_is_written_with_options_that_nobody_asked_for(default, tmp_path
 @pytest.mark.parametrize(("texts", "merges"), [(("best of 3", "best of 3"), True), (("best of 3", "best of 4"), False)])
 def test_words_and_whole_numbers_in_texts_have_to_be_the_same(texts, merges):
     """Only broken numbers in them may round otherwise."""
-    from unbranch.convert.prove.differences import unlike
+    from unbranch.convert.prove.differences import difference
     from unbranch.graph.running import observation
 
     one, other = (observation({"text": text}, (), {}) for text in texts)
-    assert (unlike(one, other, 1e-6) is None) == merges
+    assert (difference(one, other, 1e-6) is None) == merges
 
 
 def test_numbers_in_texts_are_compared_as_numbers():
-    from unbranch.convert.prove.differences import unlike
+    from unbranch.convert.prove.differences import difference
     from unbranch.graph.running import observation
 
     exact, near, far = (observation(text, (), {}) for text in ("mean 0.5000001", "mean 0.5000002", "mean 0.6"))
-    assert unlike(near, exact, 1e-6) is None
-    assert unlike(far, exact, 1e-6) is not None
-    assert unlike(observation(1.0, (), {}), observation(torch.tensor(1.0, dtype=torch.float64), (), {}), 1e-6)
+    assert difference(near, exact, 1e-6) is None
+    assert difference(far, exact, 1e-6) is not None
+    assert difference(observation(1.0, (), {}), observation(torch.tensor(1.0, dtype=torch.float64), (), {}), 1e-6)
