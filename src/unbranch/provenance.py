@@ -17,7 +17,7 @@ from unbranch.errors import InputError
 
 ATTRIBUTE = "unbranch_provenance"
 _OLD_ATTRIBUTE = "unbranch_history"  # in pickles of version 0.1
-_OLD_FIELDS = {"made_by": "source_class", "steps": "transforms"}  # in pickles of version 0.1, and in files
+_OLD_FIELDS = {"made_by": "source_class", "steps": "transforms"}  # in pickles of version 0.1
 Replay = Callable[[nn.Module, dict[str, Any]], nn.Module]
 ReplayFunction = TypeVar("ReplayFunction", bound=Replay)
 _REPLAYS: dict[str, Replay] = {}
