@@ -1,4 +1,4 @@
-"""ResRep beside three others at the same multiply-accumulates, on Fashion-MNIST's 60,000 images, several seeds.
+"""ResRep and three other methods at the same multiply-accumulates, on Fashion-MNIST's 60,000 images, several seeds.
 
     python -m benchmarks.pruning [--data fashion-mnist] [--epochs 8] [--budget 12] [--seeds 0 1 2] [--jobs 2]
 
@@ -8,7 +8,7 @@ first and tuned; its group-lasso, half of the epochs sparse training and half tu
 and the network that ResRep found trained from scratch for as many epochs as both phases together. One thread each.
 Networks are kept in ``--folder``; what is there isn't trained again, so the command can be stopped and continued.
 Latency is measured when all training is over. The results go to benchmarks/results/pruning.json; with ``--networks``,
-those of the other networks stay there if they were made with the same settings.
+those of other networks are kept if they have the same settings.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def train(case: Case) -> None:
             case.save(method, METHODS[method](case, case.load("base")))
 
 
-def served(network: nn.Module, x: Tensor) -> nn.Module:
+def deployed(network: nn.Module, x: Tensor) -> nn.Module:
     """Collapsed, with all kernels in the images' memory format, of which Torch-Pruning leaves some in another."""
     return ub.collapse(network, x).to(memory_format=torch.channels_last)
 
@@ -235,11 +235,11 @@ def measure(case: Case) -> list[dict[str, Any]]:
     """A row for each method."""
     torch.set_num_threads(1)
     val, base = case.images[1], case.load("base")
-    whole, start, plain = macs(base, case.x), top1(base, val), served(base, case.x)
+    whole, start, plain = macs(base, case.x), top1(base, val), deployed(base, case.x)
     rows = []
     for method in case.given.methods:
         network = case.load(method)
-        small = served(network, case.x)
+        small = deployed(network, case.x)
         rows.append(
             {
                 "network": case.name, "seed": case.seed, "method": method, "base": start, "top1": top1(network, val),
@@ -265,7 +265,7 @@ def show(rows: list[dict[str, Any]]) -> Table:
 
 
 def with_others(facts: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Write the results, beside those of the other networks that are there and were made in the same way."""
+    """Write the results, with those of other networks in the file that have the same settings."""
     before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     kept = before.pop("runs", [])
     measured = {row["network"] for row in rows}

@@ -20,7 +20,7 @@ from tests.models.unfit_steps import FITTING_STEPS, UNFIT_STEPS
 from tests.networks import randomised
 from unbranch.errors import CheckpointError
 from unbranch.factory import create_model
-from unbranch.history import history_of, replayed
+from unbranch.provenance import provenance_of, replay
 
 MEMORY = 1 << 20  # KiB that all of them together may add to the most that the process ever had
 
@@ -132,8 +132,8 @@ def test_a_step_with_one_wrong_field_is_refused_for_that_field(name: str, plain_
 
 @pytest.mark.parametrize("kind", FITTING_STEPS)
 def test_the_same_steps_without_the_wrong_field_fit_the_network(kind: str) -> None:
-    network = replayed(create_model("resnet8_cifar", width=2), (FITTING_STEPS[kind],))
-    assert history_of(network).steps == (FITTING_STEPS[kind],)
+    network = replay(create_model("resnet8_cifar", width=2), (FITTING_STEPS[kind],))
+    assert provenance_of(network).transforms == (FITTING_STEPS[kind],)
 
 
 def test_folders_and_what_is_not_there_are_told(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_run_goes_on_in_the_middle_of_pruning_bit_for_bit(tmp_path: Path) -> N
     ("changes", "message"),
     [
         (["prune.target=0.05"], "`target` must be at least"),
-        (["optimizer.name=adamw", "optimizer.momentum=0.9"], "needs SGD with momentum"),
+        (["optimizer.name=adamw", "optimizer.momentum=0.9"], "must be SGD with momentum"),
         (["prune.include=[nothing]"], "nothing in .* can be pruned"),
         (["prune.warmup_epochs=3"], "`prune.warmup_epochs` must be less than schedule.epochs"),
         (["ema.decay=0.9"], "`ema` must be null with `prune`"),

@@ -96,7 +96,7 @@ class Account:
             left = sorted(layers - merged)
             norms = [path for path in left if _has_statistics(modules.get(path))]
             if norms or len(left) > 1:
-                stays = "one batch norm stays" if len(norms) == 1 else f"{len(norms)} batch norms stay"
+                stays = "one batch norm isn't merged" if len(norms) == 1 else f"{len(norms)} batch norms aren't merged"
                 cost = stays if norms else f"{len(left)} layers are merged with nothing"
                 yield replace(refusal, cost=cost, remedy=remedy_of(NO_INPUT) if self.blind else refusal.remedy)
 
@@ -138,19 +138,19 @@ def _words_for(trace: Trace, value: Any) -> str:
             break
         value = value.args[0]
     if not isinstance(value, fx.Node) or value.op == "placeholder":
-        return "what the part is given, and no layer behind takes it in"
+        return "the input of its part, and no layer after it can merge with it"
     if value.op == "get_attr":
         return "a parameter"
     if value.target is either:
-        return "a value that differs by the size of what the forward is given"
+        return "a value that depends on the size of the input"
     others = len(trace.readers(value)) > 1
     if value.op == "call_module":
         path, module = str(value.target), trace.layer_of(value)
         if path in trace.failures:
-            return f"what {trace.full_path(path)} gives, whose forward can't be read ({trace.failures[path]})"
+            return f"the output of {trace.full_path(path)}, whose forward can't be read ({trace.failures[path]})"
         name = f"{type(module).__name__} {trace.full_path(path)}"
     else:
         name = operation_name(value)
     if others:
-        return f"the result of {name}, which something else reads, too"
-    return f"the result of {name}, and no layer beside it takes it in"
+        return f"the output of {name}, which other operations read, too"
+    return f"the output of {name}, and no adjacent layer can merge with it"

@@ -90,7 +90,7 @@ def make_block(
 def _online_block(
     block: BranchedConv, conv: Any, norm: nn.Module | None, start: str | None, memo: dict[int, Any]
 ) -> nn.Module:  # fmt: skip
-    """The same for a block that merges its branches in each forward: the norm goes behind their sum.
+    """The same for a block that merges its branches in each forward: the norm comes after their sum.
 
     Raises:
         InputError: if the convolution has a bias, or the block a norm in its main branch as well.

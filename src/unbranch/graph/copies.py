@@ -32,9 +32,7 @@ def with_shapes_only(view: nn.Module, mode: ShapeMode) -> nn.Module:
 
 
 def _with_own_objects(view: nn.Module) -> nn.Module:
-    """Replace the tensors of a copy by new objects on the same memory, so that ``weight.data = …`` affects the copy
-    alone.
-    """
+    """Replace the tensors of a copy by new objects on the same memory, so that ``weight.data = …`` is private."""
     return _with_tensors(view, lambda t: t.detach())
 
 

@@ -73,9 +73,7 @@ class Float64(Isolated):
         return result
 
     def directly(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], call: Any) -> Any:
-        """Call a layer's function, which writes nothing: weights from outside are cast for this call, large ones in
-        pieces.
-        """
+        """Call a layer's function, which writes nothing: weights are cast for this call, large ones in pieces."""
         if func not in _READING and (func is not F.batch_norm or (args[5:6] or [kwargs.get("training")])[0]):
             return None
 

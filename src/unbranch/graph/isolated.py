@@ -164,9 +164,7 @@ class _Call:
                 self.memory.own(own)
 
     def _taken(self, value: Any) -> Any:
-        """Return what the caller receives; a parameter that was written to is still that parameter, since modules
-        check.
-        """
+        """Return what the caller receives; a parameter that was written to is still that parameter."""
         if not isinstance(value, Tensor):
             return value
         for original, own, _ in self.replaced.values():

@@ -120,8 +120,7 @@ def _noise(shape: tuple[int, ...], count: int, dtype: torch.dtype, device: torch
 
 
 def larger(given: Arguments) -> Iterator[Arguments]:
-    """Yield inputs with one more image and twice as large: along every axis, all but the channels, a single one, or
-    none.
+    """Yield inputs with one more image and twice as large along all axes, all but the channels, one, or none.
 
     Channels are on axis 1 or on the last axis.
     """

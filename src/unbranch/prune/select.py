@@ -78,8 +78,8 @@ def select_masks(
     """
     full = [len(norm) for norm in norms]
     now = [int(mask.sum()) for mask in masks]
-    gone = sum(full) - sum(now)
-    wanted = gone + limits.granularity if cost(now) > budget else sum(full)
+    masked = sum(full) - sum(now)
+    wanted = masked + limits.granularity if cost(now) > budget else sum(full)
     owners = torch.cat([torch.full((size,), unit) for unit, size in enumerate(full)]).tolist()
     places = torch.cat([torch.arange(size) for size in full]).tolist()
     order = torch.cat([norm.detach().double().cpu() for norm in norms]).argsort(stable=True).tolist()
@@ -94,7 +94,7 @@ def select_masks(
         widths[unit] -= 1
         off[unit].append(places[channel])
         off_now = sum(full) - sum(kept) + kept[unit] - limits.kept(widths[unit], full[unit])
-        if off_now >= wanted or (limits.published and position >= wanted and off_now > gone):
+        if off_now >= wanted or (limits.published and position >= wanted and off_now > masked):
             break
     found = []
     for old, chosen, size in zip(masks, off, full, strict=True):

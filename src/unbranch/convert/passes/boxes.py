@@ -9,12 +9,11 @@ from typing import Any
 from torch import Tensor, fx
 
 from unbranch.graph.operations import named_arguments, operation_name
+from unbranch.rules.arrangement import Shapes
 
 Interval = tuple[int, int]
 Box = tuple[Interval, ...]
 """Start and stop along each axis."""
-Shapes = tuple[tuple[int, ...], tuple[int, ...]]
-"""The shape of a tensor at each of the two sizes."""
 Number = Callable[[Any, int], Any]
 """Evaluates a bound of an index at one of the two sizes; returns ``...`` if it isn't known."""
 

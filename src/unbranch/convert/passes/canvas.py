@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from unbranch.convert.passes.boxes import Shapes, View, index_of
+from unbranch.convert.passes.boxes import View, index_of
 from unbranch.convert.trace.trace import Trace, follows_a_size
 from unbranch.graph.operations import (
     BASIC_INDEXING,
@@ -17,6 +17,7 @@ from unbranch.graph.operations import (
     is_view_operation,
     operation_name,
 )
+from unbranch.rules.arrangement import Shapes
 
 ADDING = frozenset({"iadd", "add_"})
 OVERWRITING = frozenset({"copy_", "fill_", "zero_"})

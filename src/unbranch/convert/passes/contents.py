@@ -72,7 +72,7 @@ def constant_of(constants: Constants, value: Any, axes: Sequence[int], channels:
     return Constant(value, numbers.reshape(-1)) if fits else None
 
 
-class Contents:
+class CanvasContents:
     """The contents of a canvas after its last write."""
 
     def __init__(self, canvas: Canvas) -> None:

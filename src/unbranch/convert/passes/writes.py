@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from unbranch.convert.passes.canvas import ADDING, IN_PLACE, Canvas
 from unbranch.convert.passes.constants import Constants
-from unbranch.convert.passes.contents import FILLED, FULL, UNFILLED, Contents, Padded, constant_of
+from unbranch.convert.passes.contents import FILLED, FULL, UNFILLED, CanvasContents, Padded, constant_of
 from unbranch.convert.trace.trace import Call, Trace
 from unbranch.graph.operations import (
     BASIC_INDEXING,
@@ -39,7 +39,7 @@ def read_writes(trace: Trace) -> None:
     for base in [n for n in nodes if n in written and _is_new(trace, n)]:
         canvas = Canvas.at(trace, base)
         if canvas is not None:
-            contents = Contents(canvas)
+            contents = CanvasContents(canvas)
             made = contents.padding() or contents.concatenation()
             if made is not None:
                 _replace(canvas, made)

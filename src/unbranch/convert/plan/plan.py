@@ -140,9 +140,7 @@ class _Planner:
         return type(self.interpretation.trace.layer_of(node)) is torch.nn.Identity
 
     def _demanded(self) -> set[fx.Node]:
-        """Return the affine values that other operations read, or that nothing reads: they are computed, so they are
-        planned.
-        """
+        """Return the affine values that must be computed: other operations read them, or nothing does."""
         skipped = self.interpretation.trace.checks | self.interpretation.trace.sizes
         needed = {
             n for n in self.interpretation.values if n in self.interpretation.barriers or not set(n.users) - skipped

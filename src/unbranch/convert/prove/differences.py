@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unbranch.convert.faults import first_line
-from unbranch.convert.trace.execute import relative_error
+from unbranch.convert.prove.distance import relative_error
 from unbranch.graph.running import Observation
 
 

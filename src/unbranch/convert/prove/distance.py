@@ -95,3 +95,15 @@ def is_real(value: Tensor) -> bool:
 
 def _wide(value: Tensor) -> Tensor:
     return value.to(torch.complex128) if value.is_complex() else value.double()
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference over the largest value of ``theirs``; infinite if shapes differ or for NaN."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    if theirs.numel() == 0:
+        return 0.0
+    difference = (ours.double() - theirs.double()).abs().max()
+    scale = theirs.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    error = float(difference / scale)
+    return error if error == error else float("inf")

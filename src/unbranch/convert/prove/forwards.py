@@ -156,9 +156,7 @@ class Forwards:
         return found
 
     def method_differs(self, plain: nn.Module, name: str, tolerance: float) -> str | None:
-        """Return how the result of another method of the network would change, or why that isn't known; None if it
-        agrees.
-        """
+        """Return how another method's result would change, or why that isn't known; None if it agrees."""
         title = f"{type(self.network).__name__}.{name}"
         if self._reason is not None or not self.given:
             return f"{title} can't be run: {self._reason}"

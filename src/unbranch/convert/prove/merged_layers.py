@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from unbranch.convert.interpret.interpretation import Interpretation, operations_between
 from unbranch.convert.passes.rearrange import rearranges, shapes_of
 from unbranch.convert.plan.plan import Merge
+from unbranch.convert.prove.distance import relative_error
+from unbranch.convert.prove.random_inputs import random_inputs
 from unbranch.convert.rewrite.placement import PlacementError
 from unbranch.convert.rewrite.rewrite import trained_like
-from unbranch.convert.trace.execute import random_inputs, relative_error, run_nodes
+from unbranch.convert.trace.execute import run_nodes
 from unbranch.errors import Inexact
 from unbranch.rules.value import Affine
 

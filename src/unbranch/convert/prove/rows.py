@@ -165,9 +165,7 @@ def _matched(
 
 
 def _apart(ours: Tensor, theirs: Tensor, scale: float) -> Tensor:
-    """Return the largest relative difference of any two rows, ``(n, rest)`` and ``(m, rest)`` to ``(n, m)``; 1 for
-    integers.
-    """
+    """Return largest relative differences of rows, ``(n, rest)`` and ``(m, rest)`` to ``(n, m)``; 1 for integers."""
     step = max(1, ours.shape[1] // _MOST_COLUMNS)
     a, b = ours[:, ::step].double().cpu(), theirs[:, ::step].double().cpu()
     largest = torch.cdist(a, b, p=float("inf"))

@@ -98,9 +98,7 @@ def _others(default: Any, given: Arguments, constants: list[Any]) -> list[Any]:
 
 
 def _constants(module: nn.Module) -> Iterator[Any]:
-    """Yield strings and numbers in the code of a forward and of the functions that it calls, and in names that it
-    reads.
-    """
+    """Yield strings and numbers in the code of a forward and its functions, and in the names that they read."""
     for function in functions_of(module):
         yield from _plain(_constants_in(function.__code__, function.__doc__))
         yield from _plain(function.__globals__.get(name) for name in function.__code__.co_names)

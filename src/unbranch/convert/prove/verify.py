@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from unbranch.convert.faults import as_errors
-from unbranch.convert.prove.distance import Distance, Kind, Output, kinds_of, outputs_of
+from unbranch.convert.prove.distance import Distance, Kind, Output, kinds_of, outputs_of, relative_error
 from unbranch.convert.prove.inputs import as_inputs, input_error
 from unbranch.convert.prove.rows import distance, in_place
 from unbranch.convert.prove.verification import (
@@ -23,7 +23,6 @@ from unbranch.convert.prove.verification import (
     default_tolerance,
     largest_tolerance,
 )
-from unbranch.convert.trace.execute import relative_error
 from unbranch.errors import InputError, UnbranchError
 from unbranch.graph.eval_view import eval_view, unwrap_model
 from unbranch.graph.float64 import Float64, PerturbedRounding
@@ -138,9 +137,7 @@ def _depends_on_rounding(
 
 
 def _moved_by_rounding(network: nn.Module, inputs: tuple[Any, ...], exact: list[Output], amount: float) -> float:
-    """Return how far outputs move if layers are off by ``amount`` of their largest value; 0 for networks without
-    layers.
-    """
+    """Return how far outputs move if layers are off by ``amount`` of their largest value; 0 without layers."""
     shaken, _ = _exact(network, inputs, "first", functools.partial(PerturbedRounding, amount=amount))
     found = in_place(shaken, exact)
     return float("inf") if found is None else found.relative  # a different number of rows may be selected

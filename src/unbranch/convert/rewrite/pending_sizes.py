@@ -13,9 +13,7 @@ from unbranch.convert.plan.plan import Merge
 
 
 class PendingSizes:
-    """Sizes of values that are merged away, to be read from the merged layer's input or output if that has the same
-    size.
-    """
+    """Sizes of values that are merged away, to be read from the merged layer's input or output instead."""
 
     def __init__(self, interpretation: Interpretation, merges: tuple[Merge, ...]) -> None:
         self._region = interpretation

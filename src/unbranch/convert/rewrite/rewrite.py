@@ -24,9 +24,7 @@ def replaced_modules(
     interpretation: Interpretation, plans: list[Swap | Rebuild], network: nn.Module, layers: dict[Merge, nn.Module],
     memo: dict[int, Any],
 ) -> list[Blueprint]:  # fmt: skip
-    """Enter replacements of modules into ``memo``; returns the modules that must be rebuilt around them, innermost
-    first.
-    """
+    """Enter replacements of modules into ``memo``; returns the modules to rebuild, innermost first."""
     trace = interpretation.trace
     swaps = [p for p in plans if isinstance(p, Swap)]
     for swap in swaps:

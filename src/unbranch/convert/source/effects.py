@@ -51,8 +51,7 @@ def walks_modules(module: nn.Module) -> bool:
 
 
 def may_pass_state(outer: nn.Module, part: nn.Module) -> bool:
-    """Whether the forward of an enclosing module, or code that it calls, may pass state to a part other than by
-    arguments.
+    """Whether code of an enclosing module may pass state to a part other than by arguments.
 
     Such state is an attribute of another module, a global name that the part's code uses, or an entry of a table that
     the part holds as well.
@@ -104,9 +103,7 @@ def _sets(code: types.CodeType) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _written(code: types.CodeType) -> frozenset[tuple[str, str]]:
-    """Return the global names that code sets, and the names of tables that it may write to, with the loading
-    instruction.
-    """
+    """Return the global names that code sets, and the tables that it may write to, with the loading instruction."""
     found, written = instructions(code), set[tuple[str, str]]()
     for j, operation in enumerate(found):
         if operation.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):

@@ -34,7 +34,7 @@ def deleted_by(method: Any) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=4096)
 def stored_by(method: Any) -> frozenset[str]:
-    """Return the names of attributes that a method sets."""
+    """Return the names of the attributes that a function sets; most classes inherit the same functions."""
     nodes = ast.walk(tree_of(method))
     return frozenset(n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
 

@@ -146,9 +146,7 @@ def _isinstance(value: Any, kinds: Any) -> bool:
 
 
 def is_one_of(value: Any, classes: Sequence[type]) -> bool:
-    """Whether a traced value will be an instance of one of these classes; both outcomes are explored if it may be
-    either.
-    """
+    """Whether a traced value will be an instance of one of these classes; both outcomes are explored if unknown."""
     kind = value.expected_class()
     if kind is None:  # an optional argument
         names = tuple(f"{k.__module__}.{k.__qualname__}" for k in classes)

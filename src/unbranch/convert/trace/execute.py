@@ -1,4 +1,4 @@
-"""Execute nodes of a graph in float64, on random input."""
+"""Execute nodes of a graph, outside of their forward."""
 
 from __future__ import annotations
 
@@ -7,45 +7,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from unbranch.graph.float64 import Float64
 from unbranch.rules import rule_of_module
-from unbranch.rules.arrangement import Shapes
-from unbranch.rules.value import Affine
-
-_FAR = 256
-
-
-def random_inputs(value: Affine, device: torch.device, known: Shapes | None = None) -> list[Tensor]:
-    """Return seeded normal noise for the root of a value, ``(2, channels, *grid)``.
-
-    If the graph fixes the grid of the root, the noise has it; otherwise its sizes differ and exceed the kernel's span.
-    With channels on the last axis there are two candidates, of rank 3 and of rank 2. If ``known`` has shapes for inputs
-    of two sizes, the first candidate has the sizes that are equal in both, and small sizes elsewhere.
-    """
-    channels = value.map.in_channels
-    if value.root_grid is not None:
-        shapes = [(2, channels, *value.root_grid)]
-    elif value.channel_axis == -1:
-        shapes = [(2, 3, channels), (6, channels)]
-    else:
-        m = value.conv
-        smallest = [_side(r, a, b) for r, a, b in zip(m.span, m.lo, m.hi, strict=True)]
-        shapes = [(2, channels, *(max(4, s) + 1 + j for j, s in enumerate(smallest)))]
-    if known is not None and value.root_grid is None:
-        small = shapes[0] if len(shapes[0]) == len(known[0]) else range(2, 2 + len(known[0]))
-        shapes.insert(0, tuple(n if n == m else s for n, m, s in zip(*known, small, strict=True)))
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for shape in shapes]
-
-
-def _side(reach: int, lo: int, hi: int) -> int:
-    """Return a size at which the whole kernel takes effect; for very large kernels, one that leaves some output."""
-    if reach > _FAR:
-        return max(1, reach + 1 - lo - hi)
-    return reach + 1 + max(0, -lo) + max(0, -hi)
 
 
 def run_nodes(nodes: Sequence[fx.Node], known: dict[fx.Node, Any], root: nn.Module) -> Any:
@@ -86,17 +51,3 @@ def attribute(root: Any, path: str) -> Any:
     for name in path.split("."):
         root = getattr(root, name)
     return root
-
-
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference over the largest value of ``theirs``; infinite for different shapes or non-finite
-    values.
-    """
-    if ours.shape != theirs.shape:
-        return float("inf")
-    if theirs.numel() == 0:
-        return 0.0
-    difference = (ours.double() - theirs.double()).abs().max()
-    scale = theirs.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    error = float(difference / scale)
-    return error if error == error else float("inf")

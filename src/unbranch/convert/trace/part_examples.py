@@ -89,9 +89,7 @@ class PartExamples:
         return best
 
     def _with_other_channels(self, first: Arguments, second: Arguments) -> dict[str, Arguments] | None:
-        """Return arguments for twice as many channels, if the network accepts them, so that no number of channels is
-        fixed.
-        """
+        """Return arguments for twice as many channels, so that their number isn't fixed; None if the network fails."""
         tensors = [v for v in (*first.args, *second.args) if isinstance(v, Tensor) and v.dim() > 1]
         if len(tensors) < len(first.args) + len(second.args):
             return None

@@ -159,9 +159,7 @@ class PathTracer(ExampleTracer):
         return ControlPath(taken, self._decisions.holds(), own, args, parts, output, tensors, harmless)
 
     def _merged(self, call: Call, calls: int, paths: list[ControlPath], output: Any) -> Any:
-        """Keep those operations of the first path, which is in the graph, that all paths share; returns the merged
-        output.
-        """
+        """Keep the operations of the first path that all paths share; returns the merged output."""
         shared, (live, *_) = Shared(paths), paths
         outputs = shared.outputs()
         if outputs is None and call is not self.calls[0]:

@@ -108,9 +108,7 @@ class Trace:
         return self.calls[0]
 
     def read(self) -> set[int]:
-        """Return the ids of parameters and buffers that the forward reads itself instead of calling the module that
-        holds them.
-        """
+        """Return the ids of parameters and buffers that the forward reads itself instead of calling their module."""
         return self._ids({str(node.target) for node in self.graph.nodes if node.op == "get_attr"} | self.unshared)
 
     def read_on_some_ways(self) -> set[int]:
@@ -179,8 +177,7 @@ class Trace:
         return Counter(id(call.module) for call in self.calls if not call.part)
 
     def path_inside(self, call: Call, path: str) -> str | None:
-        """Return the path, from a call's module, of a part given by its path from the root; None if the module doesn't
-        hold it.
+        """Return the path from a call's module of a part given by its path from the root; None if it isn't inside.
 
         A module that is registered in several places is traced under one of its paths.
         """

@@ -60,9 +60,7 @@ class _Tracer(PathTracer):
         self.failures: dict[str, str] = {}
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
-        """Create placeholders for required arguments and those with example tensors; other arguments have their
-        defaults.
-        """
+        """Create placeholders for required arguments and those with example tensors; others have their defaults."""
         args: list[Any] = [self.root]
         kwargs: dict[str, Any] = {}
         for j, (name, parameter) in enumerate(inspect.signature(self.root.forward).parameters.items()):
