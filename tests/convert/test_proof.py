@@ -127,7 +127,7 @@ def test_what_such_a_network_does_itself_is_left():
     plain = ub.collapse(network)
     assert [type(m) for m in (plain.stem[1], plain.norm)] == [nn.Identity, nn.BatchNorm2d]
     assert [refusal.path for refusal in ub.report(plain).refusals] == ["norm"]
-    assert "depends on rounding" in ub.report(plain).refusals[0].reason
+    assert ub.report(plain).refusals[0].kind == "depends-on-rounding"
 
 
 def test_verify_says_that_such_an_input_proves_nothing():
@@ -192,7 +192,7 @@ def test_what_a_first_run_leaves_on_a_class_is_there_in_the_second(example):
 
     plain = ub.collapse(Counting().eval(), example)
     assert isinstance(plain.norm, nn.BatchNorm2d)
-    assert "two runs" in ub.report(plain).refusals[0].reason
+    assert ub.report(plain).refusals[0].kind == "not-repeatable"
 
 
 @pytest.mark.parametrize("example", [None, torch.ones(2, 4, 6, 6)])
@@ -213,7 +213,7 @@ def test_what_is_written_through_data_is_there_in_the_second_run_alone(example):
 
     plain = ub.collapse(Masking().eval(), example)
     assert isinstance(plain.norm, nn.BatchNorm2d)
-    assert any("two runs" in refusal.reason for refusal in ub.report(plain).refusals)
+    assert "not-repeatable" in {refusal.kind for refusal in ub.report(plain).refusals}
 
 
 @pytest.mark.parametrize("default", [None, False, "", 0])
@@ -237,7 +237,7 @@ def test_nothing_is_written_with_options_that_nobody_asked_for(default, tmp_path
     for example in (None, torch.ones(2, 4, 6, 6)):
         plain = ub.collapse(Logging().eval(), example)
         assert isinstance(plain.norm, nn.BatchNorm2d)
-        assert "side effects" in ub.report(plain).refusals[0].reason
+        assert ub.report(plain).refusals[0].kind == "side-effects"
     assert list(tmp_path.iterdir()) == []
 
 

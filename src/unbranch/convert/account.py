@@ -12,7 +12,7 @@ from unbranch.convert.costs import cost_of
 from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.lines import place_of
 from unbranch.convert.plan.plan import Merge
-from unbranch.convert.reasons import NO_INPUT, remedy_of
+from unbranch.convert.reasons import NO_INPUT, NO_NEIGHBOUR, Reason, remedy_of
 from unbranch.convert.report import MergeRecord, Refusal, Report
 from unbranch.convert.trace.decisions import either
 from unbranch.convert.trace.trace import Trace
@@ -56,7 +56,8 @@ class Account:
         """Enter the batch norms of a trace that stay where no reason was given yet."""
         for node in trace.graph.nodes:
             if node.op == "call_module" and node not in gone and node not in trace.moved and _is_norm(trace, node):
-                reason = f"it reads {_words_for(trace, node.args[0] if node.args else None)}"
+                words = f"it reads {_words_for(trace, node.args[0] if node.args else None)}"
+                reason = Reason(words, kind=NO_NEIGHBOUR)
                 path = trace.full_path(str(node.target))
                 remedy = remedy_of(NO_INPUT) if self.blind else ""
                 self.norms.append(Refusal(path, reason, where=place_of(node), cost="one batch norm", remedy=remedy))

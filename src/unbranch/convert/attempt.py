@@ -16,7 +16,16 @@ from unbranch.convert.prove.differences import lies_in
 from unbranch.convert.prove.forwards import EXACT, ROUNDED, Forwards
 from unbranch.convert.prove.merged_layers import Built
 from unbranch.convert.prove.watch import Rows
-from unbranch.convert.reasons import HOOKED, REACHED, READ, SCRIPTED, SEVERAL_WAYS, SHARED, UNPROVED, used_often
+from unbranch.convert.reasons import (, Reason, UNTRACED
+    HOOKED,
+    REACHED,
+    READ,
+    SCRIPTED,
+    SEVERAL_WAYS,
+    SHARED,
+    UNPROVED,
+    used_often,
+)
 from unbranch.convert.report import Refusal, Report
 from unbranch.convert.rewrite.blueprint import Blueprint
 from unbranch.convert.rewrite.place import unit_of
@@ -81,8 +90,8 @@ class Attempt:
         seen = {trace.full_path(call.path) for trace in traces for call in trace.calls if call.leaf}
         for path, reason in unread.items():
             layers = {p for p, m in self.network.named_modules() if lies_in(p, path) and rule_of_module(m) is not None}
-            refusal = Refusal(path, f"its forward can't be traced ({reason}), so its parts were converted separately")
-            self.account.unread.append((refusal, layers - seen))
+            words = f"its forward can't be traced ({reason}), so its parts were converted separately"
+            self.account.unread.append((Refusal(path, Reason(words, kind=UNTRACED)), layers - seen))
         for path, module in self.network.named_modules():
             around = self.network.get_submodule(path.rpartition(".")[0])
             scripted = isinstance(module, torch.jit.ScriptModule) and not isinstance(around, torch.jit.ScriptModule)

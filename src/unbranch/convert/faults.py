@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from unbranch.convert.reasons import Reason
+from unbranch.convert.reasons import INTERNAL_ERROR, Reason
 from unbranch.errors import Inexact, InternalError, InternalErrorWarning, UnbranchError
 
 REMEDY = "report it, with the code of the part"
@@ -26,7 +26,7 @@ class Fault(Exception):
     @property
     def reason(self) -> Reason:
         """The reason for the report."""
-        return Reason(f"an internal error of Unbranch: {_described(self.error)}", REMEDY)
+        return Reason(f"an internal error of Unbranch: {_described(self.error)}", REMEDY, INTERNAL_ERROR)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
+from unbranch.convert.reasons import COSTS_MORE, kind_of
 from unbranch.deprecation import RenamedAttribute
 from unbranch.errors import CollapseError, InputError
 from unbranch.provenance import provenance_of
@@ -60,11 +61,12 @@ class Refusal:
 
     Args:
         path: the module, or the module and the operation in it.
-        reason: why it was skipped.
+        reason: why it was skipped, in words.
         exact: whether the merge would have been exact, but would cost more than it saves.
         where: file and line of the code that runs it, if known.
-        cost: what skipping it costs.
-        remedy: what to do about it, if something can be done.
+        cost: what skipping it costs, in words.
+        remedy: what to do about it, in words, if something can be done.
+        kind: the kind of the reason, a short name that stays the same when the words change.
     """
 
     path: str
@@ -73,6 +75,11 @@ class Refusal:
     where: str = ""
     cost: str = ""
     remedy: str = ""
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", COSTS_MORE if self.exact else kind_of(self.reason))
 
     @property
     def text(self) -> str:

@@ -20,7 +20,7 @@ from unbranch.convert.prove.differences import Verdict, difference, distance, fa
 from unbranch.convert.prove.inputs import expected_input, input_error
 from unbranch.convert.prove.variants import variants_of
 from unbranch.convert.prove.watch import MethodAsForward, RowOrder, Rows, SideBySide, part_of
-from unbranch.convert.reasons import DEPENDS_ON_ROUNDING, NO_INPUT
+from unbranch.convert.reasons import DEPENDS_ON_ROUNDING, NO_INPUT, NOT_REPEATABLE, RANDOM
 from unbranch.graph.float64 import Float64, PerturbedRounding
 from unbranch.graph.guard import RandomDrawError
 from unbranch.graph.probe import Arguments, larger, probe, runs, small
@@ -65,7 +65,7 @@ class Forwards:
             if self.given:
                 self._learn(self.given[0])
         except RandomDrawError:
-            self._reason = "it draws random numbers in evaluation"
+            self._reason = RANDOM
         if not self.given and self._reason is None:
             self._reason = NO_INPUT
 
@@ -99,7 +99,7 @@ class Forwards:
         except Exception as error:
             raise input_error(self.network, given.args, error) from error
         if difference(self._native[1], self._native[0], 0.0, changes=False) is not None:
-            self._reason = "its output differs between two runs on one input"
+            self._reason = NOT_REPEATABLE
 
     def compare(self, plain: nn.Module, paths: set[str], crossed: set[str], tolerance: float) -> Verdict:
         """Compare a rewritten network with the original in float64: the parts at ``paths``, and both as a whole.
@@ -220,7 +220,7 @@ class Forwards:
             if not given.exact or watch is not None:
                 given.exact[:] = self._original.observe(given.args, given.kwargs, Float64, watch=watch)
         except RandomDrawError:
-            verdict.unprovable[""] = "it draws random numbers in evaluation"
+            verdict.unprovable[""] = RANDOM
             return
         except Exception as error:
             verdict.unprovable[""] = f"it doesn't run in float64 ({type(error).__name__}: {first_line(error)})"
@@ -264,7 +264,7 @@ class Forwards:
             for given in self._parts[path]:
                 first, second = _twice(runner, given)
                 if difference(second, first, 0.0, changes=False) is not None:
-                    verdict.unprovable[path] = "its output differs between two runs on one input"
+                    verdict.unprovable[path] = NOT_REPEATABLE
                     return
                 if not given.exact:
                     given.exact.extend(runner.observe(given.args, given.kwargs, Float64))
@@ -277,7 +277,7 @@ class Forwards:
                 noise = max((distance(a, b) for a, b in zip(first.outputs, theirs.outputs, strict=False)), default=0.0)
                 verdict.note(path, difference(ours, theirs, max(tolerance, EXACT * noise)))
         except RandomDrawError:
-            verdict.unprovable[path] = "it draws random numbers in evaluation"
+            verdict.unprovable[path] = RANDOM
         except Exception as error:
             verdict.unprovable[path] = f"it doesn't run in float64 ({type(error).__name__}: {first_line(error)})"
 

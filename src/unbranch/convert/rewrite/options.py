@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from unbranch.convert.reasons import side_effects_of
 from unbranch.convert.source.effects import (
     compared_by_identity,
     has_side_effects,
@@ -49,7 +50,7 @@ def conflict_with_options(trace: Trace, row: list[Call]) -> str | None:
         return f"{name}.forward compares {option} by identity"
     variants = _variants(trace, at_most=1 if alone and len(row) > 1 else _MOST)
     if variants and any(map(has_side_effects, trace.module.modules())):  # tracing runs the code
-        return None if alone else f"{name}.forward may have side effects with other options"
+        return None if alone else side_effects_of(name)
     for options in variants:
         other = trace.with_options(options)
         if isinstance(other, str):
