@@ -74,9 +74,9 @@ def test_a_fault_everywhere_leaves_a_copy(monkeypatch, step):
     assert torch.equal(plain(x), source(x))
 
 
-@pytest.mark.parametrize("step", ["copied", "cost_of", "record_step"])
+@pytest.mark.parametrize("step", ["copied", "cost_of", "record_collapse"])
 def test_a_fault_elsewhere_is_one_sentence(monkeypatch, step):
-    homes = {"copied": attempt, "cost_of": account, "record_step": conversion}
+    homes = {"copied": attempt, "cost_of": account, "record_collapse": conversion}
     monkeypatch.setattr(homes[step], step, lambda *_args, **_kwargs: [][0])
     with pytest.raises(ub.InternalError, match="please report it: IndexError: list index out of range"):
         ub.collapse(network(), torch.randn(2, 4, 7, 9))
