@@ -16,7 +16,7 @@ from unbranch.convert.prove.differences import lies_in
 from unbranch.convert.prove.forwards import EXACT, ROUNDED, Forwards
 from unbranch.convert.prove.merged_layers import Built
 from unbranch.convert.prove.watch import Rows
-from unbranch.convert.reasons import (, Reason, UNTRACED
+from unbranch.convert.reasons import (
     HOOKED,
     REACHED,
     READ,
@@ -24,6 +24,8 @@ from unbranch.convert.reasons import (, Reason, UNTRACED
     SEVERAL_WAYS,
     SHARED,
     UNPROVED,
+    UNTRACED,
+    Reason,
     used_often,
 )
 from unbranch.convert.report import Refusal, Report
