@@ -104,6 +104,13 @@ def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
     assert provenance_of(again).source_class == "resnet8_cifar"
 
 
+def test_a_loaded_network_has_the_report_of_its_conversion(tmp_path: Path) -> None:
+    plain = ub.collapse(randomised(ub.create_model("resnet8_cifar", num_classes=10, width=4, block="acb")))
+    ub.save(plain, tmp_path / "a.safetensors")
+    again = ub.load(tmp_path / "a.safetensors")
+    assert len(ub.report(again, "collapse").merges) == len(ub.report(plain).merges) > 0
+
+
 def test_the_format_of_files_is_that_of_version_0_1() -> None:
     names = OLD_MANIFEST.keys() - {"format", "version"}
     assert Provenance().to_dict().keys() == names

@@ -136,6 +136,33 @@ def test_the_same_steps_without_the_wrong_field_fit_the_network(kind: str) -> No
     assert provenance_of(network).transforms == (FITTING_STEPS[kind],)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["training", "collapsed"])
+def test_load_checkpoint_gives_one_clear_error_and_changes_nothing(
+    tmp_path: Path, good: list[File], step: int, form: str
+) -> None:
+    model = randomised(network())
+    model = ub.collapse(model) if form == "collapsed" else model
+    path = tmp_path / "file.safetensors"
+    for what, edited in itertools.islice(manifests(good[0][1], random.Random(0)), None, None, 5 * step):
+        path.write_bytes(edited)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        error = _error_of_load_checkpoint(model, path)
+        if error is not None:
+            assert type(error) is CheckpointError, what
+            assert str(path) in str(error), what
+            assert str(error).isprintable(), what
+            assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), what
+
+
+def _error_of_load_checkpoint(model: nn.Module, path: Path) -> Exception | None:
+    try:
+        ub.load_checkpoint(model, path)
+    except Exception as error:
+        return error
+    return None
+
+
 def test_folders_and_what_is_not_there_are_told(tmp_path: Path) -> None:
     for name in ("a.safetensors", "a.pth"):
         (tmp_path / name).mkdir()

@@ -67,7 +67,8 @@ def run_recipe(recipe: Recipe, data: str, directory: Path, *, resume: bool, dry_
 
     images = open_data(data)
     if dry_run:
-        print_result(make_plan(recipe, images, int(os.environ.get("WORLD_SIZE", "1"))), as_json)
+        plan = make_plan(recipe, images, processes=int(os.environ.get("WORLD_SIZE", "1")))
+        print_result(plan, as_json)
         return
     with training_bar() as (on_progress, log):
         result = train(recipe, images, directory, resume=resume, on_progress=on_progress, log=log)

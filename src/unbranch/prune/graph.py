@@ -35,7 +35,7 @@ class PruningGraph:
     to ``ResRep`` and ``finalize``, which otherwise read the network again.
 
     Args:
-        network: the network with compactors.
+        network: the network with compactors; ``read_graph`` refers to the one that it was given.
         inputs: arguments of the forward on which it was read.
         units: channels that can be pruned, in the order in which the network computes them.
         skipped: reason for each compactor that nothing can be pruned of, by its path.

@@ -111,7 +111,7 @@ class TrainingPlan(Renderable):
         yield Table(("tensors", "numbers", "rate", "decay"), rows, "parameter groups", limit=GROUPS_SHOWN)
 
 
-def make_plan(recipe: Recipe, data: Data, processes: int = 1) -> TrainingPlan:
+def make_plan(recipe: Recipe, data: Data, *, processes: int = 1) -> TrainingPlan:
     """Return the plan of a run. The network is made; only the first image is read.
 
     Args:

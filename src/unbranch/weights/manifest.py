@@ -22,6 +22,7 @@ STEPS = 16
 SIDE = 1 << 16  # of an input
 DEEPEST = 20
 LONGEST_NAME = 80
+MAX_MESSAGE = 1000  # characters; a file can hold names of any length
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ def require_file(path: Path) -> None:
 def printable(name: str) -> str:
     """Return a name from a file in a form that is safe to print: short, on one line."""
     return name[:LONGEST_NAME] if name.isprintable() else repr(name[:LONGEST_NAME])
+
+
+def one_line(error: Exception, origin: str) -> str:
+    """Return an error's message on one printable line that names the file."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:MAX_MESSAGE]
+    return line if origin in line else f"{origin} can't be loaded: {line}"
 
 
 def _parsed(text: str) -> Manifest:

@@ -16,6 +16,7 @@ from unbranch.models.features import FeatureExtractor
 from unbranch.provenance import Provenance
 from unbranch.weights.canonical import to_canonical_state
 from unbranch.weights.layouts import Layout, layouts_of, renamed
+from unbranch.weights.manifest import printable
 from unbranch.weights.names import ENDS, FIRST, is_foreign
 from unbranch.weights.saved import restore_model
 from unbranch.weights.strip import StrippedCheckpoint, Variant
@@ -117,7 +118,8 @@ def _no_match(checkpoint: StrippedCheckpoint, target: Target, match: LayoutMatch
     known = ", ".join(["our own", *(layout.name for layout in layouts_for(history)[1:])])
     return CheckpointError(
         f"{checkpoint.origin} doesn't fit the model: of its {len(checkpoint.tensors)} names, such as "
-        f"{', '.join(list(checkpoint.tensors)[:3])}, {match.hits} are known; the layouts of {name} are {known}"
+        f"{', '.join(printable(key) for key in list(checkpoint.tensors)[:3])}, {match.hits} are known; the layouts of "
+        f"{name} are {known}"
     )
 
 

@@ -18,6 +18,7 @@ from unbranch.weights.adapt import AdaptedState, adapt_state_dict
 from unbranch.weights.fill import fill
 from unbranch.weights.formats import Source, read_checkpoint
 from unbranch.weights.hints import hint, pruned_widths
+from unbranch.weights.manifest import one_line
 from unbranch.weights.match import LayoutMatch, match_layout
 from unbranch.weights.strip import StrippedCheckpoint, strip
 from unbranch.weights.target import Target
@@ -92,7 +93,7 @@ def load_stripped(model: nn.Module, checkpoint: StrippedCheckpoint) -> tuple[Lay
         state = adapt_state_dict(match, target, checkpoint.origin)
         fill(model, state.tensors, checkpoint.origin, skipped=state.skipped)
     except InputError as error:
-        raise CheckpointError(f"{error}{hint(target, checkpoint)}") from error
+        raise CheckpointError(f"{one_line(error, checkpoint.origin)}{hint(target, checkpoint)}") from error
     return match, state
 
 

@@ -23,11 +23,9 @@ from unbranch.models.inputs import known_input_size
 from unbranch.provenance import Provenance, provenance_of, replay, set_provenance
 from unbranch.weights.fill import fill
 from unbranch.weights.formats import PathLike, read_checkpoint
-from unbranch.weights.manifest import Manifest, read_manifest, require_file
+from unbranch.weights.manifest import Manifest, one_line, read_manifest, require_file
 from unbranch.weights.rebuild import is_buildable, rebuild
 from unbranch.weights.strip import is_plain, strip, strip_prefixes
-
-MAX_MESSAGE = 1000  # characters; a file can hold names of any length
 
 
 @renamed_arguments(network="model")
@@ -91,8 +89,7 @@ def load(path: PathLike, into: nn.Module | None = None, *args: Any, device: str 
     try:
         model = _load(path, None if into is None else unwrap_model(into))
     except InputError as error:
-        line = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:MAX_MESSAGE]
-        raise CheckpointError(line if str(path) in line else f"{path} can't be loaded: {line}") from error
+        raise CheckpointError(one_line(error, str(path))) from error
     return model.eval().to(device)
 
 
