@@ -16,6 +16,7 @@ FLOORS = (
     ("errors",),
     ("channels_last", "extras", "files", "grids", "timing"),
     ("provenance",),
+    ("history",),
     ("algebra",),
     ("graph",),
     ("rules",),
@@ -34,7 +35,8 @@ FLOORS = (
 )
 # The same inside convert: the steps of a conversion in their order, between files that all use and those that use all.
 STEPS = (
-    ("lines", "reasons", "report", "statistics"),
+    ("lines", "reasons", "statistics"),
+    ("report",),
     ("faults",),
     ("source",),
     ("trace",),
@@ -43,7 +45,7 @@ STEPS = (
     ("plan",),
     ("rewrite",),
     ("prove",),
-    ("costs", "kernel", "step"),
+    ("costs", "kernel", "provenance"),
     ("account",),
     ("trace_plan",),
     ("attempt",),

@@ -158,7 +158,7 @@ REFUSED = {
     ),
     "ceil_mode": (Of(lambda m, x: m.p(m.a(x)), a=conv(size=1), p=nn.AvgPool2d(2, ceil_mode=True)), (1, 0)),
     "broadcasts over channels": (Of(lambda m, x: m.a(x) + m.b(x), a=conv(), b=conv(outputs=1)), (2, 0)),
-    "different borders": (
+    "different padding modes": (
         Of(lambda m, x: m.a(x) + m.b(x), a=conv(padding_mode="reflect"), b=conv()),
         (2, 0),
     ),

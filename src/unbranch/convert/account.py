@@ -96,7 +96,7 @@ class Account:
             left = sorted(layers - merged)
             norms = [path for path in left if _has_statistics(modules.get(path))]
             if norms or len(left) > 1:
-                stays = "one batch norm stays" if len(norms) == 1 else f"{len(norms)} batch norms stay"
+                stays = "one batch norm isn't merged" if len(norms) == 1 else f"{len(norms)} batch norms aren't merged"
                 cost = stays if norms else f"{len(left)} layers are merged with nothing"
                 yield replace(refusal, cost=cost, remedy=remedy_of(NO_INPUT) if self.blind else refusal.remedy)
 

@@ -24,8 +24,7 @@ from unbranch.convert.reasons import (
     SEVERAL_WAYS,
     SHARED,
     UNPROVED,
-    UNTRACED,
-    Reason,
+    untraced,
     used_often,
 )
 from unbranch.convert.report import Refusal, Report
@@ -92,8 +91,7 @@ class Attempt:
         seen = {trace.full_path(call.path) for trace in traces for call in trace.calls if call.leaf}
         for path, reason in unread.items():
             layers = {p for p, m in self.network.named_modules() if lies_in(p, path) and rule_of_module(m) is not None}
-            words = f"its forward can't be traced ({reason}), so its parts were converted separately"
-            self.account.unread.append((Refusal(path, Reason(words, kind=UNTRACED)), layers - seen))
+            self.account.unread.append((Refusal(path, untraced(reason)), layers - seen))
         for path, module in self.network.named_modules():
             around = self.network.get_submodule(path.rpartition(".")[0])
             scripted = isinstance(module, torch.jit.ScriptModule) and not isinstance(around, torch.jit.ScriptModule)

@@ -1,4 +1,4 @@
-"""Reasons why something isn't merged: the words, a kind that code can compare, and a remedy where there is one."""
+"""Reasons why a merge is skipped: the words, a kind that code can compare, and a remedy where there is one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def remedy_of(reason: str) -> str:
 
 
 def kind_of(reason: str) -> str:
-    """The kind of a reason."""
+    """Return the kind of a reason."""
     return reason.kind if isinstance(reason, Reason) else NOT_EXACT
 
 
@@ -64,12 +64,12 @@ NOT_REPEATABLE = Reason("its output differs between two runs on one input", kind
 
 
 def side_effects_of(name: str) -> Reason:
-    """For a forward that might write files or change the process if it were run with options nobody passes."""
+    """Return the reason for a forward that might write to files or to the process with options that no call passes."""
     return Reason(f"{name}.forward may have side effects with other options", kind="side-effects")
 
 
 def untraced(reason: str) -> Reason:
-    """For a forward that can't be traced; the kind is that of its own reason where it has one."""
+    """Return the reason for a forward that can't be traced; the kind is that of its own reason where it has one."""
     words = f"its forward can't be traced ({reason}), so its parts were converted separately"
     return Reason(words, kind=reason.kind if isinstance(reason, Reason) else UNTRACED)
 
