@@ -250,22 +250,9 @@ class Affine:
         device = next((v.device for v in vectors if v is not None and not v.is_meta), None)
         return torch.full((self.channels,), float(value), dtype=self.dtype, device=device)
 
-    # --- old names -------------------------------------------------------------------------------
-
-    def bordered(self, lo: Sequence[int], hi: Sequence[int], value: Tensor | float) -> Affine:
-        """Deprecated: use ``padded``."""
-        warn_deprecated("`Affine.bordered` is deprecated, use `Affine.padded`")
-        return self.padded(lo, hi, value)
-
-    def joined(self, *others: Affine) -> Affine:
-        """Deprecated: use ``concat``."""
-        warn_deprecated("`Affine.joined` is deprecated, use `Affine.concat`")
-        return self.concat(*others)
-
-    def viewed(self, shape: Sequence[int]) -> Affine:
-        """Deprecated: use ``reshape``."""
-        warn_deprecated("`Affine.viewed` is deprecated, use `Affine.reshape`")
-        return self.reshape(shape)
+    bordered = RenamedAttribute("padded")
+    joined = RenamedAttribute("concat")
+    viewed = RenamedAttribute("reshape")
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unbranch.convert.interpret.interpretation import Interpretation, operations_between
+from unbranch.convert.interpret.interpretation import Interpretation
+from unbranch.convert.interpret.operations import operations_between
 from unbranch.convert.passes.rearrange import rearranges, shapes_of
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.prove.distance import relative_error
