@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from unbranch.display import console
 from unbranch.errors import InputError, UnbranchError
-from unbranch.factory import create_model
 from unbranch.history import history_of, set_history
 from unbranch.models import example_input, input_size
+from unbranch.models.build import build_model
 from unbranch.weights import load
 
 P = ParamSpec("P")
@@ -73,7 +73,7 @@ def named(name: str, weights: Path | None, size: str | None, options: list[str] 
             raise InputError(f"--option is for a network by name, and {name} is a file")
         network = load(name)
     else:
-        network = create_model(name, **given).eval()
+        network = build_model(name, **given).eval()
     if weights is not None:
         network = load(weights, into=network)
     shape = _size(size) or input_size(network)
