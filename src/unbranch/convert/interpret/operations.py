@@ -1,4 +1,4 @@
-"""What interpretation needs of single operations: their arguments and results, and the operations between two values."""
+"""Single operations in an interpretation: their arguments and results, and the operations between two values."""
 
 from __future__ import annotations
 
