@@ -37,11 +37,13 @@ for _ in range(steps):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3, 4, 7])
 def test_small_images_train_in_channels_last(channels: int) -> None:
     _train(channels, 96, 8, 60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [3, 8, 15])
 def test_large_images_train_in_channels_last(channels: int) -> None:
     _train(channels, 32, 64, 10)

@@ -201,6 +201,7 @@ def test_help_shows_examples(command: str) -> None:
 PLAIN = ["--option", "width=4", "--option", "in_channels=1", "--input-size", "1,8,8"]
 
 
+@pytest.mark.slow
 def test_expand_writes_a_network_that_explain_and_collapse_take(folder: Path) -> None:
     result = run("expand", NETWORK, *PLAIN, "--block", "dbb", "--where", "stages.*", "-o", "branched.safetensors")
     assert result.exit_code == 0

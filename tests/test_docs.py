@@ -58,6 +58,7 @@ FENCE = re.compile(r"^```python\n(.*?)^```\n(\s*<!-- not run: [^\n]+ -->)?", re.
 GUIDES = sorted([ROOT / "docs" / "start.md", *(ROOT / "docs" / "howto").glob("*.md")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 def test_code_of_a_guide_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Block by block, in one namespace; a block that isn't run says why."""

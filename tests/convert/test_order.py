@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 STEP = 48  # of the corpus's rows, every so many
 
@@ -21,6 +23,7 @@ def converted(seed: int) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_same_under_other_hash_seeds() -> None:
     first, second = converted(1), converted(2)
     assert len(first) > 8

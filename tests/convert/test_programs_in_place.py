@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,6 +74,7 @@ def test_programs_that_write_compute_the_same(seed: int) -> None:
     check(seed)
 
 
+@pytest.mark.slow
 def test_many_of_these_programs_are_merged():
     """A converter that changed none of them would pass the test above."""
     assert sum(map(check, range(40))) >= 10

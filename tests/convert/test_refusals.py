@@ -359,6 +359,7 @@ def test_verify_reports_the_noise_floor():
     assert check.native_rel <= 4 * check.noise_floor
 
 
+@pytest.mark.slow
 def test_a_merge_may_start_outside_the_module_it_ends_in():
     """timm's own conversion leaves one: RepViT's third convolution merges with the second, whose output stays."""
     timm = pytest.importorskip("timm")

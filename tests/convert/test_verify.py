@@ -156,6 +156,7 @@ def test_rows_of_logits_that_differ_are_no_ties() -> None:
     assert not both(lambda x, w: x * w, lambda x, w: x * w + last, x).ok
 
 
+@pytest.mark.slow
 def test_ssdlite_is_compared() -> None:
     detection = pytest.importorskip("torchvision").models.detection
     torch.manual_seed(0)

@@ -361,6 +361,7 @@ def test_convolution_that_is_called_twice_comes_back() -> None:
     assert_same_function(network, back, x, 1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", ["rexnet_100", "repvit_m1", "pit_ti_224"])
 def test_names_of_timm_networks_come_back(name: str) -> None:

@@ -194,6 +194,7 @@ def test_layers_that_are_added_lose_the_same_channels() -> None:
     assert resrep.graph.macs(widths) == ub.report(plain).macs[1]
 
 
+@pytest.mark.slow
 def test_branches_are_pruned_and_merged_in_one_go() -> None:
     torch.manual_seed(0)
     net = insert_compactors(ub.create_model("resnet8_cifar", num_classes=10, block="dbb", width=8), X)

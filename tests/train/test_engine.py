@@ -57,6 +57,7 @@ def test_the_result_is_what_the_files_hold(whole: Path) -> None:
     assert ub.verify(trained, plain, torch.randn(2, 1, 8, 8)).ok
 
 
+@pytest.mark.slow
 def test_the_loss_falls(tmp_path: Path) -> None:
     run(tmp_path / "run", "augment.mixup=0", "schedule.epochs=4", "optimizer.lr=0.1", "ema=null")
     found = losses(tmp_path / "run")
@@ -77,6 +78,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path, at: int)
     assert_same_end(whole, out)
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_only_steps_since_its_checkpoint(whole: Path, tmp_path: Path) -> None:
     """kill -9 in the tenth step: on from the eighth."""
     out = tmp_path / "run"
@@ -185,6 +187,7 @@ def test_a_collapsed_network_that_differs_is_never_written(tmp_path: Path, monke
     assert not (tmp_path / "run" / "deploy.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_half_precision_layout_and_recomputed_activations_go_together(tmp_path: Path) -> None:
     changes = ("training.precision=bf16", "training.channels_last=true", "training.checkpointing=true")
     result = run(tmp_path / "run", *changes, "schedule.epochs=1", "model.drop_path=null")
@@ -236,6 +239,7 @@ def test_an_unreadable_image_stops_the_run_by_its_name(tmp_path: Path) -> None:
         train(recipe, open_data(with_pictures(tmp_path / "data")), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_merged_branches_learn_what_separate_ones_learn(tmp_path: Path) -> None:
     changes = ("model.block=dbb", "augment.mixup=0", "schedule.epochs=1", "optimizer.lr=0.01")
     for way in ("null", "merged"):

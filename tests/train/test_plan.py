@@ -75,6 +75,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 RUN = ["train", "digits", "model.options.width=4", "schedule.epochs=1", "schedule.warmup_epochs=0"]
 
 
+@pytest.mark.slow
 def test_train_from_the_shell_and_on_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, RUN)

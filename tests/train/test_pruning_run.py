@@ -21,6 +21,7 @@ PRUNED = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_narrower_network_and_its_account(tmp_path: Path) -> None:
     result = run(tmp_path / "run", *PRUNED, "prune.masked=true")
     assert result is not None
@@ -43,6 +44,7 @@ def test_a_run_ends_with_a_narrower_network_and_its_account(tmp_path: Path) -> N
     assert sum(int((m.mask == 0).sum()) for m in trained.modules() if isinstance(m, Compactor)) == masked[-1]
 
 
+@pytest.mark.slow
 def test_blocks_are_pruned_too_and_rows_that_aren_t_small_stay(tmp_path: Path) -> None:
     result = run(tmp_path / "run", *PRUNED, "model.block=repvgg")
     assert result is not None
@@ -52,6 +54,7 @@ def test_blocks_are_pruned_too_and_rows_that_aren_t_small_stay(tmp_path: Path) -
     assert result.proof.before.top1 == pytest.approx(result.pruned.trained.top1)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_the_middle_of_pruning_bit_for_bit(tmp_path: Path) -> None:
     changes = (*PRUNED, "training.keep=99", "training.save_every=4")
     run(tmp_path / "whole", *changes)

@@ -47,6 +47,7 @@ def half(rank: int, port: int, out: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_and_statistics_of_one(tmp_path: Path) -> None:
     mp.spawn(half, (free_port(), str(tmp_path)), nprocs=2)
     whole = network()
