@@ -27,7 +27,7 @@ from unbranch.convert.passes.constants import Constants
 from unbranch.convert.passes.inplace import find_in_place
 from unbranch.convert.passes.rearrange import rearranged, rearranges, shapes_of, source_of
 from unbranch.convert.trace.trace import Trace
-from unbranch.errors import Inexact, NotAffine
+from unbranch.errors import InexactError, NotAffineError
 from unbranch.rules import RESHAPES, Rule, shape_after
 from unbranch.rules.value import Affine, TupleValue
 
@@ -99,9 +99,9 @@ class Interpretation:
         for root in self.roots_of(node):
             try:
                 found[root] = self.evaluate(node, root, {})
-            except NotAffine:
+            except NotAffineError:
                 continue
-            except Inexact as error:
+            except InexactError as error:
                 reason = str(error)
             except Exception as error:  # a rule met arguments that it doesn't know: opaque, never fatal
                 reason = f"its arguments aren't understood ({type(error).__name__}: {error})"
@@ -149,7 +149,7 @@ class Interpretation:
         """Run one operation on operators: those in ``real``, or on the meta device where that is empty.
 
         Raises:
-            Inexact: if a law refuses.
+            InexactError: if a law refuses.
         """
         rule = self.rule(node)
         assert rule is not None
@@ -181,16 +181,16 @@ class Interpretation:
         """The value of a node that gives a tensor other axes: on a grid of fixed size by its rule, else by shapes."""
         x = value(source_of(node))
         if not isinstance(x, Affine):
-            raise NotAffine("a reshape of several values")
+            raise NotAffineError("a reshape of several values")
         if rule is not REARRANGES:
             args, kwargs = by_position(*fx.node.map_arg((node.args, node.kwargs), value))
             if node.op == "call_module":
                 args = (self.trace.layer_of(node), *args)
-            with contextlib.suppress(NotAffine):
+            with contextlib.suppress(NotAffineError):
                 return rule.apply(*args, **kwargs)  # type: ignore[no-any-return]
         shapes = shapes_of(self.trace, source_of(node))
         if shapes is None:
-            raise NotAffine("a tensor whose shape isn't known")
+            raise NotAffineError("a tensor whose shape isn't known")
         return x.rearranged(rearranged(self.trace, node, x.arranged(shapes), x.channels))
 
     def _check_arrangement(self, rule: Rule, node: fx.Node, operands: Any) -> None:
@@ -198,7 +198,7 @@ class Interpretation:
         values = [v for v in tree_leaves(operands) if isinstance(v, Affine)]
         values += [part for v in tree_leaves(operands) if isinstance(v, TupleValue) for part in v.parts]
         if not rule.arranged and any(v.arrangement is not None for v in values):
-            raise NotAffine("a layer in another arrangement than its root's")
+            raise NotAffineError("a layer in another arrangement than its root's")
         if rule.layer_input is not None and rule.kind == "elementwise":
             expected = rule.layer_input(self.trace.layer_of(node))
             for v in values:
@@ -222,7 +222,7 @@ class Interpretation:
         """The map from ``root`` to ``target`` with its kernel's values, in float64.
 
         Raises:
-            Inexact: if a law that planning took for granted refuses after all.
+            InexactError: if a law that planning took for granted refuses after all.
         """
         known = self.identity_on(root)
         assert known is not None

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from unbranch.errors import Inexact, NotAffine
+from unbranch.errors import InexactError, NotAffineError
 from unbranch.rules import Rule
 from unbranch.rules.value import Affine, TupleValue
 
 
 def _not_on_a_grid(*_args: Any, **_kwargs: Any) -> Affine:
-    raise NotAffine("other axes")
+    raise NotAffineError("other axes")
 
 
 PASS = Rule(lambda _module, x, *args, **kwargs: x, "view", arranged=True)  # noqa: ARG005
@@ -48,12 +48,12 @@ def on_meta(value: Any) -> Affine | TupleValue:
     """Return what a rule has returned without its kernels' values.
 
     Raises:
-        Inexact: if it isn't a value.
+        InexactError: if it isn't a value.
     """
     if isinstance(value, TupleValue):
         return TupleValue(tuple(p.on_meta() for p in value.parts), value.stacked)
     if not isinstance(value, Affine):
-        raise Inexact(f"its rule returned {type(value).__name__} instead of a value")
+        raise InexactError(f"its rule returned {type(value).__name__} instead of a value")
     return value.on_meta()
 
 
