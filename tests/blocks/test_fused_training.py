@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import unbranch as ub
 from tests.blocks.rows import CONVOLUTIONS, ROWS, Row
 from tests.blocks.test_contract import assert_equal
-from unbranch.blocks import DBB, BranchedConv, Mixed, MobileOne, RepVGG, merged
+from unbranch.blocks import DBB, BranchedConv, Mixed, MobileOne, RepVGG
+from unbranch.blocks.fused_training import branches
 from unbranch.blocks.fused_training.moments import Moments, moments, norm_behind
 from unbranch.convert.statistics import randomise_statistics
 
@@ -28,8 +29,8 @@ SWEEP = [
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge on the smallest maps, too."""
-    monkeypatch.setattr(merged, "_ENOUGH_POSITIONS", 0)
-    monkeypatch.setattr(merged, "_ENOUGH_FOR_KERNELS", 0)
+    monkeypatch.setattr(branches, "_ENOUGH_POSITIONS", 0)
+    monkeypatch.setattr(branches, "_ENOUGH_FOR_KERNELS", 0)
 
 
 def pair(block: nn.Module, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:
@@ -69,7 +70,7 @@ def test_outputs_gradients_and_statistics_are_those_of_separate_branches(row: Ro
 
 def test_branches_run_as_they_stand_where_the_map_is_too_small_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(merged, "moments", lambda x, groups: asked.append(x.shape[-1]) or moments(x, groups))
+    monkeypatch.setattr(branches, "moments", lambda x, groups: asked.append(x.shape[-1]) or moments(x, groups))
     block = ub.fuse_branches_in_training(DBB(32, 32, 3, padding=1))
     for side in (4, 8, 24):  # 32, 128 and 1152 positions; 8 to a channel are enough for the average
         block(torch.randn(2, 32, side, side))
