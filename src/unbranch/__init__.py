@@ -95,6 +95,8 @@ _LATER = ("cli", "deploy", "train")  # what only some users need, and takes time
 
 
 def _later(name: str) -> Any:
+    if name == "train_cheaper":  # deprecated; it warns when it is called
+        return blocks.train_cheaper
     if name in _LATER:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -105,7 +107,6 @@ __getattr__ = renamed_names(
     {
         "Inexact": "InexactError",
         "Stopped": "TrainingInterrupted",
-        "train_cheaper": "unbranch.blocks.train_cheaper",
     },
     otherwise=_later,
 )
