@@ -45,7 +45,7 @@ LR = 0.1
 TUNING_LR = 0.05
 NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {  # and the zeros around the images
     "ResNet-56, width 8": ("resnet56_cifar", {"width": 8, "stem_stride": 2}, 0),
-    "VGG-13, widths 8 to 64": ("vgg16_cifar", {"widths": [8, 8, 16, 16, 32, 32, 32, *(64,) * 6]}, 2),
+    "VGG-13, widths 8 to 64": ("vgg16_cifar", {"pruned_widths": [8, 8, 16, 16, 32, 32, 32, *(64,) * 6]}, 2),
 }
 RESREP: dict[str, Any] = {
     "strength": 5e-4, "masked_strength": 1e-2, "stop_when_met": True, "momentum": 0.9, "warmup": 468,
@@ -182,7 +182,7 @@ def group_lasso(case: Case, base: nn.Module) -> nn.Module:
 
 def from_scratch(case: Case, _: nn.Module) -> nn.Module:
     widths = [module.out_channels for module in case.load("ResRep").modules() if isinstance(module, nn.Conv2d)]
-    small = case.create(case.seed + 200, widths=widths)
+    small = case.create(case.seed + 200, pruned_widths=widths)
     learn(case, small, case.given.epochs + case.given.budget, LR, case.seed)
     return small
 

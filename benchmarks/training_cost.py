@@ -145,7 +145,7 @@ def networks(host: Host, block: str, options: dict[str, Any]) -> dict[str, nn.Mo
     made = {"plain": host.make(None, {})}
     if block != "orepa":
         made["published"] = published(host.make(block, options))
-        made["merged"] = ub.train_cheaper(host.make(block, options))
+        made["merged"] = ub.fuse_branches_in_training(host.make(block, options))
     made["online"] = host.make(block, {**options, "online": True})
     return made
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from unbranch import blocks, prune
 from unbranch.algebra import ConvMap, GridMap
-from unbranch.blocks import train_cheaper
+from unbranch.blocks import fuse_branches_in_training
 from unbranch.channels_last import SafeChannelsLast
 from unbranch.convert import (
     Affine,
@@ -28,7 +28,7 @@ from unbranch.errors import (
     CheckpointError,
     CollapseError,
     DifferenceError,
-    Inexact,
+    InexactError,
     InputError,
     InternalError,
     InternalErrorWarning,
@@ -57,7 +57,7 @@ __all__ = [
     "Expansion",
     "ExpansionReport",
     "GridMap",
-    "Inexact",
+    "InexactError",
     "InputError",
     "InternalError",
     "InternalErrorWarning",
@@ -77,6 +77,7 @@ __all__ = [
     "expand",
     "explain",
     "explain_expansion",
+    "fuse_branches_in_training",
     "list_models",
     "load",
     "load_checkpoint",
@@ -87,7 +88,6 @@ __all__ = [
     "save",
     "to_official",
     "train",
-    "train_cheaper",
     "verify",
 ]
 
@@ -95,12 +95,21 @@ _LATER = ("cli", "deploy", "train")  # what only some users need, and takes time
 
 
 def _later(name: str) -> Any:
+    if name == "train_cheaper":  # deprecated; it warns when it is called
+        return blocks.train_cheaper
     if name in _LATER:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__getattr__ = renamed_names(__name__, {"Stopped": "TrainingInterrupted"}, otherwise=_later)
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "Inexact": "InexactError",
+        "Stopped": "TrainingInterrupted",
+    },
+    otherwise=_later,
+)
 
 
 def __dir__() -> list[str]:

@@ -77,7 +77,7 @@ def renamed_arguments(**names: str) -> Callable[[Function], Function]:
 
 
 class RenamedAttribute:
-    """A class attribute that reads another one: ``left = RenamedAttribute("skipped")``.
+    """An attribute or a method under its old name: ``left = RenamedAttribute("skipped")``.
 
     Args:
         new: name of the attribute that is read.

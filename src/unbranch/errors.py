@@ -6,8 +6,8 @@ UnbranchError
 │   ├── UnsupportedError   a network of a kind that can't be converted
 │   └── CorruptImage       one image of a data set that can't be decoded
 ├── MissingPackageError    an optional package that isn't installed (an ImportError)
-├── Inexact                a law whose condition isn't met: the merge would change the function
-│   └── NotAffine          what comes out is no affine map of this family at all
+├── InexactError           a law whose condition isn't met: the merge would change the function
+│   └── NotAffineError     what comes out is no affine map of this family at all
 ├── CollapseError          a network that strict conversion refuses
 │   └── DifferenceError    a result that isn't the same function; it isn't returned
 ├── TrainingInterrupted    a training run that was interrupted and can be resumed
@@ -59,16 +59,16 @@ class CorruptImage(InputError):
         self.where, _, self.why = (where, "", why) if why else message.partition(": ")
 
 
-class Inexact(UnbranchError):
-    """A law refuses: applying it would not give the same function everywhere."""
+class InexactError(UnbranchError):
+    """A law or a rule isn't exact: applying it would not give the same function everywhere."""
 
 
-class NotAffine(Inexact):
-    """No map of the family, not even approximately: opaque like an activation, and no reason to report it."""
+class NotAffineError(InexactError):
+    """The result is no affine map, not even approximately, as after an activation; such places aren't reported."""
 
 
 class CollapseError(UnbranchError):
-    """Raised by ``collapse(..., strict=True)`` when something had to be refused."""
+    """``collapse(..., strict=True)`` has skipped something."""
 
 
 class DifferenceError(CollapseError):
@@ -93,4 +93,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-__getattr__ = renamed_names(__name__, {"Stopped": "TrainingInterrupted"})
+__getattr__ = renamed_names(
+    __name__, {"Inexact": "InexactError", "NotAffine": "NotAffineError", "Stopped": "TrainingInterrupted"}
+)

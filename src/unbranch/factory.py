@@ -17,7 +17,7 @@ from unbranch.models.build import build_model
 from unbranch.models.registry import MODELS, resolve
 from unbranch.models.units import Block
 from unbranch.weights.formats import SUFFIXES, PathLike, Source, read_checkpoint
-from unbranch.weights.pipeline import load_checkpoint, widths_in
+from unbranch.weights.pipeline import load_stripped, widths_in
 from unbranch.weights.strip import strip
 
 HUB = "hf-hub:"
@@ -40,7 +40,7 @@ def create_model(
     Args:
         name: one of ``list_models()``, in any spelling (``repvgg_a0``, ``RepVGG-A0``); or ``timm:NAME``,
             ``torchvision:NAME``, ``package.module:factory``.
-        args: ``pretrained`` or ``num_classes``, told apart by their type.
+        args: ``pretrained`` or ``num_classes``, which differ in type.
         pretrained: ``"timm"`` for timm's weights of the same network, an id on the Hugging Face hub (``owner/name``),
             or a file; ``True`` for the weights of the network's own library, which for ours is timm. For weights of a
             pruned network, the network is made as narrow as they are. timm's ``checkpoint_path`` is accepted, too.
@@ -50,7 +50,7 @@ def create_model(
             with nn.Conv2d's signature; ``"compactor"`` puts compactors behind the layers that ResRep prunes.
         options: ``features_only=True`` for a feature extractor with ``out_indices``, ``drop_rate``,
             ``drop_path_rate``, ``block_options`` for the block, ``pruned_widths`` of a pruned network, and what else
-            the family takes.
+            the family has.
 
     Raises:
         InputError: for an unknown name, an option that the network doesn't have, or weights that can't be had.
@@ -95,9 +95,10 @@ def _with_weights(name: str, options: dict[str, Any], source: Source | None) -> 
     model = build_model(name, **options)
     if source is None:
         return model
-    if options.get("pruned_widths") is None and (widths := widths_in(model, strip(read_checkpoint(source)))):
-        model = build_model(name, **options, pruned_widths=widths)
-    load_checkpoint(model, source)
+    checkpoint = strip(read_checkpoint(source))
+    if options.get("pruned_widths") is None and (widths := widths_in(model, checkpoint)):
+        model = build_model(name, **{**options, "pruned_widths": widths})
+    load_stripped(model, checkpoint)
     return model
 
 
@@ -105,10 +106,11 @@ def _other_library(
     name: str, num_classes: int | None, in_channels: int, block: Block, pretrained: Any, options: dict[str, Any]
 ) -> nn.Module:
     """Build a network of timm, torchvision or the user's own code, which have their own names of the arguments."""
-    if block is not None and ":" in name:
-        raise InputError(f"block={block!r} is for networks of Unbranch; put blocks into {name} with unbranch.expand")
     library_name = name.partition(":")[0]
-    given = {} if num_classes is None else {"num_classes": num_classes}
+    if block is not None and library_name in LIBRARY_WEIGHTS:
+        raise InputError(f"`block` must be None for {name}, got {block!r}; put blocks into it with unbranch.expand")
+    given: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    given |= {} if block is None else {"block": block}
     if in_channels != 3:
         if library_name == "torchvision":
             raise InputError(f"torchvision's networks take 3 channels, got in_channels={in_channels}")
@@ -120,7 +122,7 @@ def _other_library(
         given |= LIBRARY_WEIGHTS[library_name]
     model = build_model(name, **given, **options)
     if not own and pretrained not in (None, False):
-        load_checkpoint(model, _source(name, None, pretrained))
+        load_stripped(model, strip(read_checkpoint(_source(name, None, pretrained))))
     return model
 
 

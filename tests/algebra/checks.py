@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.algebra.strategies import numbers
 from unbranch.algebra import ConvMap, GridMap
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 
 TOLERANCE = 1e-11  # relative to the largest number of the truth
 
@@ -59,7 +59,7 @@ def on_map(m: ConvMap, grid: tuple[int, ...], truth: Any, *args: Any, **more: An
 
 @dataclass(frozen=True)
 class Property:
-    """A law, and the cases it must be right about; where ``refusable`` it may raise Inexact instead."""
+    """A law, and the cases it must be right about; where ``refusable`` it may raise InexactError instead."""
 
     law: Law
     cases: st.SearchStrategy[Case]
@@ -75,7 +75,7 @@ class Property:
             before = copied(case.args)
             try:
                 verify(proved, case)
-            except Inexact:
+            except InexactError:
                 if not self.refusable:
                     raise
             assert equal(before, case.args), "the law changed its arguments"

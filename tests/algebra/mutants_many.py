@@ -26,7 +26,7 @@ from unbranch.algebra import (
     scale_shift,
     with_groups,
 )
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 
 ADD = "add sums outputs"
 ANY_ADD = "add is exact or refuses"
@@ -74,7 +74,7 @@ def refuse_unless_equal(name: str) -> Law:
 
     def law(*maps: ConvMap) -> ConvMap:
         if len({getattr(m, name) for m in maps}) > 1:
-            raise Inexact(name)
+            raise InexactError(name)
         return add(*maps)
 
     return law
@@ -156,7 +156,7 @@ def compose_strides(outer: ConvMap, inner: ConvMap) -> ConvMap:
 @breaks(COMPOSE, "reflection after a bias refused")
 def compose_unbiased(outer: ConvMap, inner: ConvMap) -> ConvMap:
     if inner.bias is not None and outer.pads:
-        raise Inexact("bias")
+        raise InexactError("bias")
     return compose(outer, inner)
 
 
@@ -170,7 +170,7 @@ def compose_after_bias(outer: ConvMap, inner: ConvMap) -> ConvMap:
 @breaks(ANY_COMPOSE, "padding after a kernel that reaches back accepted")
 def compose_after_reach(outer: ConvMap, inner: ConvMap) -> ConvMap:
     if inner.bias is not None or inner.padding_mode != outer.padding_mode or max(outer.input_dilation, default=1) > 1:
-        raise Inexact("not this bug")
+        raise InexactError("not this bug")
     return compose(unpadded(outer), widened(inner, outer.lo, outer.hi))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.algebra.mutant_tools import MUTANTS, breaks, interleaved, moved, unbiased, undilated, widened
 from unbranch.algebra import ConvMap, as_pointwise, pad, scale_shift, select, with_groups, zero_stuff
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 
 SCALE = "scale_shift scales and shifts"
 MUTANTS[SCALE, "bias not scaled"] = lambda m, scale, shift: replace(
@@ -46,14 +46,14 @@ MUTANTS["pad by negative amounts crops", "stride not multiplied in"] = lambda m,
 @breaks(BORDER_PAD, "reflection after a bias refused")
 def pad_without_bias(m: ConvMap, lo: Any, hi: Any, value: Tensor | None, border: str) -> ConvMap:
     if m.bias is not None:
-        raise Inexact("bias")
+        raise InexactError("bias")
     return pad(m, lo, hi, value, border)
 
 
 @breaks(PAD, "the map's own bias refused")
 def pad_with_zeros_only(m: ConvMap, lo: Any, hi: Any, value: Tensor | None) -> ConvMap:
     if value is not None:
-        raise Inexact("value")
+        raise InexactError("value")
     return pad(m, lo, hi)
 
 
@@ -65,7 +65,7 @@ def pad_after_bias(m: ConvMap, lo: Any, hi: Any, value: Tensor | None = None, bo
 @breaks(ANY_PAD, "kernel that reaches back accepted")
 def pad_after_reach(m: ConvMap, lo: Any, hi: Any, value: Tensor | None = None, border: str = "zeros") -> ConvMap:
     if border != "zeros" or m.padding_mode != "zeros" or m.bias is not None or value is not None:
-        raise Inexact("not this bug")
+        raise InexactError("not this bug")
     return widened(m, lo, hi)
 
 

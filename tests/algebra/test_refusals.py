@@ -29,7 +29,7 @@ from unbranch.algebra import (
     transposed_convolution,
     zero_stuff,
 )
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 
 GRID = (9, 7)
 X = numbers(1, 2, 4, *GRID)
@@ -118,7 +118,7 @@ REFUSED: dict[str, tuple[str, Callable[[], object]]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(name: str) -> None:
     reason, merge = REFUSED[name]
-    with pytest.raises(Inexact, match=reason):
+    with pytest.raises(InexactError, match=reason):
         merge()
 
 

@@ -16,7 +16,7 @@ from tests.networks import randomised
 from unbranch.convert.passes.reading import read_module
 from unbranch.convert.passes.rearrange import rearranged, rearranges, shapes_of
 from unbranch.convert.trace.part_examples import PartExamples
-from unbranch.errors import NotAffine
+from unbranch.errors import NotAffineError
 from unbranch.graph.probe import Arguments
 from unbranch.rules.arrangement import Arrangement
 
@@ -111,7 +111,7 @@ def test_axes_hold_for_a_third_size(seed):
             moved, channel_of = index, channel
             for one in done:
                 moved, channel_of = one(moved, index), one(channel_of, index)
-        except (NotAffine, RuntimeError, IndexError):
+        except (NotAffineError, RuntimeError, IndexError):
             return
         if arrangement.is_own:
             assert torch.equal(moved, index)

@@ -120,7 +120,11 @@ def test_names_that_there_are_not_get_near_ones(name: Any, message: str) -> None
         ("resnet18", {"num_classes": 2.0}, "`num_classes` must be an integer ≥ 0, got"),
         ("resnet18", {"in_channels": 0}, "`in_channels` must be an integer ≥ 1, got 0"),
         ("timm:resnet18", {"drop_pth": 1}, "building timm:resnet18 with .* failed: TypeError"),
-        ("timm:resnet18", {"block": "acb"}, "put blocks into timm:resnet18 with unbranch.expand"),
+        (
+            "timm:resnet18",
+            {"block": "acb"},
+            "must be None for timm:resnet18, got 'acb'; put blocks into it with unbranch.expand",
+        ),
         ("torchvision:resnet18", {"in_channels": 1}, "torchvision's networks take 3 channels, got in_channels=1"),
     ],
 )
@@ -157,9 +161,11 @@ def test_networks_of_torchvision_and_of_ones_own_take_the_same_words(
     (tmp_path / "my_own_nets.py").write_text(
         "from torch import nn\n"
         "def make(num_classes=2, in_channels=3): return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))\n"
+        "def named(block): return nn.Sequential(nn.Conv2d(3, 4, 3), getattr(nn, block)(4))\n"
     )
     monkeypatch.chdir(tmp_path)
     assert ub.create_model("my_own_nets:make", num_classes=6, in_channels=1)(torch.zeros(1, 1, 4, 4)).shape == (1, 6)
+    assert isinstance(ub.create_model("my_own_nets:named", block="BatchNorm2d")[1], torch.nn.BatchNorm2d)
     with pytest.raises(InputError, match="my_own_nets:make has no weights of its own: name a file"):
         ub.create_model("my_own_nets:make", pretrained=True)
 

@@ -189,3 +189,29 @@ def test_weights_come_from_a_file(
 def test_weights_of_no_known_kind_are_refused(wrong: Any) -> None:
     with pytest.raises(InputError, match="`pretrained` must be 'timm', an id on the Hugging Face hub or a file, got"):
         ub.create_model("cifar_quick", pretrained=wrong)
+
+
+class Location:
+    """A path of a class of its own, as cloud libraries have them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def test_paths_are_anything_with_fspath_and_checkpoint_path_is_another_word(tmp_path: Path) -> None:
+    source = randomised(ub.create_model("cifar_quick"))
+    place = Location(tmp_path / "a.safetensors")
+    ub.save(source, place)
+    x = torch.randn(2, 3, 32, 32)
+    for network in (
+        ub.load(place),
+        ub.create_model("cifar_quick", pretrained=place).eval(),
+        ub.create_model("cifar_quick", checkpoint_path=place).eval(),
+    ):
+        assert torch.equal(network(x), source(x))
+    fresh = ub.create_model("cifar_quick").eval()
+    assert ub.load_checkpoint(fresh, place).layout == "unbranch"
+    assert torch.equal(fresh(x), source(x))

@@ -133,7 +133,7 @@ CASES: dict[str, Case] = {
     "resnet of dbb": Case(named("resnet8_cifar", block="dbb", width=4), 16),
     "resnet of acb": Case(named("resnet8_cifar", block="acb", width=4), 16),
     "mobilenet": Case(named("mobilenet_v1"), 32),
-    "vgg": Case(named("vgg16_cifar", widths=[8, 8, 8, 8, 12, 12, 12, 16, 16, 16, 16, 16, 16]), 32),
+    "vgg": Case(named("vgg16_cifar", pruned_widths=[8, 8, 8, 8, 12, 12, 12, 16, 16, 16, 16, 16, 16]), 32),
     "ghost": Case(named("repghostnet_050", width=0.1), 32),
     "densenet": Case(lambda: DenseNet(4, (2, 2), 8, num_classes=5), 32),
     "regnet": Case(named("timm:regnety_002"), 32),

@@ -17,7 +17,7 @@ from unbranch.algebra.frame import with_fewer_groups
 from unbranch.algebra.grid_laws import as_conv, to_grid
 from unbranch.algebra.gridmap import GridMap
 from unbranch.algebra.laws import compose, pad
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 
 
 @compose.register
@@ -26,7 +26,7 @@ def _compose(outer: ConvMap, inner: AffineMap) -> AffineMap:
         return compose(to_grid(outer, inner.grid_out), inner)  # type: ignore[no-any-return]
     inner = as_conv(inner)
     if outer.in_channels != inner.out_channels:
-        raise Inexact(f"{inner.out_channels} channels meet a map of {outer.in_channels}")
+        raise InexactError(f"{inner.out_channels} channels meet a map of {outer.in_channels}")
     dtype = promoted(outer.dtype, inner.dtype)
     outer, inner = outer.to(dtype), inner.to(dtype)
     if _is_identity(inner):

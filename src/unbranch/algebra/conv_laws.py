@@ -14,7 +14,7 @@ from unbranch.algebra.convmap import ConvMap
 from unbranch.algebra.frame import Frame, common_frame
 from unbranch.algebra.grid_laws import as_conv, on_one_grid
 from unbranch.algebra.laws import add, concat, pad, reshape, scale_shift, select
-from unbranch.errors import Inexact, InputError, NotAffine
+from unbranch.errors import InexactError, InputError, NotAffineError
 
 # --- laws of one map -----------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def _pad(
     if any(v > 0 for v in (*lo, *hi)):
         if padding_mode != "zeros":
             if not m.pointwise:
-                raise Inexact(f"{padding_mode} padding after a map that isn't pointwise")
+                raise InexactError(f"{padding_mode} padding after a map that isn't pointwise")
         else:
             _check_constant_border(m, lo, hi, value)
     else:
@@ -60,17 +60,17 @@ def _pad(
 
 def _check_constant_border(m: ConvMap, lo: Sequence[int], hi: Sequence[int], value: Tensor | None) -> None:
     if m.pads and m.padding_mode != "zeros":
-        raise Inexact(f"zero padding after {m.padding_mode} padding")
+        raise InexactError(f"zero padding after {m.padding_mode} padding")
     for before, after, span, low, high, stride in zip(lo, hi, m.span, m.lo, m.hi, m.stride, strict=True):
         if (before > 0 and span - low >= stride) or (after > 0 and high < span):
-            raise NotAffine("padding after a convolution whose kernel still reaches into its input there")
+            raise NotAffineError("padding after a convolution whose kernel still reaches into its input there")
     if value is None and m.bias is not None:
-        raise Inexact("zero padding after a bias: the border would get the bias instead of zero")
+        raise InexactError("zero padding after a bias: the border would get the bias instead of zero")
     if value is not None:
         own = torch.zeros_like(value) if m.bias is None else m.bias
         known = not (own.is_meta or value.is_meta)  # if not, they are assumed to agree until there are values
         if known and not is_rounding(own - value, value):
-            raise Inexact("padding with a value other than the map's own bias")
+            raise InexactError("padding with a value other than the map's own bias")
 
 
 @select.register
@@ -93,7 +93,7 @@ def _select(m: ConvMap, channels: Sequence[int]) -> ConvMap:
 
 @reshape.register
 def _reshape(m: ConvMap, grid: Sequence[int]) -> ConvMap:  # noqa: ARG001
-    raise NotAffine("a reshape of a tensor whose size depends on the input")
+    raise NotAffineError("a reshape of a tensor whose size depends on the input")
 
 
 # --- laws of several maps ------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def _add(first: ConvMap, *others: AffineMap) -> AffineMap:
         return add(*maps)  # type: ignore[no-any-return]
     convs = _convolutions(first, *others)
     if len({m.out_channels for m in convs}) > 1:
-        raise Inexact("a sum that broadcasts over channels")
+        raise InexactError("a sum that broadcasts over channels")
     frame, mode = common_frame(convs, gcd(*(m.groups for m in convs)))
     biases = same_device([m.bias for m in convs if m.bias is not None])
     bias = torch.stack(biases).sum(0) if biases else None
@@ -152,16 +152,16 @@ def zero_stuff(m: ConvMap, step: Sequence[int]) -> ConvMap:
     """Return ``m`` followed by putting ``step - 1`` zeros between the points of its output, as a map of x.
 
     Raises:
-        Inexact: after a bias, a stride in the same dimension, or padding other than zeros.
+        InexactError: after a bias, a stride in the same dimension, or padding other than zeros.
     """
     if all(u == 1 for u in step):
         return m
     if m.bias is not None:
-        raise Inexact("a transposed convolution after a bias: the bias doesn't reach every point alike")
+        raise InexactError("a transposed convolution after a bias: the bias doesn't reach every point alike")
     if any(s != 1 and u != 1 for s, u in zip(m.stride, step, strict=True)):
-        raise Inexact("a transposed convolution after a strided one")
+        raise InexactError("a transposed convolution after a strided one")
     if m.pads and m.padding_mode != "zeros":
-        raise Inexact(f"a transposed convolution after {m.padding_mode} padding")
+        raise InexactError(f"a transposed convolution after {m.padding_mode} padding")
 
     def times(v: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(a * u for a, u in zip(v, step, strict=True))
@@ -174,12 +174,12 @@ def as_pointwise(m: ConvMap, ndim: int) -> ConvMap:
     """Return a matrix as a kernel of one tap on a grid of ``ndim`` dimensions. Always exact.
 
     Raises:
-        Inexact: if ``m`` is a map on a grid of another number of dimensions.
+        InexactError: if ``m`` is a map on a grid of another number of dimensions.
     """
     if m.ndim == ndim:
         return m
     if m.ndim:
-        raise Inexact(f"a map on {m.ndim}-dimensional grids used on {ndim}-dimensional ones")
+        raise InexactError(f"a map on {m.ndim}-dimensional grids used on {ndim}-dimensional ones")
     one, zero = (1,) * ndim, (0,) * ndim
     weight = m.weight.reshape(*m.weight.shape, *one)
     return replace(m, weight=weight, stride=one, dilation=one, lo=zero, hi=zero, input_dilation=one)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unbranch.algebra.affine import promoted
 from unbranch.algebra.convmap import ConvMap, on_grid
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 
 _CHUNK = 1 << 21  # kernel entries that a sum copies at a time
 
@@ -81,15 +81,15 @@ def common_frame(maps: Sequence[ConvMap], groups: int) -> tuple[Frame, str]:
     """Return the smallest frame that holds the kernels of maps of one input, and their padding mode.
 
     Raises:
-        Inexact: if the maps differ in dimensions, strides, input channels, output size or padding mode.
+        InexactError: if the maps differ in dimensions, strides, input channels, output size or padding mode.
     """
     for name, word in _AGREE.items():
         values = {getattr(m, name) for m in maps}
         if len(values) > 1:
-            raise Inexact(f"maps of different {word}: {', '.join(map(str, sorted(values)))}")
+            raise InexactError(f"maps of different {word}: {', '.join(map(str, sorted(values)))}")
     modes = {m.padding_mode for m in maps if m.pads}
     if len(modes) > 1:
-        raise Inexact(f"maps of different padding modes: {', '.join(sorted(modes))}")
+        raise InexactError(f"maps of different padding modes: {', '.join(sorted(modes))}")
     lo, dilation, size = [], [], []
     for j in range(maps[0].ndim):
         starts = [-m.lo[j] for m in maps]

@@ -17,7 +17,7 @@ from unbranch.algebra.convmap import ConvMap
 from unbranch.algebra.frame import with_fewer_groups
 from unbranch.algebra.gridmap import GridMap
 from unbranch.algebra.laws import add, compose, concat, pad, reshape, scale_shift, select
-from unbranch.errors import Inexact, InputError, NotAffine
+from unbranch.errors import InexactError, InputError, NotAffineError
 
 
 def to_grid(m: ConvMap, grid: Sequence[int]) -> GridMap:
@@ -61,9 +61,9 @@ def as_conv(m: AffineMap) -> ConvMap:
 @compose.register
 def _compose(outer: GridMap, inner: AffineMap) -> GridMap:
     if not isinstance(inner, GridMap):
-        raise Inexact("a map on a grid of fixed size after one on grids of any size")
+        raise InexactError("a map on a grid of fixed size after one on grids of any size")
     if (outer.grid_in, outer.in_channels) != (inner.grid_out, inner.out_channels):
-        raise Inexact("grid maps that don't fit one after the other")
+        raise InexactError("grid maps that don't fit one after the other")
     outer, inner = _alike(*_grouped_alike(outer, inner))
     bias = outer.bias
     if inner.bias is not None:
@@ -116,7 +116,7 @@ def _scale_shift(m: GridMap, scale: Tensor | None = None, shift: Tensor | None =
 
 @pad.register
 def _pad(m: GridMap, lo: Sequence[int], hi: Sequence[int], value: Tensor | None = None, padding_mode: str = "zeros") -> GridMap:  # noqa: ARG001, E501 # fmt: skip
-    raise NotAffine("padding after a reshape")
+    raise NotAffineError("padding after a reshape")
 
 
 @select.register
@@ -135,7 +135,7 @@ def _select(m: GridMap, channels: Sequence[int]) -> GridMap:
 def _reshape(m: GridMap, grid: Sequence[int]) -> GridMap:
     grid = tuple(grid)
     if m.features % prod(grid):
-        raise Inexact(f"{m.features} numbers don't divide into grids of {grid}")
+        raise InexactError(f"{m.features} numbers don't divide into grids of {grid}")
     bias = None if m.bias is None else m.bias.reshape(-1, *grid)
     return replace(m, grid_out=grid, bias=bias)
 
@@ -144,7 +144,7 @@ def _check_agreement(maps: list[GridMap], what: str, names: tuple[str, ...]) -> 
     for name in names:
         values = {getattr(m, name) for m in maps}
         if len(values) > 1:
-            raise Inexact(f"{what} of grid maps that differ in {name}: {', '.join(map(str, sorted(values)))}")
+            raise InexactError(f"{what} of grid maps that differ in {name}: {', '.join(map(str, sorted(values)))}")
 
 
 def _alike(*maps: GridMap) -> list[GridMap]:

@@ -5,9 +5,9 @@
     concat       torch.cat of mⱼ(x)          reshape      m(x).reshape(N, -1, *grid)
     scale_shift  scale·m(x) + shift
 
-A law that can't be applied without changing the function somewhere raises ``Inexact`` with a reason. Kernels may be on
-the meta device: the laws then give shapes, at no cost, and the planner uses them so. ``conv_laws`` and ``grid_laws``
-have the implementations; a sum, concatenation or composition of both kinds is one of grid maps.
+A law that can't be applied without changing the function somewhere raises ``InexactError`` with a reason. Kernels may
+be on the meta device: the laws then give shapes, at no cost, and the planner uses them so. ``conv_laws`` and
+``grid_laws`` have the implementations; a sum, concatenation or composition of both kinds is one of grid maps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def compose(outer: AffineMap, inner: AffineMap) -> Any:
     fixed grid have no border, so that theirs is always exact.
 
     Raises:
-        Inexact: mostly zero padding after a bias; maps that don't fit one after the other.
+        InexactError: mostly zero padding after a bias; maps that don't fit one after the other.
     """
     raise _unknown(outer)
 
@@ -42,7 +42,7 @@ def add(first: AffineMap, *others: AffineMap) -> Any:
     ``size_delta`` agree, so that all give the same size for every input; grid maps need the same grids.
 
     Raises:
-        Inexact: if they don't agree, or if they continue the input beyond its edges in different ways.
+        InexactError: if they don't agree, or if they continue the input beyond its edges in different ways.
     """
     raise _unknown(first)
 
@@ -52,7 +52,7 @@ def concat(first: AffineMap, *others: AffineMap) -> Any:
     """Return the outputs of maps of one input, one after the other along the channels; grouped maps become dense.
 
     Raises:
-        Inexact: as ``add``, but for the output channels.
+        InexactError: as ``add``, but for the output channels.
     """
     raise _unknown(first)
 
@@ -78,7 +78,7 @@ def pad(
     pointwise map. Cropping is always exact.
 
     Raises:
-        Inexact: zero padding after a bias; padding after a kernel that reaches back into the input.
+        InexactError: zero padding after a bias; padding after a kernel that reaches back into the input.
     """
     raise _unknown(m)
 
@@ -100,8 +100,8 @@ def reshape(m: AffineMap, grid: Sequence[int]) -> Any:
     """Return the same numbers seen as channels on another grid, in the order of their memory. Always exact.
 
     Raises:
-        NotAffine: for a map on grids of any size, whose numbers have no fixed order.
-        Inexact: if the numbers don't divide into such grids.
+        NotAffineError: for a map on grids of any size, whose numbers have no fixed order.
+        InexactError: if the numbers don't divide into such grids.
     """
     raise _unknown(m)
 

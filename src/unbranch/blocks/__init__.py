@@ -2,10 +2,11 @@
 
 from unbranch.blocks.acb import ACB
 from unbranch.blocks.branched import BranchedConv, BranchOptions, initialise
-from unbranch.blocks.cheaper import train_cheaper
 from unbranch.blocks.compactor import Compactor
 from unbranch.blocks.dbb import DBB
 from unbranch.blocks.dilated import GRN, ChannelNorm, DilatedReparam, UniRepLKNetBlock
+from unbranch.blocks.fuse import fuse_branches_in_training
+from unbranch.blocks.fuse import train_cheaper as train_cheaper  # deprecated
 from unbranch.blocks.mixed import BRANCHES, Mixed
 from unbranch.blocks.mobileone import MobileOne
 from unbranch.blocks.orepa import OREPA
@@ -66,7 +67,7 @@ __all__ = [
     "UniRepLKNetBlock",
     "WindowPerceptron",
     "custom_l2",
+    "fuse_branches_in_training",
     "initialise",
     "make_divisible",
-    "train_cheaper",
 ]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from unbranch.blocks.fused_training import fused_sum
 from unbranch.blocks.layers import Scale
-from unbranch.blocks.merged import merged_sum
 from unbranch.blocks.online_kernel import online_kernel
 from unbranch.blocks.parts import Activation, Device, Size, on, through
 from unbranch.blocks.spec import ConvSpec, resolve_padding
@@ -70,7 +70,7 @@ class BranchedConv(nn.Module):
     """
 
     main: str
-    merging = False  # in training: see train_cheaper
+    fused_in_training = False  # see fuse_branches_in_training
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
@@ -124,8 +124,8 @@ class BranchedConv(nn.Module):
             spec = self.online
             conv = CONV_FUNCTIONS[self.ndim]
             return conv(x, self.kernel(), None, spec.stride, spec.padding, spec.dilation, spec.groups)
-        if self.merging and self.training:
-            return merged_sum(branches, x, self.groups)
+        if self.fused_in_training and self.training:
+            return fused_sum(branches, x, self.groups)
         y = cast(Tensor, branches[0](x))
         for branch in branches[1:]:
             y = y + branch(x)

@@ -18,7 +18,7 @@ from unbranch.algebra.frame import Frame
 from unbranch.blocks.layers import BorderBatchNorm, FixedDepthwise, IdentityConv, Scale
 from unbranch.blocks.parts import DilatedAvgPool
 from unbranch.blocks.spec import ConvSpec
-from unbranch.errors import Inexact, InputError
+from unbranch.errors import InexactError, InputError
 from unbranch.grids import AVG_POOL_LAYERS, CONV_LAYERS, PAD_LAYERS, Ints, first_axis_first
 
 Step: TypeAlias = tuple[Any, ...]
@@ -143,7 +143,7 @@ def merged_kernel(tensors: list[Tensor], branches: tuple[tuple[str, tuple[Step, 
         try:
             m = _folded(steps, left, inputs, len(size), like)
             _check_fit(m, frame, outputs, stride, name)
-        except Inexact as error:
+        except InexactError as error:
             raise InputError(f"branch {name!r} can't be trained online: {error}") from error
         maps.append(m)
     return frame.filled(maps)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from unbranch.display import console
 from unbranch.errors import InputError, UnbranchError
-from unbranch.factory import create_model
 from unbranch.models import example_input, input_size
+from unbranch.models.build import build_model
 from unbranch.provenance import provenance_of, set_provenance
 from unbranch.weights import load
 
@@ -73,7 +73,7 @@ def load_network(name: str, weights: Path | None, size: str | None, options: lis
             raise InputError(f"--option needs a network by name, and {name} is a file")
         network = load(name)
     else:
-        network = create_model(name, **given).eval()
+        network = build_model(name, **given).eval()
     if weights is not None:
         network = load(weights, into=network)
     shape = _size(size) or input_size(network)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from unbranch.convert.reasons import INTERNAL_ERROR, Reason
-from unbranch.errors import Inexact, InternalError, InternalErrorWarning, UnbranchError
+from unbranch.errors import InexactError, InternalError, InternalErrorWarning, UnbranchError
 
 REMEDY = "report it, with the code of the part"
 
@@ -41,7 +41,7 @@ def in_part(path: str) -> Iterator[None]:
     except Fault:
         raise
     except Exception as error:
-        if _is_expected(error) and not isinstance(error, Inexact):  # raised by a law and not caught
+        if _is_expected(error) and not isinstance(error, InexactError):  # raised by a law and not caught
             raise
         raise Fault(path, error) from error
 

@@ -61,11 +61,11 @@ class Refusal:
 
     Args:
         path: the module, or the module and the operation in it.
-        reason: why it was skipped, in words.
+        reason: why it was skipped.
         exact: whether the merge would have been exact, but would cost more than it saves.
         where: file and line of the code that runs it, if known.
-        cost: what skipping it costs, in words.
-        remedy: what to do about it, in words, if something can be done.
+        cost: what skipping it costs.
+        remedy: what to do about it, if something can be done.
         kind: the kind of the reason, a short name that stays the same when the words change.
     """
 

@@ -77,6 +77,13 @@ RENAMED = {"widths": "pruned_widths", "smallest": "min_size"}
 
 
 @register_models(
+    {"alexnet": VARIANTS["alexnet"]},
+    family="plain stack",
+    paper="One weird trick for parallelizing convolutional neural networks, 2014, https://arxiv.org/abs/1404.5997",
+    accuracy=reported("DingXiaoH/DiverseBranchBlock", 224, {"alexnet": {None: 57.23, "acb": 58.43, "dbb": 59.19}}),
+    renamed_options=RENAMED,
+)
+@register_models(
     {"cifar_quick": VARIANTS["cifar_quick"]},
     family="plain stack",
     paper="Caffe: Convolutional Architecture for Fast Feature Embedding, 2014, https://arxiv.org/abs/1408.5093",
@@ -94,13 +101,6 @@ RENAMED = {"widths": "pruned_widths", "smallest": "min_size"}
     num_classes=10,
     aliases={"vgg16_cifar": ("vc", "VGG-16")},
     accuracy=reported("DingXiaoH/ACNet", 32, {"vgg16_cifar": {None: 93.99, "acb": 94.54}}, CIFAR10),
-    renamed_options=RENAMED,
-)
-@register_models(
-    {"alexnet": VARIANTS["alexnet"]},
-    family="plain stack",
-    paper="One weird trick for parallelizing convolutional neural networks, 2014, https://arxiv.org/abs/1404.5997",
-    accuracy=reported("DingXiaoH/DiverseBranchBlock", 224, {"alexnet": {None: 57.23, "acb": 58.43, "dbb": 59.19}}),
     renamed_options=RENAMED,
 )
 def vgg(

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unbranch.errors import NotAffine
+from unbranch.errors import NotAffineError
 from unbranch.rules.registry import register_method, register_rule
 from unbranch.rules.value import Affine
 
 
 def _identity_if(same: bool, x: Affine) -> Affine:
     if not same:
-        raise NotAffine("an activation")
+        raise NotAffineError("an activation")
     return x
 
 

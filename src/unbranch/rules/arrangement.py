@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from unbranch.errors import NotAffine
+from unbranch.errors import NotAffineError
 
 Size = tuple[int, int]  # for inputs of two sizes
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
@@ -79,18 +79,18 @@ class Arrangement:
         """The axes from ``start`` to ``stop`` reshaped, with the order of the numbers in memory kept.
 
         Raises:
-            NotAffine: if the channels are divided, or nothing says which axis is which.
+            NotAffineError: if the channels are divided, or nothing says which axis is which.
         """
         pieces = [p for axis in self.axes[start:stop] for p in axis]
         if CHANNELS in pieces and (channels == 1 or any(_size(p, channels) == (channels,) * 2 for p in pieces
                                                         if p is not CHANNELS)):  # fmt: skip
-            raise NotAffine("a reshape of as many points as channels")
+            raise NotAffineError("a reshape of as many points as channels")
         axes = []
         for size in _pairs(shapes):
             axis, pieces = _taken(pieces, size, channels)
             axes.append(_joined(axis))
         if pieces:
-            raise NotAffine("a reshape to fewer numbers")
+            raise NotAffineError("a reshape to fewer numbers")
         return replace(self, axes=(*self.axes[:start], *axes, *self.axes[stop:]))
 
     def position_of(self, axis: int) -> int | None:
@@ -102,7 +102,7 @@ class Arrangement:
 def _pairs(shapes: Shapes) -> list[Size]:
     a, b = shapes
     if len(a) != len(b):
-        raise NotAffine("a tensor whose rank depends on the input")
+        raise NotAffineError("a tensor whose rank depends on the input")
     return list(zip(a, b, strict=True))
 
 
@@ -116,7 +116,7 @@ def _taken(pieces: list[Piece], size: Size, channels: int) -> tuple[list[Piece],
     left, missing = list(pieces), size
     while missing != ONE:
         if not left:
-            raise NotAffine("a reshape to more numbers")
+            raise NotAffineError("a reshape to more numbers")
         piece = left.pop(0)
         own = _size(piece, channels)
         if (rest := _divided(missing, own)) is not None:
@@ -128,7 +128,7 @@ def _taken(pieces: list[Piece], size: Size, channels: int) -> tuple[list[Piece],
             left.insert(0, Piece(piece.axis, before, rest))
             missing = ONE
         else:
-            raise NotAffine("a reshape that mixes channels with points, or points with images")
+            raise NotAffineError("a reshape that mixes channels with points, or points with images")
     return taken, left
 
 

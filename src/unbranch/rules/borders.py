@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unbranch.errors import NotAffine
+from unbranch.errors import NotAffineError
 from unbranch.rules.registry import register_rule
 from unbranch.rules.value import Affine
 
@@ -41,7 +41,7 @@ def overwritten(x: Tensor, margins: Sequence[int], value: Tensor | float) -> Ten
 @register_rule(bordered)
 def _bordered(x: Affine, pad: Sequence[int], value: Tensor | float) -> Affine:
     if not isinstance(x, Affine):
-        raise NotAffine("a border around something that isn't linear in the input")
+        raise NotAffineError("a border around something that isn't linear in the input")
     lo, hi = _sides(pad, x.ndim)
     if isinstance(value, Tensor):
         vector = value.to(x.dtype).reshape(-1)
@@ -52,7 +52,7 @@ def _bordered(x: Affine, pad: Sequence[int], value: Tensor | float) -> Affine:
 @register_rule(overwritten)
 def _overwritten(x: Affine, margins: Sequence[int], value: Tensor | float) -> Affine:
     if not isinstance(x, Affine):
-        raise NotAffine("a border of something that isn't linear in the input")
+        raise NotAffineError("a border of something that isn't linear in the input")
     lo, hi = _sides(margins, x.ndim)
     return _bordered(x.padded([-n for n in lo], [-n for n in hi]), margins, value)
 

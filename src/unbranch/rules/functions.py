@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unbranch.algebra import batch_norm_scale_shift, convolution, identity, transposed_convolution
-from unbranch.errors import Inexact, NotAffine
+from unbranch.errors import InexactError, NotAffineError
 from unbranch.graph.float64 import sequence
 from unbranch.rules.layers import padded, padding_of, pooled
 from unbranch.rules.registry import register_method, register_rule
@@ -29,7 +29,7 @@ def _add(a: Value, b: Value, alpha: float = 1.0) -> Affine:
         b = b.times(alpha)
         return a.plus(b) if isinstance(a, Affine) else _shift(b, a)
     if not isinstance(a, Affine):
-        raise NotAffine("an addition of unknown operands")
+        raise NotAffineError("an addition of unknown operands")
     return _shift(a, b * alpha if isinstance(b, Tensor | int | float) and alpha != 1 else b)
 
 
@@ -46,14 +46,14 @@ def _multiply(a: Value, b: Value) -> Affine:
     if not isinstance(a, Affine):
         a, b = b, a
     if not isinstance(a, Affine) or isinstance(b, Affine):
-        raise NotAffine("a product of two values that depend on the input")
+        raise NotAffineError("a product of two values that depend on the input")
     vector = _per_channel(a, b)
     return a.times(vector) if isinstance(vector, float) else a.scaled(vector)
 
 
 def _divide(a: Value, b: Value, rounding_mode: str | None = None) -> Affine:
     if not isinstance(a, Affine) or isinstance(b, Affine) or rounding_mode is not None:
-        raise NotAffine("a division by a value that depends on the input")
+        raise NotAffineError("a division by a value that depends on the input")
     vector = _per_channel(a, b)
     return a.times(1 / vector) if isinstance(vector, float) else a.scaled(1 / vector)
 
@@ -63,15 +63,15 @@ def _per_channel(x: Affine, constant: Any) -> float | Tensor:
     if isinstance(constant, bool | int | float):
         return float(constant)
     if not isinstance(constant, Tensor):
-        raise NotAffine("an operand that isn't a number or a tensor")
+        raise NotAffineError("an operand that isn't a number or a tensor")
     if constant.numel() == 1 and constant.dim() <= x.axes:
         return constant.to(x.dtype).reshape(1).expand(x.channels)
     position = x.channel_axis_from_right()
     shape = list(constant.shape)
     if x.arrangement is not None and len(shape) > x.axes:
-        raise NotAffine("a constant of higher rank")
+        raise NotAffineError("a constant of higher rank")
     if len(shape) < position or shape[-position] != x.channels or constant.numel() != x.channels:
-        raise NotAffine(f"a constant of shape {tuple(shape)}, which isn't one number per channel")
+        raise NotAffineError(f"a constant of shape {tuple(shape)}, which isn't one number per channel")
     return constant.to(x.dtype).flatten()
 
 
@@ -119,7 +119,7 @@ def _transposed(
 
 def _constant(x: Any, weight: Any, bias: Any = None) -> None:
     if not isinstance(x, Affine) or not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
-        raise NotAffine("a kernel or bias that depends on the input")
+        raise NotAffineError("a kernel or bias that depends on the input")
 
 
 def _linear(x: Affine, weight: Tensor, bias: Tensor | None = None) -> Affine:
@@ -132,7 +132,7 @@ def _batch_norm(
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,  # noqa: ARG001
 ) -> Affine:  # fmt: skip
     if training or running_mean is None or running_var is None:
-        raise Inexact("a batch norm that uses the statistics of the batch")
+        raise InexactError("a batch norm that uses the statistics of the batch")
     _constant(x, running_mean, running_var)
     x.expect_channels(1)
     return x.scaled(*batch_norm_scale_shift(running_mean, running_var, weight, bias, eps, dtype=x.dtype))
@@ -170,7 +170,7 @@ def _pad(x: Affine, pad: Sequence[int], mode: str = "constant", value: float | N
 )  # fmt: skip
 def _dropout(x: Affine, p: float = 0.5, training: bool = True, inplace: bool = False) -> Affine:  # noqa: ARG001
     if training and p:
-        raise Inexact("a dropout that is on in evaluation too")
+        raise InexactError("a dropout that is on in evaluation too")
     return x
 
 
@@ -188,9 +188,9 @@ def _is_channel_axis(x: Affine, dim: int) -> bool:
 @register_rule(torch.cat, torch.concat, torch.concatenate, arranged=True)
 def _concatenate(tensors: Sequence[Affine], dim: int = 0) -> Affine:
     if not all(isinstance(t, Affine) for t in tensors):
-        raise NotAffine("a concatenation with something that isn't linear in one input")
+        raise NotAffineError("a concatenation with something that isn't linear in one input")
     if not _is_channel_axis(tensors[0], dim):
-        raise NotAffine("a concatenation along another axis than the channels")
+        raise NotAffineError("a concatenation along another axis than the channels")
     return tensors[0].concat(*tensors[1:])
 
 
@@ -201,7 +201,7 @@ def _chunk(x: Affine, chunks: int, dim: int = 0) -> TupleValue:
 
 def _split(x: Affine, split_size: int | Sequence[int], dim: int = 0) -> TupleValue:
     if not _is_channel_axis(x, dim):
-        raise NotAffine("a split along another axis than the channels")
+        raise NotAffineError("a split along another axis than the channels")
     if isinstance(split_size, int):
         whole, left = divmod(x.channels, split_size)
         split_size = [split_size] * whole + [left] * (left > 0)
@@ -218,13 +218,13 @@ register_method("split", kind="view", arranged=True)(_split)
 @register_rule(torch.stack)
 def _stack(tensors: Sequence[Affine], dim: int = 0) -> TupleValue:
     if dim != 0 or not all(isinstance(t, Affine) for t in tensors):
-        raise NotAffine("a stack along another axis than the first, or of unrelated values")
+        raise NotAffineError("a stack along another axis than the first, or of unrelated values")
     return TupleValue(tuple(tensors), stacked=True)
 
 
 def _sum(x: TupleValue, dim: Any = None, keepdim: bool = False) -> Affine:
     if not isinstance(x, TupleValue) or not x.stacked or dim not in (0, [0], (0,)) or keepdim:
-        raise NotAffine("a sum over an axis of the tensor")
+        raise NotAffineError("a sum over an axis of the tensor")
     return x.parts[0].plus(*x.parts[1:])
 
 
@@ -242,7 +242,7 @@ register_method("mean")(_mean)
 def _getitem(x: Affine | TupleValue, index: Any) -> Affine:
     if isinstance(x, TupleValue):
         if not isinstance(index, int):
-            raise Inexact("an index into a list of values that isn't a number")
+            raise InexactError("an index into a list of values that isn't a number")
         return x.parts[index]
     return _sliced(x, index if isinstance(index, tuple) else (index,))
 
@@ -255,11 +255,11 @@ def _sliced(x: Affine, index: tuple[Any, ...]) -> Affine:
         or Ellipsis in index[:-1]
         or any(not isinstance(i, slice) and i is not Ellipsis for i in index)
     ):
-        raise NotAffine("indexing other than by plain slices")
+        raise NotAffineError("indexing other than by plain slices")
     parts = [i for i in index if i is not Ellipsis]
     parts += [slice(None)] * (rank - len(parts))
     if parts[0] != slice(None) or len(parts) > rank:
-        raise NotAffine("a slice of the batch")
+        raise NotAffineError("a slice of the batch")
     if parts[1] != slice(None):
         x = x.selected(range(*parts[1].indices(x.channels)))
     lo, hi, step = zip(*(_crop(s) for s in parts[2:]), strict=True) if parts[2:] else ((), (), ())
@@ -273,7 +273,7 @@ def _sliced(x: Affine, index: tuple[Any, ...]) -> Affine:
 def _crop(part: slice) -> tuple[int, int, int]:
     start, stop, step = part.start or 0, part.stop, part.step or 1
     if not all(isinstance(v, int) for v in (start, step)) or start < 0 or step < 1:
-        raise NotAffine("a slice that depends on the input's size")
+        raise NotAffineError("a slice that depends on the input's size")
     if stop is not None and (not isinstance(stop, int) or stop >= 0):
-        raise NotAffine("a slice to a fixed end, which depends on the input's size")
+        raise NotAffineError("a slice to a fixed end, which depends on the input's size")
     return start, 0 if stop is None else -stop, step

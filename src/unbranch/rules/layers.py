@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from unbranch.algebra import average_pool, batch_norm_scale_shift, convolution, transposed_convolution
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 from unbranch.graph.float64 import Float64, sequence
 from unbranch.rules.registry import LayerInput, register_rule
 from unbranch.rules.value import Affine
@@ -32,7 +32,7 @@ def weight_of(module: Any) -> Tensor:
             with Float64():
                 weight = hook.compute_weight(module, do_power_iteration=False)
     if is_lazy(weight):
-        raise Inexact("its parameters aren't initialised yet")
+        raise InexactError("its parameters aren't initialised yet")
     return weight
 
 
@@ -86,9 +86,9 @@ def _norm_input(module: Any) -> LayerInput:
 def batch_norm(module: Any, x: Affine) -> Affine:
     """Also the rule of every layer with a batch norm's attributes."""
     if module.running_mean is None or module.running_var is None:
-        raise Inexact("its statistics exist only in training (track_running_stats=False)")
+        raise InexactError("its statistics exist only in training (track_running_stats=False)")
     if is_lazy(module.running_mean) or (module.weight is not None and is_lazy(module.weight)):
-        raise Inexact("its parameters aren't initialised yet")
+        raise InexactError("its parameters aren't initialised yet")
     m = module
     return x.scaled(*batch_norm_scale_shift(m.running_mean, m.running_var, m.weight, m.bias, m.eps, dtype=x.dtype))
 
@@ -118,9 +118,9 @@ def pooled(
     size, padding = sequence(size, ndim), sequence(padding, ndim)
     stride = size if stride is None or stride == [] else sequence(stride, ndim)
     if ceil_mode:
-        raise Inexact("an average pool with ceil_mode=True averages over fewer points at the edge")
+        raise InexactError("an average pool with ceil_mode=True averages over fewer points at the edge")
     if any(padding) and not count_include_pad and divisor is None:
-        raise Inexact("an average pool that doesn't count its padding averages over fewer points at the edge")
+        raise InexactError("an average pool that doesn't count its padding averages over fewer points at the edge")
     return x.then(average_pool(x.channels, size, stride, padding, divisor=divisor, device=x.device, dtype=x.dtype))
 
 
@@ -144,10 +144,10 @@ def padded(x: Affine, amounts: Sequence[int], padding_mode: str = "zeros", value
     """Return the value padded by ``F.pad``'s list of amounts, last dimension first."""
     pairs = list(zip(amounts[::2], amounts[1::2], strict=True))[::-1]
     if x.channel_axis == -1 or any(not isinstance(a, int) for a in amounts):
-        raise Inexact("padding of another axis, or by an amount that depends on the input")
+        raise InexactError("padding of another axis, or by an amount that depends on the input")
     ndim = max(x.ndim, len(pairs))
     if x.ndim and len(pairs) > x.ndim:
-        raise Inexact("padding of the channel axis")
+        raise InexactError("padding of the channel axis")
     pairs = [(0, 0)] * (ndim - len(pairs)) + pairs
     return x.padded([a for a, _ in pairs], [b for _, b in pairs], float(value), padding_mode)
 

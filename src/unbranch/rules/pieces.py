@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from unbranch.errors import NotAffine
+from unbranch.errors import NotAffineError
 from unbranch.rules.registry import register_rule
 from unbranch.rules.value import Affine
 
@@ -18,6 +18,6 @@ def scaled_and_shifted(x: Tensor, scale: Tensor, shift: Tensor, axis: int = 1) -
 @register_rule(scaled_and_shifted, arranged=True)
 def _scaled_and_shifted(x: Affine, scale: Tensor, shift: Tensor, axis: int = 1) -> Affine:
     if not isinstance(x, Affine):
-        raise NotAffine("a norm of several values")
+        raise NotAffineError("a norm of several values")
     x.expect_channels(1 if axis == 1 else -1)
     return x.scaled(scale.to(x.dtype), shift.to(x.dtype))

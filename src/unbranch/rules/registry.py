@@ -33,7 +33,7 @@ class Rule:
 
     Args:
         apply: ``(module, value)`` for layers, the function's own arguments with values for tensors otherwise; returns
-            a value, or raises ``Inexact``.
+            a value, or raises ``InexactError``.
         kind: ``linear`` costs multiply-accumulates, ``elementwise`` one kernel launch, ``view`` nothing.
         layer_input: for layers, ``module -> LayerInput(channels, ndim, channel_axis)``.
         epilogue: names of the module's children that follow the affine part, for norm-and-activation layers.
@@ -66,7 +66,7 @@ def register_rule(
     """Register how the converter computes a layer or a function of yours on affine maps.
 
     The rule of a layer receives the module (in evaluation mode) and the ``Affine`` value of its input, and returns
-    the value of its output; whatever isn't exact raises ``unbranch.Inexact("reason")``. A subclass that overrides
+    the value of its output; whatever isn't exact raises ``unbranch.InexactError("reason")``. A subclass that overrides
     ``forward`` doesn't inherit a rule.
 
     Args:

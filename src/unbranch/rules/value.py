@@ -23,7 +23,7 @@ from unbranch.algebra import (
     to_grid,
 )
 from unbranch.deprecation import RenamedAttribute, warn_deprecated
-from unbranch.errors import Inexact, NotAffine
+from unbranch.errors import InexactError, NotAffineError
 from unbranch.rules.arrangement import Arrangement, Shapes
 
 
@@ -53,10 +53,10 @@ class Affine:
         """The map as one on grids of any size.
 
         Raises:
-            NotAffine: if the tensor has been reshaped to images of a fixed size.
+            NotAffineError: if the tensor has been reshaped to images of a fixed size.
         """
         if not isinstance(self.map, ConvMap):
-            raise NotAffine("a layer on grids of any size after a reshape to a fixed one")
+            raise NotAffineError("a layer on grids of any size after a reshape to a fixed one")
         return self.map
 
     @property
@@ -88,7 +88,7 @@ class Affine:
         """Refuse an operation whose channels are on axis 1 or -1, where this value's are on the other.
 
         Raises:
-            NotAffine: if they are.
+            NotAffineError: if they are.
         """
         axis = _axis(axis, last)
         if self.is_grid:
@@ -100,7 +100,7 @@ class Affine:
         else:
             fits = self.channel_axis == 1 or self.rank in (None, 2)
         if not fits:
-            raise NotAffine("a layer of another axis than that of the channels")
+            raise NotAffineError("a layer of another axis than that of the channels")
 
     @property
     def axes(self) -> int:
@@ -113,30 +113,30 @@ class Affine:
         """Return the axis of the channels, counted from the last, which is 1.
 
         Raises:
-            NotAffine: if they share one with something else.
+            NotAffineError: if they share one with something else.
         """
         if self.arrangement is None:
             return 1 if self.channel_axis == -1 else self.ndim + 1
         if self.arrangement.channel_axis is None:
-            raise NotAffine("channels that share an axis")
+            raise NotAffineError("channels that share an axis")
         return self.arrangement.rank - self.arrangement.channel_axis
 
     def arranged(self, shapes: Shapes) -> Arrangement:
         """Return how the axes of the tensor are made of the root's, given its shapes for inputs of two sizes.
 
         Raises:
-            NotAffine: if the shapes aren't those of such a tensor.
+            NotAffineError: if the shapes aren't those of such a tensor.
         """
         if self.arrangement is not None:
             return self.arrangement
         if self.is_grid:
-            raise NotAffine("a transposition after a reshape")
+            raise NotAffineError("a transposition after a reshape")
         rank = len(shapes[0])
         last = self.channel_axis == -1
         axis = rank - 1 if last else 1
         fits = rank == self.rank and (last or rank == self.ndim + 2)
         if not fits or any(len(s) != rank or s[axis] != self.channels for s in shapes):
-            raise NotAffine("a tensor of another rank")
+            raise NotAffineError("a tensor of another rank")
         return Arrangement.of(shapes, axis)
 
     def rearranged(self, arrangement: Arrangement) -> Affine:
@@ -161,7 +161,7 @@ class Affine:
     def _then_on_images(self, outer: ConvMap, axis: int) -> Affine:
         """A layer on images of a fixed size."""
         if outer.ndim != self.ndim or (axis == -1 and self.ndim) or outer.in_channels != self.channels:
-            raise NotAffine("a layer of other dimensions after a reshape")
+            raise NotAffineError("a layer of other dimensions after a reshape")
         return replace(self, map=compose(outer, self.map))
 
     def _then_everywhere(self, outer: ConvMap, axis: int) -> Affine:
@@ -169,7 +169,7 @@ class Affine:
         self.expect_channels(axis)
         assert self.arrangement is not None
         if not outer.pointwise or outer.ndim != (0 if axis == -1 else self.arrangement.rank - 2):
-            raise NotAffine("a kernel on a grid that isn't the root's")
+            raise NotAffineError("a kernel on a grid that isn't the root's")
         n = self.ndim
         flat = outer.weight.reshape(*outer.weight.shape[:2], *(1,) * n)
         one, zero = (1,) * n, (0,) * n
@@ -196,7 +196,7 @@ class Affine:
         See ``algebra.pad``.
         """
         if self.is_grid:
-            raise NotAffine("padding after a reshape")
+            raise NotAffineError("padding after a reshape")
         self._check_axis(len(lo), 1)
         number = not isinstance(value, Tensor)
         fill = (self._filled(value) if value else None) if number else value  # type: ignore[arg-type]
@@ -210,7 +210,7 @@ class Affine:
     def concat(self, *others: Affine) -> Affine:
         """Return the concatenation of values of one root along the channels."""
         if any(v.is_grid for v in (self, *others)):
-            raise NotAffine("a concatenation after a reshape")
+            raise NotAffineError("a concatenation after a reshape")
         maps, axis = _aligned((self, *others), "")
         return replace(self, map=concat(*maps), channel_axis=axis)
 
@@ -223,7 +223,7 @@ class Affine:
         m = self.on_grid().map
         assert isinstance(m, GridMap)
         if torch.Size(shape).numel() != m.features:
-            raise NotAffine("a reshape that moves numbers between images")
+            raise NotAffineError("a reshape that moves numbers between images")
         return replace(self, map=reshape(m, shape[1:]))
 
     def on_grid(self) -> Affine:
@@ -232,7 +232,7 @@ class Affine:
             return self
         known = self.root_grid is not None and self.channel_axis == 1 and self.arrangement is None
         if not known or self.root_grid is None or len(self.root_grid) != self.ndim:
-            raise NotAffine("a reshape of a tensor whose size depends on the input")
+            raise NotAffineError("a reshape of a tensor whose size depends on the input")
         return replace(self, map=to_grid(self.conv, self.root_grid))
 
     def on_meta(self) -> Affine:
@@ -241,31 +241,18 @@ class Affine:
 
     def _check_axis(self, ndim: int, axis: int) -> None:
         if self.arrangement is not None:
-            raise NotAffine("points in another arrangement than the root's")
+            raise NotAffineError("points in another arrangement than the root's")
         if (self.channel_axis == -1 and ndim) or (axis == -1 and self.ndim):
-            raise Inexact("channels on the last axis meet channels on axis 1")
+            raise InexactError("channels on the last axis meet channels on axis 1")
 
     def _filled(self, value: float) -> Tensor:
         vectors = (self.map.bias, self.map.gain, self.map.weight) if isinstance(self.map, ConvMap) else ()
         device = next((v.device for v in vectors if v is not None and not v.is_meta), None)
         return torch.full((self.channels,), float(value), dtype=self.dtype, device=device)
 
-    # --- old names -------------------------------------------------------------------------------
-
-    def bordered(self, lo: Sequence[int], hi: Sequence[int], value: Tensor | float) -> Affine:
-        """Deprecated: use ``padded``."""
-        warn_deprecated("`Affine.bordered` is deprecated, use `Affine.padded`")
-        return self.padded(lo, hi, value)
-
-    def joined(self, *others: Affine) -> Affine:
-        """Deprecated: use ``concat``."""
-        warn_deprecated("`Affine.joined` is deprecated, use `Affine.concat`")
-        return self.concat(*others)
-
-    def viewed(self, shape: Sequence[int]) -> Affine:
-        """Deprecated: use ``reshape``."""
-        warn_deprecated("`Affine.viewed` is deprecated, use `Affine.reshape`")
-        return self.reshape(shape)
+    bordered = RenamedAttribute("padded")
+    joined = RenamedAttribute("concat")
+    viewed = RenamedAttribute("reshape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,12 +278,12 @@ def _aligned(values: Sequence[Affine], reshaped: str) -> tuple[list[AffineMap], 
     if any(v.is_grid for v in values):
         values = [v.on_grid() for v in values]
         if len({v.map.shape for v in values if isinstance(v.map, GridMap)}) > 1:
-            raise NotAffine(reshaped)
+            raise NotAffineError(reshaped)
         return [v.map for v in values], 1
     if any(v.arrangement != values[0].arrangement for v in values):
-        raise NotAffine("values in several arrangements")
+        raise NotAffineError("values in several arrangements")
     ndim = max(v.ndim for v in values)
     axis = min(v.channel_axis for v in values)
     if axis == -1 and ndim:
-        raise Inexact("channels on the last axis meet channels on axis 1")
+        raise InexactError("channels on the last axis meet channels on axis 1")
     return [as_pointwise(v.conv, ndim) for v in values], axis

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from unbranch.algebra import GridMap
-from unbranch.errors import NotAffine
+from unbranch.errors import NotAffineError
 from unbranch.rules.registry import register_method, register_rule
 from unbranch.rules.value import Affine
 
@@ -39,7 +39,7 @@ def shape_after(node: fx.Node) -> tuple[int, ...] | None:
 def _reshape(x: Affine, *sizes: Any) -> Affine:
     shape = image_shape(sizes)
     if shape is None:
-        raise NotAffine("a reshape to a size that depends on the input, or of the batch")
+        raise NotAffineError("a reshape to a size that depends on the input, or of the batch")
     return x.reshape(shape)
 
 
@@ -50,7 +50,7 @@ RESHAPES = (torch.reshape, "reshape", "view")
 @register_rule(torch.flatten, kind="view")
 def _flatten(x: Affine, start_dim: int = 0, end_dim: int = -1) -> Affine:
     if start_dim != 1 or end_dim != -1:
-        raise NotAffine("a flattening of other axes than all of an image")
+        raise NotAffineError("a flattening of other axes than all of an image")
     return x.reshape((prod(_shape(x)),))
 
 
@@ -72,5 +72,5 @@ def _flatten_layer(module: nn.Flatten, x: Affine) -> Affine:
 @register_rule(nn.Unflatten, kind="view")
 def _unflatten_layer(module: Any, x: Affine) -> Affine:
     if module.dim != 1:
-        raise NotAffine("an unflattening of another axis than the first of an image")
+        raise NotAffineError("an unflattening of another axis than the first of an image")
     return _reshape(x, -1, *module.unflattened_size, *_shape(x)[1:])

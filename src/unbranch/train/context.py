@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from unbranch.blocks import train_cheaper
+from unbranch.blocks import fuse_branches_in_training
 from unbranch.channels_last import SafeChannelsLast
 from unbranch.errors import InputError
 from unbranch.extras import library
@@ -148,7 +148,7 @@ def _trainable(network: nn.Module, recipe: Recipe, accelerator: Any) -> nn.Modul
             )
         switch()
     if training.cheaper is not None:
-        network = train_cheaper(network, training.cheaper)
+        network = fuse_branches_in_training(network)
     return network.to(memory_format=_memory_format(recipe))
 
 

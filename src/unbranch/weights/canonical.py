@@ -84,12 +84,12 @@ def identity_norm_state(norm: Any, bias: Tensor | None = None) -> State:
     }
 
 
-# --- which layer of a collapsed model stands for which part of the training form
+# --- parts of the training form and their layers in the collapsed model
 
 
 @dataclass(frozen=True)
 class Counterpart:
-    """A part of the training form and what stands for it in the collapsed model.
+    """A part of the training form and its layer in the collapsed model.
 
     Args:
         path: of the module in the training form.
@@ -176,10 +176,10 @@ def to_canonical_state(plain: nn.Module, training: nn.Module) -> State:
         if part.name:
             state |= _merged_tensors(part)
         elif part.is_fused_norm:
-            takes = pending is not None and len(pending) == part.module.num_features
-            identity = identity_norm_state(part.module, pending if takes else None)
+            fits = pending is not None and len(pending) == part.module.num_features
+            identity = identity_norm_state(part.module, pending if fits else None)
             state |= {part.key(name): value for name, value in identity.items()}
-            pending = None if takes else pending
+            pending = None if fits else pending
         else:
             state |= {part.key(name): value for name, value in _leaf_tensors(part).items()}
             pending = _gained_bias(part, pending)

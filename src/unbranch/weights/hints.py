@@ -40,7 +40,7 @@ def hint(target: Target, checkpoint: StrippedCheckpoint) -> str:
 
 def pruned_widths(target: Target, checkpoint: StrippedCheckpoint) -> list[int] | None:
     """Return the ``pruned_widths`` of a network of the same name that has these weights; None if it isn't pruned."""
-    if target.is_collapsed and target.has_one_form:
+    if target.has_one_form:
         return None
     match = best_match(checkpoint.variants(), layouts_for(target.history), target.canonical_shapes)
     return widths_of(target.training, match.tensors)
@@ -56,8 +56,8 @@ def widths_of(training: nn.Module, canonical: Mapping[str, Tensor]) -> list[int]
     history = provenance_of(training)
     entry = MODELS.get(history.network or "")
     units = [key_of(path, "conv.weight") for path, module in training.named_modules() if is_pair(module)]
-    takes = entry is not None and "pruned_widths" in entry.options() and "pruned_widths" not in entry.arguments
-    if entry is None or not takes or not all(key in canonical for key in units):
+    prunable = entry is not None and "pruned_widths" in entry.options() and "pruned_widths" not in entry.arguments
+    if entry is None or not prunable or not all(key in canonical for key in units):
         return None
     widths, own = [len(canonical[key]) for key in units], training.state_dict()
     shapes = _shapes(entry.name, {**history.arguments, "pruned_widths": widths})

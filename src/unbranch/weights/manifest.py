@@ -92,8 +92,8 @@ def _parsed(text: str) -> Manifest:
     values = json.loads(text, parse_constant=_refused)
     _check_depth(values)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        told = values.get("format") if isinstance(values, dict) else values
-        raise CheckpointError(f"its format is {printable(str(told))} instead of {FORMAT}")
+        found = values.get("format") if isinstance(values, dict) else values
+        raise CheckpointError(f"its format is {printable(str(found))} instead of {FORMAT}")
     known = _Fields(values)
     steps = known.get("steps", list)
     if len(steps) > STEPS or not all(isinstance(step, dict) for step in steps):

@@ -19,7 +19,7 @@ from unbranch.weights.fill import fill
 from unbranch.weights.formats import Source, read_checkpoint
 from unbranch.weights.hints import hint, pruned_widths
 from unbranch.weights.manifest import one_line
-from unbranch.weights.match import LayoutMatch, match_layout
+from unbranch.weights.match import match_layout
 from unbranch.weights.strip import StrippedCheckpoint, strip
 from unbranch.weights.target import Target
 
@@ -78,14 +78,10 @@ def load_checkpoint(model: nn.Module, source: Source) -> LoadResult:
         >>> ub.load_checkpoint(ub.create_model("repvgg_a0"), {"model": published, "epoch": 119}).layout
         'repvgg'
     """
-    checkpoint = strip(read_checkpoint(source))
-    match, state = load_stripped(unwrap_model(model), checkpoint)
-    _warn(state, checkpoint.origin)
-    ignored = (*state.ignored, *match.outside)
-    return LoadResult(match.layout.name, state.merged, state.adapted, state.skipped, ignored)
+    return load_stripped(unwrap_model(model), strip(read_checkpoint(source)))
 
 
-def load_stripped(model: nn.Module, checkpoint: StrippedCheckpoint) -> tuple[LayoutMatch, AdaptedState]:
+def load_stripped(model: nn.Module, checkpoint: StrippedCheckpoint) -> LoadResult:
     """Match, adapt and fill: ``load_checkpoint`` for a checkpoint that has been read."""
     target = Target(model)
     try:
@@ -94,7 +90,8 @@ def load_stripped(model: nn.Module, checkpoint: StrippedCheckpoint) -> tuple[Lay
         fill(model, state.tensors, checkpoint.origin, skipped=state.skipped)
     except InputError as error:
         raise CheckpointError(f"{one_line(error, checkpoint.origin)}{hint(target, checkpoint)}") from error
-    return match, state
+    _warn(state, checkpoint.origin)
+    return LoadResult(match.layout.name, state.merged, state.adapted, state.skipped, (*state.ignored, *match.outside))
 
 
 def widths_in(model: nn.Module, checkpoint: StrippedCheckpoint) -> list[int] | None:
@@ -106,8 +103,8 @@ def _warn(state: AdaptedState, origin: str) -> None:
     if state.skipped:
         names = ", ".join(state.skipped)
         warnings.warn(
-            f"{origin}: skipped {names}, missing in the file or of another shape; they keep their values", stacklevel=4
+            f"{origin}: skipped {names}, missing in the file or of another shape; they keep their values", stacklevel=5
         )
     if state.adapted:
         names = ", ".join(state.adapted)
-        warnings.warn(f"{origin}: adapted {names} to another number of input channels", stacklevel=4)
+        warnings.warn(f"{origin}: adapted {names} to another number of input channels", stacklevel=5)

@@ -18,7 +18,7 @@ from unbranch.weights.canonical import canonical_shapes
 
 @dataclass(frozen=True)
 class Target:
-    """A model and what is known of it.
+    """A model, its form and its names.
 
     Args:
         model: without wrappers.

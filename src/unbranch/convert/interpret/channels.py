@@ -11,7 +11,7 @@ from unbranch.algebra import identity
 from unbranch.convert.passes.constants import Constants
 from unbranch.convert.passes.rearrange import rearranged, rearranges, shapes_of, source_of
 from unbranch.convert.trace.trace import Trace
-from unbranch.errors import Inexact, NotAffine
+from unbranch.errors import InexactError, NotAffineError
 from unbranch.rules import Rule, shape_after
 from unbranch.rules.arrangement import Arrangement
 from unbranch.rules.registry import LayerInput
@@ -100,7 +100,7 @@ class Channels:
             return None
         try:
             return self._channels(node, depth - 1, rearranged(self._trace, node, arrangement))
-        except NotAffine:
+        except NotAffineError:
             return None
 
     def _inputs(self, node: fx.Node) -> int:
@@ -118,7 +118,7 @@ class Channels:
             return None
         try:
             weight = self._constants.value(source)
-        except Inexact:  # it is written to between two uses
+        except InexactError:  # it is written to between two uses
             return None
         if weight.dim() < 2:  # a linear layer with one output
             return None

@@ -14,11 +14,20 @@ from torch.utils._pytree import tree_leaves
 
 from unbranch.algebra import GridMap, identity
 from unbranch.convert.interpret.channels import Channels
+from unbranch.convert.interpret.operations import (
+    PASS,
+    REARRANGES,
+    DependentSize,
+    by_position,
+    first,
+    on_meta,
+    operations_between,
+)
 from unbranch.convert.passes.constants import Constants
 from unbranch.convert.passes.inplace import find_in_place
 from unbranch.convert.passes.rearrange import rearranged, rearranges, shapes_of, source_of
 from unbranch.convert.trace.trace import Trace
-from unbranch.errors import Inexact, NotAffine
+from unbranch.errors import InexactError, NotAffineError
 from unbranch.rules import RESHAPES, Rule, shape_after
 from unbranch.rules.value import Affine, TupleValue
 
@@ -63,9 +72,9 @@ class Interpretation:
         if node in self.constant:
             return None
         if node.op == "call_module" and node.meta.get("passes"):
-            return _PASS
+            return PASS
         rule = self.trace.rule(node)
-        return _REARRANGES if rule is None and rearranges(self.trace, node) else rule
+        return REARRANGES if rule is None and rearranges(self.trace, node) else rule
 
     def _stays(self, node: fx.Node) -> str | None:
         """Why a node with a rule must be left as it is."""
@@ -90,16 +99,16 @@ class Interpretation:
         for root in self.roots_of(node):
             try:
                 found[root] = self.evaluate(node, root, {})
-            except NotAffine:
+            except NotAffineError:
                 continue
-            except Inexact as error:
+            except InexactError as error:
                 reason = str(error)
             except Exception as error:  # a rule met arguments that it doesn't know: opaque, never fatal
                 reason = f"its arguments aren't understood ({type(error).__name__}: {error})"
         if found:
             self.values[node] = found
-            root, value = max(found.items(), key=lambda item: _first(item[1]).ndim)  # the nearest that knows the grid
-            one = _first(value)
+            root, value = max(found.items(), key=lambda item: first(item[1]).ndim)  # the nearest that knows the grid
+            one = first(value)
             if isinstance(one.map, GridMap):
                 self.grids[node] = one.map.grid_out
             else:
@@ -140,7 +149,7 @@ class Interpretation:
         """Run one operation on operators: those in ``real``, or on the meta device where that is empty.
 
         Raises:
-            Inexact: if a law refuses.
+            InexactError: if a law refuses.
         """
         rule = self.rule(node)
         assert rule is not None
@@ -160,28 +169,28 @@ class Interpretation:
 
         if rearranges(self.trace, node):
             return self._rearranged(node, rule, value)
-        args, kwargs = _by_position(*fx.node.map_arg((node.args, node.kwargs), value))
+        args, kwargs = by_position(*fx.node.map_arg((node.args, node.kwargs), value))
         self._check_arrangement(rule, node, (args, kwargs))
         if node.op == "call_module":
             args = (self.trace.layer_of(node), *args)
         with torch.set_grad_enabled(self.differentiable and bool(real)):
             result = rule.apply(*args, **kwargs)
-            return result if real else _on_meta(result)
+            return result if real else on_meta(result)
 
     def _rearranged(self, node: fx.Node, rule: Rule, value: Callable[[fx.Node], Any]) -> Affine:
         """The value of a node that gives a tensor other axes: on a grid of fixed size by its rule, else by shapes."""
         x = value(source_of(node))
         if not isinstance(x, Affine):
-            raise NotAffine("a reshape of several values")
-        if rule is not _REARRANGES:
-            args, kwargs = _by_position(*fx.node.map_arg((node.args, node.kwargs), value))
+            raise NotAffineError("a reshape of several values")
+        if rule is not REARRANGES:
+            args, kwargs = by_position(*fx.node.map_arg((node.args, node.kwargs), value))
             if node.op == "call_module":
                 args = (self.trace.layer_of(node), *args)
-            with contextlib.suppress(NotAffine):
+            with contextlib.suppress(NotAffineError):
                 return rule.apply(*args, **kwargs)  # type: ignore[no-any-return]
         shapes = shapes_of(self.trace, source_of(node))
         if shapes is None:
-            raise NotAffine("a tensor whose shape isn't known")
+            raise NotAffineError("a tensor whose shape isn't known")
         return x.rearranged(rearranged(self.trace, node, x.arranged(shapes), x.channels))
 
     def _check_arrangement(self, rule: Rule, node: fx.Node, operands: Any) -> None:
@@ -189,7 +198,7 @@ class Interpretation:
         values = [v for v in tree_leaves(operands) if isinstance(v, Affine)]
         values += [part for v in tree_leaves(operands) if isinstance(v, TupleValue) for part in v.parts]
         if not rule.arranged and any(v.arrangement is not None for v in values):
-            raise NotAffine("a layer in another arrangement than its root's")
+            raise NotAffineError("a layer in another arrangement than its root's")
         if rule.layer_input is not None and rule.kind == "elementwise":
             expected = rule.layer_input(self.trace.layer_of(node))
             for v in values:
@@ -207,13 +216,13 @@ class Interpretation:
             size, whole = self.trace.known(source), self.trace.known(node.all_input_nodes[0])
             if size is not None and whole is not None and size == tuple(v.shape[0] for v in whole):
                 return -1
-        return _DependentSize()
+        return DependentSize()
 
     def materialise(self, root: fx.Node, target: fx.Node) -> Affine:
         """The map from ``root`` to ``target`` with its kernel's values, in float64.
 
         Raises:
-            Inexact: if a law that planning took for granted refuses after all.
+            InexactError: if a law that planning took for granted refuses after all.
         """
         known = self.identity_on(root)
         assert known is not None
@@ -259,59 +268,3 @@ class Interpretation:
     def identity_on(self, root: fx.Node) -> Affine | None:
         """The identity on a root, if something that reads it tells how many channels it has."""
         return self._channels.identity_on(root)
-
-
-def _not_on_a_grid(*_args: Any, **_kwargs: Any) -> Affine:
-    raise NotAffine("other axes")
-
-
-_PASS = Rule(lambda _module, x, *args, **kwargs: x, "view", arranged=True)  # noqa: ARG005
-_REARRANGES = Rule(_not_on_a_grid, "view", arranged=True)
-CHANGES_SIZE = {torch.nn.functional.pad, torch.cat, torch.concat, torch.concatenate, torch.stack, torch.sum, torch.mean,
-                torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d, torch.nn.functional.avg_pool3d,
-                "sum", "mean"}  # fmt: skip
-
-
-class _DependentSize:
-    """Stands for a size that depends on the input, where a rule reads its arguments."""
-
-
-_FIRST, _SECOND = ("input", "tensor", "tensors"), ("other", "split_size_or_sections", "shape")
-
-
-def _by_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments with the operands first, as rules take them, whatever PyTorch calls them."""
-    kwargs = {"dim" if name == "axis" else name: value for name, value in kwargs.items()}
-    for names in (_FIRST, _SECOND):
-        found = [kwargs.pop(name) for name in names if name in kwargs]
-        args = (*found, *args) if names is _FIRST else (*args, *found)
-    return args, kwargs
-
-
-def _first(value: Affine | TupleValue) -> Affine:
-    return value if isinstance(value, Affine) else value.parts[0]
-
-
-def _on_meta(value: Any) -> Affine | TupleValue:
-    if isinstance(value, TupleValue):
-        return TupleValue(tuple(p.on_meta() for p in value.parts), value.stacked)
-    if not isinstance(value, Affine):
-        raise Inexact(f"its rule returned {type(value).__name__} instead of a value")
-    return value.on_meta()
-
-
-def operations_between(root: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
-    """Operations on the paths from ``root`` to ``target``, the target's and readings of sizes included, in order."""
-    found: set[fx.Node] = set()
-    stack = [target]
-    while stack:
-        node = stack.pop()
-        if node in found or node is root or order[node] < order[root]:
-            continue
-        found.add(node)
-        stack += node.all_input_nodes
-    reached = {root}
-    for node in sorted(found, key=order.__getitem__):
-        if any(n in reached for n in node.all_input_nodes):
-            reached.add(node)
-    return sorted(reached - {root}, key=order.__getitem__)

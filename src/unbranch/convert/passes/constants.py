@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from unbranch.convert.trace.decisions import either
 from unbranch.convert.trace.execute import attribute, run_node
 from unbranch.convert.trace.trace import Trace
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 from unbranch.graph.float64 import Float64
 from unbranch.graph.operations import is_view_operation
 
@@ -52,7 +52,7 @@ class Constants:
         """The value that what reads a constant sees.
 
         Raises:
-            Inexact: if it is written to between two uses.
+            InexactError: if it is written to between two uses.
         """
         if node not in self._values:
             if node.op == "get_attr" and len(self._groups[node]) == 1:
@@ -143,7 +143,7 @@ class Constants:
             value = value.clone() if isinstance(value, Tensor) else value
             known = kept.setdefault(node, value)
             if isinstance(value, Tensor) and known is not value and not torch.equal(known, value):
-                raise Inexact("a kernel is written to between two uses")
+                raise InexactError("a kernel is written to between two uses")
 
     def _below(self, node: fx.Node) -> set[fx.Node]:
         found, stack = {node}, [node]

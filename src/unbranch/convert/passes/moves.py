@@ -19,7 +19,7 @@ from unbranch.convert.passes.neighbours import Neighbours
 from unbranch.convert.passes.norms import Norm, is_norm
 from unbranch.convert.passes.rearrange import rearranged, rearranges, shapes_of, source_of
 from unbranch.convert.trace.trace import MOVED, Call, Trace, call_of
-from unbranch.errors import NotAffine
+from unbranch.errors import NotAffineError
 from unbranch.graph.operations import CONCATENATIONS, SPLITS, named_arguments
 from unbranch.rules.arrangement import Arrangement
 from unbranch.rules.pieces import scaled_and_shifted
@@ -161,7 +161,7 @@ class _Mover:
                 if rearranges(self.trace, reader):
                     arrangement = rearranged(self.trace, reader, arrangement)
             axis = arrangement.position_of(1)
-        except NotAffine:
+        except NotAffineError:
             return None
         if axis is None or axis not in (1, len(shapes[0]) - 1) or any(s[axis] != len(norm.scale) for s in shapes):
             return None

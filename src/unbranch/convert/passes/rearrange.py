@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from unbranch.convert.trace.execute import run_node
 from unbranch.convert.trace.trace import Trace
-from unbranch.errors import NotAffine
+from unbranch.errors import NotAffineError
 from unbranch.graph.operations import AXIS_ATTRIBUTES, AXIS_CHANGES, RESHAPES, named_arguments
 from unbranch.rules.arrangement import Arrangement, Shapes
 
@@ -60,30 +60,30 @@ def rearranged(trace: Trace, node: fx.Node, before: Arrangement, channels: int =
         channels: the number of channels, if the arrangement has any.
 
     Raises:
-        NotAffine: if it isn't known, or elements are mixed.
+        NotAffineError: if it isn't known, or elements are mixed.
     """
     name, source = _name(trace, node), source_of(node)
     shapes, after = shapes_of(trace, source), shapes_of(trace, node)
     if shapes is None or after is None or before.rank != len(shapes[0]) or 0 in (*shapes[0], *shapes[1]):
-        raise NotAffine("a tensor of unknown shape")
+        raise NotAffineError("a tensor of unknown shape")
     if name == "squeeze" and any(shapes[0][j] != shapes[1][j] for j in _squeezed_axes(node, before.rank)):
-        raise NotAffine("an axis that squeeze removes only at some input sizes")
+        raise NotAffineError("an axis that squeeze removes only at some input sizes")
     if name in RESHAPES:
         return before if shapes == after else before.reshaped(0, before.rank, after, channels)
     if name == "unflatten":
         divided = _divided_axis(trace, node)
         if not isinstance(divided, int):
-            raise NotAffine("an axis that depends on the input")
+            raise NotAffineError("an axis that depends on the input")
         axis = divided % before.rank
         stop = axis + 1 + len(after[0]) - before.rank
         return before.reshaped(axis, axis + 1, (after[0][axis:stop], after[1][axis:stop]), channels)
     if before.rank > len(_PRIMES) or len(node.all_input_nodes) > 1:
-        raise NotAffine("a tensor of very high rank, or axes that depend on the input")
+        raise NotAffineError("a tensor of very high rank, or axes that depend on the input")
     primes = _PRIMES[: before.rank]
     result = run_node(node, {source: torch.empty(primes, device="meta")}, trace.module)
     groups = [[j for j, p in enumerate(primes) if n % p == 0] for n in result.shape]
     if not isinstance(result, Tensor) or prod(result.shape) != prod(primes) or len(groups) != len(after[0]):
-        raise NotAffine("an unknown operation on axes")
+        raise NotAffineError("an unknown operation on axes")
     return before.made_of(groups)
 
 
@@ -92,7 +92,7 @@ def _squeezed_axes(node: fx.Node, rank: int) -> list[int]:
     axes = given.get("dim", tuple(range(rank)))
     axes = axes if isinstance(axes, tuple | list) else (axes,)
     if not all(isinstance(j, int) for j in axes) or len(node.args) > 2:
-        raise NotAffine("axes that depend on the input")
+        raise NotAffineError("axes that depend on the input")
     return [j % rank for j in axes]
 
 

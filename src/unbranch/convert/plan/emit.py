@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unbranch.algebra import AffineMap, ConvMap, GridMap
 from unbranch.convert.plan.emit_conv import LoweredConv, lowered_convs, memory_format_of, pads_separately
 from unbranch.convert.plan.emit_grid import LoweredGrid
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 from unbranch.rules.value import Affine
 
 
@@ -38,10 +38,10 @@ def lowered_layers(value: Affine) -> list[LoweredLayer]:
     """Return the plans for layers that compute a value's map, cheapest arithmetic first.
 
     Raises:
-        Inexact: if no layer of PyTorch's computes it.
+        InexactError: if no layer of PyTorch's computes it.
     """
     if value.arrangement is not None:
-        raise Inexact("its axes are in another arrangement than those of what it is computed from")
+        raise InexactError("its axes are in another arrangement than those of what it is computed from")
     return _lowered(value.map)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.algebra import ConvMap
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 from unbranch.grids import CONV_LAYERS, PAD_LAYERS, TRANSPOSED_CONV_LAYERS, last_axis_first
 
 _CHUNK = 1 << 21  # kernel entries cast at a time
@@ -101,11 +101,11 @@ def lowered_convs(m: ConvMap) -> list[LoweredConv]:
     """Return the plans for layers that compute a map, cheapest arithmetic first.
 
     Raises:
-        Inexact: if no layer of PyTorch's computes it.
+        InexactError: if no layer of PyTorch's computes it.
     """
     if m.ndim == 0:
         if m.groups > 1:
-            raise Inexact("a grouped matrix isn't a linear layer")
+            raise InexactError("a grouped matrix isn't a linear layer")
         return [LoweredConv(())]
     if max(m.input_dilation) > 1:
         return [_transposed(m)]
@@ -115,7 +115,7 @@ def lowered_convs(m: ConvMap) -> list[LoweredConv]:
     if set(m.stride) == {1} and m.lo == half and m.hi == tuple(r - h for r, h in zip(m.span, half, strict=True)):
         return [LoweredConv("same")]
     if m.padding_mode != "zeros" and min(m.lo + m.hi) < 0:
-        raise Inexact(f"a kernel off the centre with {m.padding_mode} padding")
+        raise InexactError(f"a kernel off the centre with {m.padding_mode} padding")
     plain = LoweredConv((0,) * m.ndim, before=(m.lo, m.hi))
     return [plain] if m.padding_mode != "zeros" else [plain, *_grown(m)]
 
@@ -135,7 +135,7 @@ def _transposed(m: ConvMap) -> LoweredConv:
     extra = tuple(b - a for a, b in zip(m.lo, m.hi, strict=True))
     limit = [max(u, d) for u, d in zip(m.input_dilation, m.dilation, strict=True)]
     if set(m.stride) != {1} or min(padding) < 0 or any(not 0 <= e < x for e, x in zip(extra, limit, strict=True)):
-        raise Inexact("a kernel that no transposed convolution has")
+        raise InexactError("a kernel that no transposed convolution has")
     return LoweredConv(padding)
 
 

@@ -19,7 +19,7 @@ from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.plan.cost import Cost
 from unbranch.convert.plan.emit import LoweredLayer, lowered_layers, pads_separately
 from unbranch.convert.trace.trace import call_of
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 from unbranch.rules import rule_of_module
 from unbranch.rules.layers import parameter_numbers
 from unbranch.rules.value import Affine, TupleValue
@@ -186,7 +186,7 @@ class _Planner:
             return []
         try:
             return lowered_layers(value)
-        except Inexact:
+        except InexactError:
             return []
 
     def _cost(self, node: fx.Node, root: fx.Node, layer: LoweredLayer) -> Cost:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unbranch.convert.interpret.interpretation import Interpretation, operations_between
+from unbranch.convert.interpret.interpretation import Interpretation
+from unbranch.convert.interpret.operations import operations_between
 from unbranch.convert.passes.rearrange import rearranges, shapes_of
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.prove.distance import relative_error
@@ -15,7 +16,7 @@ from unbranch.convert.prove.random_inputs import random_inputs
 from unbranch.convert.rewrite.placement import PlacementError
 from unbranch.convert.rewrite.rewrite import trained_like
 from unbranch.convert.trace.execute import run_nodes
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 from unbranch.rules.value import Affine
 
 IN_FLOAT64 = 256 << 20  # bytes that the merged layers of a network may use in float64 until they are proved
@@ -57,7 +58,7 @@ def build(interpretation: Interpretation, merge: Merge, *, exact: bool, training
     example = None if like.is_meta or _needs_sizes(interpretation, merge) else _example(interpretation, merge)
     try:
         value = interpretation.materialise(merge.root, merge.target)
-    except Inexact as refused:
+    except InexactError as refused:
         raise PlacementError(merge, str(refused)) from refused
     error = None if example is None else _error(value, *example)
     if error is not None and not error <= TOLERANCE:

@@ -14,7 +14,7 @@ from unbranch.convert.plan.plan import Merge
 from unbranch.convert.rewrite.placement import PlacementError, Rebuild, Swap, takes_one_argument
 from unbranch.convert.rewrite.rebuilt import Rebuilt
 from unbranch.convert.rewrite.rebuilt_graph import Piece, graph_of
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 from unbranch.graph.eval_view import deep_copied
 from unbranch.rules import rule_of_base
 
@@ -93,7 +93,7 @@ def check_rebuilds(interpretation: Interpretation, plans: list[Swap | Rebuild], 
         if isinstance(plan, Rebuild):
             try:
                 graph_of(interpretation, plan, network.get_submodule(interpretation.trace.full_path(plan.call.path)))
-            except Inexact as error:
+            except InexactError as error:
                 first, *more = ((merge, str(error)) for merge in plan.merges)
                 raise PlacementError(*first, tuple(more)) from error
 

@@ -7,7 +7,8 @@ import operator
 from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from unbranch.convert.interpret.interpretation import CHANGES_SIZE, Interpretation
+from unbranch.convert.interpret.interpretation import Interpretation
+from unbranch.convert.interpret.operations import CHANGES_SIZE
 from unbranch.convert.passes.rearrange import shapes_of
 from unbranch.convert.plan.plan import Merge
 

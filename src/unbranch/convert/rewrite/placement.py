@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from unbranch.convert.plan.plan import Merge
 from unbranch.convert.trace.trace import Call, call_of
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Rebuild:
         return self.call.path
 
 
-class PlacementError(Inexact):
+class PlacementError(InexactError):
     """Raised for merges that can't be written into the network without losing something else."""
 
     def __init__(self, merge: Merge, reason: str, more: tuple[tuple[Merge, str], ...] = ()) -> None:

@@ -17,7 +17,7 @@ from unbranch.convert.rewrite.pending_sizes import PendingSizes
 from unbranch.convert.rewrite.placement import Rebuild, calls_opened_by
 from unbranch.convert.trace.execute import attribute
 from unbranch.convert.trace.trace import Call, call_of
-from unbranch.errors import Inexact
+from unbranch.errors import InexactError
 from unbranch.graph.eval_view import deep_copied
 from unbranch.graph.operations import is_view_operation, written_to
 from unbranch.rules import rule_of_module
@@ -31,7 +31,7 @@ def graph_of(interpretation: Interpretation, plan: Rebuild, original: nn.Module)
     """Return the graph of a rebuilt module, and what it calls and reads, by path.
 
     Raises:
-        Inexact: if something that it reads is merged away.
+        InexactError: if something that it reads is merged away.
     """
     call = plan.call
     opened = calls_opened_by(call, plan.merges)
@@ -47,7 +47,7 @@ def graph_of(interpretation: Interpretation, plan: Rebuild, original: nn.Module)
 
     def known(node: fx.Node) -> fx.Node:
         if node not in env:
-            raise Inexact("another operation reads sizes or values that the merge removes")
+            raise InexactError("another operation reads sizes or values that the merge removes")
         return env[node]
 
     for node in call.nodes:
@@ -158,7 +158,7 @@ def _copied(
             module = original.get_submodule(target)
             rule = rule_of_module(module)
             if rule is not None and rule.epilogue:
-                raise Inexact(f"the affine part of {type(module).__name__} can't be separated from its activation")
+                raise InexactError(f"the affine part of {type(module).__name__} can't be separated from its activation")
             parts[target] = functools.partial(_copied_piece, module)
         else:
             holder, dot, name = str(target).rpartition(".")

@@ -146,7 +146,7 @@ class Training:
         channels_last: use the channels_last memory format for images and kernels.
         compile: run the network through ``torch.compile``.
         checkpointing: recompute activations in the backward pass instead of storing them.
-        cheaper: ``merged`` computes branches of blocks from fewer convolutions, see ``unbranch.train_cheaper``.
+        cheaper: ``merged`` computes branches of blocks from fewer convolutions, see ``fuse_branches_in_training``.
         log_every: steps per line of metrics.
         save_every: steps per checkpoint; one checkpoint an epoch unless given.
         keep: number of checkpoints to keep, besides the best weights.

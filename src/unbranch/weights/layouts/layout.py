@@ -88,7 +88,7 @@ def unit(official: str, ours: str, block: Block, *, relu: bool = True, infix: st
 
     Args:
         official, ours: prefixes.
-        block: what stands for the convolution.
+        block: what replaces the convolution.
         relu: whether the unit ends in a ReLU.
         infix: the published name of the block inside the unit.
     """

@@ -40,7 +40,7 @@ def layouts_of(network: str | None, block: Block = None) -> tuple[Layout, ...]:
 
     Args:
         network: our name, None for a network without one.
-        block: what stands for its convolutions.
+        block: what replaces its convolutions.
     """
     found = next((layouts for pattern, layouts in LAYOUTS.items() if fnmatchcase(network or "", pattern)), ())
     ordered = sorted(found, key=lambda family: family.name != block and (family.name, block) != ("resrep", "compactor"))

@@ -8,7 +8,7 @@ from unbranch.weights.layouts.tables import Table
 
 
 def _stack(name: str, block: Block, stem: str, linear: str, infix: str = "") -> Table:
-    """A stack of numbered convolutions and numbered linear layers, the last of them the classifier."""
+    """Return the table of numbered convolutions and linear layers, the last of which is the classifier."""
     row = VARIANTS[name]
     convs = [(s, layer) for s, layers in enumerate(row["stages"]) for layer in layers if isinstance(layer, Conv)]
     numbered = ((s, n) for n, (s, _) in enumerate(convs, 1))

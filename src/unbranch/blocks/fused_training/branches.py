@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unbranch.blocks.fused_training.moments import Moments, moments, norm_behind, per_channel
 from unbranch.blocks.layers import BorderBatchNorm, IdentityConv
-from unbranch.blocks.moments import Moments, moments, norm_behind, per_channel
 from unbranch.blocks.parts import DilatedAvgPool
 from unbranch.grids import AVG_POOL_LAYERS, CONV_FUNCTIONS, CONV_LAYERS, NORM_LAYERS, PAD_LAYERS, Ints, first_axis_first
 
@@ -33,7 +33,7 @@ _ENOUGH_POSITIONS = 8  # in a batch for each channel of a group: below, the cova
 _ENOUGH_FOR_KERNELS = 4  # for each number that an output channel of the merged kernel has
 
 
-def merged_sum(branches: Iterable[nn.Module], x: Tensor, groups: int) -> Tensor:
+def fused_sum(branches: Iterable[nn.Module], x: Tensor, groups: int) -> Tensor:
     """``Σ branch(x)`` of branches in training, ``(B, C_in, *size)`` to ``(B, C_out, *size')``."""
     source = _Source(x, groups)
     points: list[_Point] = []

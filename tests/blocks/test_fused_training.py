@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import unbranch as ub
 from tests.blocks.rows import CONVOLUTIONS, ROWS, Row
 from tests.blocks.test_contract import assert_equal
-from unbranch.blocks import DBB, BranchedConv, Mixed, MobileOne, RepVGG, merged
-from unbranch.blocks.moments import Moments, moments, norm_behind
+from unbranch.blocks import DBB, BranchedConv, Mixed, MobileOne, RepVGG
+from unbranch.blocks.fused_training import branches
+from unbranch.blocks.fused_training.moments import Moments, moments, norm_behind
 from unbranch.convert.statistics import randomise_statistics
 
 SWEEP = [
@@ -28,15 +29,15 @@ SWEEP = [
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge on the smallest maps, too."""
-    monkeypatch.setattr(merged, "_ENOUGH_POSITIONS", 0)
-    monkeypatch.setattr(merged, "_ENOUGH_FOR_KERNELS", 0)
+    monkeypatch.setattr(branches, "_ENOUGH_POSITIONS", 0)
+    monkeypatch.setattr(branches, "_ENOUGH_FOR_KERNELS", 0)
 
 
 def pair(block: nn.Module, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:
     """A block in training with statistics of its own, as it stands and merged."""
     block = block.to(dtype).train()
     randomise_statistics(block)
-    return block, ub.train_cheaper(copy.deepcopy(block))
+    return block, ub.fuse_branches_in_training(copy.deepcopy(block))
 
 
 def trained(block: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -69,8 +70,8 @@ def test_outputs_gradients_and_statistics_are_those_of_separate_branches(row: Ro
 
 def test_branches_run_as_they_stand_where_the_map_is_too_small_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(merged, "moments", lambda x, groups: asked.append(x.shape[-1]) or moments(x, groups))
-    block = ub.train_cheaper(DBB(32, 32, 3, padding=1))
+    monkeypatch.setattr(branches, "moments", lambda x, groups: asked.append(x.shape[-1]) or moments(x, groups))
+    block = ub.fuse_branches_in_training(DBB(32, 32, 3, padding=1))
     for side in (4, 8, 24):  # 32, 128 and 1152 positions; 8 to a channel are enough for the average
         block(torch.randn(2, 32, side, side))
     assert asked == [24]
@@ -206,18 +207,20 @@ def test_constant_input_gives_no_negative_variance() -> None:
 def test_setting_changes_no_key_and_survives_copies_and_is_taken_back(tmp_path: Path) -> None:
     network = ub.create_model("resnet18", num_classes=3, block="dbb")
     keys = list(network.state_dict())
-    assert ub.train_cheaper(network) is network
-    once = [m.merging for m in network.modules() if isinstance(m, BranchedConv)]
-    again = [m.merging for m in ub.train_cheaper(network).modules() if isinstance(m, BranchedConv)]
+    assert ub.fuse_branches_in_training(network) is network
+    once = [m.fused_in_training for m in network.modules() if isinstance(m, BranchedConv)]
+    again = [
+        m.fused_in_training for m in ub.fuse_branches_in_training(network).modules() if isinstance(m, BranchedConv)
+    ]
     assert once == again == [True] * len(once)
     assert list(network.state_dict()) == keys
     for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert all(m.merging for m in other.modules() if isinstance(m, BranchedConv))
+        assert all(m.fused_in_training for m in other.modules() if isinstance(m, BranchedConv))
     ub.save(network, tmp_path / "net.safetensors")
     loaded = ub.load(tmp_path / "net.safetensors")
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in network.state_dict().items())
-    ub.train_cheaper(network, None)
-    assert not any(m.merging for m in network.modules() if isinstance(m, BranchedConv))
+    ub.fuse_branches_in_training(network, False)
+    assert not any(m.fused_in_training for m in network.modules() if isinstance(m, BranchedConv))
 
 
 def test_evaluation_and_collapse_do_not_see_the_setting() -> None:
@@ -232,19 +235,21 @@ def test_evaluation_and_collapse_do_not_see_the_setting() -> None:
 
 def test_network_with_merged_blocks_is_expanded_further() -> None:
     network = nn.Sequential(DBB(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
-    wide = ub.expand(ub.train_cheaper(network), "acb")
+    wide = ub.expand(ub.fuse_branches_in_training(network), "acb")
     assert [place.path for place in ub.report(wide).replaced] == ["2"]
     assert ub.report(wide).replaced[0].norm == "3"
 
 
-@pytest.mark.parametrize(
-    ("network", "way", "said"),
-    [
-        (nn.Conv2d(3, 3, 3), "merged", "has no block with branches"),
-        (RepVGG(3, 3), "stack", "'stack' is none of merged or None"),
-        (RepVGG(3, 3), "online", "make them with online=True"),
-    ],
-)
-def test_bad_input_is_refused_in_one_sentence(network: nn.Module, way: str, said: str) -> None:
-    with pytest.raises(ub.InputError, match=said):
-        ub.train_cheaper(network, way)
+def test_network_without_blocks_is_an_input_error() -> None:
+    with pytest.raises(ub.InputError, match="`model` must have blocks with branches, got a Conv2d"):
+        ub.fuse_branches_in_training(nn.Conv2d(3, 3, 3))
+
+
+def test_old_name_warns_and_takes_the_old_argument() -> None:
+    block = RepVGG(3, 3)
+    for way, enabled in (("merged", True), (None, False)):
+        with pytest.warns(DeprecationWarning, match="use `unbranch.fuse_branches_in_training`"):
+            assert ub.train_cheaper(block, way).fused_in_training is enabled
+    for way, words in (("stack", "must be 'merged' or None, got 'stack'"), ("online", "make them with online=True")):
+        with pytest.warns(DeprecationWarning), pytest.raises(ub.InputError, match=words):  # noqa: PT030
+            ub.train_cheaper(block, way)
