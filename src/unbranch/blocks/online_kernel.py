@@ -152,7 +152,7 @@ def _merged_kernel(tensors: list[Tensor], plan: str) -> Tensor:
 
 
 # An operator of PyTorch's: one node in graphs of torch.fx and torch.compile, made of others for everything behind.
-_LIBRARY = torch.library.Library("unbranch", "DEF")
+_LIBRARY = torch.library.Library("unbranch", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("online_kernel(Tensor[] tensors, str plan) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("online_kernel", _merged_kernel, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 
