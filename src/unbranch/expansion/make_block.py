@@ -99,7 +99,7 @@ def _online_block(
         raise InputError("it has a bias, and the kernel of a block that merges its branches online has none")
     if start is not None:
         initialise(block, "single")  # the factors of the added branches are 0
-    main: Any = block.get_submodule(block.main)
+    main: Any = block.get_submodule(block.main_branch)
     if main.conv.weight.shape != conv.weight.shape:
         raise InputError(f"the main branch of {type(block).__name__} has another kernel than the convolution")
     main.conv.weight = copy.deepcopy(conv.weight, memo)
@@ -111,7 +111,7 @@ def _online_block(
 
 
 def _fill_main_branch(block: BranchedConv, conv: Any, norm: nn.Module | None, memo: dict[int, Any]) -> None:
-    main: Any = block.get_submodule(block.main)
+    main: Any = block.get_submodule(block.main_branch)
     if main.conv.weight.shape != conv.weight.shape:
         raise InputError(f"the main branch of {type(block).__name__} has another kernel than the convolution")
     main.conv.weight = copy.deepcopy(conv.weight, memo)
@@ -149,7 +149,7 @@ def _compensate(block: BranchedConv) -> None:
     Raises:
         InputError: if the norm of the main branch scales a channel by almost zero.
     """
-    main: Any = block.get_submodule(block.main)
+    main: Any = block.get_submodule(block.main_branch)
     weight, bias, norm = main.conv.weight, main.conv.bias, main.bn
     main.conv.weight, main.conv.bias, main.bn = nn.Parameter(torch.zeros_like(weight)), None, nn.Identity()
     kernel, shift = equivalent_kernel(block)
