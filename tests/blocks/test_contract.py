@@ -66,6 +66,7 @@ def test_output_has_its_shape_in_both_modes(row: Row) -> None:
     assert block(x).shape == block.eval()(x).shape == (row.output or row.shape)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(("row", "arguments"), GEOMETRIES)
 def test_block_stands_for_a_convolution(row: Row, arguments: dict[str, Any]) -> None:
     conv = row.conv(**conv_arguments(row, arguments))

@@ -18,7 +18,7 @@ from unbranch.convert import equivalent_kernel
 from unbranch.convert.plan.emit import memory_format_of
 from unbranch.convert.rewrite.rewrite import with_rest
 from unbranch.errors import InputError
-from unbranch.grids import is_depthwise
+from unbranch.grids import NORM_LAYERS, is_depthwise
 from unbranch.rules import rule_of_module
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
@@ -123,9 +123,9 @@ def plain_norm(norm: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Return a copy of a norm without the activation that some norm classes apply."""
     if type(norm).__module__.startswith("torch.") or not isinstance(norm, _BatchNorm):
         return copy.deepcopy(norm, memo)
-    kinds = (nn.SyncBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    kinds: tuple[Any, ...] = (nn.SyncBatchNorm, *NORM_LAYERS.values())
     kind = next(k for k in kinds if isinstance(norm, k))
-    bare = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    bare: nn.Module = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     for name in (*norm._parameters, *norm._buffers):
         setattr(bare, name, copy.deepcopy(getattr(norm, name), memo))
     return bare
