@@ -25,6 +25,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Let links to those files lead to the pages, and give wide tables the room of the table of contents."""
     if page.file.src_uri in WIDE:
         page.meta["hide"] = ["toc"]
-    for name, page in OUTSIDE.items():
-        markdown = markdown.replace(f"](../{name}", f"]({page}")
+    for name, target in OUTSIDE.items():
+        markdown = markdown.replace(f"](../{name}", f"]({target}")
     return markdown
