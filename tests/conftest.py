@@ -1,15 +1,15 @@
 """Settings of the whole suite: one thread, hypothesis profiles, and how many of the tests run.
 
 A sweep is one function over many networks. By default every so many of its rows run, evenly spread; ``--all`` runs all
-of them. ``--fast`` runs nothing that is marked as slow, and of every function the first of each dozen rows, so that
-each room is represented. Rows that are named on the command line (by ``-k`` or by their id) always run.
+of them. ``--fast`` runs every second function of each file and every thirteenth of its rows, and nothing that is marked
+as slow. Rows that are named on the command line (by ``-k`` or by their id) always run.
 
 Property tests draw as many examples as the hypothesis profile says: ``default``, ``fast`` (with ``--fast``) or
 ``thorough`` (with ``--all``). HYPOTHESIS_PROFILE chooses another.
 """
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 import torch
@@ -22,7 +22,8 @@ settings.register_profile("fast", max_examples=12, derandomize=True, **_COMMON)
 settings.register_profile("default", max_examples=60, derandomize=True, **_COMMON)
 settings.register_profile("thorough", max_examples=1000, **_COMMON)
 
-FAST_EVERY = 13  # odd, so that of rows in pairs both kinds are chosen
+FAST_FUNCTIONS = 2  # of a file, every so many run with --fast
+FAST_ROWS = 13  # of a function; odd, so that of rows in pairs both kinds are chosen
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,22 +40,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     named = any("[" in argument for argument in config.args)
     if config.getoption("--all") or config.getoption("keyword") or named:
         return
-    fast = bool(config.getoption("--fast"))
-    rows: Counter[str] = Counter()
-    chosen, deselected = [], []
-    for item in items:
-        function = item.nodeid.split("[")[0]
-        (chosen if _runs(item, rows[function], fast) else deselected).append(item)
-        rows[function] += 1
+    chosen = _fast(items) if config.getoption("--fast") else _rows(items)
+    left = set(items) - set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item in left])
     items[:] = chosen
-    if deselected:
-        config.hook.pytest_deselected(items=deselected)
 
 
-def _runs(item: pytest.Item, row: int, fast: bool) -> bool:
-    """Whether a function's row of this number runs."""
-    sweep = item.get_closest_marker("sweep")
-    every = 1 if sweep is None else sweep.args[0]
-    if fast:
-        return item.get_closest_marker("slow") is None and row % (every * FAST_EVERY) == 0
-    return row % every == 0
+def _rows(items: list[pytest.Item], fewer: int = 1) -> list[pytest.Item]:
+    """Every so many rows of each function, as its sweep says, times ``fewer``."""
+    rows: Counter[str] = Counter()
+    chosen = []
+    for item in items:
+        sweep, function = item.get_closest_marker("sweep"), _function_of(item)
+        if rows[function] % (fewer * (1 if sweep is None else sweep.args[0])) == 0:
+            chosen.append(item)
+        rows[function] += 1
+    return chosen
+
+
+def _fast(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Some rows of some functions of each file."""
+    quick = [item for item in items if item.get_closest_marker("slow") is None]
+    numbers: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for item in quick:
+        file = numbers[item.nodeid.split("::")[0]]
+        file.setdefault(_function_of(item), len(file))
+    first = {name for file in numbers.values() for name, number in file.items() if number % FAST_FUNCTIONS == 0}
+    return _rows([item for item in quick if _function_of(item) in first], FAST_ROWS)
+
+
+def _function_of(item: pytest.Item) -> str:
+    return item.nodeid.split("[")[0]

@@ -117,7 +117,7 @@ def test_verify_compares_two_networks_and_two_files(folder: Path) -> None:
     assert run("verify", NETWORK, "a.pth", *SMALL, "--weights", "a.pth").exit_code == 0
     assert run("verify", NETWORK, "b.pth", *SMALL, "--weights", "a.pth").exit_code == 1
     (folder / "pair_of_networks.py").write_text(
-        f"from unbranch.models.registry import ENTRIES\ndef make(): return ENTRIES['resnet8_cifar'].make({ARGUMENTS})\n"
+        f"from unbranch.models.registry import MODELS\ndef make(): return MODELS['resnet8_cifar'].make({ARGUMENTS})\n"
     )
     try:
         arguments = ("verify", "pair_of_networks:make", "pair_of_networks:make", "--input-size", "1,8,8")
@@ -145,8 +145,8 @@ def test_a_file_of_ours_stands_for_its_network(folder: Path) -> None:
 
 def test_a_file_of_the_users_own_network_is_verified_against_that_network(folder: Path) -> None:
     (folder / "own_networks.py").write_text(
-        "import torch\nfrom unbranch.models.registry import ENTRIES\n"
-        f"def make():\n    torch.manual_seed(0)\n    return ENTRIES['resnet8_cifar'].make({ARGUMENTS})\n"
+        "import torch\nfrom unbranch.models.registry import MODELS\n"
+        f"def make():\n    torch.manual_seed(0)\n    return MODELS['resnet8_cifar'].make({ARGUMENTS})\n"
     )
     try:
         size = ("--input-size", "1,8,8")
@@ -233,8 +233,8 @@ def test_expand_takes_arguments_for_the_block(folder: Path) -> None:
     given = ["--block", "replk", "--block-option", "small_kernel=1", "--json", "-o", "branched.safetensors"]
     result = json.loads(run("expand", NETWORK, *PLAIN, *given).output)
     assert result["block"] == "replk"
-    assert {place["norm"] for place in result["taken"]} >= {"stem.bn"}
-    assert all("isn't larger than the small one, 1" in reason for _, reason in result["left"])
+    assert {place["norm"] for place in result["replaced"]} >= {"stem.bn"}
+    assert all("isn't larger than the small one, 1" in reason for reason in result["skipped"].values())
 
 
 @pytest.mark.parametrize(
@@ -242,9 +242,9 @@ def test_expand_takes_arguments_for_the_block(folder: Path) -> None:
     [
         (["--block", "repvg", "-o", "net.safetensors"], "did you mean 'repvgg'?"),
         (["--block", "dbb", "-o", "net.pth"], "must end in .safetensors"),
-        (["--block", "dbb", "--where", "layer9.*", "-o", "net.safetensors"], "names no convolution"),
-        (["--block", "dbb", "--start", "one", "-o", "net.safetensors"], "none of zero, subtracted"),
-        (["--block", "dbb", "--block-option", "width=3", "-o", "net.safetensors"], "doesn't take"),
+        (["--block", "dbb", "--where", "layer9.*", "-o", "net.safetensors"], "`where` must select a convolution"),
+        (["--block", "dbb", "--start", "one", "-o", "net.safetensors"], "`start` must be one of zero, compensated, got 'one'"),
+        (["--block", "dbb", "--block-option", "width=3", "-o", "net.safetensors"], "doesn't accept the options {'width': 3}"),
         (["--block", "dbb", "--block-option", "width", "-o", "net.safetensors"], "NAME=VALUE"),
     ],
     ids=["block", "suffix", "pattern", "start", "option", "form"],

@@ -76,7 +76,7 @@ def test_prune_prints_what_came_out_and_its_errors(tmp_path: Path) -> None:
     plan = run(*given, *narrow, "--dry-run")
     assert plan.exit_code == 0
     for arguments, message in (
-        ((*given, "--target", "0.05"), "can't be reached"),
+        ((*given, "--target", "0.05"), "`target` must be at least"),
         (("prune", "resnet8_cifar"), "needs pretrained weights"),
         ((*given, "--recipe", "resrepp"), "did you mean resrep"),
     ):

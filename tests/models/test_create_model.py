@@ -163,7 +163,7 @@ def test_networks_of_torchvision_and_of_ones_own_take_the_same_words(
         "def make(num_classes=2, in_channels=3): return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))\n"
         "def named(block): return nn.Sequential(nn.Conv2d(3, 4, 3), getattr(nn, block)(4))\n"
     )
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     assert ub.create_model("my_own_nets:make", num_classes=6, in_channels=1)(torch.zeros(1, 1, 4, 4)).shape == (1, 6)
     assert isinstance(ub.create_model("my_own_nets:named", block="BatchNorm2d")[1], torch.nn.BatchNorm2d)
     with pytest.raises(InputError, match="my_own_nets:make has no weights of its own: name a file"):

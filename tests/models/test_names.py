@@ -34,13 +34,13 @@ class Nested:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "some_networks.py").write_text(MODULE)
     (tmp_path / "broken_networks.py").write_text("import not_there_either\n")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for name in ("some_networks", "broken_networks"):
         sys.modules.pop(name, None)
 
 
-def test_factory_in_the_working_folder_gets_its_options(folder: Path) -> None:
+def test_factory_on_the_path_gets_its_options(folder: Path) -> None:
     path = list(sys.path)
     assert create_model("some_networks:make", width=7).out_features == 7
     assert create_model("some_networks:Nested.make").out_features == 1

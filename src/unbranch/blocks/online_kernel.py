@@ -6,12 +6,13 @@ function turns the parameters and the steps into the kernel, so that a graph of 
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Iterator
-from functools import singledispatch
-from typing import Any, TypeAlias
+from functools import lru_cache, singledispatch
+from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from unbranch.algebra import ConvMap, average_pool, compose, convolution, identity, pad, scale_shift
 from unbranch.algebra.frame import Frame
@@ -46,7 +47,7 @@ def online_kernel(branches: dict[str, nn.Module], spec: ConvSpec, like: Tensor) 
                 tensors += parts
         steps.append((name, tuple(found)))
     whole = (spec.in_channels, spec.out_channels, spec.kernel, spec.stride, spec.padding, spec.dilation, spec.groups)
-    return merged_kernel(tensors, tuple(steps), whole)
+    return cast(Tensor, torch.ops.unbranch.online_kernel(tensors, repr((tuple(steps), whole))))
 
 
 def _layers_of(branch: nn.Module) -> Iterator[nn.Module]:
@@ -123,17 +124,18 @@ def _as_tuple(value: int | Ints, ndim: int) -> Ints:
 # --- from steps to the kernel ------------------------------------------------------------------------
 
 
-def merged_kernel(tensors: list[Tensor], branches: tuple[tuple[str, tuple[Step, ...]], ...], whole: Step) -> Tensor:
+def _merged_kernel(tensors: list[Tensor], plan: str) -> Tensor:
     """Return the kernel of a sum of branches.
 
     Args:
         tensors: one for dtype and device, then those of all steps in order.
-        branches: name and steps of each branch.
-        whole: ``(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)`` of the convolution.
+        plan: ``repr`` of name and steps of each branch, and of ``(in_channels, out_channels, kernel_size, stride,
+            padding, dilation, groups)`` of the convolution.
 
     Raises:
         InputError: if a branch doesn't fit into the frame of that convolution.
     """
+    branches, whole = _parsed(plan)
     like, *rest = tensors
     left = iter(rest)
     inputs, outputs, size, stride, padding, dilation, groups = whole
@@ -149,8 +151,16 @@ def merged_kernel(tensors: list[Tensor], branches: tuple[tuple[str, tuple[Step, 
     return frame.filled(maps)
 
 
-fx.wrap("merged_kernel")
-torch.compiler.allow_in_graph(merged_kernel)  # type: ignore[no-untyped-call]
+# An operator of PyTorch's: one node in graphs of torch.fx and torch.compile, made of others for everything behind.
+_LIBRARY = torch.library.Library("unbranch", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("online_kernel(Tensor[] tensors, str plan) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("online_kernel", _merged_kernel, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+
+
+@lru_cache(maxsize=1024)
+def _parsed(plan: str) -> tuple[Any, Any]:
+    branches, whole = ast.literal_eval(plan)
+    return branches, whole
 
 
 def _folded(steps: tuple[Step, ...], tensors: Iterator[Tensor], channels: int, ndim: int, like: Tensor) -> ConvMap:

@@ -6,12 +6,10 @@ import importlib
 import inspect
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -108,19 +106,18 @@ def _torchvision(name: str) -> Builder:
 
 
 def _factory(module_name: str, attribute: str) -> Builder:
-    with _working_folder_importable():
-        try:
-            module: Any = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            missing = error.name or module_name
-            what = "" if f"{module_name}.".startswith(f"{missing}.") else f", which {module_name} imports"
-            raise InputError(f"no module {missing!r}{what}: is it installed, or in this folder?") from error
-        except Exception as error:
-            raise InputError(f"importing {module_name!r} failed: {type(error).__name__}: {error}") from error
-        for part in attribute.split("."):
-            if not hasattr(module, part):
-                raise InputError(f"{module_name!r} has no {attribute!r}{nearest(part, dir(module))}")
-            module = getattr(module, part)
+    try:
+        module: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        what = "" if f"{module_name}.".startswith(f"{missing}.") else f", which {module_name} imports"
+        raise InputError(f"no module {missing!r}{what}: is it installed, or on sys.path?") from error
+    except Exception as error:
+        raise InputError(f"importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(module, part):
+            raise InputError(f"{module_name!r} has no {attribute!r}{nearest(part, dir(module))}")
+        module = getattr(module, part)
     if isinstance(module, nn.Module):
         raise InputError(
             f"{module_name}:{attribute} is a network, not a factory; name the function or class that makes it"
@@ -132,24 +129,13 @@ def _factory(module_name: str, attribute: str) -> Builder:
 
 
 def _built(name: str, builder: Builder, options: dict[str, Any]) -> nn.Module:
-    with _working_folder_importable():
-        try:
-            network = builder(**options)
-        except InputError:
-            raise
-        except Exception as error:
-            given = f" with {options}" if options else ""
-            raise InputError(f"building {name}{given} failed: {type(error).__name__}: {error}") from error
+    try:
+        network = builder(**options)
+    except InputError:
+        raise
+    except Exception as error:
+        given = f" with {options}" if options else ""
+        raise InputError(f"building {name}{given} failed: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{name} made a {type(network).__name__}, not a torch.nn.Module")
     return network
-
-
-@contextmanager
-def _working_folder_importable() -> Iterator[None]:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
