@@ -10,6 +10,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+WIDE = {"atlas.md", "benchmarks.md", "models.md"}  # pages of wide tables
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -20,8 +21,10 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to those files lead to the pages."""
-    for name, page in OUTSIDE.items():
-        markdown = markdown.replace(f"](../{name}", f"]({page}")
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Let links to those files lead to the pages, and give wide tables the room of the table of contents."""
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
+    for name, target in OUTSIDE.items():
+        markdown = markdown.replace(f"](../{name}", f"]({target}")
     return markdown

@@ -45,7 +45,7 @@ from unbranch.weights import load, load_checkpoint, save, to_official
 if TYPE_CHECKING:
     from unbranch import deploy, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Affine",
