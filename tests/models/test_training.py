@@ -69,7 +69,7 @@ def test_where_there_are_no_shortcuts_no_path_can_be_dropped(row: Row) -> None:
     if row.name == "repvgg_d2se":
         assert drop_paths(row.make(drop_path_rate=0.1))
         return
-    with pytest.raises(InputError, match="drop_path_rate=0"):
+    with pytest.raises(InputError, match="`drop_path_rate` must be 0"):
         row.make(drop_path_rate=0.1)
 
 
@@ -88,7 +88,7 @@ def test_dropout_is_before_the_classifier_and_in_training_alone(row: Row) -> Non
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.5, "much", None])
 @pytest.mark.parametrize("option", ["drop_rate", "drop_path_rate"])
 def test_rates_outside_of_their_range_are_refused(option: str, rate: Any) -> None:
-    with pytest.raises(InputError, match=rf"{option} lies in \[0, 1\); got "):
+    with pytest.raises(InputError, match=rf"`{option}` must be in \[0, 1\), got "):
         ROWS["resnet18"].make(**{option: rate})
 
 
@@ -241,8 +241,8 @@ def test_the_stem_alone_can_be_frozen_and_stages_that_there_are_not_can_not() ->
     network.freeze_stages(0)
     assert [part.training for part in (network.stem, *network.stages)] == [False, True, True, True, True]
     for wrong in (5, -2):
-        with pytest.raises(InputError, match=f"there are 4 stages to freeze; got {wrong}"):
+        with pytest.raises(InputError, match=f"`count` must be between -1 and the number of stages, 4, got {wrong}"):
             network.freeze_stages(wrong)
     backbone = ROWS["resnet18"].make(features_only=True, out_indices=(1,))
-    with pytest.raises(InputError, match="there are 1 stages to freeze"):
+    with pytest.raises(InputError, match="the number of stages, 1"):
         backbone.freeze_stages(2)
