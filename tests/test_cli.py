@@ -243,8 +243,14 @@ def test_expand_takes_arguments_for_the_block(folder: Path) -> None:
         (["--block", "repvg", "-o", "net.safetensors"], "did you mean 'repvgg'?"),
         (["--block", "dbb", "-o", "net.pth"], "must end in .safetensors"),
         (["--block", "dbb", "--where", "layer9.*", "-o", "net.safetensors"], "`where` must select a convolution"),
-        (["--block", "dbb", "--start", "one", "-o", "net.safetensors"], "`start` must be one of zero, compensated, got 'one'"),
-        (["--block", "dbb", "--block-option", "width=3", "-o", "net.safetensors"], "doesn't accept the options {'width': 3}"),
+        (
+            ["--block", "dbb", "--start", "one", "-o", "net.safetensors"],
+            "`start` must be one of zero, compensated, got 'one'",
+        ),
+        (
+            ["--block", "dbb", "--block-option", "width=3", "-o", "net.safetensors"],
+            "doesn't accept the options {'width': 3}",
+        ),
         (["--block", "dbb", "--block-option", "width", "-o", "net.safetensors"], "NAME=VALUE"),
     ],
     ids=["block", "suffix", "pattern", "start", "option", "form"],
