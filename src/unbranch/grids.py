@@ -51,10 +51,25 @@ def per_axis(value: int | Sequence[int], ndim: int, name: str, least: int) -> In
     return axes
 
 
+def as_tuple(value: Any, ndim: int) -> Ints:
+    """Return one integer per axis of an argument that PyTorch accepts: an integer, or a sequence of 1 or ``ndim``."""
+    if isinstance(value, int):
+        return (value,) * ndim
+    return tuple(value) * (ndim if len(value) == 1 else 1)
+
+
 def same_padding(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[Ints, Ints]:
     """Return the padding before and after that ``padding="same"`` means; PyTorch puts an odd point after."""
     span = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
     return tuple(s // 2 for s in span), tuple(s - s // 2 for s in span)
+
+
+def padding_amounts(padding: Any, dilation: Sequence[int], kernel_size: Sequence[int]) -> tuple[Ints, Ints]:
+    """Return the padding before and after of a convolution's ``padding``: numbers, ``"same"`` or ``"valid"``."""
+    if padding == "same":
+        return same_padding(kernel_size, dilation)
+    both = as_tuple(0 if padding == "valid" else padding, len(kernel_size))
+    return both, both
 
 
 def last_axis_first(amounts: Iterable[tuple[int, int]]) -> Ints:

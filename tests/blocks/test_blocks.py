@@ -118,7 +118,7 @@ def unnormed(block: BranchedConv, x: Tensor) -> Tensor | int:
 @EACH
 def test_single_starts_as_the_main_branch_alone(row: Row) -> None:
     block, x = row.make(**row.arguments, init="single"), torch.randn(row.shape)
-    expected = through(block.closing, block.get_submodule(block.main)(x) + unnormed(block, x))
+    expected = through(block.closing, block.get_submodule(block.main_branch)(x) + unnormed(block, x))
     assert_equal(block(x), expected, 1e-6)
 
 
@@ -162,7 +162,7 @@ def test_main_branch_may_be_an_existing_convolution(kind: type[BranchedConv]) ->
     """What ``expand`` does: a convolution with a bias in place of ours, no norm behind it, the others at zero."""
     conv, x = nn.Conv2d(4, 6, 3, 2, 1), torch.randn(2, 4, 7, 8)
     block = make(kind, 4, 6, 3, 2, 1, init="single")
-    main = block.get_submodule(block.main)
+    main = block.get_submodule(block.main_branch)
     main.conv, main.bn = conv, nn.Identity()
     assert torch.equal(block(x), conv(x))
     initialise(block, "single")
@@ -199,7 +199,7 @@ def test_every_branch_can_stand_beside_another(name: str) -> None:
     plain = ub.collapse(block, x, strict=True)
     assert_equal(plain(x), block(x))
     assert len(kernels(plain)) == 1
-    assert block.main == "kxk"
+    assert block.main_branch == "kxk"
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ def test_every_branch_can_stand_beside_another(name: str) -> None:
         (("kxk", "3x1"), {}, "'3x1' isn't one of kxk, 1x1"),
         (("kxk", "kxk"), {}, "not twice"),
         (("1x1", "identity"), {}, "none of the branches 1x1, identity holds the whole kernel"),
-        ({"post": ConvSpec.conv_bn}, {}, "a branch can't have the name 'post'"),
-        ({"kernel_size": ConvSpec.conv_bn}, {}, "a branch can't have the name 'kernel_size'"),
+        ({"post": ConvSpec.conv_bn}, {}, "names of branches must not be attributes of the block, got 'post'"),
+        ({"kernel_size": ConvSpec.conv_bn}, {}, "must not be attributes of the block, got 'kernel_size'"),
     ],
 )
 def test_branch_that_is_not_possible_is_named(branches: Any, options: dict[str, Any], reason: str) -> None:
@@ -232,7 +232,7 @@ def test_branch_of_ones_own_merges_with_the_others() -> None:
     row = Row(Mixed, {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1, "branches": branches},
               (2, 4, 6, 7))  # fmt: skip
     block, x = trained(row), torch.randn(2, 4, 6, 7, dtype=torch.float64)
-    assert (block.main, block.branch_names) == ("whole", ("own", "whole", "line"))
+    assert (block.main_branch, block.branch_names) == ("whole", ("own", "whole", "line"))
     plain = ub.collapse(block, x, strict=True)
     assert_equal(plain(x), block(x))
     assert len(kernels(plain)) == 1

@@ -66,6 +66,7 @@ def test_output_has_its_shape_in_both_modes(row: Row) -> None:
     assert block(x).shape == block.eval()(x).shape == (row.output or row.shape)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(("row", "arguments"), GEOMETRIES)
 def test_block_stands_for_a_convolution(row: Row, arguments: dict[str, Any]) -> None:
     conv = row.conv(**conv_arguments(row, arguments))
@@ -74,10 +75,10 @@ def test_block_stands_for_a_convolution(row: Row, arguments: dict[str, Any]) -> 
     names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode")
     assert [getattr(block, name) for name in names] == [getattr(conv, name) for name in names]
     assert block.padding == conv.padding or conv.padding == "same"
-    main = block.get_submodule(block.main)
+    main = block.get_submodule(block.main_branch)
     assert main.conv.weight.shape == conv.weight.shape
     assert main.conv.bias is None
-    assert block.main in block.branch_names
+    assert block.main_branch in block.branch_names
 
 
 @EACH

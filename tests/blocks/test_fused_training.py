@@ -16,7 +16,7 @@ from tests.blocks.rows import CONVOLUTIONS, ROWS, Row
 from tests.blocks.test_contract import assert_equal
 from unbranch.blocks import DBB, BranchedConv, Mixed, MobileOne, RepVGG
 from unbranch.blocks.fused_training import branches
-from unbranch.blocks.fused_training.moments import Moments, moments, norm_behind
+from unbranch.blocks.fused_training.moments import Moments, fold_norm, moments
 from unbranch.convert.statistics import randomise_statistics
 
 SWEEP = [
@@ -29,8 +29,8 @@ SWEEP = [
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge on the smallest maps, too."""
-    monkeypatch.setattr(branches, "_ENOUGH_POSITIONS", 0)
-    monkeypatch.setattr(branches, "_ENOUGH_FOR_KERNELS", 0)
+    monkeypatch.setattr(branches, "_MIN_POSITIONS", 0)
+    monkeypatch.setattr(branches, "_MIN_POSITIONS_PER_TAP", 0)
 
 
 def pair(block: nn.Module, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:
@@ -179,7 +179,7 @@ def test_moments_have_exact_gradients_of_both_orders() -> None:
         assert torch.autograd.gradgradcheck(lambda x, g=groups: tuple(moments(x, g)), (x,))
 
 
-def test_norm_behind_has_exact_gradients_of_both_orders() -> None:
+def test_folded_norm_has_exact_gradients_of_both_orders() -> None:
     torch.manual_seed(0)
     x = moments(torch.randn(4, 4, 3, 3, dtype=torch.float64), 2)
     for affine in (True, False):
@@ -189,7 +189,7 @@ def test_norm_behind_has_exact_gradients_of_both_orders() -> None:
             pair = dict(zip(("weight", "bias"), own, strict=False))
             holder = copy.copy(norm)  # noqa: B023
             holder._parameters = {**holder._parameters, **pair}  # type: ignore[assignment]
-            return norm_behind(holder, weight, Moments(mean, spread @ spread.mT), 36)
+            return fold_norm(holder, weight, Moments(mean, spread @ spread.mT), 36)
 
         weight = torch.randn(6, 2, 1, 1, dtype=torch.float64, requires_grad=True)
         own = [torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2)] if affine else []

@@ -93,7 +93,7 @@ def test_training_starts_as_the_network_would(block: str) -> None:
     assert torch.allclose(branched(x), network(x), rtol=0, atol=1e-12)
     taken = branched.get_submodule("strided.0")
     if isinstance(taken, BranchedConv):
-        norm, same = network.get_submodule("strided.1"), taken.get_submodule(f"{taken.main}.bn")
+        norm, same = network.get_submodule("strided.1"), taken.get_submodule(f"{taken.main_branch}.bn")
         assert torch.equal(same.running_mean, norm.running_mean)
         assert torch.equal(same.running_var, norm.running_var)
 

@@ -22,6 +22,7 @@ from unbranch.algebra.affine import AffineMap, promoted
 from unbranch.algebra.evaluate import convolve
 from unbranch.deprecation import RenamedAttribute, renamed_arguments
 from unbranch.errors import InputError
+from unbranch.grids import last_axis_first
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -234,7 +235,7 @@ def _zero_stuffed(x: Tensor, step: tuple[int, ...]) -> Tensor:
 
 
 def _continued(x: Tensor, lo: list[int], hi: list[int], mode: str) -> Tensor:
-    amounts = [v for pair in zip(reversed(lo), reversed(hi), strict=True) for v in pair]
+    amounts = last_axis_first(zip(lo, hi, strict=True))
     if not any(amounts):
         return x
     return F.pad(x, amounts, "constant" if mode == "zeros" else mode)

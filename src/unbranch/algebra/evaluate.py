@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-_CONV = (F.conv1d, F.conv1d, F.conv2d, F.conv3d)
+from unbranch.grids import CONV_FUNCTIONS
+
 _MOST_TAPS = 64  # above it, by Fourier transform
 
 
@@ -24,11 +24,11 @@ def convolve(
     """Return ``F.conv{1,2,3}d`` without padding: ``x (N, I, *grid)``, ``weight (O, I/groups, *k)``."""
     n = weight.dim() - 2
     if groups == 1 or x.dtype != torch.float64 or x.device.type != "cpu":
-        return _CONV[n](x, weight, bias, tuple(stride), 0, tuple(dilation), groups)
+        return CONV_FUNCTIONS[n](x, weight, bias, tuple(stride), 0, tuple(dilation), groups)
     size = weight.shape[2:]
     grid = [(g - d * (k - 1) - 1) // s + 1 for g, k, d, s in zip(x.shape[2:], size, dilation, stride, strict=True)]
     if min(grid) < 1:  # let PyTorch raise its error
-        return _CONV[n](x, weight, bias, tuple(stride), 0, tuple(dilation), groups)
+        return CONV_FUNCTIONS[n](x, weight, bias, tuple(stride), 0, tuple(dilation), groups)
     by = _by_taps if prod(size) <= _MOST_TAPS else _by_fourier
     channels = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])  # (N, g, I/g, *grid)
     kernels = weight.reshape(groups, -1, *weight.shape[1:])  # (g, O/g, I/g, *k)

@@ -11,6 +11,7 @@ from torch import Tensor
 from unbranch.algebra.affine import promoted
 from unbranch.algebra.convmap import ConvMap
 from unbranch.deprecation import renamed_arguments
+from unbranch.grids import as_tuple
 
 
 def identity(
@@ -41,10 +42,10 @@ def convolution(
     ``padding`` is used on both sides, or before the input only if ``padding_after`` is given.
     """
     n = weight.dim() - 2
-    lo = _tuple(padding, n)
-    hi = lo if padding_after is None else _tuple(padding_after, n)
+    lo = as_tuple(padding, n)
+    hi = lo if padding_after is None else as_tuple(padding_after, n)
     return ConvMap(
-        weight, bias, _tuple(stride, n), _tuple(dilation, n), lo, hi, groups, padding_mode=padding_mode
+        weight, bias, as_tuple(stride, n), as_tuple(dilation, n), lo, hi, groups, padding_mode=padding_mode
     )  # fmt: skip
 
 
@@ -65,10 +66,10 @@ def transposed_convolution(
     inputs, outputs, *size = weight.shape
     kernel = weight.reshape(groups, inputs // groups, outputs, *size).transpose(1, 2)
     kernel = kernel.reshape(groups * outputs, inputs // groups, *size).flip(tuple(range(2, 2 + n)))
-    spread, pad, extra = _tuple(dilation, n), _tuple(padding, n), _tuple(output_padding, n)
+    spread, pad, extra = as_tuple(dilation, n), as_tuple(padding, n), as_tuple(output_padding, n)
     lo = tuple(d * (k - 1) - p for d, k, p in zip(spread, size, pad, strict=True))
     hi = tuple(a + e for a, e in zip(lo, extra, strict=True))
-    return ConvMap(kernel, bias, (1,) * n, spread, lo, hi, groups, _tuple(stride, n))
+    return ConvMap(kernel, bias, (1,) * n, spread, lo, hi, groups, as_tuple(stride, n))
 
 
 def average_pool(
@@ -107,7 +108,3 @@ def batch_norm_scale_shift(
         scale = scale * weight.to(kind)
     shift = -mean.to(kind) * scale
     return scale, shift if bias is None else shift + bias.to(kind)
-
-
-def _tuple(value: Sequence[int] | int, n: int) -> tuple[int, ...]:
-    return (value,) * n if isinstance(value, int) else tuple(value)

@@ -10,14 +10,14 @@ https://arxiv.org/abs/2103.13425, section 3.
     x ───┼── 1×1 ── BNᵖ ─ AVG ─ BN ──┼─ + ── y
          └── 1×1 ── BNᵖ ─ K×K ─ BN ──┘
 
-BNᵖ pads *after* normalising, with the value the norm gives to a zero, so that the border of the padded map is what
-the 1×1 convolution would have made of padded zeros. Only this makes the sequence one convolution at the border.
+BNᵖ pads *after* normalising, with the norm's output for zero, so that the border is what the 1×1 convolution and the
+norm compute from padded zeros. Without this, the two convolutions couldn't be merged at the border.
 
 Where the sequence keeps the number of channels, its 1×1 starts as the identity: kernel = identity + difference, and
-the difference, initially 0, is what is stored and decayed. A depthwise block (groups = C_in = C_out) has no 1×1
-branch, averages x itself, and widens to 2·C_in channels inside the sequence.
+the difference, initially 0, is the parameter, to which weight decay applies. A depthwise block (groups = C_in = C_out)
+has no 1×1 branch, averages x itself, and has 2·C_in channels inside the sequence.
 
-Deviations from the published code: any padding, where that asserts p = K//2; dilation (there, an assertion fails),
+Deviations from the published code: any padding (there, p = K//2 is asserted); dilation (there, an assertion fails),
 with an average over the dilated taps; even and non-square kernels; groups = C_out ≠ C_in counts as grouped, not as
 depthwise; a padding mode other than zeros pads the input once.
 """
@@ -32,17 +32,18 @@ from torch import nn
 from unbranch.blocks.branched import BranchedConv, BranchOptions
 from unbranch.blocks.layers import BorderBatchNorm, IdentityConv
 from unbranch.blocks.parts import Device, Size
-from unbranch.blocks.spec import ConvSpec, Layers
+from unbranch.blocks.spec import ConvSpec, NamedModules
+from unbranch.deprecation import renamed_names
 from unbranch.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-def average(spec: ConvSpec) -> nn.Sequential:
-    """``BN(AVG(BNᵖ(1×1 * x)))``, or ``BN(AVG(x))`` with zeros around x where the block is depthwise."""
+def avg_branch(spec: ConvSpec) -> nn.Sequential:
+    """Return the branch ``BN(AVG(BNᵖ(1×1 * x)))``, or ``BN(AVG(x))`` with zero padding for a depthwise block."""
     width = spec.out_channels
-    layers = Layers()
+    layers = NamedModules()
     if not spec.depthwise:
         layers["conv_1x1"] = spec.conv(spec.in_channels, width, (1,) * spec.ndim, strided=False)
         layers["border_bn"] = BorderBatchNorm(spec, width)
@@ -51,8 +52,12 @@ def average(spec: ConvSpec) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def sequence(spec: ConvSpec, width: int | None = None) -> nn.Sequential:
-    """``BN(K×K * BNᵖ(1×1 * x))`` with ``width`` channels between the two: C_in unless given, 2·C_in if depthwise.
+def conv1x1_kxk_branch(spec: ConvSpec, width: int | None = None) -> nn.Sequential:
+    """Return the branch ``BN(K×K * BNᵖ(1×1 * x))``.
+
+    Args:
+        spec: the convolution that the block replaces.
+        width: channels between the two convolutions; by default C_in, or 2·C_in for a depthwise block.
 
     Raises:
         InputError: if the groups don't divide the width.
@@ -62,7 +67,7 @@ def sequence(spec: ConvSpec, width: int | None = None) -> nn.Sequential:
         raise InputError(
             f"`internal_channels` must be a multiple of `groups`, got internal_channels={width}, groups={spec.groups}"
         )
-    layers = Layers()
+    layers = NamedModules()
     if width == spec.in_channels:
         layers["identity_1x1"] = IdentityConv(spec)
     else:
@@ -76,15 +81,18 @@ def sequence(spec: ConvSpec, width: int | None = None) -> nn.Sequential:
 class DBB(BranchedConv):
     """``BN(K×K) + BN(1×1) + BN(AVG(BN(1×1))) + BN(K×K(BN(1×1)))``, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')``.
 
-    Arguments as for ``BranchedConv``, and ``internal_channels``, the width inside the 1×1 → K×K branch: ``C_in``
-    unless given, ``2·C_in`` if depthwise. ``init="single"`` starts the block as its K×K branch alone.
+    Other arguments are those of ``BranchedConv``; with ``init="single"`` only the K×K branch is active at first.
     Section 3.2, table 1.
 
-    >>> DBB(3, 8, 3, padding=1)(torch.zeros(1, 3, 6, 7)).shape
-    torch.Size([1, 8, 6, 7])
+    Args:
+        internal_channels: channels inside the 1×1 → K×K branch; by default C_in, or 2·C_in for a depthwise block.
+
+    Example:
+        >>> DBB(3, 8, 3, padding=1)(torch.zeros(1, 3, 6, 7)).shape
+        torch.Size([1, 8, 6, 7])
     """
 
-    main = "conv_kxk"
+    main_branch = "conv_kxk"
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
@@ -102,6 +110,9 @@ class DBB(BranchedConv):
         return {
             "conv_kxk": spec.conv_bn(),
             **point,
-            "average": average(spec),
-            "conv_1x1_kxk": sequence(spec, self.internal_channels),
+            "average": avg_branch(spec),
+            "conv_1x1_kxk": conv1x1_kxk_branch(spec, self.internal_channels),
         }
+
+
+__getattr__ = renamed_names(__name__, {"average": "avg_branch", "sequence": "conv1x1_kxk_branch"})

@@ -60,7 +60,7 @@ class DilatedReparam(BranchedConv):
     torch.Size([1, 8, 9, 9])
     """
 
-    main = "large"
+    main_branch = "large"
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,

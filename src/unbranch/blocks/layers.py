@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbranch.blocks.parts import Device
-from unbranch.grids import last_axis_first
+from unbranch.grids import CONV_FUNCTIONS, last_axis_first
 
 if TYPE_CHECKING:
     from unbranch.blocks.spec import ConvSpec
@@ -72,7 +72,7 @@ class IdentityConv(nn.Module):
         self.weight = nn.Parameter(torch.zeros(shape, device=spec.device, dtype=spec.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        conv = (F.conv1d, F.conv2d, F.conv3d)[self.ndim - 1]
+        conv = CONV_FUNCTIONS[self.ndim]
         if self.width != self.channels:
             return conv(x, self.kernel(), groups=self.groups)
         return x + conv(x, self.weight, groups=self.groups)
@@ -96,5 +96,5 @@ class FixedDepthwise(nn.Module):
         self.register_buffer("weight", weight.to(device=spec.device, dtype=spec.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        conv = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel_size) - 1]
+        conv = CONV_FUNCTIONS[len(self.kernel_size)]
         return conv(x, self.weight, None, self.stride, self.padding, self.dilation, self.channels)

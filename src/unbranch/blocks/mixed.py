@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import nn
 
-from unbranch.blocks.acb import AXES, line
+from unbranch.blocks.acb import AXES, line_branch
 from unbranch.blocks.branched import BranchedConv, BranchOptions
-from unbranch.blocks.dbb import average, sequence
+from unbranch.blocks.dbb import avg_branch, conv1x1_kxk_branch
 from unbranch.blocks.parts import Device, Size
 from unbranch.blocks.spec import ConvSpec
 from unbranch.errors import InputError
@@ -42,9 +42,9 @@ BRANCHES: dict[str, MakeBranch] = {
     "1x1": lambda spec: spec.conv_bn((1,) * spec.ndim),
     "identity": ConvSpec.identity_bn,
     "skip": ConvSpec.identity,
-    **{name: lambda spec, name=name: line(spec, name) for name in AXES},  # type: ignore[misc]
-    "average": average,
-    "1x1_kxk": sequence,
+    **{name: lambda spec, name=name: line_branch(spec, name) for name in AXES},  # type: ignore[misc]
+    "average": avg_branch,
+    "1x1_kxk": conv1x1_kxk_branch,
     "small": lambda spec: spec.conv_bn((5,) * spec.ndim),
 }
 
@@ -54,7 +54,7 @@ class Mixed(BranchedConv):
 
     Arguments as for ``BranchedConv``, and ``branches``: names from the table above, or a mapping from names to
     functions that make a branch of the convolution's ``ConvSpec``, for branches of one's own. The first branch that
-    holds the whole kernel is ``main``.
+    holds the whole kernel is the ``main_branch``.
 
     Raises:
         InputError: if a branch isn't known or isn't possible here, or if none holds the whole kernel.
@@ -81,7 +81,7 @@ class Mixed(BranchedConv):
         whole = [name for name, branch in made.items() if _holds_kernel(branch, spec)]
         if not whole:
             raise InputError(f"none of the branches {', '.join(made)} holds the whole kernel, as 'kxk' does")
-        self.main = whole[0]
+        self.main_branch = whole[0]
         return made
 
 

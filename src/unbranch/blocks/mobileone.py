@@ -43,7 +43,7 @@ class MobileOne(BranchedConv):
     torch.Size([1, 8, 6, 7])
     """
 
-    main = "conv_kxk_0"
+    main_branch = "conv_kxk_0"
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,

@@ -20,7 +20,7 @@ from unbranch.blocks.layers import BorderBatchNorm, FixedDepthwise, IdentityConv
 from unbranch.blocks.parts import DilatedAvgPool
 from unbranch.blocks.spec import ConvSpec
 from unbranch.errors import InexactError, InputError
-from unbranch.grids import AVG_POOL_LAYERS, CONV_LAYERS, PAD_LAYERS, Ints, first_axis_first
+from unbranch.grids import AVG_POOL_LAYERS, CONV_LAYERS, PAD_LAYERS, Ints, as_tuple, first_axis_first, ndim_of
 
 Step: TypeAlias = tuple[Any, ...]
 """``(kind, tensors, …)``: what a layer does, and how many tensors it needs for that."""
@@ -110,15 +110,11 @@ def _(layer: DilatedAvgPool) -> _Steps:
 
 def _average(pool: Any) -> Step:
     sizes = (pool.kernel_size, pool.stride, pool.padding)
-    plain = not pool.ceil_mode and (pool.count_include_pad or not any(_as_tuple(pool.padding, 1)))
+    plain = not pool.ceil_mode and (pool.count_include_pad or not any(as_tuple(pool.padding, 1)))
     if not plain or getattr(pool, "divisor_override", None) is not None:
         raise InputError(f"a {type(pool).__name__} must average over as many taps everywhere")
-    ndim = next(n for n, kind in AVG_POOL_LAYERS.items() if type(pool) is kind)
-    return ("average", 0, *(_as_tuple(size, ndim) for size in sizes), (1,) * ndim)
-
-
-def _as_tuple(value: int | Ints, ndim: int) -> Ints:
-    return (value,) * ndim if isinstance(value, int) else tuple(value)
+    ndim = cast(int, ndim_of(pool, AVG_POOL_LAYERS))
+    return ("average", 0, *(as_tuple(size, ndim) for size in sizes), (1,) * ndim)
 
 
 # --- from steps to the kernel ------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from unbranch.blocks.branched import BranchedConv, BranchOptions, closing_norm
 from unbranch.blocks.layers import FixedDepthwise, IdentityConv, Scale
 from unbranch.blocks.parts import Device, Size
-from unbranch.blocks.spec import ConvSpec, Layers
+from unbranch.blocks.spec import ConvSpec, NamedModules
 from unbranch.errors import InputError
 from unbranch.grids import CONV_LAYERS
 
@@ -57,7 +57,7 @@ class OREPA(BranchedConv):
     torch.Size([2, 8, 6, 7])
     """
 
-    main = "conv_kxk"
+    main_branch = "conv_kxk"
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,
@@ -81,7 +81,7 @@ class OREPA(BranchedConv):
         if math.prod(spec.kernel) > 1:
             branches["average"] = _behind_point(spec, spec.average((0,) * spec.ndim))
             prior = FixedDepthwise(spec, frequencies(spec.out_channels, spec.kernel))
-            branches["prior"] = _behind_point(spec, Layers(filter=prior), padded=False)
+            branches["prior"] = _behind_point(spec, NamedModules(filter=prior), padded=False)
         branches["conv_1x1_kxk"] = _sequence(spec, self.internal_channels)
         if math.prod(spec.kernel) > 1:
             branches["conv_1x1"] = spec.conv_bn(point)
@@ -89,12 +89,12 @@ class OREPA(BranchedConv):
         return branches
 
 
-def _behind_point(spec: ConvSpec, layers: Layers, padded: bool = True) -> nn.Sequential:
+def _behind_point(spec: ConvSpec, layers: NamedModules, padded: bool = True) -> nn.Sequential:
     """``s·layers(1×1 * x)``, with zeros around what the 1×1 makes unless the layers pad themselves."""
     width = spec.out_channels
-    point = Layers(conv_1x1=spec.conv(spec.in_channels, width, (1,) * spec.ndim, strided=False))
-    around = spec.zero_pad(tuple((p, p) for p in spec.padding)) if padded else Layers()
-    return nn.Sequential(Layers([*point.items(), *around.items(), *layers.items(), ("bn", spec.norm(width))]))
+    point = NamedModules(conv_1x1=spec.conv(spec.in_channels, width, (1,) * spec.ndim, strided=False))
+    around = spec.zero_pad(tuple((p, p) for p in spec.padding)) if padded else NamedModules()
+    return nn.Sequential(NamedModules([*point.items(), *around.items(), *layers.items(), ("bn", spec.norm(width))]))
 
 
 def _sequence(spec: ConvSpec, width: int | None) -> nn.Sequential:
@@ -105,7 +105,7 @@ def _sequence(spec: ConvSpec, width: int | None) -> nn.Sequential:
             f"`internal_channels` must be a multiple of `in_channels`, got internal_channels={width}, "
             f"in_channels={spec.in_channels}"
         )
-    layers = Layers(identity_1x1=IdentityConv(spec, width))
+    layers = NamedModules(identity_1x1=IdentityConv(spec, width))
     layers["conv_kxk"] = spec.conv(width, spec.out_channels, spec.kernel, spec.padding)
     layers["bn"] = spec.norm(spec.out_channels)
     return nn.Sequential(layers)
@@ -119,7 +119,7 @@ def _separable(spec: ConvSpec) -> nn.Sequential:
         device=spec.device, dtype=spec.dtype,
     )  # fmt: skip
     point = spec.conv(width, spec.out_channels, one, strided=False)
-    return nn.Sequential(Layers(depthwise=depthwise, pointwise=point, bn=spec.norm(spec.out_channels)))
+    return nn.Sequential(NamedModules(depthwise=depthwise, pointwise=point, bn=spec.norm(spec.out_channels)))
 
 
 def frequencies(channels: int, kernel: tuple[int, ...]) -> Tensor:
@@ -144,7 +144,7 @@ def frequencies(channels: int, kernel: tuple[int, ...]) -> Tensor:
 def _start(block: OREPA, init: float | str | None) -> None:
     for name in block.branch_names:
         branch = block.get_submodule(name)
-        kept = init == "identity" and name == block.main
+        kept = init == "identity" and name == block.main_branch
         for layer in branch.modules():
             if type(layer) in CONV_LAYERS.values() and not kept:
                 nn.init.kaiming_uniform_(cast(Any, layer).weight)

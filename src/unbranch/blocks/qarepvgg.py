@@ -34,7 +34,7 @@ class QARepVGG(BranchedConv):
     torch.Size([1, 8, 6, 7])
     """
 
-    main = "conv_kxk"
+    main_branch = "conv_kxk"
 
     def make_branches(self, spec: ConvSpec) -> dict[str, nn.Module]:
         shortcut = {"identity": spec.identity()} if spec.keeps_shape else {}

@@ -47,7 +47,7 @@ class LargeKernel(BranchedConv):
     torch.Size([1, 8, 6, 7])
     """
 
-    main = "large"
+    main_branch = "large"
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0,

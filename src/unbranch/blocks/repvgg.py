@@ -47,7 +47,7 @@ class RepVGG(BranchedConv):
     torch.Size([1, 8, 6, 7])
     """
 
-    main = "conv_kxk"
+    main_branch = "conv_kxk"
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1, padding: Size | str = 0,

@@ -1,4 +1,4 @@
-"""The convolution that a block stands in for, and the branches that fit into its frame."""
+"""The convolution that a block replaces, as a factory of branches that are aligned with its kernel."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from unbranch.blocks.layers import Scale
 from unbranch.blocks.parts import Device, DilatedAvgPool, Size
+from unbranch.deprecation import renamed_names
 from unbranch.errors import InputError
 from unbranch.grids import (
     AVG_POOL_LAYERS,
@@ -25,14 +26,15 @@ from unbranch.grids import (
     same_padding,
 )
 
-Layers: TypeAlias = OrderedDict[str, nn.Module]
+NamedModules: TypeAlias = OrderedDict[str, nn.Module]
+"""Layers by name, as nn.Sequential takes them."""
 
 
 def resolve_padding(padding: Size | str, kernel: Ints, stride: Ints, dilation: Ints) -> Amounts:
     """Return the padding before and after on each axis, with ``"valid"`` and ``"same"`` turned into numbers.
 
     Raises:
-        InputError: for another word, and for "same" with a stride.
+        InputError: for another string; for "same" with a stride other than 1.
     """
     if not isinstance(padding, str):
         return tuple((p, p) for p in per_axis(padding, len(kernel), "padding", 0))
@@ -46,19 +48,26 @@ def resolve_padding(padding: Size | str, kernel: Ints, stride: Ints, dilation: I
 
 
 def centre(length: int) -> int:
-    """The middle tap; an even kernel has none, and its tap ``(length - 1) // 2`` is taken."""
+    """Return the index of the centre tap, ``(length - 1) // 2``, also for an even kernel."""
     return (length - 1) // 2
 
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """A convolution, and what the batch norms of its branches have in common; ``online`` makes scales of them.
+    """A convolution, and the settings of the batch norms of its branches.
 
-    A branch of any kernel shape is put where the whole kernel has its centre: it sees the input padded or cropped
-    so that its centre tap sees what the centre tap of the whole kernel sees.
+    Its methods make branches with kernels of any smaller shape, aligned with the centre of the full kernel: the input
+    of a branch is padded or cropped so that both centre taps read the same positions.
+
+    Args:
+        in_channels, out_channels, stride, padding, dilation, groups: of the convolution.
+        kernel: its kernel size.
+        affine, eps, momentum: of the batch norms.
+        device, dtype: of the parameters.
+        online: make scales in place of batch norms.
 
     Raises:
-        InputError: if channels or groups don't fit.
+        InputError: if a number of channels or groups is below 1, or the groups don't divide the channels.
     """
 
     in_channels: int
@@ -95,16 +104,16 @@ class ConvSpec:
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether input and output have the same channels and step."""
+        """Whether input and output have the same channels, and the stride is 1."""
         return self.in_channels == self.out_channels and all(s == 1 for s in self.stride)
 
     def padded_by(self, mode: str, amounts: Amounts) -> tuple[nn.Module | None, ConvSpec]:
-        """Return a module that pads the input once for all branches, if any, and the convolution left to do.
+        """Return a module that pads the input of all branches, or None, and the convolution that follows it.
 
-        Padding by as many zeros before as after is left to the convolution.
+        Symmetric zero padding is part of the convolution.
 
         Raises:
-            InputError: if there is no such mode.
+            InputError: for an unknown mode.
         """
         if mode not in PAD_LAYERS:
             raise InputError(f"`padding_mode` must be one of {', '.join(PAD_LAYERS)}, got {mode!r}")
@@ -115,15 +124,17 @@ class ConvSpec:
         return PAD_LAYERS[mode][self.ndim](last_axis_first(amounts)), self
 
     def frames(self, shape: Ints, step: int = 1) -> Amounts:
-        """Padding with which a kernel of this shape has its centre where the whole kernel has it.
+        """Return the padding that aligns a kernel of this shape with the centre of the full kernel.
 
-        ``step`` is the distance of its taps in taps of the whole kernel.
+        Args:
+            shape: kernel size of the branch.
+            step: distance of its taps, in taps of the full kernel.
 
         Raises:
-            InputError: if the shape doesn't fit into the kernel.
+            InputError: if the branch's kernel isn't inside the full kernel.
         """
         if len(shape) != self.ndim or any(step * (s - 1) >= k for s, k in zip(shape, self.kernel, strict=True)):
-            stepped = f", {step} taps apart," if step > 1 else ""
+            stepped = f" and taps {step} apart" if step > 1 else ""
             raise InputError(f"a branch with kernel {shape}{stepped} doesn't fit into kernel {self.kernel}")
         frames = []
         for short, long, p, d in zip(shape, self.kernel, self.padding, self.dilation, strict=True):
@@ -137,22 +148,27 @@ class ConvSpec:
     # --- layers
 
     def norm(self, channels: int) -> nn.Module:
-        """A batch norm, or a scale where the block is trained online."""
+        """Return a batch norm, or a scale for an online block."""
         if self.online:
             return Scale(channels, self.ndim, self.device, self.dtype)
         return NORM_LAYERS[self.ndim](
             channels, self.eps, self.momentum, self.affine, device=self.device, dtype=self.dtype
         )  # fmt: skip
 
-    def zero_pad(self, frames: Amounts) -> Layers:
-        """A layer that pads and crops, where that is needed."""
+    def zero_pad(self, frames: Amounts) -> NamedModules:
+        """Return a layer ``crop`` that pads and crops, or nothing if there is nothing to pad."""
         pad = PAD_LAYERS["zeros"][self.ndim](last_axis_first(frames))
         return OrderedDict(crop=pad) if any(any(frame) for frame in frames) else OrderedDict()
 
     def conv(
         self, in_channels: int, out_channels: int, shape: Ints, padding: Ints | None = None, strided: bool = True
     ) -> nn.Module:
-        """A bias-free convolution of another shape, with the same groups; unstrided ones aren't dilated either."""
+        """Return a bias-free convolution with the same groups.
+
+        Args:
+            in_channels, out_channels, shape, padding: of the convolution.
+            strided: whether it has the stride and dilation of the full convolution, else both are 1.
+        """
         one = (1,) * self.ndim
         return CONV_LAYERS[self.ndim](
             in_channels, out_channels, shape, self.stride if strided else one, padding or (0,) * self.ndim,
@@ -162,26 +178,26 @@ class ConvSpec:
     # --- branches
 
     def conv_bn(self, shape: Ints | None = None, step: int = 1) -> nn.Sequential:
-        """``BN(conv(x))`` with a kernel of this shape, the whole one unless given, and of this step."""
+        """Return the branch ``BN(conv(x))``; arguments as for ``frames``, by default the full kernel."""
         branch = self.conv_alone(shape, step)
         branch.add_module("bn", self.norm(self.out_channels))
         return branch
 
     def conv_alone(self, shape: Ints | None = None, step: int = 1) -> nn.Sequential:
-        """``conv(x)`` without a norm."""
+        """Return the branch ``conv(x)`` without a norm; arguments as for ``conv_bn``."""
         shape = shape or self.kernel
         frames = self.frames(shape, step)
-        shared = tuple(max(min(frame), 0) for frame in frames)  # what a convolution can pad itself
+        shared = tuple(max(min(frame), 0) for frame in frames)  # symmetric: done by the convolution
         layers = self.zero_pad(tuple((low - s, high - s) for (low, high), s in zip(frames, shared, strict=True)))
         stepped = replace(self, dilation=tuple(step * d for d in self.dilation))
         layers["conv"] = stepped.conv(self.in_channels, self.out_channels, shape, shared)
         return nn.Sequential(layers)
 
     def identity(self) -> nn.Sequential:
-        """``x`` itself, as the centre tap sees it.
+        """Return the branch ``x``, padded or cropped to the size of the output.
 
         Raises:
-            InputError: if input and output differ in channels or step.
+            InputError: if input and output differ in channels, or the stride isn't 1.
         """
         if not self.keeps_shape:
             raise InputError(
@@ -191,13 +207,13 @@ class ConvSpec:
         return nn.Sequential(self.zero_pad(self.frames((1,) * self.ndim)))
 
     def identity_bn(self) -> nn.Sequential:
-        """``BN(x)``; raises as ``identity``."""
+        """Return the branch ``BN(x)``; raises as ``identity``."""
         branch = self.identity()
         branch.add_module("bn", self.norm(self.out_channels))
         return branch
 
-    def average(self, padding: Ints) -> Layers:
-        """The mean over the kernel's taps, zeros of the padding counted; nn.AvgPool where that can do it."""
+    def average(self, padding: Ints) -> NamedModules:
+        """Return layers that average over the kernel's taps, padding included; nn.AvgPoolNd if it supports this."""
         plain = all(d == 1 for d in self.dilation)
         if plain and all(2 * p <= k for p, k in zip(padding, self.kernel, strict=True)):
             return OrderedDict(pool=AVG_POOL_LAYERS[self.ndim](self.kernel, self.stride, padding))
@@ -208,3 +224,6 @@ class ConvSpec:
             else DilatedAvgPool(self.kernel, self.stride, self.dilation)
         )
         return layers
+
+
+__getattr__ = renamed_names(__name__, {"Layers": "NamedModules"})

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unbranch.convert.report import NetworkCost
 from unbranch.graph.copies import with_own_tensors
 from unbranch.graph.eval_view import eval_view
+from unbranch.grids import AVG_POOL_LAYERS, ndim_of
 
 _FREE = {
     "detach", "alias", "empty", "new_empty", "empty_strided", "lift_fresh", "_to_copy", "scalar_tensor", "sym_size",
@@ -96,6 +97,6 @@ def _kind(module: nn.Module) -> str | None:
         return "linear"
     if isinstance(module, _BatchNorm) or type(module).__name__.startswith("FrozenBatchNorm"):
         return "batch norm"
-    if isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
+    if ndim_of(module, AVG_POOL_LAYERS) is not None:
         return "average pool"
     return None

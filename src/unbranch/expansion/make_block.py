@@ -18,7 +18,7 @@ from unbranch.convert import equivalent_kernel
 from unbranch.convert.plan.emit import memory_format_of
 from unbranch.convert.rewrite.rewrite import with_rest
 from unbranch.errors import InputError
-from unbranch.grids import is_depthwise
+from unbranch.grids import NORM_LAYERS, is_depthwise
 from unbranch.rules import rule_of_module
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
@@ -99,7 +99,7 @@ def _online_block(
         raise InputError("it has a bias, and the kernel of a block that merges its branches online has none")
     if start is not None:
         initialise(block, "single")  # the factors of the added branches are 0
-    main: Any = block.get_submodule(block.main)
+    main: Any = block.get_submodule(block.main_branch)
     if main.conv.weight.shape != conv.weight.shape:
         raise InputError(f"the main branch of {type(block).__name__} has another kernel than the convolution")
     main.conv.weight = copy.deepcopy(conv.weight, memo)
@@ -111,7 +111,7 @@ def _online_block(
 
 
 def _fill_main_branch(block: BranchedConv, conv: Any, norm: nn.Module | None, memo: dict[int, Any]) -> None:
-    main: Any = block.get_submodule(block.main)
+    main: Any = block.get_submodule(block.main_branch)
     if main.conv.weight.shape != conv.weight.shape:
         raise InputError(f"the main branch of {type(block).__name__} has another kernel than the convolution")
     main.conv.weight = copy.deepcopy(conv.weight, memo)
@@ -123,9 +123,9 @@ def plain_norm(norm: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Return a copy of a norm without the activation that some norm classes apply."""
     if type(norm).__module__.startswith("torch.") or not isinstance(norm, _BatchNorm):
         return copy.deepcopy(norm, memo)
-    kinds = (nn.SyncBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    kinds: tuple[Any, ...] = (nn.SyncBatchNorm, *NORM_LAYERS.values())
     kind = next(k for k in kinds if isinstance(norm, k))
-    bare = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    bare: nn.Module = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     for name in (*norm._parameters, *norm._buffers):
         setattr(bare, name, copy.deepcopy(getattr(norm, name), memo))
     return bare
@@ -149,7 +149,7 @@ def _compensate(block: BranchedConv) -> None:
     Raises:
         InputError: if the norm of the main branch scales a channel by almost zero.
     """
-    main: Any = block.get_submodule(block.main)
+    main: Any = block.get_submodule(block.main_branch)
     weight, bias, norm = main.conv.weight, main.conv.bias, main.bn
     main.conv.weight, main.conv.bias, main.bn = nn.Parameter(torch.zeros_like(weight)), None, nn.Identity()
     kernel, shift = equivalent_kernel(block)

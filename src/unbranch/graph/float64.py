@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from unbranch.algebra.evaluate import convolve
 from unbranch.graph.isolated import Isolated, mapped
+from unbranch.grids import CONV_FUNCTIONS, as_tuple, last_axis_first
 
-_CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
+_CONVOLUTIONS = set(CONV_FUNCTIONS.values())
 _READING = _CONVOLUTIONS | {F.linear}
 _LAYERS = {  # names of functions that sum many products, and therefore round
     "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
@@ -188,8 +189,8 @@ def _convolution(
     n = weight.dim() - 2
     if groups == 1 or isinstance(padding, str) or input.dim() != n + 2 or weight.is_complex():
         return func(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
-    amounts = [p for pad in reversed(sequence(padding, n)) for p in (pad, pad)]
-    return convolve(F.pad(input, amounts), weight, bias, sequence(stride, n), sequence(dilation, n), groups)
+    amounts = last_axis_first((p, p) for p in as_tuple(padding, n))
+    return convolve(F.pad(input, amounts), weight, bias, as_tuple(stride, n), as_tuple(dilation, n), groups)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -230,10 +231,3 @@ def _draws(name: str) -> bool:
     if packet is None:
         return False
     return any(torch.Tag.nondeterministic_seeded in getattr(packet, o).tags for o in packet.overloads())
-
-
-def sequence(value: Any, ndim: int) -> tuple[int, ...]:
-    """Return one integer for each grid dimension, from any form that PyTorch's arguments allow."""
-    if isinstance(value, int):
-        return (value,) * ndim
-    return tuple(value) * (ndim if len(value) == 1 else 1)

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
+from unbranch.grids import CONV_FUNCTIONS
+
 
 class ShapeMode(Protocol):
     """A mode in which tensors have shapes and no data: ``MetaMode``, or PyTorch's ``FakeTensorMode``."""
@@ -59,7 +61,7 @@ def _fit(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return fits and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype))
 
 
-_CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
+_CONVOLUTIONS = set(CONV_FUNCTIONS.values())
 
 
 def _convolved(

@@ -5,6 +5,7 @@ Names are those of functions and of tensor methods alike: ``torch.narrow`` and `
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ AUGMENTED_ASSIGNMENTS = frozenset(
 """Functions of ``operator`` for ``+=`` and the like, which write to their first argument."""
 ITEM_ASSIGNMENTS = frozenset({"setitem", "__setitem__"})
 
+ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 CONCATENATIONS = frozenset({torch.cat, torch.concat, torch.concatenate})
 SPLITS = frozenset({torch.split, torch.chunk, "split", "chunk"})
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unbranch.errors import NotAffineError
+from unbranch.grids import first_axis_first
 from unbranch.rules.registry import register_rule
 from unbranch.rules.value import Affine
 
@@ -59,6 +60,6 @@ def _overwritten(x: Affine, margins: Sequence[int], value: Tensor | float) -> Af
 
 def _sides(pad: Sequence[int], ndim: int) -> tuple[list[int], list[int]]:
     """Before and after each axis of the grid, from the order of ``F.pad``."""
-    pairs = [tuple(pad[j : j + 2]) for j in range(0, len(pad), 2)]
-    pairs = (pairs + [(0, 0)] * (ndim - len(pairs)))[::-1]
+    pairs = first_axis_first(pad)
+    pairs = ((0, 0),) * (ndim - len(pairs)) + pairs
     return [lo for lo, _ in pairs], [hi for _, hi in pairs]

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from unbranch.algebra import batch_norm_scale_shift, convolution, identity, transposed_convolution
 from unbranch.errors import InexactError, NotAffineError
-from unbranch.graph.float64 import sequence
-from unbranch.rules.layers import padded, padding_of, pooled
+from unbranch.grids import CONV_FUNCTIONS, as_tuple, padding_amounts
+from unbranch.rules.layers import padded, pooled
 from unbranch.rules.registry import register_method, register_rule
 from unbranch.rules.value import Affine, TupleValue
 
@@ -102,9 +102,9 @@ def _convolution(
 ) -> Affine:  # fmt: skip
     _constant(x, weight, bias)
     n = weight.dim() - 2
-    spread, size = sequence(dilation, n), tuple(weight.shape[2:])
-    lo, hi = padding_of(padding, spread, size)
-    return x.then(convolution(weight, bias, sequence(stride, n), lo, spread, groups, padding_after=hi))
+    spread, size = as_tuple(dilation, n), tuple(weight.shape[2:])
+    lo, hi = padding_amounts(padding, spread, size)
+    return x.then(convolution(weight, bias, as_tuple(stride, n), lo, spread, groups, padding_after=hi))
 
 
 def _transposed(
@@ -113,7 +113,7 @@ def _transposed(
 ) -> Affine:  # fmt: skip
     _constant(x, weight, bias)
     n = weight.dim() - 2
-    stride, padding, output_padding, dilation = (sequence(v, n) for v in (stride, padding, output_padding, dilation))
+    stride, padding, output_padding, dilation = (as_tuple(v, n) for v in (stride, padding, output_padding, dilation))
     return x.then(transposed_convolution(weight, bias, stride, padding, output_padding, groups, dilation))
 
 
@@ -138,7 +138,7 @@ def _batch_norm(
     return x.scaled(*batch_norm_scale_shift(running_mean, running_var, weight, bias, eps, dtype=x.dtype))
 
 
-register_rule(F.conv1d, F.conv2d, F.conv3d, kind="linear", arranged=True)(_convolution)
+register_rule(*CONV_FUNCTIONS.values(), kind="linear", arranged=True)(_convolution)
 register_rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, kind="linear")(_transposed)
 register_rule(F.linear, kind="linear", arranged=True)(_linear)
 register_rule(F.batch_norm, arranged=True)(_batch_norm)

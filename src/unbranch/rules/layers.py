@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from unbranch.algebra import average_pool, batch_norm_scale_shift, convolution, transposed_convolution
 from unbranch.errors import InexactError
-from unbranch.graph.float64 import Float64, sequence
+from unbranch.graph.float64 import Float64
+from unbranch.grids import (
+    AVG_POOL_LAYERS,
+    CONV_LAYERS,
+    NORM_LAYERS,
+    PAD_LAYERS,
+    TRANSPOSED_CONV_LAYERS,
+    as_tuple,
+    first_axis_first,
+    ndim_of,
+    padding_amounts,
+)
 from unbranch.rules.registry import LayerInput, register_rule
 from unbranch.rules.value import Affine
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORM_NDIM = {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 
 
 def weight_of(module: Any) -> Tensor:
@@ -40,31 +47,16 @@ def _conv_input(module: Any) -> LayerInput:
     return LayerInput(module.in_channels, len(module.kernel_size))
 
 
-@register_rule(*_CONVOLUTIONS, kind="linear", layer_input=_conv_input, arranged=True)
+@register_rule(*CONV_LAYERS.values(), kind="linear", layer_input=_conv_input, arranged=True)
 def _convolution(module: Any, x: Affine) -> Affine:
-    lo, hi = padding_of(module.padding, module.dilation, module.kernel_size)
+    lo, hi = padding_amounts(module.padding, module.dilation, module.kernel_size)
     return x.then(
         convolution(weight_of(module), module.bias, module.stride, lo, module.dilation, module.groups,
                     padding_after=hi, padding_mode=module.padding_mode)
     )  # fmt: skip
 
 
-def padding_of(
-    padding: str | int | Sequence[int], dilation: Sequence[int], size: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Padding before and after; PyTorch's "same" puts the odd point after."""
-    if padding == "valid":
-        padding = 0
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
-        return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
-    both = (padding,) * len(size) if isinstance(padding, int) else tuple(int(p) for p in padding)
-    if len(both) != len(size):
-        both = both * len(size)
-    return both, both
-
-
-@register_rule(*_TRANSPOSED, kind="linear", layer_input=_conv_input)
+@register_rule(*TRANSPOSED_CONV_LAYERS.values(), kind="linear", layer_input=_conv_input)
 def _transposed(module: Any, x: Affine) -> Affine:
     return x.then(
         transposed_convolution(weight_of(module), module.bias, module.stride, module.padding,
@@ -78,11 +70,11 @@ def _linear(module: Any, x: Affine) -> Affine:
 
 
 def _norm_input(module: Any) -> LayerInput:
-    ndim = next((n for base, n in _NORM_NDIM.items() if isinstance(module, base)), 0)
-    return LayerInput(module.num_features, ndim)
+    ndim = ndim_of(module, NORM_LAYERS)
+    return LayerInput(module.num_features, 0 if ndim in (None, 1) else ndim)  # nn.BatchNorm1d also takes (B, C)
 
 
-@register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, layer_input=_norm_input, arranged=True)
+@register_rule(*NORM_LAYERS.values(), nn.SyncBatchNorm, layer_input=_norm_input, arranged=True)
 def batch_norm(module: Any, x: Affine) -> Affine:
     """Also the rule of every layer with a batch norm's attributes."""
     if module.running_mean is None or module.running_var is None:
@@ -93,11 +85,9 @@ def batch_norm(module: Any, x: Affine) -> Affine:
     return x.scaled(*batch_norm_scale_shift(m.running_mean, m.running_var, m.weight, m.bias, m.eps, dtype=x.dtype))
 
 
-@register_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+@register_rule(*AVG_POOL_LAYERS.values())
 def _average_pool(module: Any, x: Affine) -> Affine:
-    ndim = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[
-        next(t for t in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d) if isinstance(module, t))
-    ]
+    ndim = cast(int, ndim_of(module, AVG_POOL_LAYERS))
     return pooled(
         x, ndim, module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad,
         getattr(module, "divisor_override", None),
@@ -115,8 +105,8 @@ def pooled(
     divisor: int | None = None,
 ) -> Affine:
     """Average pooling, where it is a convolution."""
-    size, padding = sequence(size, ndim), sequence(padding, ndim)
-    stride = size if stride is None or stride == [] else sequence(stride, ndim)
+    size, padding = as_tuple(size, ndim), as_tuple(padding, ndim)
+    stride = size if stride is None or stride == [] else as_tuple(stride, ndim)
     if ceil_mode:
         raise InexactError("an average pool with ceil_mode=True averages over fewer points at the edge")
     if any(padding) and not count_include_pad and divisor is None:
@@ -132,29 +122,22 @@ def _identity(_module: Any, x: Affine) -> Affine:
     return x
 
 
-_PADS = {
-    "zeros": (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
-    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
-}
-
-
 def padded(x: Affine, amounts: Sequence[int], padding_mode: str = "zeros", value: float = 0.0) -> Affine:
     """Return the value padded by ``F.pad``'s list of amounts, last dimension first."""
-    pairs = list(zip(amounts[::2], amounts[1::2], strict=True))[::-1]
+    pairs = first_axis_first(amounts)
     if x.channel_axis == -1 or any(not isinstance(a, int) for a in amounts):
         raise InexactError("padding of another axis, or by an amount that depends on the input")
     ndim = max(x.ndim, len(pairs))
     if x.ndim and len(pairs) > x.ndim:
         raise InexactError("padding of the channel axis")
-    pairs = [(0, 0)] * (ndim - len(pairs)) + pairs
+    pairs = ((0, 0),) * (ndim - len(pairs)) + pairs
     return x.padded([a for a, _ in pairs], [b for _, b in pairs], float(value), padding_mode)
 
 
-for _mode, _classes in _PADS.items():
+for _mode, _layers in PAD_LAYERS.items():
+    _constant = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d) if _mode == "zeros" else ()
 
-    @register_rule(*_classes)
+    @register_rule(*_layers.values(), *_constant)
     def _pad(module: Any, x: Affine, padding_mode: str = _mode) -> Affine:
         return padded(x, tuple(module.padding), padding_mode, float(getattr(module, "value", 0.0)))
 

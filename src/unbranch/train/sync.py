@@ -12,8 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbranch.errors import InputError
 from unbranch.extras import library
-
-PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+from unbranch.grids import NORM_LAYERS
 
 
 class SyncNorm(_BatchNorm):
@@ -71,7 +70,7 @@ def synchronise_norms(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _synchronised(norm: _BatchNorm) -> nn.Module:
-    if type(norm) not in PLAIN:
+    if type(norm) not in NORM_LAYERS.values():
         raise InputError(f"{type(norm).__name__} can't be synchronised over processes: set training.sync_norm=false")
     made = SyncNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     made._parameters, made._buffers = norm._parameters, norm._buffers

@@ -44,7 +44,7 @@ def is_pair(module: nn.Module) -> bool:
 def merged_layer(module: nn.Module) -> tuple[str, Tensor | None]:
     """Return what a module collapses to, if it is one layer: its canonical name and the kernel, whose shape counts."""
     if isinstance(module, BranchedConv):
-        return "merged", module.get_submodule(module.main).get_submodule("conv").weight  # type: ignore[return-value]
+        return "merged", module.get_submodule(module.main_branch).get_submodule("conv").weight  # type: ignore[return-value]
     if isinstance(module, WindowPerceptron):
         return "fc", module.fc.weight
     if is_pair(module):
@@ -146,7 +146,7 @@ def _layer_at(modules: Mapping[str, nn.Module], path: str) -> tuple[str, Any]:
         where = where.rpartition(".")[0]
     found = modules[where]
     if isinstance(found, BranchedConv):  # of one branch, which could be merged where it is
-        where, found = key_of(where, found.main), found.get_submodule(found.main)
+        where, found = key_of(where, found.main_branch), found.get_submodule(found.main_branch)
     own = getattr(found, "conv", None)
     if isinstance(own, _ConvNd):
         return key_of(where, "conv"), own

@@ -80,13 +80,13 @@ def _branch_state(path: str, block: BranchedConv, state: State) -> State:
     kernel, bias = state[key_of(path, "merged.weight")].double(), state.get(key_of(path, "merged.bias"))
     trial: Any = copy.deepcopy(block).to(kernel.device).double().eval()
     trial.post = None
-    main = trial.get_submodule(trial.main)
+    main = trial.get_submodule(trial.main_branch)
     if kernel.is_meta or main.conv.weight.shape != kernel.shape:
-        return {**trial.state_dict(), f"{trial.main}.conv.weight": kernel}
+        return {**trial.state_dict(), f"{trial.main_branch}.conv.weight": kernel}
     for norm in (m for m in trial.modules() if isinstance(m, _BatchNorm)):
         norm.load_state_dict(identity_norm_state(norm))
     for name in trial.branch_names:
-        if name != trial.main:
+        if name != trial.main_branch:
             _switch_off(trial.get_submodule(name))
     main.conv.weight.zero_()
     others, shift = equivalent_kernel(trial)

@@ -85,7 +85,7 @@ def _merge_first_block(state: Mapping[str, Tensor], model: nn.Module, shapes: Sh
     path, block = _first_block(model)
     if block is None:
         return unchanged
-    main = key_of(path, f"{block.main}.conv.weight")
+    main = key_of(path, f"{block.main_branch}.conv.weight")
     if not _is_adaptable(main, state, shapes, channels):
         return unchanged
     inner = {key.removeprefix(f"{path}."): value for key, value in state.items() if key.startswith(f"{path}.")}

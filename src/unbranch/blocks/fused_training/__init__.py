@@ -1,4 +1,4 @@
-"""Branches that are computed together in training: the same outputs and gradients from fewer convolutions."""
+"""The sum of branches in training, computed with fewer convolutions."""
 
 from unbranch.blocks.fused_training.branches import fused_sum
 

@@ -1,9 +1,9 @@
-"""Mean and covariance of channels, and the batch norm of what a pointwise convolution would make of them.
+"""Mean and covariance of channels, and the batch norm after a pointwise convolution as an affine map.
 
     mean(W * x) = W · mean(x)        var(W * x) = diag(W · cov(x) · Wᵀ)        for a 1×1 convolution W
 
-So ``BN(W * x)`` is ``(a·W) * x + b`` with a and b known before W * x is: the batch norm in training is linear once
-its statistics are, and merges as it does in evaluation.
+So ``BN(W * x)`` is ``(a·W) * x + b``, where a and b follow from the statistics of x without computing W * x. Given
+these, a batch norm in training folds into the convolution as it does in evaluation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unbranch.grids import CONV_FUNCTIONS
 
 
 def per_channel(vector: Tensor, rank: int) -> Tensor:
-    """``(C,)`` as ``(1, C, 1…)`` of a rank."""
+    """Reshape ``(C,)`` to ``(1, C, 1…)`` with ``rank`` axes."""
     return vector.view(1, -1, *(1,) * (rank - 2))
 
 
@@ -29,7 +29,10 @@ class Moments(NamedTuple):
 
 
 def moments(x: Tensor, groups: int) -> Moments:
-    """Over the batch and the grid, biased, at least in float32; only ``x`` is kept for the gradient."""
+    """Return the moments of ``x`` ``(B, C, *size)`` over batch and grid, biased, in float32 or float64.
+
+    Only ``x`` and the mean are saved for the backward pass.
+    """
     return Moments(*_Moments.apply(x, groups))
 
 
@@ -56,7 +59,7 @@ class _Moments(torch.autograd.Function):
 
 
 def _products(centred: Tensor, groups: int) -> Tensor:
-    """``Σ xᵢ·xⱼ`` over batch and grid, ``(B, C, *size)`` to ``(groups, c, c)``, without moving the channels."""
+    """Return ``Σ xᵢ·xⱼ`` over batch and grid, ``(B, C, *size)`` to ``(groups, c, c)``, without a transposed copy."""
     batch, width = centred.shape[0], centred.shape[1] // groups
     if width == 1:
         return centred.square().sum((0, *range(2, centred.dim()))).view(groups, 1, 1)
@@ -67,11 +70,16 @@ def _products(centred: Tensor, groups: int) -> Tensor:
     return torch.bmm(rows, rows.mT).view(batch, groups, width, width).sum(0)
 
 
-def norm_behind(norm: nn.Module, weight: Tensor | None, x: Moments, count: int) -> tuple[Tensor, Tensor]:
-    """The kernel ``a·W`` ``(O, C/groups)`` and the shift ``b`` ``(O,)`` of ``BN(W * x)`` in training.
+def fold_norm(norm: nn.Module, weight: Tensor | None, x: Moments, count: int) -> tuple[Tensor, Tensor]:
+    """Return the kernel ``a·W`` ``(O, C/groups)`` and the shift ``b`` ``(O,)`` of ``BN(W * x)`` in training.
 
-    ``weight`` is ``(O, C/groups, 1…)``, the identity unless given; ``count`` is the number of positions in the batch.
-    Running statistics are updated as by the norm's own forward.
+    Updates the running statistics as the norm's forward would.
+
+    Args:
+        norm: the batch norm.
+        weight: W, ``(O, C/groups, 1…)``; None for the identity.
+        x: moments of the input of W.
+        count: number of positions in the batch.
     """
     bn = cast(nn.BatchNorm2d, norm)
     groups, width, _ = x.covariance.shape
@@ -81,9 +89,7 @@ def norm_behind(norm: nn.Module, weight: Tensor | None, x: Moments, count: int) 
         rows = weight.reshape(groups, -1, width).to(x.mean.dtype)  # (g, O/g, c)
     gamma = x.mean.new_ones(bn.num_features) if bn.weight is None else bn.weight.to(x.mean.dtype)
     beta = x.mean.new_zeros(bn.num_features) if bn.bias is None else bn.bias.to(x.mean.dtype)
-    kernel, shift, mean, variance = _NormBehind.apply(
-        rows, gamma, beta, x.mean.view(groups, width), x.covariance, bn.eps
-    )
+    kernel, shift, mean, variance = _FoldNorm.apply(rows, gamma, beta, x.mean.view(groups, width), x.covariance, bn.eps)
     with torch.no_grad():
         momentum = cast(float, bn.momentum)
         _update(cast(Tensor, bn.running_mean), mean, momentum)
@@ -92,8 +98,8 @@ def norm_behind(norm: nn.Module, weight: Tensor | None, x: Moments, count: int) 
     return kernel.reshape(-1, width), shift
 
 
-class _NormBehind(torch.autograd.Function):
-    """One step where automatic differentiation would take forty of a few numbers each.
+class _FoldNorm(torch.autograd.Function):
+    """The fold with its gradient written out, where autograd would run forty small operations.
 
     μ = W·m    v = diag(W·S·Wᵀ)    r = 1/√(v + ε)    a = γ·r    kernel = a·W    shift = β − a·μ
     """
@@ -124,9 +130,9 @@ class _NormBehind(torch.autograd.Function):
 
 
 def _statistics(rows: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``W·m`` and ``diag(W·S·Wᵀ)``, each ``(g, O/g)``, and ``W·S`` ``(g, O/g, c)``."""
+    """Return ``W·m`` and ``diag(W·S·Wᵀ)``, each ``(g, O/g)``, and ``W·S`` ``(g, O/g, c)``."""
     spread = rows @ covariance
-    variance = (spread * rows).sum(2).clamp_min(0)  # rounding could go below
+    variance = (spread * rows).sum(2).clamp_min(0)  # rounding can make it negative
     return (rows @ mean.unsqueeze(2)).squeeze(2), variance, spread
 
 

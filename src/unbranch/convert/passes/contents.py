@@ -17,6 +17,7 @@ from unbranch.convert.passes.canvas import Canvas, Write
 from unbranch.convert.passes.constants import Constants
 from unbranch.convert.trace.trace import Trace
 from unbranch.graph.operations import EXPANSIONS, named_arguments, operation_name
+from unbranch.grids import last_axis_first
 from unbranch.rules.borders import bordered, overwritten
 
 UNFILLED = {"empty", "empty_like", "new_empty"}
@@ -92,7 +93,7 @@ class CanvasContents:
         first = constants[0]
         if not all(torch.allclose(c.numbers, first.numbers, rtol=1e-12, atol=0) for c in (*constants, *more)):
             return None
-        pads = tuple(p for pair in reversed(margins) for p in pair)
+        pads = last_axis_first(margins)
         if inner is self._base:
             return Padded(inner, pads, first.value, overwrites=True)
         fits = self._pads == margins or any(w.value is inner and self._fits(w) for w in self._canvas.writes)

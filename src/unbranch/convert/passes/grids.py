@@ -10,15 +10,15 @@ from __future__ import annotations
 import operator
 from math import prod
 
-import torch
 from torch import fx
 
 from unbranch.convert.passes.inplace import changed_in_place, is_view
 from unbranch.convert.passes.rearrange import shapes_of
 from unbranch.convert.trace.trace import Trace, call_of
+from unbranch.graph.operations import ADDITIONS
+from unbranch.rules import RESHAPES
 
-_RESHAPES = {"reshape", "view", torch.reshape}
-_ADDS = {operator.add, operator.iadd, torch.add, "add"}
+_ADDITIONS = ADDITIONS - {"add_"}
 
 
 def share_grids(trace: Trace) -> None:
@@ -46,7 +46,7 @@ def _written(trace: Trace) -> set[fx.Node]:
 
 
 def _is_reshape(node: fx.Node, source: fx.Node | None = None) -> bool:
-    known = node.target in _RESHAPES and len(node.args) > 1 and not node.kwargs and isinstance(node.args[0], fx.Node)
+    known = node.target in RESHAPES and len(node.args) > 1 and not node.kwargs and isinstance(node.args[0], fx.Node)
     return known and (source is None or node.args[0] is source)
 
 
@@ -83,7 +83,7 @@ def _shared(trace: Trace, source: fx.Node) -> bool:
 
 def _added_before(trace: Trace, node: fx.Node) -> bool:
     """Add what two reshapes are given instead of what they give."""
-    if node.target not in _ADDS or len(node.args) != 2 or node.kwargs:
+    if node.target not in _ADDITIONS or len(node.args) != 2 or node.kwargs:
         return False
     first, second = node.args
     if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or first is second:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from unbranch.convert.passes.inplace import changed_in_place
 from unbranch.convert.trace.trace import Trace, call_of
-
-_ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+from unbranch.graph.operations import ADDITIONS
 
 
 def order_sums(trace: Trace) -> None:
@@ -30,7 +28,7 @@ def order_sums(trace: Trace) -> None:
 
 def _is_sum(trace: Trace, node: fx.Node) -> bool:
     """Whether a node adds two values."""
-    if node.target not in _ADDS or len(node.args) != 2 or node.kwargs:
+    if node.target not in ADDITIONS or len(node.args) != 2 or node.kwargs:
         return False
     if not all(isinstance(a, fx.Node) for a in node.args):
         return False
@@ -45,7 +43,7 @@ def _is_new(trace: Trace, node: fx.Node) -> bool:
         module = trace.layer_of(node)
         rule = trace.rule(node)
         return rule is not None and rule.kind != "view" and not getattr(module, "inplace", False)
-    return node.target in _ADDS
+    return node.target in ADDITIONS
 
 
 def _is_inner(trace: Trace, node: fx.Node) -> bool:

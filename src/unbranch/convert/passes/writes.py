@@ -26,9 +26,10 @@ from unbranch.graph.operations import (
     named_arguments,
     operation_name,
 )
+from unbranch.grids import CONV_FUNCTIONS
 from unbranch.rules import rule_of_module
 
-_KERNELS = {F.conv1d, F.conv2d, F.conv3d}
+_KERNELS = set(CONV_FUNCTIONS.values())
 _NEW_TENSORS = {"clone", *FILLED, *UNFILLED, *FULL}
 
 

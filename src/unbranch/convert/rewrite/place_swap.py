@@ -15,9 +15,10 @@ from unbranch.convert.rewrite.options import conflict_with_options
 from unbranch.convert.rewrite.placement import PlacementError, Swap, takes_one_argument
 from unbranch.convert.trace.trace import Call, Trace, call_of, forward_of
 from unbranch.graph.operations import named_arguments
+from unbranch.grids import CONV_FUNCTIONS
 from unbranch.rules.value import Affine
 
-_CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
+_CONVOLUTIONS = {*CONV_FUNCTIONS.values(), F.linear}
 
 
 def as_swap(interpretation: Interpretation, merge: Merge) -> Swap | None:
