@@ -1,4 +1,4 @@
-"""Docstrings as the site shows them."""
+"""Make docstrings render well on the site."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ DRAWING = re.compile(r"[│├└─►▲]")
 
 
 class Docstrings(griffe.Extension):
-    """Render sections called ``Example`` as code, and drawings as they are written."""
+    """Render examples as code, and drawings as they are written."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
-            obj.docstring.value = "\n\n".join(map(_indented, text.split("\n\n")))
+            obj.docstring.value = "\n\n".join(map(_as_code, text.split("\n\n")))
 
 
-def _indented(paragraph: str) -> str:
-    if not DRAWING.search(paragraph) or "`" in paragraph or paragraph.startswith(" "):
-        return paragraph
-    return "\n".join(f"    {line}" for line in paragraph.splitlines())
+def _as_code(paragraph: str) -> str:
+    """Mark a paragraph as code if it is a drawing or an example without a heading."""
+    if paragraph.startswith(">>>"):
+        return f"```pycon\n{paragraph}\n```"
+    if DRAWING.search(paragraph) and "`" not in paragraph and not paragraph.startswith(" "):
+        return "\n".join(f"    {line}" for line in paragraph.splitlines())
+    return paragraph
