@@ -404,15 +404,16 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 Made by `python -m benchmarks.atlas` with {versions}{missing}.
 
-Convolution and linear layers / batch norms before, after the library's own conversion (≠: its outputs are others than
-the network's, mostly fewer), and after Unbranch's; multiply-accumulates of a call; the largest error of the outputs in
-float64 at two sizes, – where the network doesn't take one; seconds of the conversion on one core of a busy machine, for
-comparison with each other; why something stays. Where an error is large, what another rounding of the layers, by 1e-14,
-does to the network itself stands beside it: a detector with random weights then selects other boxes, too.
+Each row has convolution and linear layers / batch norms: before, after the library's own conversion, and after
+Unbranch's. Then multiply-accumulates of one call; the largest error of the outputs in float64 at two sizes; seconds
+of the conversion on one core of a busy machine, comparable only with each other; and what is skipped, with the
+reason. ≠ means that the library's conversion changes the outputs, mostly by dropping some; – that the network doesn't
+accept this size. Where an error is large, the change that rounding the layers by 1e-14 causes in the original network
+is given beside it: a detector with random weights then selects other boxes, too.
 
 {_summary(rows)}
 
-| network | before | own | unbranch | 10⁹ MACs | errors | seconds | what stays |
+| network | before | own | unbranch | 10⁹ MACs | errors | seconds | skipped |
 | --- | --- | --- | --- | --- | --- | --- | --- |"""
     ]
     for row in rows:

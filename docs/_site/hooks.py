@@ -10,7 +10,8 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-WIDE = {"atlas.md", "benchmarks.md", "models.md"}  # pages of wide tables
+WIDE = {"atlas.md", "benchmarks.md", "models.md"}  # pages of wide tables of numbers
+UNBROKEN = "\n\n<style>.md-typeset td:not(:last-child) { white-space: nowrap; }</style>\n"
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -25,6 +26,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Let links to those files lead to the pages, and give wide tables the room of the table of contents."""
     if page.file.src_uri in WIDE:
         page.meta["hide"] = ["toc"]
+        markdown += UNBROKEN
     for name, target in OUTSIDE.items():
         markdown = markdown.replace(f"](../{name}", f"]({target}")
     return markdown
