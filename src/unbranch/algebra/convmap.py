@@ -29,7 +29,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 @dataclass(frozen=True, eq=False)
 class ConvMap(AffineMap):
-    """A frozen affine map with a kernel; the module's docstring has the formula.
+    """Immutable affine map with a kernel; the module's docstring has the formula.
 
     Args:
         weight: ``(O, I/groups, *k)``, any floating dtype.
@@ -188,7 +188,7 @@ class ConvMap(AffineMap):
         return self.weight.numel() + (0 if self.bias is None else self.out_channels)
 
     def meta(self) -> ConvMap:
-        """Return the same map without the kernel's values: enough to plan with."""
+        """Return the same map on the meta device."""
         return self if self.weight.is_meta else replace(self, weight=self.weight.to("meta"))
 
     def to(self, dtype: torch.dtype) -> ConvMap:
@@ -224,7 +224,7 @@ ConvMap.__init__ = renamed_arguments(  # type: ignore[method-assign]
 
 
 def on_grid(place: Iterable[int | slice]) -> tuple[Any, ...]:
-    """Return the index of that place on the grid, for a tensor with any dimensions before the grid."""
+    """Return the index of a place on the grid, for tensors with any dimensions before the grid."""
     return (..., *place)
 
 
