@@ -1,6 +1,6 @@
 """The laws of maps on a fixed grid, see ``laws``, and the conversion of convolutions to them.
 
-A grid has no border, and its maps are matrices, so that nothing but a wrong size is refused.
+Maps on a fixed grid are matrices, so the laws are exact for all maps of matching sizes.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class GridMap(AffineMap):
         grid_in, grid_out: sizes of the grids.
 
     Raises:
-        InputError: if the shapes don't fit together.
+        InputError: if the shapes are inconsistent.
     """
 
     matrix: Tensor

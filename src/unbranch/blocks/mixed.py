@@ -1,18 +1,20 @@
 """Mixed, a block whose branches are given by name and may come from several papers.
 
-y = Σ branch(x)        deploys as   K×K * x + b
+Branches that are convolutions aligned with the full kernel can be merged with each other, whatever their origin.
 
-name          branch                     from
-kxk           BN(K×K * x)                all
-1x1           BN(1×1 * x)                RepVGG, DBB
-identity      BN(x)                      RepVGG, RepGhost
-skip          x                          RepGhost (repid)
-depth         BN(K×1×1 * x)              ACB in 3-D
-vertical      BN(K×1 * x)                ACB
-horizontal    BN(1×K * x)                ACB
-average       BN(AVG(BNᵖ(1×1 * x)))      DBB
-1x1_kxk       BN(K×K * BNᵖ(1×1 * x))     DBB
-small         BN(5×5 * x)                RepLKNet
+    y = Σ branch(x)        deploys as   K×K * x + b
+
+    name          branch                     from
+    kxk           BN(K×K * x)                all
+    1x1           BN(1×1 * x)                RepVGG, DBB
+    identity      BN(x)                      RepVGG, RepGhost
+    skip          x                          RepGhost (repid)
+    depth         BN(K×1×1 * x)              ACB in 3-D
+    vertical      BN(K×1 * x)                ACB
+    horizontal    BN(1×K * x)                ACB
+    average       BN(AVG(BNᵖ(1×1 * x)))      DBB
+    1x1_kxk       BN(K×K * BNᵖ(1×1 * x))     DBB
+    small         BN(5×5 * x)                RepLKNet
 """
 
 from __future__ import annotations
