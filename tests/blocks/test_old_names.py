@@ -64,6 +64,12 @@ def test_main_set_on_a_block_is_its_main_branch() -> None:
         assert Old(4, 4, 3).main_branch == "whole"
 
 
+def test_old_name_does_not_warn_those_who_list_attributes() -> None:
+    block = DBB(4, 4, 3)
+    assert all(hasattr(block, name) for name in dir(block))
+    assert "main_branch" in dir(block)
+
+
 def test_main_of_a_block_reads_its_main_branch() -> None:
     with pytest.warns(DeprecationWarning, match=r"`BranchedConv\.main` is deprecated, use `main_branch`") as caught:
         assert DBB(4, 4, 3).main == "conv_kxk"

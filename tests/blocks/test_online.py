@@ -159,11 +159,11 @@ def test_branch_without_a_kernel_in_the_frame_is_refused(branch: Any) -> None:
 
 
 def test_options_that_contradict_are_refused() -> None:
-    with pytest.raises(ub.InputError, match="drop_path leaves out branches"):
+    with pytest.raises(ub.InputError, match="`drop_path` must be 0 with online=True"):
         RepVGG(8, 8, 3, padding=1, drop_path=0.1, online=True)
-    with pytest.raises(ub.InputError, match="OREPA is trained online"):
+    with pytest.raises(ub.InputError, match="`online` must be True for OREPA"):
         OREPA(8, 8, 3, padding=1, online=False)
-    with pytest.raises(ub.InputError, match="only a block made with online=True"):
+    with pytest.raises(ub.InputError, match="needs a block with online=True"):
         DBB(8, 8, 3, padding=1).kernel()
     with pytest.raises(ub.InputError, match="`internal_channels` must be a multiple"):
         OREPA(8, 8, 3, padding=1, internal_channels=12)

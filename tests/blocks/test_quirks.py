@@ -158,7 +158,7 @@ def test_dbb_averages_exactly_in_float64_when_made_in_float32() -> None:
         (lambda: RepGhostBottleneck(8, 8, 12, kernel_size=4), "must be odd for a shortcut with stride 1, got 4"),
         (lambda: RepGhostModule(8, 8, fusion="bm"), "`fusion` must be one of bn, identity, both, none, got 'bm'"),
         (lambda: RepMLP(8, (3, 4), sharesets=3), "`sharesets` must divide `channels`, got sharesets=3"),
-        (lambda: RepMLP(8, (3, 4), (3, 3)), "holds a kernel twice"),
+        (lambda: RepMLP(8, (3, 4), (3, 3)), "`kernels` must be distinct"),
         (lambda: RepMLP(8, (3, 4), reduction=16), "`hidden` must be at least 1, got 0"),
     ],
 )

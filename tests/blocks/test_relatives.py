@@ -118,9 +118,9 @@ def test_dilated_branch_is_where_its_taps_are() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kernel_size": 19}, "no branches in the paper"),
-        ({"kernel_size": (7, 5)}, "no branches in the paper"),
-        ({"kernel_size": 7, "branches": ((3, 4),)}, "3 taps apart|4 taps apart"),
+        ({"kernel_size": 19}, "for which the paper has none"),
+        ({"kernel_size": (7, 5)}, "for which the paper has none"),
+        ({"kernel_size": 7, "branches": ((3, 4),)}, "taps 3 apart|taps 4 apart"),
         ({"kernel_size": 7, "branches": ((9, 1),)}, "doesn't fit"),
     ],
 )

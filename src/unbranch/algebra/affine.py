@@ -1,4 +1,4 @@
-"""What every kind of affine map has in common, and the dtype that laws compute in."""
+"""The base class of affine maps, and helpers for dtypes and devices."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_ROUNDING = 1e-12
 
 
 class AffineMap(ABC):
-    """An affine map from ``(N, in_channels, *grid)`` to ``(N, out_channels, *grid')``, as a frozen value.
+    """Immutable affine map from ``(N, in_channels, *grid)`` to ``(N, out_channels, *grid')``.
 
-    The laws take and return such values. ``ConvMap`` has a kernel and works on a grid of any size, ``GridMap`` has
+    The laws take and return such maps. ``ConvMap`` has a kernel and works on grids of any size, ``GridMap`` has
     matrices and works on one size. A law computes in the promoted dtype of its operands.
     """
 
@@ -61,7 +61,7 @@ class AffineMap(ABC):
 
     @abstractmethod
     def meta(self: Self) -> Self:
-        """Return the same map without its values: enough to plan with."""
+        """Return the same map on the meta device."""
 
     @abstractmethod
     def to(self: Self, dtype: torch.dtype) -> Self:
@@ -84,7 +84,7 @@ def is_rounding(difference: Tensor, whole: Tensor) -> bool:
 
 
 def same_device(vectors: list[Tensor]) -> list[Tensor]:
-    """Move all to one device: the meta device if one is there, else that of the first that isn't on the CPU."""
+    """Move tensors to one device: the meta device if one is there, else that of the first that isn't on the CPU."""
     devices = [v.device for v in vectors]
     kinds = {d.type: d for d in reversed(devices)}
     device = kinds.get("meta") or next((d for d in devices if d.type != "cpu"), torch.device("cpu"))

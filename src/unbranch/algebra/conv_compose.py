@@ -1,4 +1,4 @@
-"""One convolution after another: the law that makes most merges, and where most converters are wrong at the border."""
+"""The composition of two convolutions, exact at the border."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def _compose(outer: ConvMap, inner: AffineMap) -> AffineMap:
         return compose(to_grid(outer, inner.grid_out), inner)  # type: ignore[no-any-return]
     inner = as_conv(inner)
     if outer.in_channels != inner.out_channels:
-        raise InexactError(f"{inner.out_channels} channels meet a map of {outer.in_channels}")
+        raise InexactError(
+            f"a map of {outer.in_channels} input channels after one of {inner.out_channels} output channels"
+        )
     dtype = promoted(outer.dtype, inner.dtype)
     outer, inner = outer.to(dtype), inner.to(dtype)
     if _is_identity(inner):
@@ -36,7 +38,7 @@ def _compose(outer: ConvMap, inner: AffineMap) -> AffineMap:
 
 
 def _unpadded(outer: ConvMap, inner: ConvMap) -> ConvMap:
-    """``outer(inner(x))`` without the padding and the zero-stuffing of ``outer``, which ``inner`` does already."""
+    """Return ``outer(inner(x))`` for an ``outer`` whose padding and zero-stuffing ``inner`` already includes."""
     steps = [s * d for s, d in zip(inner.stride, outer.dilation, strict=True)]  # of outer's taps, in x
     dilation = tuple(
         gcd(*(v for v, k in ((a, ka), (b, kb)) if k > 1)) or 1
@@ -60,7 +62,7 @@ def _unpadded(outer: ConvMap, inner: ConvMap) -> ConvMap:
 
 
 def _convolved(outer: ConvMap, inner: ConvMap, size: Sequence[int], step_out: list[int], step_in: list[int]) -> Tensor:
-    """Kernel of the composition without the outer gain, ``(O, I/g, *size)``.
+    """Return the kernel of the composition without the outer gain, ``(O, I/g, *size)``.
 
     Loops over the taps of the smaller of the two kernels.
     """
@@ -96,9 +98,9 @@ def _convolved(outer: ConvMap, inner: ConvMap, size: Sequence[int], step_out: li
 
 
 def _channels_multiplied(a: Tensor, b: Tensor, groups_a: int, groups_b: int) -> Tensor:
-    """Matrix product over channels: ``a (O, M/ga, u)`` after ``b (M, I/gb, t)`` gives ``(O, I/g, u·t)``.
+    """Return the matrix product over channels of ``a (O, M/ga, u)`` and ``b (M, I/gb, t)``, ``(O, I/g, u·t)``.
 
-    One of u, t is 1. Blocks are multiplied as they are; nothing is expanded to a dense matrix.
+    One of u, t is 1. Blocks are multiplied without expanding them to a dense matrix.
     """
     groups = gcd(groups_a, groups_b)
     blocks_a, blocks_b = groups_a // groups, groups_b // groups
@@ -127,7 +129,7 @@ def _composed_bias(outer: ConvMap, bias: Tensor | None) -> Tensor | None:
 
 
 def _is_identity(m: ConvMap) -> bool:
-    """Whether a map changes nothing; a learned kernel isn't the identity, whatever its values are now."""
+    """Return whether a map is the identity; a kernel that requires gradients never is, whatever its values."""
     if not m.diagonal or m.bias is not None or m.gain is not None:
         return False
     without_values = m.is_meta or torch.compiler.is_compiling()
@@ -135,5 +137,5 @@ def _is_identity(m: ConvMap) -> bool:
 
 
 def _flat(weight: Tensor) -> Tensor:
-    """``(O, I/groups, *k)`` with its taps in one dimension, ``(O, I/groups, taps)``."""
+    """Flatten the taps of a kernel: ``(O, I/groups, *k)`` to ``(O, I/groups, taps)``."""
     return weight.reshape(*weight.shape[:2], -1)

@@ -1,4 +1,4 @@
-"""The laws of convolutions, see ``laws``, and what only they can do: zero-stuffing, other groups, more dimensions."""
+"""The laws of convolutions, see ``laws``, and zero-stuffing, regrouping and conversion of matrices to kernels."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _concat(first: ConvMap, *others: AffineMap) -> AffineMap:
 
 
 def _convolutions(*maps: AffineMap) -> list[ConvMap]:
-    """The maps in their promoted dtype."""
+    """Return the maps in their promoted dtype."""
     dtype = promoted(*(m.dtype for m in maps))
     return [as_conv(m).to(dtype) for m in maps]
 
@@ -149,7 +149,7 @@ def _concatenated_bias(maps: Sequence[ConvMap]) -> Tensor | None:
 
 
 def zero_stuff(m: ConvMap, step: Sequence[int]) -> ConvMap:
-    """Return ``m`` followed by putting ``step - 1`` zeros between the points of its output, as a map of x.
+    """Return ``m`` followed by the insertion of ``step - 1`` zeros between output points, as a map of x.
 
     Raises:
         InexactError: after a bias, a stride in the same dimension, or padding other than zeros.

@@ -29,23 +29,23 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 @dataclass(frozen=True, eq=False)
 class ConvMap(AffineMap):
-    """A frozen affine map with a kernel; the module's docstring has the formula.
+    """Immutable affine map with a kernel; the module's docstring has the formula.
 
     Args:
         weight: ``(O, I/groups, *k)``, any floating dtype.
-        bias: ``(O,)``, or None where the map has none *by structure*: such a map may be zero-padded, a map whose bias
-            merely happens to be zero may not.
+        bias: ``(O,)``, or None. A map can be zero-padded if it has no bias, but not if the values of its bias are zero,
+            because a bias can change.
         stride, dilation, lo, hi, input_dilation: one integer per grid dimension. ``lo`` and ``hi`` are the padding
             before and after; negative values crop.
         groups: blocks of the kernel; block ``j`` maps the ``j``-th slice of inputs to that of outputs.
-        padding_mode: how the input is continued beyond its edges.
-        gain: ``(O,)``, a factor on the kernel's rows that isn't multiplied out yet, so that scaling costs nothing and
-            a stored kernel needn't be copied.
-        dtype: what the laws compute in, at least the promoted dtype of the tensors; ``weight`` is cast where it is
-            used, so that lifting a map to float64 copies nothing.
+        padding_mode: values of the input beyond its edges, one of ``PADDING_MODES``.
+        gain: ``(O,)``, a factor for each row of the kernel, or None. It is multiplied in lazily, so scaling a map
+            copies no kernel.
+        dtype: dtype of computations, at least the promoted dtype of the tensors; ``weight`` is cast lazily, so
+            converting a map to float64 copies no kernel.
 
     Raises:
-        InputError: if shapes or numbers don't fit together.
+        InputError: if shapes or arguments are inconsistent.
     """
 
     weight: Tensor
@@ -188,7 +188,7 @@ class ConvMap(AffineMap):
         return self.weight.numel() + (0 if self.bias is None else self.out_channels)
 
     def meta(self) -> ConvMap:
-        """Return the same map without the kernel's values: enough to plan with."""
+        """Return the same map on the meta device."""
         return self if self.weight.is_meta else replace(self, weight=self.weight.to("meta"))
 
     def to(self, dtype: torch.dtype) -> ConvMap:
@@ -224,7 +224,7 @@ ConvMap.__init__ = renamed_arguments(  # type: ignore[method-assign]
 
 
 def on_grid(place: Iterable[int | slice]) -> tuple[Any, ...]:
-    """Return the index of that place on the grid, for a tensor with any dimensions before the grid."""
+    """Return the index of a place on the grid, for tensors with any dimensions before the grid."""
     return (..., *place)
 
 

@@ -1,4 +1,4 @@
-"""Common ground of several kernels: one lattice of taps, one grouping, one output size."""
+"""The common lattice of taps, groups and output size of several kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK = 1 << 21  # kernel entries that a sum copies at a time
 
 @dataclass(frozen=True)
 class Frame:
-    """A lattice of taps that holds the kernels of several maps.
+    """Lattice of taps that contains the kernels of several maps.
 
     Args:
         lo: distance of the first tap before the origin, per grid dimension.
@@ -78,7 +78,7 @@ _AGREE = {
 
 
 def common_frame(maps: Sequence[ConvMap], groups: int) -> tuple[Frame, str]:
-    """Return the smallest frame that holds the kernels of maps of one input, and their padding mode.
+    """Return the smallest frame that contains the kernels of maps of one input, and their padding mode.
 
     Raises:
         InexactError: if the maps differ in dimensions, strides, input channels, output size or padding mode.

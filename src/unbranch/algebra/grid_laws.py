@@ -1,6 +1,6 @@
-"""The laws of maps on a fixed grid, see ``laws``, and how a convolution becomes one.
+"""The laws of maps on a fixed grid, see ``laws``, and the conversion of convolutions to them.
 
-A grid has no border, and its maps are matrices, so that nothing but a wrong size is refused.
+Maps on a fixed grid are matrices, so the laws are exact for all maps of matching sizes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from unbranch.errors import InexactError, InputError, NotAffineError
 
 
 def to_grid(m: ConvMap, grid: Sequence[int]) -> GridMap:
-    """Return a convolution as matrices on an input grid of that size, by what it does to each unit image.
+    """Return a convolution as matrices on an input grid of that size, from its outputs for unit images.
 
-    The groups stay; a depthwise kernel gives one ``|grid'| x |grid|`` matrix per channel.
+    The number of groups doesn't change; a depthwise kernel gives one ``|grid'| x |grid|`` matrix per channel.
     """
     grid = tuple(grid)
     width, points = m.in_channels // m.groups, prod(grid)
@@ -99,7 +99,7 @@ def _scale_shift(m: GridMap, scale: Tensor | None = None, shift: Tensor | None =
     (m,) = _alike(m)
 
     def each(vector: Tensor) -> Tensor:
-        """A number for each channel as one for each number of the image, ``(O, *grid_out)``."""
+        """Expand one number per channel to ``(O, *grid_out)``."""
         vector = vector.to(device=m.device, dtype=promoted(m.dtype, vector.dtype))
         return vector.reshape(-1, *(1,) * m.out_ndim).expand(m.shape)
 
@@ -121,7 +121,7 @@ def _pad(m: GridMap, lo: Sequence[int], hi: Sequence[int], value: Tensor | None 
 
 @select.register
 def _select(m: GridMap, channels: Sequence[int]) -> GridMap:
-    """Done as a selection of a pointwise map whose channels are the (channel, point) pairs."""
+    """Select rows, as channels of a pointwise map whose channels are (channel, point) pairs."""
     chosen = list(channels)
     if not chosen:
         raise InputError("`channels` must name at least one output channel")
@@ -148,7 +148,7 @@ def _check_agreement(maps: list[GridMap], what: str, names: tuple[str, ...]) -> 
 
 
 def _alike(*maps: GridMap) -> list[GridMap]:
-    """The maps in their promoted dtype, all without values if one of them is."""
+    """Return the maps in their promoted dtype, all on the meta device if one of them is."""
     dtype = promoted(*(m.dtype for m in maps))
     maps = tuple(m.to(dtype) for m in maps)
     return [m.meta() for m in maps] if any(m.is_meta for m in maps) else list(maps)
@@ -159,7 +159,7 @@ def _grouped_alike(*maps: GridMap) -> list[GridMap]:
 
 
 def _with_groups(m: GridMap, fewer: int) -> GridMap:
-    """The same map with its blocks written in fewer, larger ones."""
+    """Return the same map with fewer, larger blocks."""
     if fewer == m.groups:
         return m
     matrix = with_fewer_groups(m.matrix.flatten(0, 1), m.groups, fewer)

@@ -2,7 +2,7 @@
 
     y[o, q] = bias[o, q] + sum_{i, p} matrix[group][(o, q), (i, p)] · x[i, p]
 
-RepMLP's fully connected layer is one, and every convolution becomes one on a grid of known size.
+RepMLP's fully connected layer is such a map, and so is every convolution on a grid of fixed size.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from unbranch.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class GridMap(AffineMap):
-    """A frozen affine map between grids of fixed size; the module's docstring has the formula.
+    """Immutable affine map between grids of fixed size; the module's docstring has the formula.
 
     Args:
-        matrix: ``(groups, O·|grid_out|/groups, I·|grid_in|/groups)``; the numbers of an image are in the order of
-            memory, channel first, then the grid in row-major order, and block ``j`` maps the ``j``-th slice of them.
+        matrix: ``(groups, O·|grid_out|/groups, I·|grid_in|/groups)``; the numbers of an image are in
+            memory order, channel first, then the grid in row-major order, and block ``j`` maps their ``j``-th slice.
         bias: ``(O, *grid_out)``, or None.
         grid_in, grid_out: sizes of the grids.
 
     Raises:
-        InputError: if the shapes don't fit together.
+        InputError: if the shapes are inconsistent.
     """
 
     matrix: Tensor
@@ -99,7 +99,7 @@ class GridMap(AffineMap):
         return self.matrix.numel() + (0 if self.bias is None else self.out_channels)
 
     def meta(self) -> GridMap:
-        """Return the same map without its values: enough to plan with."""
+        """Return the same map on the meta device."""
         return replace(self, matrix=self.matrix.to("meta"), bias=None if self.bias is None else self.bias.to("meta"))
 
     def to(self, dtype: torch.dtype) -> GridMap:

@@ -1,13 +1,13 @@
-"""The laws of affine maps: each is one function of frozen values, exact or refused, dispatched on the kind of map.
+"""The laws of affine maps: functions of immutable maps, dispatched on their kind, exact or raising ``InexactError``.
 
     compose      outer(inner(x))             pad          F.pad of m(x)
     add          Σ mⱼ(x)                     select       m(x)[:, channels]
     concat       torch.cat of mⱼ(x)          reshape      m(x).reshape(N, -1, *grid)
     scale_shift  scale·m(x) + shift
 
-A law that can't be applied without changing the function somewhere raises ``InexactError`` with a reason. Kernels may
-be on the meta device: the laws then give shapes, at no cost, and the planner uses them so. ``conv_laws`` and
-``grid_laws`` have the implementations; a sum, concatenation or composition of both kinds is one of grid maps.
+A law raises ``InexactError`` with a reason if its result would differ from the function for some input. Kernels may be
+on the meta device; the laws then compute shapes only, which the planner uses. ``conv_laws``, ``conv_compose`` and
+``grid_laws`` have the implementations; a sum, concatenation or composition of both kinds of maps is a grid map.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from unbranch.algebra.affine import AffineMap
 def compose(outer: AffineMap, inner: AffineMap) -> Any:
     """Return ``outer(inner(x))``: kernels are convolved, strides multiplied, groups coarsened to their gcd.
 
-    Exact if ``outer`` pads nothing, or what it pads is what ``inner``'s formula gives there (see ``pad``). Maps on a
-    fixed grid have no border, so that theirs is always exact.
+    Exact if ``outer`` doesn't pad, or if its padding equals ``inner``'s formula there (see ``pad``). Always exact for
+    maps on a fixed grid.
 
     Raises:
-        InexactError: mostly zero padding after a bias; maps that don't fit one after the other.
+        InexactError: for inexact padding, mostly zero padding after a bias; if the channels of the maps don't match.
     """
     raise _unknown(outer)
 
@@ -42,14 +42,14 @@ def add(first: AffineMap, *others: AffineMap) -> Any:
     ``size_delta`` agree, so that all give the same size for every input; grid maps need the same grids.
 
     Raises:
-        InexactError: if they don't agree, or if they continue the input beyond its edges in different ways.
+        InexactError: if they don't agree, or if maps that pad have different padding modes.
     """
     raise _unknown(first)
 
 
 @singledispatch
 def concat(first: AffineMap, *others: AffineMap) -> Any:
-    """Return the outputs of maps of one input, one after the other along the channels; grouped maps become dense.
+    """Return the concatenation of maps of one input along the output channels; grouped maps become dense.
 
     Raises:
         InexactError: as ``add``, but for the output channels.
@@ -61,8 +61,8 @@ def concat(first: AffineMap, *others: AffineMap) -> Any:
 def scale_shift(m: AffineMap, scale: Tensor | None = None, shift: Tensor | None = None) -> Any:
     """Return ``scale·m(x) + shift``, per output channel, each ``(O,)``. Always exact.
 
-    A shift alone that cancels the map's own bias leaves a map without bias, which may be zero-padded. A shift on the
-    meta device is assumed to do so, as ``pad`` assumes that a value there is the bias.
+    If only a shift is given and it cancels the map's bias, the result has no bias and can be zero-padded. A shift on
+    the meta device is assumed to cancel, as ``pad`` assumes that a value on the meta device equals the bias.
     """
     raise _unknown(m)
 
@@ -73,9 +73,9 @@ def pad(
 ) -> Any:
     """Return ``m(x)`` padded by ``lo`` before and ``hi`` after (negative: cropped), as a map of x.
 
-    Exact if what is padded equals what m's formula gives beyond its output: for a constant ``value`` ``(O,)`` (default
-    zero) m must see only zeros there and have that value as its bias; reflect, replicate and circular padding needs a
-    pointwise map. Cropping is always exact.
+    Exact if the padding equals m's formula beyond its output: for a constant ``value`` ``(O,)`` (default zero), m must
+    read only zeros there and have this value as its bias; reflect, replicate and circular padding needs a pointwise
+    map. Cropping is always exact.
 
     Raises:
         InexactError: zero padding after a bias; padding after a kernel that reaches back into the input.
@@ -87,7 +87,7 @@ def pad(
 def select(m: AffineMap, channels: Sequence[int]) -> Any:
     """Return some of the output channels, in that order. Always exact.
 
-    A grouped map stays grouped where every group that remains keeps equally many channels, in order.
+    A grouped map stays grouped if the same number of channels is selected from each remaining group, in order.
 
     Raises:
         InputError: if no channel is selected.
@@ -97,10 +97,10 @@ def select(m: AffineMap, channels: Sequence[int]) -> Any:
 
 @singledispatch
 def reshape(m: AffineMap, grid: Sequence[int]) -> Any:
-    """Return the same numbers seen as channels on another grid, in the order of their memory. Always exact.
+    """Return the same numbers as channels on another grid, in memory order. Always exact.
 
     Raises:
-        NotAffineError: for a map on grids of any size, whose numbers have no fixed order.
+        NotAffineError: for a ``ConvMap``, whose order of numbers depends on the grid's size.
         InexactError: if the numbers don't divide into such grids.
     """
     raise _unknown(m)

@@ -1,4 +1,4 @@
-"""Maps that stand for one layer of PyTorch's."""
+"""The affine maps of single PyTorch layers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from unbranch.grids import as_tuple
 def identity(
     channels: int, ndim: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float64
 ) -> ConvMap:
-    """Return the map that changes nothing, as a depthwise kernel of one tap.
+    """Return the identity map, as a depthwise kernel of one tap.
 
-    What is composed with it is computed in ``dtype`` at least.
+    A composition with it is computed at least in ``dtype``.
     """
     weight = torch.ones(channels, 1, *(1,) * ndim, dtype=dtype, device=device)
     return ConvMap(weight, None, (1,) * ndim, (1,) * ndim, (0,) * ndim, (0,) * ndim, channels)
@@ -83,7 +83,7 @@ def average_pool(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> ConvMap:
-    """Return average pooling that counts its padding: a depthwise kernel of ``1/divisor`` (default: its taps)."""
+    """Return average pooling that includes its padding: a depthwise kernel of ``1/divisor``, by default 1/taps."""
     weight = torch.full((channels, 1, *size), 1 / (divisor or prod(size)), dtype=dtype, device=device)
     return convolution(weight, None, stride, padding, dilation, channels)
 

@@ -1,4 +1,4 @@
-"""Blocks that train with several branches: one paper, one file, ordinary modules."""
+"""Blocks that train with several branches, one file per paper."""
 
 from unbranch.blocks.acb import ACB
 from unbranch.blocks.branched import BranchedConv, BranchOptions, initialise
@@ -30,7 +30,7 @@ CONVOLUTIONS: dict[str, type[BranchedConv]] = {
     "dilated": DilatedReparam,
     "orepa": OREPA,
 }
-"""Blocks that stand for a convolution, by name."""
+"""Blocks that replace a convolution, by name."""
 
 __all__ = [
     "ACB",

@@ -120,6 +120,9 @@ class BranchedConv(nn.Module):
         if online:
             self.kernel()  # raises if a branch isn't linear
 
+    def __dir__(self) -> list[str]:  # torch.jit.trace reads all attributes
+        return [name for name in super().__dir__() if name != "main"]  # type: ignore[no-untyped-call]
+
     def make_branches(self, spec: ConvSpec) -> dict[str, nn.Module]:
         """Return the branches by name, in the order of summation.
 

@@ -1,17 +1,16 @@
-"""The compactor, a layer that learns which channels a network can do without.
+"""The compactor, a layer that learns which channels of a network can be removed.
 
 Ding, Hao, Tan, Liu, Han, Guo, Ding: "ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting",
 ICCV 2021, https://arxiv.org/abs/2007.03260, section 3.2.
 
-    y = 1×1 * BN(K×K * x)        deploys as   a K×K with as many output channels as rows of the 1×1 are left
+    y = 1×1 * BN(K×K * x)        deploys as   a K×K with one output channel per non-zero row of the 1×1
 
     x ── K×K ── BN ── compactor ── y
 
-It is put behind a batch norm and starts as the identity, so that it changes nothing. Training drives rows of its
-kernel to zero; a row of zeros is an output channel that is constant, and can go.
+A compactor follows a batch norm and is initially the identity. Training drives rows of its kernel to zero; a zero row
+makes an output channel constant, so it can be removed.
 
-Behind a depthwise convolution, which keeps channels apart, it is diagonal: a factor for each channel. That isn't in
-the paper.
+After a depthwise convolution, the compactor is diagonal: a factor for each channel. This isn't in the paper.
 """
 
 from __future__ import annotations
@@ -27,16 +26,24 @@ from unbranch.grids import CONV_LAYERS
 
 
 class Compactor(nn.Module):
-    """A bias-free 1×1 convolution that starts as the identity, ``(B, C, *size)`` to the same.
+    """Bias-free 1×1 convolution whose initial value is the identity, ``(B, C, *size)`` to the same.
 
-    With ``diagonal`` it is a depthwise one, which scales each channel.
+    The buffer ``mask`` ``(C,)`` is 1 for channels in use and 0 for those that are being removed. The training step
+    uses it to stop gradients; the forward pass doesn't.
 
-    The buffer ``mask`` ``(C,)`` is 1 for the channels that training may still use. It is for the training step, which
-    stops the gradients of the others; the forward doesn't read it.
+    Args:
+        channels: C.
+        ndim: number of grid dimensions.
+        device, dtype: of the kernel.
+        diagonal: use a depthwise convolution, which scales each channel.
 
-    >>> x = torch.randn(1, 4, 5, 6)
-    >>> torch.equal(Compactor(4)(x), x)
-    True
+    Raises:
+        InputError: if ``channels`` is below 1 or ``ndim`` isn't 1, 2 or 3.
+
+    Example:
+        >>> x = torch.randn(1, 4, 5, 6)
+        >>> torch.equal(Compactor(4)(x), x)
+        True
     """
 
     mask: Tensor

@@ -1,20 +1,20 @@
-"""DilatedReparam, a large kernel that trains beside small ones with gaps.
+"""DilatedReparam, a large kernel trained in parallel with small dilated ones.
 
 Ding, Zhang, Ge, Zhao, Song, Yue, Shan: "UniRepLKNet: A Universal Perception Large-Kernel ConvNet", CVPR 2024,
 https://arxiv.org/abs/2311.15599, section 3.1.
 
     y = BN(K×K * x) + Σ BN(kᵢ×kᵢ dilated by rᵢ * x)        deploys as   K×K * x + b
 
-         ┌── K×K ────────────── BN ──┐
-    x ───┼── k₁×k₁, r₁ apart ── BN ──┼─ + ── y        rᵢ·(kᵢ − 1) < K
-         └── k₂×k₂, r₂ apart ── BN ──┘  …
+         ┌── K×K ───────────────── BN ──┐
+    x ───┼── k₁×k₁, dilation r₁ ── BN ──┼─ + ── y        rᵢ·(kᵢ − 1) < K
+         └── k₂×k₂, dilation r₂ ── BN ──┘  …
 
-Around it, the block of UniRepLKNet:
+The block of UniRepLKNet contains it:
 
     x + γ · BN(1×1(GRN(GELU(1×1(SE(BN(DilatedReparam(x))))))))
 
-Deviations from the published code: any stride, padding, dilation and groups; kernels may be even and non-square; the
-block of UniRepLKNet has 1×1 convolutions where that has matrices on the last axis.
+Deviations from the published code: any stride, padding, dilation and groups; even and non-square kernels; the block of
+UniRepLKNet has 1×1 convolutions in place of linear layers on the last axis.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from unbranch.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# (kernel, dilation) of the small branches by the large kernel
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
     15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
@@ -44,20 +43,25 @@ BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     7: ((5, 1), (3, 2), (3, 3)),
     5: ((3, 1), (3, 2)),
 }
-LARGE = 7  # from this kernel on, UniRepLKNet trains small ones beside it
+"""Kernel and dilation of the small branches, by size of the large kernel."""
+LARGE = 7  # the smallest kernel that has dilated branches in UniRepLKNet
 
 
 class DilatedReparam(BranchedConv):
     """``BN(K×K * x) + Σ BN(k×k * x)``, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')`` as nn.Conv2d.
 
-    Arguments as for ``BranchedConv``, and ``branches``, pairs of kernel and dilation; those of the paper unless given,
-    which are for square kernels of 5, 7, … 17. Table 2.
+    Other arguments are those of ``BranchedConv``. Table 2.
+
+    Args:
+        branches: pairs of kernel size and dilation; by default the paper's, which exist for square kernels of size 5,
+            7, … 17.
 
     Raises:
-        InputError: if a branch is larger than the kernel, or if the paper has none for it.
+        InputError: if a branch is larger than the kernel, or the paper has no branches for this kernel.
 
-    >>> DilatedReparam(8, 8, 13, padding=6, groups=8)(torch.zeros(1, 8, 9, 9)).shape
-    torch.Size([1, 8, 9, 9])
+    Example:
+        >>> DilatedReparam(8, 8, 13, padding=6, groups=8)(torch.zeros(1, 8, 9, 9)).shape
+        torch.Size([1, 8, 9, 9])
     """
 
     main_branch = "large"
@@ -79,7 +83,7 @@ class DilatedReparam(BranchedConv):
         if pairs is None:
             side = spec.kernel[0]
             if side not in BRANCHES or any(k != side for k in spec.kernel):
-                raise InputError(f"for kernel {spec.kernel} there are no branches in the paper: pass branches=")
+                raise InputError(f"`branches` must be given for kernel {spec.kernel}, for which the paper has none")
             pairs = BRANCHES[side]
         small = {f"small_{k}_{r}": spec.conv_bn((k,) * spec.ndim, r) for k, r in pairs}
         return {"large": spec.conv_bn(), **small}
@@ -88,8 +92,8 @@ class DilatedReparam(BranchedConv):
 class GRN(nn.Module):
     """Global response normalisation, ``x + γ · x · n + β`` with ``n = ‖x‖ / mean ‖x‖``, ``(B, C, H, W)`` to the same.
 
-    ``‖x‖`` is the norm of a channel over the map, its mean is over the channels. Woo et al.: "ConvNeXt V2", CVPR 2023,
-    section 3.2.
+    ``‖x‖`` is the norm of each channel over the map, and the mean is over the channels. Woo et al.: "ConvNeXt V2",
+    CVPR 2023, section 3.2.
     """
 
     def __init__(self, channels: int) -> None:
@@ -113,11 +117,17 @@ class ChannelNorm(nn.LayerNorm):
 class UniRepLKNetBlock(nn.Module):
     """``x + γ·BN(1×1(GRN(GELU(1×1(SE(BN(dw(x))))))))``, ``(B, C, H, W)`` to the same. Figure 3.
 
-    ``dw`` is depthwise: a ``DilatedReparam`` from 7×7 on, a single convolution below. ``ffn_ratio`` is the width of
-    the part between the 1×1 over C, ``layer_scale`` the first γ.
+    ``dw`` is depthwise: a ``DilatedReparam`` for kernels of 7×7 or more, else a single convolution.
+
+    Args:
+        channels: C.
+        kernel_size: of ``dw``.
+        drop_path: rate of stochastic depth.
+        ffn_ratio: hidden channels between the 1×1 convolutions over C.
+        layer_scale: initial γ.
 
     Raises:
-        InputError: if the kernel is even, so that its output would have another size than the shortcut.
+        InputError: if the kernel size is even, which would change the size of the map.
     """
 
     def __init__(

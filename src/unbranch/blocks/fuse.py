@@ -1,4 +1,4 @@
-"""Whether the branches of a network are computed together while it trains."""
+"""Switch fused training of a network's blocks on and off."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ Model = TypeVar("Model", bound=nn.Module)
 def fuse_branches_in_training(model: Model, enabled: bool = True) -> Model:
     """Reduce the activation memory of branched blocks during training, in place.
 
-    Outputs, gradients and running statistics stay the same; they are computed from fewer convolutions (see
-    docs/training_cost.md for what that saves where). It is a setting of the blocks, like train mode: parameters and
-    their names stay, copies and pickles keep it, files don't hold it, and evaluation and ``collapse`` aren't affected.
+    The blocks compute the same outputs, gradients and running statistics from fewer convolutions;
+    docs/training_cost.md lists what this saves. It is a setting of the blocks, like train mode: parameters and their
+    names don't change, copies and pickles include the setting, saved files don't, and it has no effect in evaluation
+    or on ``collapse``.
 
     Args:
-        model: a network with blocks.
-        enabled: False to compute the branches one by one again.
+        model: a network that contains branched blocks.
+        enabled: whether to fuse; False switches back to separate branches.
 
     Returns:
         The model itself.
 
     Raises:
-        InputError: if the model has no block with branches.
+        InputError: if the model contains no branched block.
 
     Example:
         >>> from unbranch.blocks import DBB

@@ -1,4 +1,4 @@
-"""Layers inside branches that PyTorch lacks, for grids of 1, 2 and 3 dimensions."""
+"""Layers of branches that PyTorch doesn't have, for grids of 1, 2 and 3 dimensions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Scale(nn.Module):
-    """``γ · x`` with a factor per channel, ``(B, C, *size)`` to the same: a batch norm's place in a linear block."""
+    """``γ · x`` with a factor per channel, ``(B, C, *size)`` to the same; replaces batch norms in online blocks."""
 
     def __init__(self, channels: int, ndim: int, device: Device = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -31,10 +31,10 @@ class Scale(nn.Module):
 
 
 class BorderBatchNorm(nn.Module):
-    """Batch norm, then a border of the value that it gives to zero: ``v = β − μ·γ/√(σ² + ε)``, by running statistics.
+    """Batch norm followed by padding with its output for zero, ``v = β − μ·γ/√(σ² + ε)``.
 
-    ``(B, C, *size)`` to ``(B, C, *size + 2·border)``. In training the border follows this batch's update of the
-    statistics, and no gradient reaches γ and β through it.
+    ``(B, C, *size)`` to ``(B, C, *size + 2·border)``. v uses the running statistics, in training those after the
+    update by the current batch, and no gradient reaches γ and β through it.
     """
 
     def __init__(self, spec: ConvSpec, channels: int) -> None:
@@ -50,7 +50,7 @@ class BorderBatchNorm(nn.Module):
         return F.pad(y - zero, self.border) + zero
 
     def of_zero(self) -> Tensor:
-        """What the norm makes of zero, ``(C,)``."""
+        """Return the norm's output for zero, ``(C,)``."""
         bn = cast(nn.BatchNorm2d, self.bn)
         mean, variance = cast(Tensor, bn.running_mean), cast(Tensor, bn.running_var)
         normal = -mean / torch.sqrt(variance + bn.eps)
@@ -58,10 +58,13 @@ class BorderBatchNorm(nn.Module):
 
 
 class IdentityConv(nn.Module):
-    """A 1×1 convolution that starts as the identity: ``x + difference * x``, ``(B, C, *size)`` to the same.
+    """1×1 convolution whose initial value is the identity, ``x + weight * x``.
 
-    ``weight`` ``(C, C/g, 1…)`` is the difference. With another ``width``, a multiple of C/g for each group, the
-    channels of a group are repeated until there are so many.
+    ``(B, C, *size)`` to ``(B, width, *size)``; ``weight`` ``(width, C/g, 1…)`` starts at zero.
+
+    Args:
+        spec: channels, groups and dimensions.
+        width: output channels, by default C; with a multiple of C, the identity repeats the channels of each group.
     """
 
     def __init__(self, spec: ConvSpec, width: int | None = None) -> None:
@@ -78,14 +81,14 @@ class IdentityConv(nn.Module):
         return x + conv(x, self.weight, groups=self.groups)
 
     def kernel(self) -> Tensor:
-        """Identity and difference together, ``(width, C/g, 1…)``: output i reads input i mod C/g of its group."""
+        """Return identity plus ``weight``, ``(width, C/g, 1…)``: output i reads input i mod C/g of its group."""
         inputs = self.channels // self.groups
         identity = torch.diag_embed(self.weight.new_ones(inputs)).repeat(self.width // inputs, 1)
         return self.weight + identity.view(self.width, inputs, *(1,) * self.ndim)
 
 
 class FixedDepthwise(nn.Module):
-    """A depthwise convolution whose kernels ``(C, 1, *k)`` aren't trained, in the place of a block's whole one."""
+    """Depthwise convolution with constant kernels ``(C, 1, *k)`` and the geometry of the block's convolution."""
 
     weight: Tensor
 

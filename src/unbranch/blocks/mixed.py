@@ -1,6 +1,6 @@
-"""Mixed, a block of branches by name, whichever paper they come from.
+"""Mixed, a block whose branches are given by name and may come from several papers.
 
-The branches of a sum needn't be of one paper: whatever is a convolution in the same frame merges with the others.
+Branches that are convolutions aligned with the full kernel can be merged with each other, whatever their origin.
 
     y = Σ branch(x)        deploys as   K×K * x + b
 
@@ -47,20 +47,24 @@ BRANCHES: dict[str, MakeBranch] = {
     "1x1_kxk": conv1x1_kxk_branch,
     "small": lambda spec: spec.conv_bn((5,) * spec.ndim),
 }
+"""Functions that make a branch, by name."""
 
 
 class Mixed(BranchedConv):
-    """The sum of the branches that are named, ``(B, C_in, *size)`` to ``(B, C_out, *size')`` as nn.ConvNd.
+    """Sum of named branches, ``(B, C_in, *size)`` to ``(B, C_out, *size')`` as nn.ConvNd.
 
-    Arguments as for ``BranchedConv``, and ``branches``: names from the table above, or a mapping from names to
-    functions that make a branch of the convolution's ``ConvSpec``, for branches of one's own. The first branch that
-    holds the whole kernel is the ``main_branch``.
+    Other arguments are those of ``BranchedConv``.
+
+    Args:
+        branches: names from ``BRANCHES``, or a mapping from names to functions that return a branch for the block's
+            ``ConvSpec``. The first branch with the full kernel is the ``main_branch``.
 
     Raises:
-        InputError: if a branch isn't known or isn't possible here, or if none holds the whole kernel.
+        InputError: if a branch is unknown or doesn't support the block's geometry, or if none has the full kernel.
 
-    >>> Mixed(8, 8, 3, padding=1, branches=("kxk", "identity", "vertical", "average")).branch_names
-    ('kxk', 'identity', 'vertical', 'average')
+    Example:
+        >>> Mixed(8, 8, 3, padding=1, branches=("kxk", "identity", "vertical", "average")).branch_names
+        ('kxk', 'identity', 'vertical', 'average')
     """
 
     def __init__(
@@ -74,22 +78,20 @@ class Mixed(BranchedConv):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
             dtype, **options,
         )  # fmt: skip
-        del self._makers  # a researcher's function may be one that can't be pickled
+        del self._makers  # these functions may not be picklable
 
     def make_branches(self, spec: ConvSpec) -> dict[str, nn.Module]:
         made = {name: _made(name, make, spec) for name, make in self._makers.items()}
         whole = [name for name, branch in made.items() if _holds_kernel(branch, spec)]
         if not whole:
-            raise InputError(f"none of the branches {', '.join(made)} holds the whole kernel, as 'kxk' does")
+            raise InputError(f"`branches` must include one with the full kernel, such as 'kxk', got {', '.join(made)}")
         self.main_branch = whole[0]
         return made
 
 
 def _by_name(names: Sequence[str]) -> dict[str, MakeBranch]:
-    unknown = [name for name in names if name not in BRANCHES]
-    if unknown or len(set(names)) < len(names):
-        wrong = f"{unknown[0]!r} isn't" if unknown else "not twice:"
-        raise InputError(f"branches={tuple(names)!r}: {wrong} one of {', '.join(BRANCHES)}")
+    if len(set(names)) < len(names) or not set(names) <= set(BRANCHES):
+        raise InputError(f"`branches` must be distinct names among {', '.join(BRANCHES)}, got {tuple(names)!r}")
     return {name: BRANCHES[name] for name in names}
 
 

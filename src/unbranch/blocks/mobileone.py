@@ -1,4 +1,4 @@
-"""MobileOne, the block of a network for phones that over-parameterizes its kernels.
+"""MobileOne, a block of a mobile network with several branches for the same kernel.
 
 Vasu, Gabriel, Zhu, Tuzel, Ranjan: "MobileOne: An Improved One millisecond Mobile Backbone", CVPR 2023,
 https://arxiv.org/abs/2206.04040, section 3.
@@ -9,11 +9,11 @@ https://arxiv.org/abs/2206.04040, section 3.
     x ───┼── 1×1 ── BN ──┼─ + ── (squeeze-excite, activation) ── y
          └───────── BN ──┘
 
-The 1×1 ("scale") is there for kernels with more than one tap, the last branch where input and output have the same
+The 1×1 ("scale") exists for kernels with more than one tap; the last branch exists if input and output have the same
 channels and the stride is 1.
 
-Deviations from the published code: any padding and dilation for all branches; the block is affine unless an
-activation is named.
+Deviations from the published code: any padding and dilation for all branches; the block has no activation
+by default.
 """
 
 from __future__ import annotations
@@ -35,12 +35,18 @@ if TYPE_CHECKING:
 class MobileOne(BranchedConv):
     """``Σ BN(K×K * x) + BN(1×1 * x) + BN(x)``, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')`` as nn.Conv2d.
 
-    Arguments as for ``BranchedConv``, and ``num_branches``, the n of the large kernels (4 in MobileOne-S0, 1 in the
-    others), ``squeeze_excite`` and ``reduction`` as for ``RepVGG``. The published block has ``activation=nn.ReLU``.
-    Section 3.3.
+    Other arguments are those of ``BranchedConv``; the published block has ``activation=nn.ReLU``. Section 3.3.
 
-    >>> MobileOne(8, 8, 3, padding=1, num_branches=4)(torch.zeros(1, 8, 6, 7)).shape
-    torch.Size([1, 8, 6, 7])
+    Args:
+        num_branches: n, the number of K×K branches: 4 in MobileOne-S0, 1 in the other networks.
+        squeeze_excite, reduction: as for ``RepVGG``.
+
+    Raises:
+        InputError: if ``num_branches`` is below 1.
+
+    Example:
+        >>> MobileOne(8, 8, 3, padding=1, num_branches=4)(torch.zeros(1, 8, 6, 7)).shape
+        torch.Size([1, 8, 6, 7])
     """
 
     main_branch = "conv_kxk_0"

@@ -1,7 +1,7 @@
-"""The kernel of a block that is trained online, as a function of its parameters: the algebra while it trains.
+"""The kernel of an online block as a differentiable function of the parameters of its branches.
 
-Each branch is read once into a list of steps, which depend on the attributes of its layers and never on values; one
-function turns the parameters and the steps into the kernel, so that a graph of the block has one node for it.
+Each branch is first turned into a list of steps, which depend on attributes of its layers only. One function then
+computes the kernel from steps and parameters, so that a traced graph of the block has one node for it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from unbranch.errors import InexactError, InputError
 from unbranch.grids import AVG_POOL_LAYERS, CONV_LAYERS, PAD_LAYERS, Ints, as_tuple, first_axis_first, ndim_of
 
 Step: TypeAlias = tuple[Any, ...]
-"""``(kind, tensors, …)``: what a layer does, and how many tensors it needs for that."""
+"""``(kind, number of tensors, *geometry)`` of a layer."""
 
 
 def online_kernel(branches: dict[str, nn.Module], spec: ConvSpec, like: Tensor) -> Tensor:
-    """Return the kernel ``(O, I/groups, *k)`` of the sum of branches, in the frame of the convolution ``spec``.
+    """Return the kernel ``(O, I/groups, *k)`` of the convolution ``spec`` that computes the sum of branches.
 
     Args:
         branches: sequences of convolutions, scales, average pools and zero padding.
-        spec: the convolution that the block stands for.
-        like: dtype and device where a branch has no weight.
+        spec: the convolution that the block replaces.
+        like: gives dtype and device for branches without weights.
 
     Raises:
-        InputError: if a branch has a layer of another kind, or doesn't fit into the frame.
+        InputError: if a branch has a layer of another kind, or isn't part of such a convolution.
     """
     tensors: list[Tensor] = [like]
     steps: list[tuple[str, tuple[Step, ...]]] = []
@@ -51,7 +51,7 @@ def online_kernel(branches: dict[str, nn.Module], spec: ConvSpec, like: Tensor) 
 
 
 def _layers_of(branch: nn.Module) -> Iterator[nn.Module]:
-    """The layers of nested sequences, in order."""
+    """Yield the layers of nested sequences in order."""
     for layer in branch if isinstance(branch, nn.Sequential) else (branch,):
         yield from _layers_of(layer) if isinstance(layer, nn.Sequential) else (layer,)
 
@@ -70,10 +70,10 @@ def _steps(layer: nn.Module, branch: str) -> _Steps:
 
 @singledispatch
 def _steps_of(layer: Any) -> _Steps:
-    """The steps of a layer, each with the tensors that it needs."""
+    """Return the steps of a layer, each followed by its tensors."""
     if type(layer) in CONV_LAYERS.values():
         if layer.bias is not None or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            raise InputError(f"a {type(layer).__name__} must have numbers of zero padding and no bias there")
+            raise InputError(f"a {type(layer).__name__} must have no bias, and zero padding given as numbers")
         return [(("conv", 1, layer.stride, layer.padding, layer.dilation, layer.groups), layer.weight)]
     if type(layer) in PAD_LAYERS["zeros"].values():
         return [(("pad", 0, first_axis_first(layer.padding)),)]
@@ -112,7 +112,7 @@ def _average(pool: Any) -> Step:
     sizes = (pool.kernel_size, pool.stride, pool.padding)
     plain = not pool.ceil_mode and (pool.count_include_pad or not any(as_tuple(pool.padding, 1)))
     if not plain or getattr(pool, "divisor_override", None) is not None:
-        raise InputError(f"a {type(pool).__name__} must average over as many taps everywhere")
+        raise InputError(f"a {type(pool).__name__} must have the same divisor everywhere")
     ndim = cast(int, ndim_of(pool, AVG_POOL_LAYERS))
     return ("average", 0, *(as_tuple(size, ndim) for size in sizes), (1,) * ndim)
 
@@ -129,7 +129,7 @@ def _merged_kernel(tensors: list[Tensor], plan: str) -> Tensor:
             padding, dilation, groups)`` of the convolution.
 
     Raises:
-        InputError: if a branch doesn't fit into the frame of that convolution.
+        InputError: if a branch isn't part of such a convolution.
     """
     branches, whole = _parsed(plan)
     like, *rest = tensors
@@ -160,7 +160,7 @@ def _parsed(plan: str) -> tuple[Any, Any]:
 
 
 def _folded(steps: tuple[Step, ...], tensors: Iterator[Tensor], channels: int, ndim: int, like: Tensor) -> ConvMap:
-    """The map of one step after the other."""
+    """Return the composition of the maps of the steps."""
     m: ConvMap = identity(channels, ndim, device=like.device, dtype=like.dtype)
     for j, (kind, count, *geometry) in enumerate(steps):
         own = [next(tensors) for _ in range(count)]
@@ -183,15 +183,15 @@ def _layer(kind: str, tensors: list[Tensor], geometry: list[Any], m: ConvMap) ->
 
 
 def _then(m: ConvMap, outer: ConvMap, *, first: bool) -> ConvMap:
-    """``outer(m)``; the first map after the identity is itself."""
+    """Return ``outer(m)``, or ``outer`` itself if ``m`` is the identity."""
     return outer if first and outer.in_channels == m.out_channels else compose(outer, m)
 
 
 def _check_fit(m: ConvMap, frame: Frame, outputs: int, stride: Ints, name: str) -> None:
-    """Refuse a branch whose kernel isn't a part of the whole one.
+    """Check that a branch is part of the full convolution.
 
     Raises:
-        InputError: if it has other channels, strides, groups or padding, or taps outside.
+        InputError: if its channels, strides, groups or padding differ, or it has taps outside the full kernel.
     """
     low = [(a - b) / d for a, b, d in zip(frame.lo, m.lo, frame.dilation, strict=True)]  # of the first tap, in taps
     high = [at + s / d for at, s, d in zip(low, m.span, frame.dilation, strict=True)]

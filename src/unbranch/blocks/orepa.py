@@ -1,4 +1,4 @@
-"""OREPA, branches whose sum is one convolution while they train.
+"""OREPA, a block whose kernels are summed in each training step, so that it runs one convolution.
 
 Hu, Feng, Hua, Lai, Huang, Gong, Hua: "Online Convolutional Re-parameterization", CVPR 2022,
 https://arxiv.org/abs/2204.00826, sections 3 and 4.
@@ -12,15 +12,15 @@ https://arxiv.org/abs/2204.00826, sections 3 and 4.
          ├── 1×1 ── PRIOR─ s₅ ──┤   0
          └── dw K×K ─ 1×1 ─ s₆ ─┘   0.5
 
-A branch has a factor s per channel where other blocks have a batch norm, so the block is linear up to its one norm:
-in each step the kernels are merged, and a single convolution goes over the images. What stays of the branches is that
-each of them has a learning rate of its own. PRIOR filters each channel with a fixed cosine, along the height in the
-first half of the channels and along the width in the second; AVG and PRIOR together look at the frequencies. The last
-branch is a depthwise convolution that widens eightfold and a 1×1 that narrows again.
+A branch has a factor s per channel in place of a batch norm, so the block is linear up to the norm after the sum. The
+branches only change how the kernel is updated by the optimizer. PRIOR filters each channel with a fixed cosine, along
+the height in the first half of the channels and along the width in the second; AVG adds the frequency zero. The last
+branch is a depthwise convolution to eight times as many channels, followed by a 1×1.
 
 Deviations from the published code: any padding, dilation and padding mode, even and non-square kernels, 1 to 3
 dimensions; cosines for kernels other than 3×3 (there, the rest of the filter is uninitialised memory); with an odd
-number of channels the larger half is filtered along the height. The stem of several 3×3 kernels in a row isn't here.
+number of channels the larger half is filtered along the height. The published stem, with several 3×3 kernels in
+sequence, isn't implemented.
 """
 
 from __future__ import annotations
@@ -42,19 +42,25 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 SCALES = {"conv_kxk": 0.25, "average": 0.25, "prior": 0.0, "conv_1x1_kxk": 0.5, "conv_1x1": 1.0, "separable": 0.5}
-"""Factors that the branches start with."""
-EXPANSION = 8  # of the depthwise part of the separable branch
+"""Initial factors of the branches."""
+EXPANSION = 8  # channels of the depthwise convolution over C_in
 
 
 class OREPA(BranchedConv):
-    """One convolution with the sum of six kernels, and a batch norm; ``(B, C_in, H, W)`` to ``(B, C_out, H', W')``.
+    """Convolution with the sum of six kernels, then batch norm; ``(B, C_in, H, W)`` to ``(B, C_out, H', W')``.
 
-    Arguments as for ``BranchedConv``, which is always ``online`` here, and ``internal_channels``, the width inside the
-    1×1 → K×K branch: ``C_in`` unless given, ``2·C_in`` from five groups on. ``init`` sets the factors, to the published
-    ones unless given; kernels start uniform as for a ReLU behind them (He et al., 2015, fan-in).
+    Other arguments are those of ``BranchedConv``; ``online`` is always True, and ``init`` sets the factors, by default
+    to the published ones. The initial kernels are uniform for ReLU networks (He et al., 2015, fan-in).
 
-    >>> OREPA(3, 8, 3, padding=1)(torch.zeros(2, 3, 6, 7)).shape
-    torch.Size([2, 8, 6, 7])
+    Args:
+        internal_channels: channels inside the 1×1 → K×K branch; by default C_in for up to four groups, else 2·C_in.
+
+    Raises:
+        InputError: if ``internal_channels`` isn't a multiple of ``in_channels``.
+
+    Example:
+        >>> OREPA(3, 8, 3, padding=1)(torch.zeros(2, 3, 6, 7)).shape
+        torch.Size([2, 8, 6, 7])
     """
 
     main_branch = "conv_kxk"
@@ -65,7 +71,7 @@ class OREPA(BranchedConv):
         dtype: torch.dtype | None = None, *, internal_channels: int | None = None, **options: Unpack[BranchOptions],
     ) -> None:  # fmt: skip
         if not options.get("online", True):
-            raise InputError("OREPA is trained online: its branches have no norms that online=False could bring back")
+            raise InputError("`online` must be True for OREPA, whose branches have no batch norms")
         init = options.get("init")
         options["online"] = True
         self.internal_channels = internal_channels
@@ -79,9 +85,9 @@ class OREPA(BranchedConv):
         point = (1,) * spec.ndim
         branches: dict[str, nn.Module] = {"conv_kxk": spec.conv_bn()}
         if math.prod(spec.kernel) > 1:
-            branches["average"] = _behind_point(spec, spec.average((0,) * spec.ndim))
+            branches["average"] = _after_point(spec, spec.average((0,) * spec.ndim))
             prior = FixedDepthwise(spec, frequencies(spec.out_channels, spec.kernel))
-            branches["prior"] = _behind_point(spec, NamedModules(filter=prior), padded=False)
+            branches["prior"] = _after_point(spec, NamedModules(filter=prior), padded=False)
         branches["conv_1x1_kxk"] = _sequence(spec, self.internal_channels)
         if math.prod(spec.kernel) > 1:
             branches["conv_1x1"] = spec.conv_bn(point)
@@ -89,8 +95,8 @@ class OREPA(BranchedConv):
         return branches
 
 
-def _behind_point(spec: ConvSpec, layers: NamedModules, padded: bool = True) -> nn.Sequential:
-    """``s·layers(1×1 * x)``, with zeros around what the 1×1 makes unless the layers pad themselves."""
+def _after_point(spec: ConvSpec, layers: NamedModules, padded: bool = True) -> nn.Sequential:
+    """``s·layers(1×1 * x)``; with ``padded``, the output of the 1×1 is padded with zeros."""
     width = spec.out_channels
     point = NamedModules(conv_1x1=spec.conv(spec.in_channels, width, (1,) * spec.ndim, strided=False))
     around = spec.zero_pad(tuple((p, p) for p in spec.padding)) if padded else NamedModules()
@@ -98,7 +104,7 @@ def _behind_point(spec: ConvSpec, layers: NamedModules, padded: bool = True) -> 
 
 
 def _sequence(spec: ConvSpec, width: int | None) -> nn.Sequential:
-    """``s·K×K * 1×1 * x``, the 1×1 starting as the identity."""
+    """``s·K×K * 1×1 * x``, with the identity as the initial 1×1."""
     width = (1 if spec.groups <= 4 else 2) * spec.in_channels if width is None else width
     if width < 1 or width % spec.in_channels:
         raise InputError(
@@ -123,12 +129,13 @@ def _separable(spec: ConvSpec) -> nn.Sequential:
 
 
 def frequencies(channels: int, kernel: tuple[int, ...]) -> Tensor:
-    """Fixed filters ``(channels, 1, *kernel)``: cosines of rising frequency along one axis after the other.
+    """Return fixed filters ``(channels, 1, *kernel)``: cosines of increasing frequency along each axis in turn.
 
         cos(π·j·(k + 1/2) / K)        j = 1, 2, … within the channels of an axis, k = 0 … K − 1
 
-    >>> frequencies(4, (3, 3))[0, 0].T[0]  # cos(π/6), cos(π/2), cos(5π/6) along the height
-    tensor([ 8.6603e-01, -4.3711e-08, -8.6603e-01])
+    Example:
+        >>> frequencies(4, (3, 3))[0, 0].T[0]  # cos(π/6), cos(π/2), cos(5π/6) along the height
+        tensor([ 8.6603e-01, -4.3711e-08, -8.6603e-01])
     """
     ndim, parts = len(kernel), []
     starts = [math.ceil(channels * axis / ndim) for axis in range(ndim + 1)]

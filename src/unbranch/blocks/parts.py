@@ -1,4 +1,4 @@
-"""Modules that the blocks of several papers share, for grids of 1, 2 and 3 dimensions."""
+"""Modules that the blocks of several papers share."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 Size: TypeAlias = int | Ints
 """One number for every axis of the grid, or one for each."""
 Activation: TypeAlias = Callable[[], nn.Module] | None
-"""Called without arguments to make the module after the sum, as ``nn.ReLU``; ``None`` leaves the block affine."""
+"""Factory of the module after the sum, such as ``nn.ReLU``; with None the block is affine."""
 Device: TypeAlias = "DeviceLikeType | None"
 
 
 def through(module: nn.Module | None, x: Tensor) -> Tensor:
-    """The module's output, or ``x`` itself where there is none."""
+    """Return ``module(x)``, or ``x`` if the module is None."""
     return x if module is None else cast(Tensor, module(x))
 
 
 def conv_bn(
     in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> nn.Sequential:
-    """``BN(conv(x))`` with a bias-free convolution, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')``."""
+    """Return ``BN(conv(x))`` with a bias-free convolution, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')``."""
     layers = nn.Sequential()
     layers.add_module(
         "conv", nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
@@ -40,9 +40,9 @@ def conv_bn(
 
 
 class DilatedAvgPool(nn.Module):
-    """The mean of ``kernel`` taps, ``dilation`` apart: an average pool that PyTorch lacks.
+    """Average pool with dilation, ``(B, C, *size)`` to ``(B, C, *size')``.
 
-    ``(B, C, *size)`` to ``(B, C, *size')``; one axis after the other, as a sum of shifted slices.
+    Pools one axis after the other, as a sum of shifted slices.
     """
 
     def __init__(self, kernel: Ints, stride: Ints, dilation: Ints) -> None:
@@ -62,9 +62,13 @@ class DilatedAvgPool(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """``g(up(ReLU(down(mean(x)))))``, a factor per channel: ``(B, C, *size)`` to ``(B, C, 1…)``.
+    """``g(up(ReLU(down(mean(x)))))``, a factor per channel, ``(B, C, *size)`` to ``(B, C, 1…)``.
 
-    ``hidden`` is the number of channels between the two 1×1 convolutions.
+    Args:
+        channels: C.
+        hidden: channels between the two 1×1 convolutions.
+        gate: factory of g.
+        ndim: number of grid dimensions.
     """
 
     def __init__(self, channels: int, hidden: int, gate: Callable[[], nn.Module] = nn.Sigmoid, ndim: int = 2) -> None:
@@ -82,9 +86,9 @@ class ChannelGate(nn.Module):
 
 
 class SqueezeExcite(ChannelGate):
-    """``x`` times its channel gate, ``(B, C, *size)`` to the same. Hu, Shen, Sun: CVPR 2018, section 3.
+    """``x`` times its channel gate, ``(B, C, *size)`` to the same.
 
-    The mean is taken over the whole map, whatever its shape.
+    The mean is over the whole map. Hu, Shen, Sun: "Squeeze-and-Excitation Networks", CVPR 2018, section 3.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +99,14 @@ REDUCTION = {"before": 16, "after": 4}  # published for RepVGG, by place relativ
 
 
 def gated(activation: Activation, channels: int, place: str | None, reduction: int | None, ndim: int) -> Activation:
-    """What makes an activation with squeeze-and-excitation ``"before"`` or ``"after"`` it, or without (``None``).
+    """Return a factory of an activation with squeeze-and-excitation.
+
+    Args:
+        activation: factory of the activation, or None.
+        channels: of its input.
+        place: of squeeze-and-excitation: ``"before"`` or ``"after"`` the activation, or None to omit it.
+        reduction: channels over hidden channels; by default 16 before and 4 after the activation.
+        ndim: number of grid dimensions.
 
     Raises:
         InputError: for another place.
@@ -112,15 +123,16 @@ def gated(activation: Activation, channels: int, place: str | None, reduction: i
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, samples are zeroed with probability ``rate`` and the others divided by 1 − rate.
+    """Stochastic depth, ``(B, …)`` to the same.
 
-    ``(B, …)`` to the same; the identity in evaluation. Huang et al.: "Deep Networks with Stochastic Depth", ECCV 2016.
+    In training, sets samples to zero with probability ``rate`` and divides the others by 1 − rate; the identity in
+    evaluation. Huang et al.: "Deep Networks with Stochastic Depth", ECCV 2016.
     """
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
         if not 0 <= rate < 1:
-            raise InputError(f"`rate` of a drop path must be in [0, 1), got {rate}")
+            raise InputError(f"`rate` must be in [0, 1), got {rate}")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,6 +146,6 @@ class DropPath(nn.Module):
 
 
 def on(module: nn.Module, device: Device, dtype: torch.dtype | None) -> nn.Module:
-    """The module moved to a device and dtype where they are given."""
+    """Move a module to a device and dtype, if given, and return it."""
     place: dict[str, Any] = {"device": device, "dtype": dtype}
     return module.to(**place)

@@ -9,8 +9,8 @@ https://arxiv.org/abs/2212.01593, section 4.
     x ───┼── 1×1 ────────┼─ + ── BN ── (activation) ── y
          └───────────────┘
 
-RepVGG's norms give its branches variances that add up, and its merged kernels outliers that eight bits can't hold.
-Here only the large kernel has a norm of its own, and one norm is behind the sum.
+In RepVGG the variances of the branches add up, and the merged kernels have outliers that don't fit in eight bits. Here
+only the large kernel has its own norm, and another norm follows the sum.
 
 Deviations from the published code: any kernel, padding and dilation, for all branches.
 """
@@ -26,12 +26,13 @@ from unbranch.blocks.spec import ConvSpec
 class QARepVGG(BranchedConv):
     """``BN(BN(K×K * x) + 1×1 * x + x)``, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')`` as nn.Conv2d.
 
-    Arguments as for ``BranchedConv``; the published block has ``activation=nn.ReLU``. ``init`` is for the norm of the
-    large kernel; the norm behind the sum starts with γ = 1. Section 4.3, setting S4.
+    Arguments are those of ``BranchedConv``; the published block has ``activation=nn.ReLU``. ``init`` sets γ of the
+    large kernel's norm; γ of the norm after the sum is 1. Section 4.3, setting S4.
 
-    >>> import torch
-    >>> QARepVGG(8, 8, 3, padding=1)(torch.zeros(1, 8, 6, 7)).shape
-    torch.Size([1, 8, 6, 7])
+    Example:
+        >>> import torch
+        >>> QARepVGG(8, 8, 3, padding=1)(torch.zeros(1, 8, 6, 7)).shape
+        torch.Size([1, 8, 6, 7])
     """
 
     main_branch = "conv_kxk"

@@ -1,4 +1,4 @@
-"""RepGhost, a module that reuses features by adding where Ghost modules concatenate.
+"""RepGhost, a module that reuses features by addition, where Ghost modules use concatenation.
 
 Chen, Guo, Zeng, Xiong, Dong: "RepGhost: A Hardware-Efficient Ghost Module via Re-parameterization", 2022,
 https://arxiv.org/abs/2211.06088, section 3.
@@ -9,12 +9,11 @@ https://arxiv.org/abs/2211.06088, section 3.
     x ── 1×1 ── BN ── ReLU ── z┤                         ├─ + ── ReLU ── y
                                └─────────────────── BN ──┘
 
-The branch beside the depthwise kernel is called the fusion: a batch norm ("bn"), x itself ("identity", the repid
-ablation), both, or none (norep). A bottleneck is two such modules, with a strided depthwise convolution and
-squeeze-and-excitation between them, and a shortcut around.
+The branch parallel to the depthwise kernel is called the fusion: a batch norm ("bn"), z itself ("identity", the repid
+ablation), both, or none (norep). A bottleneck has two such modules, a strided depthwise convolution and
+squeeze-and-excitation between them, and a shortcut.
 
-Deviations from the published code: a depthwise kernel of any size merges (there, 3×3 only), and so does the one
-without fusion.
+Deviations from the published code: depthwise kernels of any size can be merged (there, 3×3 only), also without fusion.
 """
 
 from __future__ import annotations
@@ -38,17 +37,18 @@ FUSIONS = {
 
 
 def make_divisible(width: float, divisor: int = 4) -> int:
-    """The multiple of ``divisor`` nearest to a width, at least one of it and at least nine tenths of the width.
+    """Return the nearest multiple of ``divisor``, at least ``divisor`` and at least 0.9·width.
 
-    >>> make_divisible(19), make_divisible(1.6), make_divisible(21.4)
-    (20, 4, 20)
+    Example:
+        >>> make_divisible(19), make_divisible(1.6), make_divisible(21.4)
+        (20, 4, 20)
     """
     nearest = max(divisor, int(width + divisor / 2) // divisor * divisor)
     return nearest + divisor if nearest < 0.9 * width else nearest
 
 
 class HardSigmoid(nn.Module):
-    """``ReLU6(x + 3) / 6``; in training as published, since F.hardsigmoid goes backward with a 1/6 of float32."""
+    """``ReLU6(x + 3) / 6``; in training computed like this, since F.hardsigmoid's gradient rounds 1/6 to float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu6(x + 3) / 6 if self.training else F.hardsigmoid(x)
@@ -57,12 +57,17 @@ class HardSigmoid(nn.Module):
 class RepGhostModule(nn.Module):
     """``ReLU(BN(dw * z) + BN(z))`` with ``z = ReLU(BN(K×K * x))``, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')``.
 
-    ``kernel_size`` and ``stride`` are those of the convolution that makes z, padded by half the kernel; ``dw_size``
-    is the depthwise kernel; ``relu=False`` leaves out both. ``fusion`` is ``"bn"``, ``"identity"``, ``"both"`` or
-    ``"none"``. Figure 3.
+    Figure 3.
+
+    Args:
+        in_channels, out_channels: C_in and C_out.
+        kernel_size, stride: of the first convolution, which is padded by half its kernel.
+        dw_size: size of the depthwise kernel.
+        relu: whether the module has its two ReLUs.
+        fusion: ``"bn"``, ``"identity"``, ``"both"`` or ``"none"``.
 
     Raises:
-        InputError: if there is no such fusion.
+        InputError: for another fusion.
     """
 
     def __init__(
@@ -97,12 +102,19 @@ class RepGhostModule(nn.Module):
 class RepGhostBottleneck(nn.Module):
     """Two RepGhost modules and a shortcut, ``(B, C_in, H, W)`` to ``(B, C_out, H/stride, W/stride)``.
 
-    ``kernel_size`` is that of the strided depthwise convolution between the modules and of the one in the shortcut.
-    ``se_ratio`` is the relative width of squeeze-and-excitation, 0 for none. ``shortcut=False`` leaves out the
-    shortcut where it would be the identity; ``drop_path`` is the rate of stochastic depth around one. Figure 4.
+    Figure 4.
+
+    Args:
+        in_channels, mid_channels, out_channels: of the first module, between the modules, and of the second.
+        kernel_size: of the strided depthwise convolutions between the modules and in the shortcut.
+        stride: of both; with stride 1 there is none between the modules.
+        se_ratio: hidden channels of squeeze-and-excitation over ``mid_channels``, 0 to omit it.
+        shortcut: whether there is a shortcut if it would be the identity.
+        fusion: of both modules.
+        drop_path: rate of stochastic depth in blocks with a shortcut.
 
     Raises:
-        InputError: if the kernel is even and the shortcut has it at stride 1, so that the sizes differ.
+        InputError: if the kernel size is even and the shortcut has a convolution with stride 1.
     """
 
     def __init__(

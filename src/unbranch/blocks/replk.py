@@ -9,14 +9,14 @@ CVPR 2022, https://arxiv.org/abs/2203.06717, section 4.1.
     x ───┤               ├─ + ── y        s = 5
          └── s×s ── BN ──┘
 
-Around it, the two halves of a RepLKNet layer, both with a shortcut and stochastic depth:
+A layer of RepLKNet has two parts, both with a shortcut and stochastic depth:
 
     RepLKBlock:  x + 1×1(ReLU(LargeKernel(ReLU(1×1(BN(x))))))        LargeKernel depthwise
     ConvFFN:     x + 1×1(GELU(1×1(BN(x))))                           every 1×1 with a batch norm
 
-Deviations from the published code: kernels may be even, non-square and dilated, the small one sits at the centre of
-the large one whatever their parity (there, branches of different size); the padding is an argument, as for a
-convolution; the choice of a CUDA kernel is not the block's.
+Deviations from the published code: even, non-square and dilated kernels; the small kernel is aligned with the centre of
+the large one for any parity (there, the branches have different sizes); the padding is an argument, as for a
+convolution; the block doesn't select a CUDA kernel.
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ if TYPE_CHECKING:
 class LargeKernel(BranchedConv):
     """``BN(K×K * x) + BN(s×s * x)``, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')`` as nn.Conv2d.
 
-    Arguments as for ``BranchedConv``, and ``small_kernel``, s: no larger than K, or ``None`` for no second branch.
-    Section 3, guideline 3.
+    Other arguments are those of ``BranchedConv``. Section 3, guideline 3.
 
-    >>> LargeKernel(8, 8, 13, padding=6, groups=8)(torch.zeros(1, 8, 6, 7)).shape
-    torch.Size([1, 8, 6, 7])
+    Args:
+        small_kernel: s, at most K; None for no second branch.
+
+    Example:
+        >>> LargeKernel(8, 8, 13, padding=6, groups=8)(torch.zeros(1, 8, 6, 7)).shape
+        torch.Size([1, 8, 6, 7])
     """
 
     main_branch = "large"
@@ -72,10 +75,16 @@ class LargeKernel(BranchedConv):
 class RepLKBlock(nn.Module):
     """``x + 1×1(ReLU(LargeKernel(ReLU(1×1(BN(x))))))``, ``(B, C, H, W)`` to the same.
 
-    ``dw_channels`` is the width of the depthwise large kernel, ``drop_path`` the rate of stochastic depth. Figure 4.
+    Figure 4.
+
+    Args:
+        channels: C.
+        dw_channels: channels of the depthwise large kernel.
+        kernel_size, small_kernel: of ``LargeKernel``.
+        drop_path: rate of stochastic depth.
 
     Raises:
-        InputError: if the kernel is even, so that its output would have another size than the shortcut.
+        InputError: if the kernel size is even, which would change the size of the map.
     """
 
     def __init__(
@@ -111,8 +120,13 @@ class RepLKBlock(nn.Module):
 class ConvFFN(nn.Module):
     """``x + 1×1(GELU(1×1(BN(x))))``, ``(B, C, H, W)`` to the same, with exact GELU. Figure 4.
 
+    Args:
+        in_channels, out_channels: C, equal.
+        internal_channels: hidden channels.
+        drop_path: rate of stochastic depth.
+
     Raises:
-        InputError: if ``out_channels`` differ from ``in_channels``, so that there is no shortcut.
+        InputError: if ``out_channels`` differs from ``in_channels``.
     """
 
     def __init__(self, in_channels: int, internal_channels: int, out_channels: int, drop_path: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""RepMixer, a token mixer that trains with a shortcut and deploys as one depthwise convolution.
+"""RepMixer, a token mixer with a shortcut that deploys as one depthwise convolution.
 
 Vasu, Gabriel, Zhu, Tuzel, Ranjan: "FastViT: A Fast Hybrid Vision Transformer using Structural Reparameterization",
 ICCV 2023, https://arxiv.org/abs/2303.14189, section 3.2.
@@ -10,7 +10,7 @@ ICCV 2023, https://arxiv.org/abs/2303.14189, section 3.2.
          ├── BN ────┘        + ── y
          └───────────────────┘
 
-The block around it has a feed-forward part with a depthwise 7×7:   z + γ · 1×1(GELU(1×1(BN(dw7×7 * z)))).
+The block adds a feed-forward part with a depthwise 7×7:   z + γ · 1×1(GELU(1×1(BN(dw7×7 * z)))).
 """
 
 from __future__ import annotations
@@ -39,13 +39,17 @@ class LayerScale(nn.Module):
 class RepMixer(nn.Module):
     """``x + γ·(M(x) − BN(x))``, ``(B, C, H, W)`` to the same. Equation 2.
 
-    ``layer_scale`` is the first γ, ``None`` for none.
+    Args:
+        channels: C.
+        kernel_size: K of M.
+        layer_scale: initial γ, None to omit γ.
 
     Raises:
-        InputError: if the kernel is even, so that its output would have another size than the shortcut.
+        InputError: if the kernel size is even, which would change the size of the map.
 
-    >>> RepMixer(8)(torch.zeros(1, 8, 5, 6)).shape
-    torch.Size([1, 8, 5, 6])
+    Example:
+        >>> RepMixer(8)(torch.zeros(1, 8, 5, 6)).shape
+        torch.Size([1, 8, 5, 6])
     """
 
     def __init__(self, channels: int, kernel_size: int = 3, layer_scale: float | None = 1e-5) -> None:
@@ -63,7 +67,10 @@ class RepMixer(nn.Module):
 class RepMixerBlock(nn.Module):
     """``z + γ·FFN(z)`` with ``z = RepMixer(x)``, ``(B, C, H, W)`` to the same. Figure 2.
 
-    ``ffn_ratio`` is the width of the feed-forward part over C; the other arguments are RepMixer's.
+    Args:
+        channels, kernel_size, layer_scale: as for ``RepMixer``; γ of the feed-forward part has the same initial value.
+        ffn_ratio: hidden channels of the feed-forward part over C.
+        drop_path: rate of stochastic depth of the feed-forward part.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""RepMLP, a fully connected layer over a window of the image that trains beside convolutions.
+"""RepMLP, a fully connected layer on windows of the image, trained in parallel with convolutions.
 
 Ding, Chen, Zhang, Han, Ding: "RepMLPNet: Hierarchical Vision MLP with Re-parameterized Locality", CVPR 2022,
 https://arxiv.org/abs/2112.11081, section 3.
@@ -11,15 +11,15 @@ https://arxiv.org/abs/2112.11081, section 3.
                           └── depthwise 3×3 ─ BN ─┘
 
 ``split`` cuts the image into windows of h×w and the channels into C/S runs of S; each run of a window is a sample of
-shape (S, h, w), whose S channels have one FC each (S "share-sets"). Zeros surround each window.
+shape (S, h, w), whose S channels have one FC each (S "share-sets"). The convolutions pad each window with zeros.
 
-``join`` puts the samples back *in another order than they came*, as published: with P windows and G = C/S runs per
-image, the sample of window q and run c has number r = q·G + c, and goes to run r div P and window r mod P. Where P or
-G is 1, as everywhere in RepMLPNet at its own resolution, every sample returns to its place. Otherwise windows and
-runs are shuffled; trained weights depend on it.
+``join`` *permutes* the samples, as published: with P windows and G = C/S runs per image, the sample of window q and
+run c has number r = q·G + c, and moves to run r div P and window r mod P. If P or G is 1, as in all layers of RepMLPNet
+at its default resolution, this is the identity. Otherwise windows and runs are shuffled, and trained weights depend on
+it.
 
-Deviations from the published code: even and non-square kernels work, around tap (k − 1)//2; an image that is no
-multiple of the window is refused with a sentence.
+Deviations from the published code: even and non-square kernels, with their centre at tap (k − 1)//2; an image whose
+size isn't a multiple of the window raises ``InputError``.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from unbranch.grids import per_axis
 
 
 def window_grid(height: int, width: int, window: tuple[int, int]) -> tuple[int, int]:
-    """``(rows, columns)`` of windows in an image.
+    """Return the number of windows in an image, ``(rows, columns)``.
 
     Raises:
-        InputError: if the image is no multiple of the window.
+        InputError: if height or width isn't a multiple of the window's.
     """
     recording = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if not recording and (height % window[0] or width % window[1]):
@@ -48,14 +48,22 @@ def window_grid(height: int, width: int, window: tuple[int, int]) -> tuple[int, 
     return height // window[0], width // window[1]
 
 
-fx.wrap("window_grid")  # tracing must not branch on sizes that it doesn't know
+fx.wrap("window_grid")  # sizes are unknown in tracing
 
 
 class WindowPerceptron(nn.Module):
-    """``BN(FC(x)) + Σ BN(k×k * x)``, samples ``(B, S, h, w)`` to the same: the part that merges into one FC.
+    """``BN(FC(x)) + Σ BN(k×k * x)``, samples ``(B, S, h, w)`` to the same; deploys as one FC.
 
-    ``fc`` is a grouped 1×1 convolution on the sample's numbers in the order (set, row, column), a group per set. Its
-    norm is over the S channels; the convolutions are depthwise, zeros around.
+    ``fc`` is a grouped 1×1 convolution of the flattened sample ``(B, S·h·w, 1, 1)``, with a group per share-set. Its
+    norm is over the S channels; the convolutions are depthwise, with zero padding.
+
+    Args:
+        sharesets: S.
+        window: (h, w).
+        kernels: sizes of the convolutions.
+
+    Raises:
+        InputError: if a kernel occurs twice.
     """
 
     def __init__(self, sharesets: int, window: tuple[int, int], kernels: Sequence[Size]) -> None:
@@ -66,7 +74,7 @@ class WindowPerceptron(nn.Module):
         self.fc_bn = nn.BatchNorm2d(sharesets)
         self.conv_names = tuple(_conv_name(kernel) for kernel in kernels)
         if len(set(self.conv_names)) < len(kernels):
-            raise InputError(f"kernels={tuple(kernels)!r} holds a kernel twice")
+            raise InputError(f"`kernels` must be distinct, got {tuple(kernels)!r}")
         for name, kernel in zip(self.conv_names, kernels, strict=True):
             self.add_module(name, _same_conv_bn(sharesets, kernel))
 
@@ -84,7 +92,7 @@ def _conv_name(kernel: Size) -> str:
 
 
 def _same_conv_bn(channels: int, kernel: Size) -> nn.Sequential:
-    """A depthwise convolution that keeps the size, and its norm; as the smaller kernel of one that is odd."""
+    """A depthwise convolution that preserves the size, and its norm; an even kernel is part of an odd one."""
     shape = per_axis(kernel, 2, "kernels", 1)
     odd = tuple(2 * (k - 1 - centre(k)) + 1 for k in shape)
     half = tuple(k // 2 for k in odd)
@@ -97,17 +105,18 @@ class RepMLP(nn.Module):
     Args:
         channels: C.
         window: (h, w).
-        kernels: of the convolutions beside the FC; ``None`` or empty for none.
-        sharesets: S, the channels that have an FC of their own; a divisor of C.
-        reduction: C over the hidden width of the gate.
+        kernels: sizes of the convolutions; None or empty for none.
+        sharesets: S, the number of FCs; a divisor of C.
+        reduction: C over the hidden channels of the gate.
 
     Raises:
-        InputError: if the share-sets don't divide the channels or a kernel comes twice; in ``forward`` if the image
-            is no multiple of the window.
+        InputError: if ``sharesets`` doesn't divide C, or a kernel occurs twice; in ``forward``, if the size of the
+            image isn't a multiple of the window.
 
-    >>> import torch
-    >>> RepMLP(8, (3, 4), sharesets=2)(torch.zeros(1, 8, 6, 8)).shape
-    torch.Size([1, 8, 6, 8])
+    Example:
+        >>> import torch
+        >>> RepMLP(8, (3, 4), sharesets=2)(torch.zeros(1, 8, 6, 8)).shape
+        torch.Size([1, 8, 6, 8])
     """
 
     def __init__(
@@ -138,7 +147,7 @@ class RepMLP(nn.Module):
 
 
 class FFN(nn.Module):
-    """``BN(1×1 * GELU(BN(1×1 * x)))``, ``(B, C_in, H, W)`` to ``(B, C_out, H, W)``; widths are C_in unless given."""
+    """``BN(1×1 * GELU(BN(1×1 * x)))``, ``(B, C_in, H, W)`` to ``(B, C_out, H, W)``; channels are C_in by default."""
 
     def __init__(
         self,
@@ -160,8 +169,12 @@ class FFN(nn.Module):
 class RepMLPUnit(nn.Module):
     """``z + FFN(BN(z))`` with ``z = x + RepMLP(BN(x))``, ``(B, C, H, W)`` to the same.
 
-    ``expansion`` is the width of the FFN over C, ``drop_path`` the rate of stochastic depth of both halves; the other
-    arguments are RepMLP's. Figure 2.
+    Figure 2.
+
+    Args:
+        channels, window, kernels, sharesets, reduction: as for ``RepMLP``.
+        expansion: hidden channels of the FFN over C.
+        drop_path: rate of stochastic depth of both parts.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""RepVGG, the block of a plain network that trains with a shortcut.
+"""RepVGG, a 3×3 convolution that trains with a 1×1 and a shortcut in parallel.
 
 Ding, Zhang, Ma, Han, Ding, Sun: "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021,
 https://arxiv.org/abs/2101.03697, section 3.
@@ -9,12 +9,12 @@ https://arxiv.org/abs/2101.03697, section 3.
     x ───┼── 1×1 ── BN ──┼─ + ── (squeeze-excite, activation) ── y
          └───────── BN ──┘
 
-The third branch exists where input and output have the same channels and the stride is 1. Squeeze-and-excitation
-comes before the activation in RepVGG-D2se and after it in RepVGGplus.
+The third branch exists if input and output have the same channels and the stride is 1. Squeeze-and-excitation comes
+before the activation in RepVGG-D2se and after it in RepVGGplus.
 
 Deviations from the published code: any kernel, padding and dilation, for all branches (there, the training branches
 ignore dilation and padding mode); squeeze-and-excitation pools the whole map (there, a square window as wide as the
-map) and keeps at least one hidden channel; the block is affine unless an activation is named.
+map) and has at least one hidden channel; the block has no activation by default.
 """
 
 from __future__ import annotations
@@ -39,12 +39,19 @@ if TYPE_CHECKING:
 class RepVGG(BranchedConv):
     """``BN(K×K * x) + BN(1×1 * x) + BN(x)``, ``(B, C_in, H, W)`` to ``(B, C_out, H', W')`` as nn.Conv2d.
 
-    Arguments as for ``BranchedConv``, and ``squeeze_excite``, which is ``"before"`` or ``"after"`` the activation or
-    ``None``, with ``reduction`` 16 before and 4 after unless given, and ``drop_path``, the rate of stochastic depth of
-    the convolutions beside an identity. The published block has ``activation=nn.ReLU``. Section 3.
+    Other arguments are those of ``BranchedConv``; the published block has ``activation=nn.ReLU``. Section 3.
 
-    >>> RepVGG(8, 8, 3, padding=1, activation=nn.ReLU)(torch.zeros(1, 8, 6, 7)).shape
-    torch.Size([1, 8, 6, 7])
+    Args:
+        squeeze_excite: its place, ``"before"`` or ``"after"`` the activation; None to omit it.
+        reduction: channels over its hidden channels; by default 16 before and 4 after the activation.
+        drop_path: rate of stochastic depth of the convolutions in blocks with an identity branch.
+
+    Raises:
+        InputError: if ``drop_path`` is used with ``online``.
+
+    Example:
+        >>> RepVGG(8, 8, 3, padding=1, activation=nn.ReLU)(torch.zeros(1, 8, 6, 7)).shape
+        torch.Size([1, 8, 6, 7])
     """
 
     main_branch = "conv_kxk"
@@ -56,7 +63,9 @@ class RepVGG(BranchedConv):
         drop_path: float = 0.0, **options: Unpack[BranchOptions],
     ) -> None:  # fmt: skip
         if drop_path and options.get("online"):
-            raise InputError("drop_path leaves out branches, which a block with online=True doesn't have one by one")
+            raise InputError(
+                f"`drop_path` must be 0 with online=True, where branches aren't computed separately, got {drop_path}"
+            )
         ndim, activation = options.get("ndim", 2), options.get("activation")
         options["activation"] = gated(activation, out_channels, squeeze_excite, reduction, ndim)
         super().__init__(
@@ -78,26 +87,26 @@ class RepVGG(BranchedConv):
 
 
 def custom_l2(block: RepVGG) -> Tensor:
-    """The penalty that the authors put in place of weight decay on the kernels of K×K and 1×1, a scalar.
+    """Return the penalty that replaces weight decay for the kernels of K×K and 1×1, a scalar.
 
         Σ K² off the centre + Σ E_centre² / (t² + u²)
 
-    with K the kernel of the large branch, E the equivalent kernel of the two branches together, and t, u the scales
-    γ/√(σ² + ε) of their norms, to which no gradient goes: what is decayed at the centre is the kernel that is served.
-    From ``get_custom_L2`` of the published code; add ½ · weight decay times it to the loss, and leave the two kernels
-    out of the ordinary decay.
+    K is the kernel of the large branch, E the equivalent kernel of the two branches together, and t, u are the scales
+    γ/√(σ² + ε) of their norms, which get no gradient. At the centre this decays the kernel that will be deployed. Add
+    it to the loss with the factor ½ · weight decay, and exclude the two kernels from the optimizer's weight decay.
+    From ``get_custom_L2`` of the published code.
     """
     large, point = (block.get_submodule(name) for name in ("conv_kxk", "conv_1x1"))
     middle: tuple[Any, ...] = (..., *(slice(centre(k), centre(k) + 1) for k in block.kernel_size))
     kernel = cast(Tensor, large.get_submodule("conv").weight)  # (O, I/g, *K)
-    served = equivalent_kernel(large, constant_norms=True).kernel[middle]  # (O, I/g, 1…)
-    served = served + equivalent_kernel(point, constant_norms=True).kernel
-    scales = sum(_scale(branch.get_submodule("bn"), served).square() for branch in (large, point))
-    return kernel.square().sum() - kernel[middle].square().sum() + (served.square() / scales).sum()
+    deployed = equivalent_kernel(large, constant_norms=True).kernel[middle]  # (O, I/g, 1…)
+    deployed = deployed + equivalent_kernel(point, constant_norms=True).kernel
+    scales = sum(_scale(branch.get_submodule("bn"), deployed).square() for branch in (large, point))
+    return kernel.square().sum() - kernel[middle].square().sum() + (deployed.square() / scales).sum()
 
 
 def _scale(norm: nn.Module, like: Tensor) -> Tensor:
-    """The factor per channel of a norm in evaluation, or of a scale, ``(O, 1…)``; 1 where the norm was taken off."""
+    """Return the factor per channel of a norm in evaluation, or of a scale, ``(O, 1…)``; 1 for other modules."""
     if isinstance(norm, Scale):
         return norm.weight.detach().to(like).view(-1, *(1,) * (like.dim() - 1))
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):

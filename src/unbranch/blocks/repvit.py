@@ -1,4 +1,4 @@
-"""RepViT, a block of a mobile network that takes the order of a transformer's.
+"""RepViT, a block of a mobile network with the structure of a transformer's.
 
 Wang, Chen, Lin, Han, Ding: "RepViT: Revisiting Mobile CNN From ViT Perspective", CVPR 2024,
 https://arxiv.org/abs/2307.09283, section 3.
@@ -10,8 +10,7 @@ https://arxiv.org/abs/2307.09283, section 3.
     x ───┼── dw 1×1 ────────┼─ + ── BN ── (SE) ── z ──┬── 1×1 ── GELU ── 1×1 ── + ── y
          └──────────────────┘                         └─────────────────────────┘
 
-The token mixer t is a QARepVGG with a bias in its 1×1, which the norm behind it makes superfluous; it is kept, as
-published.
+The token mixer t is a QARepVGG whose 1×1 has a bias, as published, although the norm after the sum cancels it.
 """
 
 from __future__ import annotations
@@ -29,11 +28,12 @@ class RepVGGDW(nn.Module):
     """``BN(BN(dw K×K * x) + dw 1×1 * x + x)``, ``(B, C, H, W)`` to the same.
 
     Raises:
-        InputError: if the kernel is even, so that its output would have another size than the shortcut.
+        InputError: if the kernel size is even, which would change the size of the map.
 
-    >>> import torch
-    >>> RepVGGDW(8)(torch.zeros(1, 8, 5, 6)).shape
-    torch.Size([1, 8, 5, 6])
+    Example:
+        >>> import torch
+        >>> RepVGGDW(8)(torch.zeros(1, 8, 5, 6)).shape
+        torch.Size([1, 8, 5, 6])
     """
 
     def __init__(self, channels: int, kernel_size: int = 3) -> None:
@@ -51,8 +51,11 @@ class RepVGGDW(nn.Module):
 class RepViTBlock(nn.Module):
     """``z + 1×1(GELU(1×1(z)))`` with ``z = SE(t(x))``, ``(B, C, H, W)`` to the same. Figure 3.
 
-    ``ffn_ratio`` is the width between the two 1×1 over C. With ``squeeze_excite`` the gate has C/4 hidden channels,
-    rounded to a multiple of 8.
+    Args:
+        channels: C.
+        kernel_size: K of the token mixer.
+        ffn_ratio: hidden channels between the two 1×1 over C.
+        squeeze_excite: whether there is squeeze-and-excitation, with C/4 hidden channels, rounded to a multiple of 8.
     """
 
     def __init__(

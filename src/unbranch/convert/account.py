@@ -1,4 +1,4 @@
-"""The account of a conversion: what was merged, and of what stays only that which a user would miss."""
+"""Collect merges and refusals of a conversion, and select those that matter to a user for its report."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from unbranch.rules import rule_of_module
 
 @dataclass(eq=False)
 class Account:
-    """What is entered while a network is converted.
+    """Records of a conversion.
 
     Args:
         merged: each merge, with its layer.
-        refused: what was refused, with the modules and operations that it is about.
-        norms: batch norms that nothing takes in.
-        unread: modules whose forward couldn't be read, with the paths of the layers that nothing else reads.
-        dropped: parts that went, since nothing reads what they compute.
-        blind: whether no input was found to run the network on, so that sizes in it are unknown.
+        refused: rejected merges, with the names of their modules and operations.
+        kept: operations whose merge would be exact but cost more.
+        norms: batch norms that no other layer can absorb.
+        unread: modules whose forward couldn't be traced, with the paths of layers that no other trace contains.
+        dropped: paths of removed parts, whose outputs aren't used.
+        blind: whether no example input was found, so that sizes in the network are unknown.
     """
 
     merged: list[tuple[MergeRecord, nn.Module]] = field(default_factory=list)
@@ -42,18 +43,18 @@ class Account:
     blind: bool = False
 
     def refuse(self, sources: tuple[str, ...], reason: str, node: fx.Node | None = None) -> None:
-        """Enter something that can't be merged."""
+        """Record operations that can't be merged."""
         where = "" if node is None else place_of(node)
         refusal = Refusal(" + ".join(sources), reason, where=where, remedy=remedy_of(reason))
         self.refused.append((sources, refusal))
 
     def merge(self, place: str, sources: tuple[str, ...], layer: nn.Module, error: float | None) -> None:
-        """Enter a merge."""
+        """Record a merge."""
         words = " → ".join(map(repr, layer)) if isinstance(layer, nn.Sequential) else repr(layer)
         self.merged.append((MergeRecord(place, sources, words, error), layer))
 
     def norms_of(self, trace: Trace, gone: set[fx.Node]) -> None:
-        """Enter the batch norms of a trace that stay where no reason was given yet."""
+        """Record the batch norms of a trace that weren't merged."""
         for node in trace.graph.nodes:
             if node.op == "call_module" and node not in gone and node not in trace.moved and _is_norm(trace, node):
                 words = f"it reads {_words_for(trace, node.args[0] if node.args else None)}"
@@ -63,7 +64,7 @@ class Account:
                 self.norms.append(Refusal(path, reason, where=place_of(node), cost="one batch norm", remedy=remedy))
 
     def report(self, network: nn.Module, plain: nn.Module, inputs: tuple[Any, ...] | None) -> Report:
-        """The finished account."""
+        """Return the report of the conversion of ``network`` to ``plain``."""
         paths = {id(module): path for path, module in plain.named_modules()}
         merges = tuple(replace(r, layer_path=paths.get(id(layer), r.path)) for r, layer in self.merged)
         refusals = [*self._unread(merges, plain), *self._refused(merges)]
@@ -76,7 +77,7 @@ class Account:
         )  # fmt: skip
 
     def _refused(self, merges: tuple[MergeRecord, ...]) -> Iterable[Refusal]:
-        """Refusals that cost something: not those of parts that were merged into one all the same."""
+        """Yield refusals with a cost, without those whose parts were merged into one layer by another merge."""
         largest = [
             (sources, refusal) for sources, refusal in self.refused
             if not any(set(sources) < set(more) and refusal.reason == r.reason for more, r in self.refused)
@@ -89,30 +90,30 @@ class Account:
                 yield replace(refusal, cost=f"{many} operations where one would do" if many > 1 else "")
 
     def _unread(self, merges: tuple[MergeRecord, ...], plain: nn.Module) -> Iterable[Refusal]:
-        """Forwards that couldn't be read and run norms, or several layers, that might have merged."""
+        """Yield forwards that couldn't be traced and contain norms or several layers, which might have been merged."""
         merged = {source for m in merges for source in m.sources}
         modules = dict(plain.named_modules())
         for refusal, layers in self.unread:
             left = sorted(layers - merged)
             norms = [path for path in left if _has_statistics(modules.get(path))]
             if norms or len(left) > 1:
-                stays = "one batch norm isn't merged" if len(norms) == 1 else f"{len(norms)} batch norms aren't merged"
-                cost = stays if norms else f"{len(left)} layers are merged with nothing"
+                counted = "one batch norm isn't" if len(norms) == 1 else f"{len(norms)} batch norms aren't"
+                cost = f"{counted} merged" if norms else f"{len(left)} layers are merged with nothing"
                 yield replace(refusal, cost=cost, remedy=remedy_of(NO_INPUT) if self.blind else refusal.remedy)
 
 
-def sources_of(region: Interpretation, merge: Merge) -> tuple[str, ...]:
-    """The modules and operations that a merge replaces."""
-    return tuple(name_of(region.trace, n) for n in merge.inside if not _is_trivial(region, n))
+def sources_of(interpretation: Interpretation, merge: Merge) -> tuple[str, ...]:
+    """Return the names of the modules and operations that a merge replaces."""
+    return tuple(name_of(interpretation.trace, n) for n in merge.inside if not _is_trivial(interpretation, n))
 
 
-def _is_trivial(region: Interpretation, node: fx.Node) -> bool:
-    rule = region.rule(node)
+def _is_trivial(interpretation: Interpretation, node: fx.Node) -> bool:
+    rule = interpretation.rule(node)
     return rule is None or rule.kind == "view"
 
 
 def name_of(trace: Trace, node: fx.Node) -> str:
-    """A node in the user's words: a module's path, or an operation and the module it is in."""
+    """Return a node's name for reports: a module's path, or the path of the enclosing module and an operation."""
     if node in trace.moved:
         return " + ".join(trace.full_path(call.path) for call in trace.moved[node])
     if node.op == "call_module":
@@ -131,7 +132,7 @@ def _has_statistics(module: nn.Module | None) -> bool:
 
 
 def _words_for(trace: Trace, value: Any) -> str:
-    """What a norm reads, and why nothing there takes it in."""
+    """Describe the input of a norm, and why no layer there can absorb the norm."""
     while isinstance(value, fx.Node) and value.op == "call_module" and len(trace.readers(value)) == 1:
         passes = value.meta.get("passes") or isinstance(trace.layer_of(value), nn.Identity | nn.Dropout)
         if not passes or not isinstance(value.args[0] if value.args else None, fx.Node):

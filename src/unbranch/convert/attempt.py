@@ -214,9 +214,9 @@ def _inner_path(trace: Trace, path: str) -> str:
 
 
 def _shared(trace: Trace, owners: dict[int, set[int]], elsewhere: set[int]) -> dict[str, str]:
-    """Return leaves that must stay because their parameters are also used elsewhere.
+    """Return paths of layers that must not be merged because their parameters are also used elsewhere.
 
-    ``elsewhere`` are ids of those that forwards outside this trace read.
+    ``elsewhere`` has the ids of parameters that forwards outside this trace read.
     """
     found: dict[str, str] = {}
     times = trace.times_called()

@@ -59,21 +59,21 @@ def cost_of(network: nn.Module, inputs: tuple[Any, ...] | None) -> NetworkCost:
 
 def _counted(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[int | None, int | None]:
     for fake in (True, False):
-        shadow = eval_view(network)
+        view = eval_view(network)
         flops, launched = FlopCounterMode(display=False), _LaunchCounter()
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
                 if fake:
                     mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-                    with_own_tensors(shadow)
+                    with_own_tensors(view)
                     given = tree_map(lambda v, m=mode: m.from_tensor(v) if isinstance(v, Tensor) else v, inputs)
                 else:
                     given = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
-                    with_own_tensors(shadow)
+                    with_own_tensors(view)
                 stack.enter_context(flops)
                 stack.enter_context(launched)
-                shadow(*given)
+                view(*given)
             return flops.get_total_flops() // 2, launched.count
         except Exception:
             continue

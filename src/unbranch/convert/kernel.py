@@ -1,4 +1,4 @@
-"""The merged kernel of a block while it trains, as a function of its parameters."""
+"""The merged kernel of a block as a differentiable function of its parameters."""
 
 from __future__ import annotations
 
@@ -22,76 +22,76 @@ from unbranch.rules.value import Affine, TupleValue
 
 
 class EquivalentKernel(NamedTuple):
-    """Kernel ``(O, I/groups, *k)`` and bias ``(O,)`` of one merged layer."""
+    """Kernel ``(O, I/groups, *k)`` and bias ``(O,)`` of a merged layer."""
 
     kernel: Tensor
     bias: Tensor
 
 
 def equivalent_kernel(module: nn.Module, *, constant_norms: bool = False) -> EquivalentKernel:
-    """The kernel and bias that ``module`` deploys with, differentiable in all parameters that they depend on.
+    """Return the kernel and bias of the layer that ``module`` collapses to, differentiable in its parameters.
 
-    Batch norms count with their running statistics, as in evaluation, whatever the mode; ``module`` isn't changed.
-    For a block that ends in an activation or another non-linear layer it is the kernel of the one convolution that
-    its branches merge into. A fully connected layer on a grid gives ``(C·h·w, h·w·C/groups, 1, 1)``. The structure is
-    read once per module and kept, so that a call in every training step costs little more than the arithmetic.
+    Batch norms use their running statistics, in training mode, too; ``module`` isn't changed. Activations and other
+    non-linear layers after the merged layer are ignored. A fully connected layer on a grid gives
+    ``(C·h·w, h·w·C/groups, 1, 1)``. The trace is cached per module, so a call in every training step costs little
+    more than the arithmetic.
 
     Args:
-        module: a block, or any module with one merged layer.
-        constant_norms: take the norms' scales and shifts as constants: no gradient reaches γ and β.
+        module: a block, or any module that collapses to one linear layer.
+        constant_norms: treat the norms' scales and shifts as constants, so that γ and β get no gradient.
 
     Returns:
-        Tensors of the dtype and on the device of the module's largest weight.
+        Kernel and bias with the dtype and device of the module's largest weight.
 
     Raises:
-        InputError: if there is no such layer, or more than one.
+        InputError: if the module collapses to no linear layer, or to several.
 
     Example:
         >>> import torch, unbranch as ub
         >>> block = ub.blocks.RepVGG(4, 4, 3, padding=1)
         >>> kernel, bias = ub.equivalent_kernel(block)
-        >>> kernel.square().sum().backward()  # a penalty on what will be deployed
+        >>> kernel.square().sum().backward()  # a penalty on the deployed kernel
         >>> kernel.shape, block.conv_1x1.conv.weight.grad is not None
         (torch.Size([4, 4, 3, 3]), True)
     """
     network = unwrap_model(module)
-    cached = _READ.setdefault(network, {}).get(constant_norms)
+    cached = _CACHE.setdefault(network, {}).get(constant_norms)
     state = _state(network)
     if cached is None or cached.state != state:
         cached = _read(network, state, constant_norms)
-        _READ[network][constant_norms] = cached
-    value = cached.region.materialise(cached.root, cached.target)
-    like = cached.region.weight_like(cached.root, cached.target)
+        _CACHE[network][constant_norms] = cached
+    value = cached.interpretation.materialise(cached.root, cached.target)
+    like = cached.interpretation.weight_like(cached.root, cached.target)
     kernel, bias = _tensors(value)
     return EquivalentKernel(kernel.to(like.dtype), bias.to(like))
 
 
 @dataclass(frozen=True, eq=False)
-class _Reading:
-    """What a module was found to be, and the state of it that this holds for."""
+class _CachedTrace:
+    """The interpretation of a module, and the state of the module that it is valid for."""
 
     state: tuple[Any, ...]
-    region: Interpretation
+    interpretation: Interpretation
     root: fx.Node
     target: fx.Node
 
 
-_READ: WeakKeyDictionary[nn.Module, dict[bool, _Reading]] = WeakKeyDictionary()
+_CACHE: WeakKeyDictionary[nn.Module, dict[bool, _CachedTrace]] = WeakKeyDictionary()
 
 
 def _state(network: nn.Module) -> tuple[Any, ...]:
-    """What a reading depends on: the modules, their attributes and where their tensors are, but not their values."""
+    """Return all that a reading depends on: modules, attributes and addresses of tensors, but not their values."""
     return tuple(
-        (id(module), *((name, _key(value)) for name, value in vars(module).items() if name not in _UNREAD))
+        (id(module), *((name, _key(value)) for name, value in vars(module).items() if name not in _IGNORED))
         for module in network.modules()
     )
 
 
-_UNREAD = {"training", "_is_full_backward_hook", "_non_persistent_buffers_set"}
+_IGNORED = {"training", "_is_full_backward_hook", "_non_persistent_buffers_set"}
 
 
 def _key(value: Any) -> Any:
-    """A number or a text as it is, a container by its parts, a tensor by its place, anything else by identity."""
+    """Return a comparable key: numbers and strings by value, tensors by address, other objects by identity."""
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, Tensor):
@@ -101,35 +101,35 @@ def _key(value: Any) -> Any:
     return tuple(map(_key, value)) if isinstance(value, tuple | list) else id(value)
 
 
-def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _Reading:
-    shadow = nn.Sequential(eval_view(network))  # so that a single layer has a graph, too
+def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _CachedTrace:
+    view = nn.Sequential(eval_view(network))  # a container, so that a single layer has a graph, too
     if constant_norms:
-        _freeze_norms(shadow)
+        _freeze_norms(view)
     with as_errors(), restoring_outside(network):
-        traces, unread = traces_of(shadow.eval())
+        traces, unread = traces_of(view.eval())
     trace = next((t for t in traces if not t.path), None)
     if trace is None:
-        reason = next(iter(unread.values()), "it holds no linear layer")
+        reason = next(iter(unread.values()), "it has no linear layer")
         raise InputError(f"{type(network).__name__} has no equivalent kernel: {reason}")
     if trace.hidden or trace.unshared:
-        raise InputError(f"{type(network).__name__} has no one equivalent kernel: its forward goes by what it is given")
-    region = Interpretation(trace, differentiable=True)
-    root, target = _whole(region, trace) or _only_merge(region, network)
-    return _Reading(state, region, root, target)
+        raise InputError(f"{type(network).__name__} has no single equivalent kernel: its forward depends on the input")
+    interpretation = Interpretation(trace, differentiable=True)
+    root, target = _whole(interpretation, trace) or _only_merge(interpretation, network)
+    return _CachedTrace(state, interpretation, root, target)
 
 
-def _freeze_norms(shadow: nn.Module) -> None:
-    for module in shadow.modules():
+def _freeze_norms(view: nn.Module) -> None:
+    for module in view.modules():
         if isinstance(getattr(module, "running_var", None), Tensor):
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None:
                     module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
 
 
-def _whole(region: Interpretation, trace: Trace) -> tuple[fx.Node, fx.Node] | None:
-    """The module's input and output, if it is one map."""
+def _whole(interpretation: Interpretation, trace: Trace) -> tuple[fx.Node, fx.Node] | None:
+    """Return the module's input and output if the whole module is one affine map, else None."""
     output = trace.root.output
-    roots = region.values.get(output, {}) if isinstance(output, fx.Node) else {}
+    roots = interpretation.values.get(output, {}) if isinstance(output, fx.Node) else {}
     first = next((r for r in roots if r.op == "placeholder" and _is_map(roots[r])), None)
     return None if first is None else (first, output)
 
@@ -138,20 +138,26 @@ def _is_map(value: Affine | TupleValue) -> bool:
     return isinstance(value, Affine) and value.arrangement is None
 
 
-def _only_merge(region: Interpretation, network: nn.Module) -> tuple[fx.Node, fx.Node]:
-    """Where the one merged layer starts and ends, or else the one layer with a kernel."""
-    merges = [(m.root, m.target) for m in plan_of(region).merges]
+def _only_merge(interpretation: Interpretation, network: nn.Module) -> tuple[fx.Node, fx.Node]:
+    """Return the root and target of the only merge, or of the only layer with a kernel.
+
+    Raises:
+        InputError: if there is none, or more than one.
+    """
+    merges = [(m.root, m.target) for m in plan_of(interpretation).merges]
     found = merges or [
-        (n.all_input_nodes[0], n) for n in region.values if (rule := region.rule(n)) and rule.kind == "linear"
+        (n.all_input_nodes[0], n)
+        for n in interpretation.values
+        if (rule := interpretation.rule(n)) and rule.kind == "linear"
     ]
     if len(found) == 1:
         return found[0]
     name = type(network).__name__
     if not found:
-        reason = next(iter(region.trace.failures.values()), "nothing in it is a linear map")
+        reason = next(iter(interpretation.trace.failures.values()), "it has no linear layer")
         raise InputError(f"{name} has no equivalent kernel: {reason}")
     inside = ", ".join(str(target.target).removeprefix("0.") for _, target in found[:4])
-    raise InputError(f"{name} has {len(found)} merged layers ({inside}, …); ask a submodule that has one")
+    raise InputError(f"{name} has {len(found)} merged layers ({inside}, …); call it with a submodule that has one")
 
 
 def _tensors(value: Affine) -> tuple[Tensor, Tensor]:

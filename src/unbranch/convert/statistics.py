@@ -9,9 +9,9 @@ from torch.nn.parameter import is_lazy
 
 @torch.no_grad()
 def randomise_statistics(network: nn.Module, seed: int = 0) -> None:
-    """Give every batch norm random statistics, scales (some of them negative) and shifts, as if it had been trained.
+    """Set statistics, scales (some negative) and shifts of every batch norm to random values, in place.
 
-    A newly created norm is the identity up to a constant, so two networks of which one merges it wrongly would agree.
+    A newly created norm is nearly the identity, so a wrong merge of it wouldn't be noticed in a comparison.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
@@ -30,7 +30,7 @@ def randomise_statistics(network: nn.Module, seed: int = 0) -> None:
 
 @torch.no_grad()
 def randomise_values(network: nn.Module, seed: int = 0) -> None:
-    """Give every parameter and floating-point buffer positive random values, and batch norms random statistics."""
+    """Set every parameter and floating-point buffer to random values, positive except in batch norms, in place."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in (*network.parameters(), *network.buffers()):
         if not is_lazy(tensor) and tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""The rules by which modules, functions and methods compute affine maps."""
+"""Rules: the affine maps that modules, functions and methods compute."""
 
 from unbranch.rules import activations, borders, foreign, functions, layers, pieces, views  # noqa: F401  (they register themselves)
 from unbranch.rules.registry import (

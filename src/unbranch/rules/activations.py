@@ -1,4 +1,4 @@
-"""Rules of activations that are the identity with the settings they have."""
+"""Rules of activations whose arguments make them the identity."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How the axes of a tensor are made of those of another one, after reshapes and transpositions.
+"""How the axes of a tensor are composed of those of an earlier one, after reshapes and transpositions.
 
-``(B, N, C)`` flattened to rows has the axes ``(B·N, C)``: the first is made of two axes, in that order. A reshape is
-understood from shapes alone, and these are known for inputs of two sizes, so that a size that is another for each
-input isn't taken for one that happens to be the same.
+``(B, N, C)`` flattened to rows has the axes ``(B·N, C)``: the first is composed of two axes, in that order. Reshapes
+are analysed from shapes for inputs of two sizes, which distinguishes sizes that depend on the input from constants
+that are equal by chance.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Piece:
     """A factor of an axis.
 
     Args:
-        axis: of the first tensor.
-        before: product of the factors of that axis which vary more slowly.
+        axis: an axis of the earlier tensor.
+        before: product of the slower factors of that axis.
         size: the factor.
     """
 
@@ -32,17 +32,17 @@ class Piece:
     size: Size
 
 
-CHANNELS = Piece(-1, ONE, ONE)  # in place of the axis with the channels, whose size changes from layer to layer
-Axis = tuple[Piece, ...]  # slowest first; empty for one of size 1
+CHANNELS = Piece(-1, ONE, ONE)  # the axis of the channels, whose size varies between layers
+Axis = tuple[Piece, ...]  # slowest first; empty for an axis of size 1
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The axes of a tensor, made of those of a first one.
+    """The axes of a tensor as products of factors of an earlier tensor's axes.
 
     Args:
-        axes: of the tensor as it is now.
-        own: of the first tensor.
+        axes: of the tensor.
+        own: of the earlier tensor.
     """
 
     axes: tuple[Axis, ...]
@@ -50,7 +50,7 @@ class Arrangement:
 
     @classmethod
     def of(cls, shapes: Shapes, channels: int | None = None) -> Arrangement:
-        """The arrangement of a tensor as it is, with its channels on the axis ``channels`` if that is known."""
+        """Return the initial arrangement of a tensor, with the channels on the axis ``channels`` if given."""
         sizes = _pairs(shapes)
         axes: tuple[Axis, ...] = tuple(() if n == ONE else (Piece(j, ONE, n),) for j, n in enumerate(sizes))
         if channels is not None:
@@ -63,23 +63,23 @@ class Arrangement:
 
     @property
     def is_own(self) -> bool:
-        """Whether the axes are those of the first tensor again."""
+        """Whether the axes are those of the earlier tensor."""
         return self.axes == self.own
 
     @property
     def channel_axis(self) -> int | None:
-        """The axis that is the channels, and nothing else."""
+        """The axis that has the channels only, None if there is none."""
         return self.axes.index((CHANNELS,)) if (CHANNELS,) in self.axes else None
 
     def made_of(self, groups: Sequence[Sequence[int]]) -> Arrangement:
-        """Axes put together from those that are there, by their positions."""
+        """Return axes that are each composed of a group of the present axes, given by their positions."""
         return replace(self, axes=tuple(_joined([p for j in group for p in self.axes[j]]) for group in groups))
 
     def reshaped(self, start: int, stop: int, shapes: Shapes, channels: int) -> Arrangement:
-        """The axes from ``start`` to ``stop`` reshaped, with the order of the numbers in memory kept.
+        """Return the arrangement after a reshape of the axes from ``start`` to ``stop``, in memory order.
 
         Raises:
-            NotAffineError: if the channels are divided, or nothing says which axis is which.
+            NotAffineError: if the channels are divided, or the shapes are ambiguous.
         """
         pieces = [p for axis in self.axes[start:stop] for p in axis]
         if CHANNELS in pieces and (channels == 1 or any(_size(p, channels) == (channels,) * 2 for p in pieces
@@ -94,7 +94,7 @@ class Arrangement:
         return replace(self, axes=(*self.axes[:start], *axes, *self.axes[stop:]))
 
     def position_of(self, axis: int) -> int | None:
-        """Which axis of the first tensor an axis is, if it is one of them as a whole."""
+        """Return the axis of the earlier tensor that equals an axis, else None."""
         found = self.axes[axis]
         return self.own.index(found) if found and found in self.own else None
 
@@ -111,7 +111,7 @@ def _size(piece: Piece, channels: int) -> Size:
 
 
 def _taken(pieces: list[Piece], size: Size, channels: int) -> tuple[list[Piece], list[Piece]]:
-    """The first pieces, as many as make up a size, and the others."""
+    """Return the first pieces, whose product is ``size``, and the remaining ones."""
     taken: list[Piece] = []
     left, missing = list(pieces), size
     while missing != ONE:
@@ -138,7 +138,7 @@ def _divided(a: Size, b: Size) -> Size | None:
 
 
 def _joined(pieces: Sequence[Piece]) -> Axis:
-    """Pieces with those put together again that are neighbours in one axis."""
+    """Return the pieces with adjacent factors of one axis multiplied."""
     found: list[Piece] = []
     for piece in pieces:
         last = found[-1] if found else CHANNELS

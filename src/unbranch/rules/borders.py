@@ -1,4 +1,4 @@
-"""Padding with one value per channel: what writing a constant into a border amounts to."""
+"""Padding with one value per channel, and writing one value per channel into a border."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from unbranch.rules.value import Affine
 
 
 def bordered(x: Tensor, pad: Sequence[int], value: Tensor | float) -> Tensor:
-    """``x`` ``(B, C, *grid)`` padded as by ``F.pad`` with ``value``, a number or one for each channel.
+    """Return ``x`` ``(B, C, *grid)`` padded with ``value``, a number or one per channel ``(C,)``.
 
-    Errors are those of ``F.pad``.
+    ``pad`` is in ``F.pad``'s order; raises as ``F.pad``.
     """
     if not isinstance(value, Tensor):
         return F.pad(x, list(pad), value=float(value))
@@ -26,9 +26,9 @@ def bordered(x: Tensor, pad: Sequence[int], value: Tensor | float) -> Tensor:
 
 
 def overwritten(x: Tensor, margins: Sequence[int], value: Tensor | float) -> Tensor:
-    """``x`` ``(B, C, *grid)`` with ``value``, a number or one for each channel, in place of its border.
+    """Return ``x`` ``(B, C, *grid)`` with its border replaced by ``value``, a number or one per channel ``(C,)``.
 
-    ``margins`` are in ``F.pad``'s order, from the last axis to the first; an image that is all border is all ``value``.
+    ``margins`` are widths of the border in ``F.pad``'s order; they may cover the whole image.
     """
     image = x.clone()
     filled = value.reshape(1, -1, *(1,) * (x.dim() - 2)).to(x) if isinstance(value, Tensor) else value
@@ -59,7 +59,7 @@ def _overwritten(x: Affine, margins: Sequence[int], value: Tensor | float) -> Af
 
 
 def _sides(pad: Sequence[int], ndim: int) -> tuple[list[int], list[int]]:
-    """Before and after each axis of the grid, from the order of ``F.pad``."""
+    """Return amounts in ``F.pad``'s order as those before and after each axis of the grid."""
     pairs = first_axis_first(pad)
     pairs = ((0, 0),) * (ndim - len(pairs)) + pairs
     return [lo for lo, _ in pairs], [hi for _, hi in pairs]

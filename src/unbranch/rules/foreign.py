@@ -1,4 +1,4 @@
-"""Rules of layers of other libraries, by qualified name: the libraries needn't be installed."""
+"""Rules of layers of other libraries, by qualified name, without importing the libraries."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def _divide(a: Value, b: Value, rounding_mode: str | None = None) -> Affine:
 
 
 def _per_channel(x: Affine, constant: Any) -> float | Tensor:
-    """A constant operand as one number, or as one number per channel."""
+    """Return a constant operand as one number, or as one number per channel ``(C,)``."""
     if isinstance(constant, bool | int | float):
         return float(constant)
     if not isinstance(constant, Tensor):

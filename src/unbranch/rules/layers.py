@@ -28,7 +28,7 @@ from unbranch.rules.value import Affine
 
 
 def weight_of(module: Any) -> Tensor:
-    """The weight that ``forward`` uses now; weight and spectral norm in their older, hook form are computed."""
+    """Return the weight that ``forward`` uses, with parametrizations and weight or spectral norm hooks applied."""
     with Float64() if hasattr(module, "parametrizations") else contextlib.nullcontext():
         weight: Tensor = module.weight
     for hook in module._forward_pre_hooks.values():
@@ -76,7 +76,7 @@ def _norm_input(module: Any) -> LayerInput:
 
 @register_rule(*NORM_LAYERS.values(), nn.SyncBatchNorm, layer_input=_norm_input, arranged=True)
 def batch_norm(module: Any, x: Affine) -> Affine:
-    """Also the rule of every layer with a batch norm's attributes."""
+    """Rule of layers with the attributes of a batch norm."""
     if module.running_mean is None or module.running_var is None:
         raise InexactError("its statistics exist only in training (track_running_stats=False)")
     if is_lazy(module.running_mean) or (module.weight is not None and is_lazy(module.weight)):
@@ -104,7 +104,11 @@ def pooled(
     count_include_pad: bool = True,
     divisor: int | None = None,
 ) -> Affine:
-    """Average pooling, where it is a convolution."""
+    """Return the value after average pooling.
+
+    Raises:
+        InexactError: if the divisor isn't the same everywhere.
+    """
     size, padding = as_tuple(size, ndim), as_tuple(padding, ndim)
     stride = size if stride is None or stride == [] else as_tuple(stride, ndim)
     if ceil_mode:
@@ -123,7 +127,7 @@ def _identity(_module: Any, x: Affine) -> Affine:
 
 
 def padded(x: Affine, amounts: Sequence[int], padding_mode: str = "zeros", value: float = 0.0) -> Affine:
-    """Return the value padded by ``F.pad``'s list of amounts, last dimension first."""
+    """Return the value padded by amounts in ``F.pad``'s order."""
     pairs = first_axis_first(amounts)
     if x.channel_axis == -1 or any(not isinstance(a, int) for a in amounts):
         raise InexactError("padding of another axis, or by an amount that depends on the input")
@@ -143,7 +147,7 @@ for _mode, _layers in PAD_LAYERS.items():
 
 
 def parameter_numbers(module: nn.Module) -> int:
-    """Numbers a layer stores: its own parameters and floating buffers, and those of its parametrizations."""
+    """Return the size of a layer's parameters and floating-point buffers, including its parametrizations."""
     tensors = [*module._parameters.values(), *module._buffers.values()]
     for child in (getattr(module, "parametrizations", None), *getattr(module, "parametrizations", {}).values()):
         tensors += [] if child is None else [*child._parameters.values(), *child._buffers.values()]

@@ -1,4 +1,4 @@
-"""Scaling and shifting of channels: what is left of a norm that has moved."""
+"""Scale and shift of channels, which replaces a norm that was moved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which operator a layer, a function or a method stands for: one registry, open to users."""
+"""The registry of rules for modules, functions and methods; users can add their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RuleFunction = TypeVar("RuleFunction", bound=Callable[..., Any])
 
 
 class LayerInput(NamedTuple):
-    """What a layer reads: its channels, the grid dimensions, and the axis of the channels, 1 or -1."""
+    """Input of a layer: number of channels, number of grid dimensions, and axis of the channels, 1 or -1."""
 
     channels: int
     ndim: int
@@ -29,7 +29,7 @@ LayerInputOf = Callable[[Any], LayerInput]
 
 @dataclass(frozen=True)
 class Rule:
-    """How to run a layer or function on affine maps.
+    """A rule: how a layer or function acts on affine maps.
 
     Args:
         apply: ``(module, value)`` for layers, the function's own arguments with values for tensors otherwise; returns
@@ -37,7 +37,7 @@ class Rule:
         kind: ``linear`` costs multiply-accumulates, ``elementwise`` one kernel launch, ``view`` nothing.
         layer_input: for layers, ``module -> LayerInput(channels, ndim, channel_axis)``.
         epilogue: names of the module's children that follow the affine part, for norm-and-activation layers.
-        arranged: whether it takes values whose axes are in another arrangement than the root's.
+        arranged: whether it supports values whose axes are arranged differently from the root's.
     """
 
     apply: Callable[..., Any]
@@ -63,22 +63,22 @@ def register_rule(
     arranged: bool = False,
     channels: Callable[[Any], tuple[int, int, bool]] | None = None,
 ) -> Callable[[RuleFunction], RuleFunction]:
-    """Register how the converter computes a layer or a function of yours on affine maps.
+    """Register a rule for a custom layer or function, so that the converter can merge it.
 
     The rule of a layer receives the module (in evaluation mode) and the ``Affine`` value of its input, and returns
-    the value of its output; whatever isn't exact raises ``unbranch.InexactError("reason")``. A subclass that overrides
-    ``forward`` doesn't inherit a rule.
+    the value of its output. It must raise ``unbranch.InexactError("reason")`` for cases that it can't compute exactly.
+    A subclass that overrides ``forward`` doesn't inherit the rule.
 
     Args:
-        target, more: module classes or functions. A class may be given by its qualified name, so that its library
-            needn't be installed.
+        target, more: module classes or functions. A class can be given by its qualified name, which doesn't import its
+            library.
         kind: what the operation costs: ``"linear"`` multiply-accumulates, ``"elementwise"`` one kernel launch,
             ``"view"`` nothing.
         layer_input: for layers, ``module -> (channels, grid dimensions, channel axis)`` of the input; the axis is 1,
             or -1 for the last.
         epilogue: names of the module's children that follow the affine part, for norm-and-activation layers.
-        arranged: whether the rule uses only the methods of values and none of their attributes; it then takes values
-            that were transposed or flattened, too.
+        arranged: whether the rule also supports values that were transposed or flattened, which is the case if it
+            uses only the methods of values and none of their attributes.
         channels: deprecated form of ``layer_input``, whose third number is whether channels are on the last axis.
 
     Returns:
@@ -159,9 +159,9 @@ def rule_of_module(module: nn.Module) -> Rule | None:
 
 
 def rule_of_base(module: nn.Module) -> Rule | None:
-    """Return the rule of the nearest base class that has one, whatever the module's own forward does.
+    """Return the rule of the nearest base class that has one, even if the module overrides its forward.
 
-    It says what the layer reads.
+    Only its ``layer_input`` is valid for such a module.
     """
     for base in type(module).__mro__:
         rule = _MODULES.get(base) or _MODULES.get(f"{base.__module__}.{base.__qualname__}")

@@ -1,4 +1,4 @@
-"""What a rule receives in place of a tensor: the affine map that gives it from the interpretation's root."""
+"""The values that rules receive in place of tensors: affine maps of the interpretation's root."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from unbranch.rules.arrangement import Arrangement, Shapes
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """A tensor that is ``map`` of the root.
+    """A tensor that is an affine map of the root, an earlier tensor.
 
     Args:
-        map: the operator: a ``ConvMap``, or a ``GridMap`` where the tensor has been reshaped to images of a fixed size.
-        channel_axis: 1, or -1 where channels are on the last axis of a tensor of any rank (``nn.Linear``).
-        root_grid: size of the root's grid, where the graph fixes it.
-        rank: of the root, where it is known.
-        arrangement: how the tensor's axes are made of the root's, where they are others; ``map`` is for axes in the
-            root's arrangement, and what is done meanwhile is done to each point alone.
+        map: a ``ConvMap``, or a ``GridMap`` after a reshape to images of a fixed size.
+        channel_axis: 1, or -1 for channels on the last axis of a tensor of any rank (``nn.Linear``).
+        root_grid: size of the root's grid, if the graph fixes it, else None.
+        rank: of the root, None if unknown.
+        arrangement: how the tensor's axes are composed of the root's, None if they are the same. ``map`` is always
+            for the root's axes; operations on other axes must be pointwise.
     """
 
     map: AffineMap
@@ -50,7 +50,7 @@ class Affine:
 
     @property
     def conv(self) -> ConvMap:
-        """The map as one on grids of any size.
+        """The map as a ``ConvMap``.
 
         Raises:
             NotAffineError: if the tensor has been reshaped to images of a fixed size.
@@ -85,10 +85,10 @@ class Affine:
     # --- where the channels are ------------------------------------------------------------------
 
     def expect_channels(self, axis: int | None = None, *, last: bool | None = None) -> None:
-        """Refuse an operation whose channels are on axis 1 or -1, where this value's are on the other.
+        """Check that the channels are on axis 1 or -1, as an operation requires.
 
         Raises:
-            NotAffineError: if they are.
+            NotAffineError: if they are on another axis.
         """
         axis = _axis(axis, last)
         if self.is_grid:
@@ -104,16 +104,16 @@ class Affine:
 
     @property
     def axes(self) -> int:
-        """Number of axes of the tensor, on the assumption that it has one for images if that isn't known."""
+        """Number of axes of the tensor; if the rank is unknown, a batch axis is assumed."""
         if self.arrangement is not None:
             return self.arrangement.rank
         return self.rank or 2 if self.channel_axis == -1 else self.ndim + 2
 
     def channel_axis_from_right(self) -> int:
-        """Return the axis of the channels, counted from the last, which is 1.
+        """Return the axis of the channels counted from the right, 1 for the last.
 
         Raises:
-            NotAffineError: if they share one with something else.
+            NotAffineError: if this axis has other numbers, too.
         """
         if self.arrangement is None:
             return 1 if self.channel_axis == -1 else self.ndim + 1
@@ -122,10 +122,13 @@ class Affine:
         return self.arrangement.rank - self.arrangement.channel_axis
 
     def arranged(self, shapes: Shapes) -> Arrangement:
-        """Return how the axes of the tensor are made of the root's, given its shapes for inputs of two sizes.
+        """Return how the axes of the tensor are composed of the root's.
+
+        Args:
+            shapes: of the tensor, for inputs of two sizes.
 
         Raises:
-            NotAffineError: if the shapes aren't those of such a tensor.
+            NotAffineError: if the shapes don't match the map.
         """
         if self.arrangement is not None:
             return self.arrangement
@@ -140,13 +143,13 @@ class Affine:
         return Arrangement.of(shapes, axis)
 
     def rearranged(self, arrangement: Arrangement) -> Affine:
-        """Return the same numbers with other axes."""
+        """Return the value with another arrangement of its axes."""
         return replace(self, arrangement=None if arrangement.is_own else arrangement)
 
     # --- the laws --------------------------------------------------------------------------------
 
     def then(self, outer: ConvMap, *, channel_axis: int | None = None, last: bool | None = None) -> Affine:
-        """Apply one more map to the channels on axis 1 or -1: ``outer(self)``."""
+        """Return ``outer(self)`` for a map of the channels on axis 1 or -1."""
         axis = _axis(channel_axis, last)
         if self.is_grid:
             return self._then_on_images(outer, axis)
@@ -159,13 +162,13 @@ class Affine:
         return replace(self, map=compose(outer, inner), channel_axis=min(axis, self.channel_axis))
 
     def _then_on_images(self, outer: ConvMap, axis: int) -> Affine:
-        """A layer on images of a fixed size."""
+        """Return ``outer(self)`` after a reshape to images of a fixed size."""
         if outer.ndim != self.ndim or (axis == -1 and self.ndim) or outer.in_channels != self.channels:
             raise NotAffineError("a layer of other dimensions after a reshape")
         return replace(self, map=compose(outer, self.map))
 
     def _then_everywhere(self, outer: ConvMap, axis: int) -> Affine:
-        """A map of each point's channels, wherever the points are."""
+        """Return ``outer(self)`` for a pointwise map and any arrangement of the points."""
         self.expect_channels(axis)
         assert self.arrangement is not None
         if not outer.pointwise or outer.ndim != (0 if axis == -1 else self.arrangement.rank - 2):
@@ -177,7 +180,7 @@ class Affine:
         return replace(self, map=compose(here, self.map))
 
     def scaled(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Affine:
-        """Return ``scale·self + shift`` with one number per channel, ``(C,)`` each."""
+        """Return ``scale·self + shift``, per channel, ``(C,)`` each."""
         return replace(self, map=scale_shift(self.map, scale, shift))
 
     def times(self, factor: float) -> Affine:
@@ -191,9 +194,12 @@ class Affine:
     def padded(
         self, lo: Sequence[int], hi: Sequence[int], value: Tensor | float = 0.0, padding_mode: str = "zeros"
     ) -> Affine:
-        """Return the value padded along the grid, with a number, one for each channel ``(C,)``, or by a mode.
+        """Return the value padded along the grid; see ``algebra.pad``.
 
-        See ``algebra.pad``.
+        Args:
+            lo, hi: amounts before and after each axis; negative ones crop.
+            value: a number, or one per channel ``(C,)``.
+            padding_mode: one of ``algebra.PADDING_MODES``.
         """
         if self.is_grid:
             raise NotAffineError("padding after a reshape")
@@ -219,7 +225,7 @@ class Affine:
         return replace(self, map=select(self.map, channels))
 
     def reshape(self, shape: Sequence[int]) -> Affine:
-        """Return the value as images of another shape, ``(B, *shape)``, in the order of their numbers in memory."""
+        """Return the value reshaped to images of a fixed shape, ``(B, *shape)``."""
         m = self.on_grid().map
         assert isinstance(m, GridMap)
         if torch.Size(shape).numel() != m.features:
@@ -227,7 +233,11 @@ class Affine:
         return replace(self, map=reshape(m, shape[1:]))
 
     def on_grid(self) -> Affine:
-        """Return the same value as matrices on its grid, where the graph fixes the grid's size."""
+        """Return the same value with a ``GridMap``.
+
+        Raises:
+            NotAffineError: if the size of the root's grid is unknown.
+        """
         if self.is_grid:
             return self
         known = self.root_grid is not None and self.channel_axis == 1 and self.arrangement is None
@@ -236,14 +246,14 @@ class Affine:
         return replace(self, map=to_grid(self.conv, self.root_grid))
 
     def on_meta(self) -> Affine:
-        """Return the same without its kernel's values."""
+        """Return the same value with its map on the meta device."""
         return replace(self, map=self.map.meta())
 
     def _check_axis(self, ndim: int, axis: int) -> None:
         if self.arrangement is not None:
             raise NotAffineError("points in another arrangement than the root's")
         if (self.channel_axis == -1 and ndim) or (axis == -1 and self.ndim):
-            raise InexactError("channels on the last axis meet channels on axis 1")
+            raise InexactError("an operation on channels of axis 1 combined with one on channels of the last axis")
 
     def _filled(self, value: float) -> Tensor:
         vectors = (self.map.bias, self.map.gain, self.map.weight) if isinstance(self.map, ConvMap) else ()
@@ -264,7 +274,7 @@ class TupleValue:
 
 
 def _axis(axis: int | None, last: bool | None) -> int:
-    """The axis of the channels, 1 or -1, also from the deprecated argument ``last``."""
+    """Return the axis of the channels, 1 or -1, also from the deprecated argument ``last``."""
     if last is not None:
         warn_deprecated("the argument `last` is deprecated, use `channel_axis=-1`", frames=2)
         return -1 if last else 1
@@ -274,7 +284,7 @@ def _axis(axis: int | None, last: bool | None) -> int:
 
 
 def _aligned(values: Sequence[Affine], reshaped: str) -> tuple[list[AffineMap], int]:
-    """The maps of values of one root in the same number of dimensions, and the axis of their channels."""
+    """Return the maps of values of one root with equal numbers of dimensions, and the axis of their channels."""
     if any(v.is_grid for v in values):
         values = [v.on_grid() for v in values]
         if len({v.map.shape for v in values if isinstance(v.map, GridMap)}) > 1:
@@ -285,5 +295,5 @@ def _aligned(values: Sequence[Affine], reshaped: str) -> tuple[list[AffineMap], 
     ndim = max(v.ndim for v in values)
     axis = min(v.channel_axis for v in values)
     if axis == -1 and ndim:
-        raise InexactError("channels on the last axis meet channels on axis 1")
+        raise InexactError("an operation on channels of axis 1 combined with one on channels of the last axis")
     return [as_pointwise(v.conv, ndim) for v in values], axis

@@ -1,4 +1,4 @@
-"""Reshapes that keep every image's numbers in order: what lies around a fully connected layer on a grid."""
+"""Rules of reshapes to images of a fixed shape, as before and after a fully connected layer on a grid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unbranch.rules.value import Affine
 
 
 def image_shape(sizes: Sequence[Any]) -> tuple[int, ...] | None:
-    """The shape of one image in ``reshape``'s arguments ``-1, C, …``, None unless it is fixed."""
+    """Return the shape of one image from ``reshape``'s arguments ``-1, C, …``, or None if it isn't fixed."""
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
         sizes = sizes[0]
     batch, *image = sizes or (None,)
@@ -25,7 +25,7 @@ def image_shape(sizes: Sequence[Any]) -> tuple[int, ...] | None:
 
 
 def shape_after(node: fx.Node) -> tuple[int, ...] | None:
-    """The shape of one image of a node that reshapes to a fixed one."""
+    """Return the shape of one image after a node that reshapes to a fixed shape, else None."""
     reshapes = node.op in ("call_function", "call_method") and node.target in RESHAPES and not node.kwargs
     if not reshapes:
         return None
@@ -55,7 +55,7 @@ def _flatten(x: Affine, start_dim: int = 0, end_dim: int = -1) -> Affine:
 
 
 def _shape(x: Affine) -> tuple[int, ...]:
-    """The shape of one image, channels first, where the graph fixes it."""
+    """Return the shape of one image, channels first, if the graph fixes it."""
     m = x.on_grid().map
     assert isinstance(m, GridMap)
     return m.shape

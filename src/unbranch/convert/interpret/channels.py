@@ -1,4 +1,4 @@
-"""How many channels a value has, and where: as the layers that read it tell."""
+"""The number and axis of a value's channels, inferred from the layers that read it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ _CHANGES_CHANNELS = {
 
 
 class Channels:
-    """The identities on the values of a trace.
+    """Identity maps on the values of a trace.
 
     Args:
-        rule: the rule of an operation, if it may be merged.
+        trace: the trace.
+        constants: its constant values.
+        rule: returns the rule of an operation, or None if it must not be merged.
     """
 
     def __init__(self, trace: Trace, constants: Constants, rule: Callable[[fx.Node], Rule | None]) -> None:
@@ -35,7 +37,7 @@ class Channels:
         self._identities: dict[fx.Node, Affine | None] = {}
 
     def identity_on(self, root: fx.Node) -> Affine | None:
-        """The identity on a root, if something that reads it tells how many channels it has."""
+        """Return the identity map on a root, or None if its channels are unknown."""
         if root not in self._identities:
             self._identities[root] = self._identity_on(root)
         return self._identities[root]
@@ -64,22 +66,22 @@ class Channels:
     def _channels(
         self, node: fx.Node, depth: int, arrangement: Arrangement | None = None
     ) -> LayerInput | None:  # fmt: skip
-        """Return what the layers that read a value expect.
+        """Return the input that the readers of a value expect; of several, the one with most grid dimensions.
 
-        With the arrangement of the value's own axes readers behind reshapes and transpositions are asked, too.
+        Given the arrangement of the value's axes, this includes readers after reshapes and transpositions.
         """
         best: LayerInput | None = None
         for user in node.users:
-            found = self._told_by(user, node, depth, arrangement)
+            found = self._expected_by(user, node, depth, arrangement)
             if found is not None and (best is None or found.ndim > best.ndim):
                 best = found
         return best
 
-    def _told_by(
+    def _expected_by(
         self, user: fx.Node, node: fx.Node, depth: int, arrangement: Arrangement | None
     ) -> LayerInput | None:  # fmt: skip
         if rearranges(self._trace, user):
-            return self._channels_behind(user, node, depth, arrangement)
+            return self._channels_after(user, node, depth, arrangement)
         rule = self._rule(user)
         found: LayerInput | None = None
         if rule is None:
@@ -93,7 +95,7 @@ class Channels:
             return self._channels(user, depth - 1, arrangement) if same and not self._changes_channels(user) else None
         return found if arrangement is None or found is None else _before(arrangement, *found)
 
-    def _channels_behind(
+    def _channels_after(
         self, node: fx.Node, source: fx.Node, depth: int, arrangement: Arrangement | None
     ) -> LayerInput | None:  # fmt: skip
         if arrangement is None or not depth or source_of(node) is not source:

@@ -1,4 +1,4 @@
-"""Interpretation: every value of a trace as a map of every earlier value that all its paths come from."""
+"""Interpretation: the values of a trace as affine maps of earlier values."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ _FARTHEST = 64  # roots considered for one value
 
 @dataclass(eq=False)
 class Interpretation:
-    """Every value of a trace, interpreted relative to every earlier value that it is a map of.
+    """The values of a trace as affine maps of each earlier value, called root, that all their inputs come from.
 
     Args:
-        excluded: (root, target) pairs that were tried and found not exact.
-        hooked: paths of modules whose inputs and outputs someone watches, with the reason.
-        shared: paths of leaves that must stay because their parameters are used elsewhere, with the reason.
+        trace: the trace.
+        excluded: (root, target) pairs whose merge was found not to be exact.
+        hooked: paths of modules whose inputs and outputs are observed, with the reason.
+        shared: paths of layers that must not be merged because their parameters are used elsewhere, with the reason.
         differentiable: whether materialised maps carry gradients to the parameters.
     """
 
@@ -68,7 +69,7 @@ class Interpretation:
     # --- interpretation
 
     def rule(self, node: fx.Node) -> Rule | None:
-        """The rule of a node's operation, if it has one and may be merged at all."""
+        """Return the rule of a node's operation; None if it has none, or is constant."""
         if node in self.constant:
             return None
         if node.op == "call_module" and node.meta.get("passes"):
@@ -76,8 +77,8 @@ class Interpretation:
         rule = self.trace.rule(node)
         return REARRANGES if rule is None and rearranges(self.trace, node) else rule
 
-    def _stays(self, node: fx.Node) -> str | None:
-        """Why a node with a rule must be left as it is."""
+    def _why_unmergeable(self, node: fx.Node) -> str | None:
+        """Return why a node with a rule must not be merged, or None."""
         if node in self.must_stay:
             return self.must_stay[node]
         if node.op == "call_module":
@@ -91,7 +92,7 @@ class Interpretation:
         rule = self.rule(node)
         if rule is None:
             return
-        reason = self._stays(node)
+        reason = self._why_unmergeable(node)
         if reason is not None:
             self.refused[node] = reason
             return
@@ -103,11 +104,11 @@ class Interpretation:
                 continue
             except InexactError as error:
                 reason = str(error)
-            except Exception as error:  # a rule met arguments that it doesn't know: opaque, never fatal
+            except Exception as error:  # arguments that the rule doesn't support
                 reason = f"its arguments aren't understood ({type(error).__name__}: {error})"
         if found:
             self.values[node] = found
-            root, value = max(found.items(), key=lambda item: first(item[1]).ndim)  # the nearest that knows the grid
+            root, value = max(found.items(), key=lambda item: first(item[1]).ndim)  # the nearest root with a grid
             one = first(value)
             if isinstance(one.map, GridMap):
                 self.grids[node] = one.map.grid_out
@@ -117,7 +118,7 @@ class Interpretation:
             self.refused[node] = reason
 
     def _grid(self, node: fx.Node, ndim: int) -> tuple[int, ...]:
-        """Size of a value's grid, on the assumption that it starts from roots of ``SIDE`` points."""
+        """Return the size of a value's grid, with ``SIDE`` points per axis assumed for unknown roots."""
         known = self.grids.get(node) or (shape_after(node) or ())[1:]
         return known if len(known) == ndim else (SIDE,) * ndim
 
@@ -125,7 +126,7 @@ class Interpretation:
         return prod(self._grid(node, ndim))
 
     def roots_of(self, node: fx.Node) -> list[fx.Node]:
-        """Values that all inputs of a node come from, nearest first."""
+        """Return the values that all inputs of a node are computed from, nearest first."""
         common: set[fx.Node] | None = None
         for source in node.all_input_nodes:
             if source in self.constant or source in self.trace.sizes:
@@ -140,16 +141,16 @@ class Interpretation:
         return sorted(allowed, key=self.order.__getitem__, reverse=True)[:_FARTHEST]
 
     def _is_final(self, root: fx.Node, node: fx.Node) -> bool:
-        """Whether a root isn't written to any more when the first operation on the way to a node reads it."""
+        """Return whether all in-place writes to a root precede its first use on the way to a node."""
         if root not in self.must_stay:
             return True
         return self.last_written[root] < min(self.order[n] for n in self.between(root, node))
 
     def evaluate(self, node: fx.Node, root: fx.Node, real: dict[fx.Node, Affine | TupleValue]) -> Any:
-        """Run one operation on operators: those in ``real``, or on the meta device where that is empty.
+        """Return the value of a node, from the values in ``real``, or on the meta device if it is empty.
 
         Raises:
-            InexactError: if a law refuses.
+            InexactError: if a law isn't exact.
         """
         rule = self.rule(node)
         assert rule is not None
@@ -178,7 +179,7 @@ class Interpretation:
             return result if real else on_meta(result)
 
     def _rearranged(self, node: fx.Node, rule: Rule, value: Callable[[fx.Node], Any]) -> Affine:
-        """The value of a node that gives a tensor other axes: on a grid of fixed size by its rule, else by shapes."""
+        """Return the value of a reshape or transposition: by its rule on a grid of fixed size, else from shapes."""
         x = value(source_of(node))
         if not isinstance(x, Affine):
             raise NotAffineError("a reshape of several values")
@@ -194,7 +195,11 @@ class Interpretation:
         return x.rearranged(rearranged(self.trace, node, x.arranged(shapes), x.channels))
 
     def _check_arrangement(self, rule: Rule, node: fx.Node, operands: Any) -> None:
-        """Refuse values whose channels aren't where an operation expects them."""
+        """Check that channels are on the axis that an operation expects.
+
+        Raises:
+            NotAffineError: if they aren't.
+        """
         values = [v for v in tree_leaves(operands) if isinstance(v, Affine)]
         values += [part for v in tree_leaves(operands) if isinstance(v, TupleValue) for part in v.parts]
         if not rule.arranged and any(v.arrangement is not None for v in values):
@@ -205,13 +210,13 @@ class Interpretation:
                 v.expect_channels(expected.channel_axis)
 
     def _keeps_shape(self, node: fx.Node) -> bool:
-        """Whether a reshape gives the shape that is there, for inputs of two sizes."""
+        """Return whether a reshape preserves the shape, for inputs of two sizes."""
         before, after = self.trace.known(node.all_input_nodes[0]), self.trace.known(node)
         known = before is not None and after is not None
         return known and all(a.shape == b.shape for a, b in zip(before, after, strict=True))
 
     def _size(self, source: fx.Node, node: fx.Node) -> Any:
-        """A size that depends on the input: of a reshape, -1 where it is the batch's."""
+        """Return the argument for a size that depends on the input; -1 for the batch axis of a reshape."""
         if node.target in RESHAPES:
             size, whole = self.trace.known(source), self.trace.known(node.all_input_nodes[0])
             if size is not None and whole is not None and size == tuple(v.shape[0] for v in whole):
@@ -219,10 +224,10 @@ class Interpretation:
         return DependentSize()
 
     def materialise(self, root: fx.Node, target: fx.Node) -> Affine:
-        """The map from ``root`` to ``target`` with its kernel's values, in float64.
+        """Return the map from ``root`` to ``target`` with its values, in float64.
 
         Raises:
-            InexactError: if a law that planning took for granted refuses after all.
+            InexactError: if a law that was assumed to be exact on the meta device isn't.
         """
         known = self.identity_on(root)
         assert known is not None
@@ -242,12 +247,12 @@ class Interpretation:
         return result
 
     def between(self, root: fx.Node, target: fx.Node) -> list[fx.Node]:
-        """Operations on the paths from ``root`` to ``target``, the target's included, in order."""
+        """Return the operations on the paths from ``root`` to ``target``, including the target's, in order."""
         found = operations_between(root, target, self.order)
         return [n for n in found if n not in self.trace.sizes and n not in self.trace.checks]
 
     def weight_like(self, root: fx.Node, target: fx.Node) -> Tensor:
-        """The weight whose dtype, device and memory format a merged layer takes: the largest on the way."""
+        """Return the largest weight between two values; a merged layer has its dtype, device and memory format."""
         found = list(self.parameters(root, target))
         if found:
             return max(found, key=lambda t: t.numel())
@@ -256,7 +261,7 @@ class Interpretation:
         return next(around, torch.empty(0))
 
     def parameters(self, root: fx.Node, target: fx.Node) -> Iterator[Tensor]:
-        """Floating parameters and buffers of the operations from ``root`` to ``target``."""
+        """Yield floating-point parameters and buffers of the operations from ``root`` to ``target``."""
         for node in self.between(root, target):
             if node.op == "call_module":
                 module = self.trace.layer_of(node)
@@ -266,5 +271,5 @@ class Interpretation:
                     yield from (t for t in self.constants.leaves(source) if t.is_floating_point())
 
     def identity_on(self, root: fx.Node) -> Affine | None:
-        """The identity on a root, if something that reads it tells how many channels it has."""
+        """Return the identity map on a root, or None if its channels are unknown."""
         return self._channels.identity_on(root)

@@ -31,7 +31,7 @@ _FIRST, _SECOND = ("input", "tensor", "tensors"), ("other", "split_size_or_secti
 
 
 def by_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return arguments with the operands first, as rules take them, whatever PyTorch calls them."""
+    """Return arguments with the operands as positional ones, as rules expect."""
     kwargs = {"dim" if name == "axis" else name: value for name, value in kwargs.items()}
     for names in (_FIRST, _SECOND):
         found = [kwargs.pop(name) for name in names if name in kwargs]
@@ -45,10 +45,10 @@ def first(value: Affine | TupleValue) -> Affine:
 
 
 def on_meta(value: Any) -> Affine | TupleValue:
-    """Return what a rule has returned without its kernels' values.
+    """Return the result of a rule with its maps on the meta device.
 
     Raises:
-        InexactError: if it isn't a value.
+        InexactError: if the result isn't a value.
     """
     if isinstance(value, TupleValue):
         return TupleValue(tuple(p.on_meta() for p in value.parts), value.stacked)
@@ -58,9 +58,9 @@ def on_meta(value: Any) -> Affine | TupleValue:
 
 
 def operations_between(root: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
-    """Return the operations on the paths from ``root`` to ``target``, the target's included, in order.
+    """Return the operations on the paths from ``root`` to ``target``, including the target's, in order.
 
-    Reads of sizes are among them.
+    They include reads of sizes.
     """
     found: set[fx.Node] = set()
     stack = [target]

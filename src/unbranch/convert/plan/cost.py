@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LAUNCH = 2.5e5  # one launch, in multiply-accumulates that take the same time: 5 µs at 50 GMAC/s
-
-
 MOVED = 20.0  # one number read or written: 4 bytes at 10 GB/s
 
 
@@ -26,7 +24,7 @@ class Cost:
         )  # fmt: skip
 
     def within(self, limit: Cost) -> bool:
-        """Whether arithmetic, stored numbers and launches are no more than a limit."""
+        """Return whether arithmetic, stored numbers and launches don't exceed a limit."""
         slack = 1 + 1e-9
         return all(
             a <= b * slack
@@ -36,7 +34,7 @@ class Cost:
         )  # fmt: skip
 
     def better_than(self, other: Cost) -> bool:
-        """Whether this is less arithmetic, or as much in less time: savings of one merge aren't spent on another."""
+        """Return whether this has less arithmetic, or the same in less time."""
         slack = 1 - 1e-9
         as_much = self.macs * slack <= other.macs and other.macs * slack <= self.macs
         if as_much and (self.launches, self.numel) == (other.launches, other.numel):

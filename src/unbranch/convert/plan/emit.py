@@ -1,4 +1,4 @@
-"""From an affine map to an ordinary PyTorch layer: which layers compute it, what they cost, and how they are built."""
+"""The PyTorch layers that compute an affine map: their geometry, their cost, and how to build them."""
 
 from __future__ import annotations
 

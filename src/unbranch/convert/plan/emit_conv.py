@@ -121,7 +121,7 @@ def lowered_convs(m: ConvMap) -> list[LoweredConv]:
 
 
 def _grown(m: ConvMap) -> list[LoweredConv]:
-    """The layer whose kernel has zeros around it, so that its padding is symmetric, if there is one."""
+    """Return the layer whose kernel is extended by zeros so that its padding is symmetric, if there is one."""
     padding = tuple(max(a, b, 0) for a, b in zip(m.lo, m.hi, strict=True))
     missing = [(p - a, p - b) for p, a, b in zip(padding, m.lo, m.hi, strict=True)]
     if any(v % d for pair, d in zip(missing, m.dilation, strict=True) for v in pair):

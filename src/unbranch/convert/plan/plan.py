@@ -1,9 +1,8 @@
 """Choose the cheapest plan: which values are computed by their own operations, and which by merged layers.
 
-Each value that something needs is computed either by its own operation or by one merged layer from a value that all its
-paths come from. Dynamic programming over the affine values finds the choice. The cost of a plan adds arithmetic, memory
-traffic and launches; a plan is admitted only if it has no more multiply-accumulates, stored numbers and launches than
-the operations it replaces.
+Each needed value is computed either by its own operation or by one merged layer from one of its roots. Dynamic
+programming over the affine values finds the choice. The cost of a plan adds arithmetic, memory traffic and launches; a
+plan must not have more multiply-accumulates, stored numbers or launches than the operations it replaces.
 """
 
 from __future__ import annotations
