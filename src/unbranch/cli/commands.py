@@ -103,7 +103,7 @@ def expand_command(
     where: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Paths of convolutions; may be repeated. Default: all.")
     ] = None,
-    start: Annotated[str, typer.Option(help="How added branches start: zero, or subtracted from the kernel.")] = "zero",
+    start: Annotated[str, typer.Option(help="How added branches start: zero, or compensated by the kernel.")] = "zero",
     weights: Weights = None,
     input_size: Size = None,
     option: Options = None,

@@ -15,6 +15,7 @@ from unbranch.convert.interpret.interpretation import Interpretation
 from unbranch.convert.passes.reading import traces_of
 from unbranch.convert.plan.plan import plan_of
 from unbranch.convert.trace.trace import Trace
+from unbranch.deprecation import renamed_arguments
 from unbranch.errors import InputError
 from unbranch.graph.eval_view import eval_view, unwrap_model
 from unbranch.graph.outside import restoring_outside
@@ -28,16 +29,17 @@ class EquivalentKernel(NamedTuple):
     bias: Tensor
 
 
-def equivalent_kernel(module: nn.Module, *, constant_norms: bool = False) -> EquivalentKernel:
-    """Return the kernel and bias of the layer that ``module`` collapses to, differentiable in its parameters.
+@renamed_arguments(module="model")
+def equivalent_kernel(model: nn.Module, *, constant_norms: bool = False) -> EquivalentKernel:
+    """Return the kernel and bias of the layer that a block collapses to, differentiable in its parameters.
 
-    Batch norms use their running statistics, in training mode, too; ``module`` isn't changed. Activations and other
+    Batch norms use their running statistics, in training mode, too; ``model`` isn't changed. Activations and other
     non-linear layers after the merged layer are ignored. A fully connected layer on a grid gives
     ``(C·h·w, h·w·C/groups, 1, 1)``. The trace is cached per module, so a call in every training step costs little
     more than the arithmetic.
 
     Args:
-        module: a block, or any module that collapses to one linear layer.
+        model: a block, or any module that collapses to one linear layer.
         constant_norms: treat the norms' scales and shifts as constants, so that γ and β get no gradient.
 
     Returns:
@@ -54,7 +56,7 @@ def equivalent_kernel(module: nn.Module, *, constant_norms: bool = False) -> Equ
         >>> kernel.shape, block.conv_1x1.conv.weight.grad is not None
         (torch.Size([4, 4, 3, 3]), True)
     """
-    network = unwrap_model(module)
+    network = unwrap_model(model)
     cached = _CACHE.setdefault(network, {}).get(constant_norms)
     state = _state(network)
     if cached is None or cached.state != state:

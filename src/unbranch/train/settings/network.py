@@ -17,7 +17,7 @@ class Expand:
 
     block: Text
     where: Many[Text] | None = None
-    start: Literal["zero", "subtracted"] = "zero"
+    start: Literal["zero", "compensated", "subtracted"] = "zero"  # "subtracted" is deprecated
     options: Options = field(default_factory=dict)
 
 
