@@ -137,7 +137,7 @@ def test_qarepvgg_has_one_norm_beside_and_one_behind_the_sum() -> None:
 
 
 def test_qarepvgg_isnt_put_into_a_trained_network() -> None:
-    """The norm behind the sum would see other statistics in training."""
+    """The norm after the sum would see other statistics in training."""
     with pytest.raises(InputError):
         ub.expand(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)), QARepVGG)
 
