@@ -191,12 +191,12 @@ def test_what_cannot_be_replaced_is_skipped_and_listed() -> None:
         nn.ConvTranspose2d(4, 4, 3, padding=1),
         Odd(4, 4, 3, padding=1),
         nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1)),
-        nn.Conv2d(4, 4, 2, padding="same"),
         RepVGG(4, 4, 3, padding=1),
         nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 2, padding="same"),  # more zeros after than before
     ).double()
     branched = ub.expand(network, "dbb")
-    assert [p.path for p in ub.report(branched).replaced] == ["8"]
+    assert [p.path for p in ub.report(branched).replaced] == ["7", "8"]
     reasons = {path.split(".")[0]: reason for path, reason in ub.report(branched).skipped.items()}
     words = [
         "shares its weights",
@@ -205,7 +205,6 @@ def test_what_cannot_be_replaced_is_skipped_and_listed() -> None:
         "transposed",
         "Odd",
         "Conv2d does more",
-        "same",
         "branch of",
     ]
     for path, word in enumerate(words):
