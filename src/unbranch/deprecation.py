@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -37,7 +38,8 @@ def renamed_names(
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         where, _, last = names[name].rpartition(".")
         where = where or module
-        warn_deprecated(f"`{module}.{name}` is deprecated, use `{where}.{last}`")
+        if sys._getframe(1).f_code.co_name != "_handle_fromlist":  # ``from module import name`` asks twice
+            warn_deprecated(f"`{module}.{name}` is deprecated, use `{where}.{last}`")
         return getattr(importlib.import_module(where), last)
 
     return find

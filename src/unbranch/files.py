@@ -21,13 +21,15 @@ def all_or_nothing(*paths: str | Path) -> Iterator[list[Path]]:
 
     Raises:
         InputError: before the block is entered, if a directory doesn't exist or can't be written to, or a path is a
-            directory; after it, if a file can't be written.
+            directory, or two are one file; after it, if a file can't be written.
 
     Example:
         >>> with all_or_nothing("weights.bin") as (temporary,):  # doctest: +SKIP
         ...     temporary.write_bytes(content)
     """
     targets = [Path(path) for path in paths]
+    if len({path.resolve() for path in targets}) < len(targets):
+        raise InputError(f"outputs must be different files, got {', '.join(map(str, paths))}")
     for path in targets:
         if path.is_dir():
             raise InputError(f"can't write {path}: it is a directory, not a file name")

@@ -23,15 +23,21 @@ from unbranch.errors import InexactError
 @compose.register
 def _compose(outer: ConvMap, inner: AffineMap) -> AffineMap:
     if isinstance(inner, GridMap):
+        if outer.ndim != inner.out_ndim:
+            raise InexactError(
+                f"a map on {outer.ndim}-dimensional grids after one on {inner.out_ndim}-dimensional ones"
+            )
         return compose(to_grid(outer, inner.grid_out), inner)  # type: ignore[no-any-return]
     inner = as_conv(inner)
+    if outer.ndim != inner.ndim:
+        raise InexactError(f"a map on {outer.ndim}-dimensional grids after one on {inner.ndim}-dimensional ones")
     if outer.in_channels != inner.out_channels:
         raise InexactError(
             f"a map of {outer.in_channels} input channels after one of {inner.out_channels} output channels"
         )
     dtype = promoted(outer.dtype, inner.dtype)
     outer, inner = outer.to(dtype), inner.to(dtype)
-    if _is_identity(inner):
+    if inner.is_identity:
         return outer
     inner = as_conv(pad(zero_stuff(inner, outer.input_dilation), outer.lo, outer.hi, padding_mode=outer.padding_mode))
     return _unpadded(outer, inner)
@@ -126,14 +132,6 @@ def _composed_bias(outer: ConvMap, bias: Tensor | None) -> Tensor | None:
     taps = _flat(outer.kernel).sum(2).reshape(outer.groups, -1, outer.weight.shape[1])
     carried = torch.einsum("gom,gm->go", taps, bias.reshape(outer.groups, -1)).flatten()
     return carried if outer.bias is None else carried + outer.bias
-
-
-def _is_identity(m: ConvMap) -> bool:
-    """Return whether a map is the identity; a kernel that requires gradients never is, whatever its values."""
-    if not m.diagonal or m.bias is not None or m.gain is not None:
-        return False
-    without_values = m.is_meta or torch.compiler.is_compiling()
-    return not without_values and not m.weight.requires_grad and bool((m.weight == 1).all())
 
 
 def _flat(weight: Tensor) -> Tensor:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unbranch.algebra.affine import AffineMap, is_rounding, promoted, same_device
-from unbranch.algebra.convmap import ConvMap
+from unbranch.algebra.affine import AffineMap, is_integer, is_rounding, promoted, same_device
+from unbranch.algebra.convmap import ConvMap, marked_identity
 from unbranch.algebra.frame import Frame, common_frame
-from unbranch.algebra.grid_laws import as_conv, on_one_grid
+from unbranch.algebra.grid_laws import as_conv, checked_channels, on_one_grid
 from unbranch.algebra.laws import add, concat, pad, reshape, scale_shift, select
 from unbranch.errors import InexactError, InputError, NotAffineError
 
@@ -40,6 +41,9 @@ def _scale_shift(m: ConvMap, scale: Tensor | None = None, shift: Tensor | None =
 def _pad(
     m: ConvMap, lo: Sequence[int], hi: Sequence[int], value: Tensor | None = None, padding_mode: str = "zeros"
 ) -> ConvMap:
+    _check_lengths(m, "lo", lo, "hi", hi)
+    if value is not None and (value.shape != (m.out_channels,) or padding_mode != "zeros"):
+        raise InputError(f"`value` must have shape ({m.out_channels},) and needs padding by zeros, got {value.shape}")
     if not any((*lo, *hi)):
         return m
     if any(v > 0 for v in (*lo, *hi)):
@@ -75,9 +79,7 @@ def _check_constant_border(m: ConvMap, lo: Sequence[int], hi: Sequence[int], val
 
 @select.register
 def _select(m: ConvMap, channels: Sequence[int]) -> ConvMap:
-    chosen = list(channels)
-    if not chosen:
-        raise InputError("`channels` must name at least one output channel")
+    chosen = checked_channels(channels, m.out_channels)
     per_group = m.out_channels // m.groups
     groups = [c // per_group for c in chosen]
     kept = len(set(groups))
@@ -94,6 +96,17 @@ def _select(m: ConvMap, channels: Sequence[int]) -> ConvMap:
 @reshape.register
 def _reshape(m: ConvMap, grid: Sequence[int]) -> ConvMap:  # noqa: ARG001
     raise NotAffineError("a reshape of a tensor whose size depends on the input")
+
+
+def _check_lengths(m: ConvMap, *named: Any) -> None:
+    """Check that amounts, given as name and value in turns, are integers, one per grid dimension.
+
+    Raises:
+        InputError: if they aren't.
+    """
+    for name, amounts in zip(named[::2], named[1::2], strict=True):
+        if len(amounts) != m.ndim or any(not is_integer(v) for v in amounts):
+            raise InputError(f"`{name}` must be {m.ndim} integers for {m}, got {tuple(amounts)}")
 
 
 # --- laws of several maps ------------------------------------------------------------------------
@@ -126,8 +139,9 @@ def _concat(first: ConvMap, *others: AffineMap) -> AffineMap:
 
 def _convolutions(*maps: AffineMap) -> list[ConvMap]:
     """Return the maps in their promoted dtype."""
-    dtype = promoted(*(m.dtype for m in maps))
-    return [as_conv(m).to(dtype) for m in maps]
+    convs = [as_conv(m) for m in maps]
+    dtype = promoted(*(m.dtype for m in convs))
+    return [m.to(dtype) for m in convs]
 
 
 def _in_frame(frame: Frame, mode: str, maps: list[ConvMap], weight: Tensor, bias: Tensor | None) -> ConvMap:
@@ -154,6 +168,7 @@ def zero_stuff(m: ConvMap, step: Sequence[int]) -> ConvMap:
     Raises:
         InexactError: after a bias, a stride in the same dimension, or padding other than zeros.
     """
+    _check_lengths(m, "step", step)
     if all(u == 1 for u in step):
         return m
     if m.bias is not None:
@@ -182,6 +197,7 @@ def as_pointwise(m: ConvMap, ndim: int) -> ConvMap:
         raise InexactError(f"a map on {m.ndim}-dimensional grids used on {ndim}-dimensional ones")
     one, zero = (1,) * ndim, (0,) * ndim
     weight = m.weight.reshape(*m.weight.shape, *one)
+    weight = marked_identity(weight) if m.is_identity else weight
     return replace(m, weight=weight, stride=one, dilation=one, lo=zero, hi=zero, input_dilation=one)
 
 
@@ -192,7 +208,13 @@ def with_groups(m: ConvMap, groups: int = 1, dilation: Sequence[int] | None = No
         InputError: if ``groups`` doesn't divide the map's groups, or ``dilation`` the map's dilation.
     """
     spread = m.dilation if dilation is None else tuple(dilation)
-    if m.groups % groups or any(d % e for d, e in zip(m.dilation, spread, strict=True)):
+    _check_lengths(m, "dilation", spread)
+    if (
+        groups < 1
+        or min(spread, default=1) < 1
+        or m.groups % groups
+        or any(d % e for d, e in zip(m.dilation, spread, strict=True))
+    ):
         raise InputError(
             f"`groups` and `dilation` must divide those of the map ({m.groups} and {m.dilation}), "
             f"got {groups} and {spread}"

@@ -69,6 +69,9 @@ class ConvMap(AffineMap):
 
     def __post_init__(self) -> None:
         n = self.weight.dim() - 2
+        for name in ("stride", "dilation", "lo", "hi", "input_dilation"):
+            if type(getattr(self, name)) is not tuple:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.input_dilation:
             object.__setattr__(self, "input_dilation", (1,) * n)
         given = {t.dtype for t in (self.weight, self.bias, self.gain) if t is not None}
@@ -173,6 +176,12 @@ class ConvMap(AffineMap):
         """Whether the map only scales and shifts each channel."""
         return self.pointwise and self.depthwise
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether this is the map of ``identity``; known by its origin, never by values."""
+        plain = self.diagonal and self.bias is None and self.gain is None
+        return plain and not self.is_meta and _IDENTITY in vars(self.weight)
+
     def output_size(self, grid: Iterable[int]) -> tuple[int, ...]:
         """Return the size of the output grid for an input grid."""
         wide = tuple((n - 1) * u + 1 for n, u in zip(grid, self.input_dilation, strict=True))
@@ -200,6 +209,10 @@ class ConvMap(AffineMap):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to ``x`` of shape ``(N, I, *grid)`` in the dtype of ``x``; gives ``(N, O, *grid')``."""
+        if x.dim() != self.ndim + 2 or x.shape[1] != self.in_channels:
+            raise InputError(
+                f"`x` must have shape (N, {self.in_channels}) and {self.ndim} grid dimensions, got {tuple(x.shape)}"
+            )
         if self.ndim == 0:
             return self._with_an_axis()(x.unsqueeze(-1)).squeeze(-1)
         if max(self.input_dilation) > 1:
@@ -221,6 +234,15 @@ class ConvMap(AffineMap):
 ConvMap.__init__ = renamed_arguments(  # type: ignore[method-assign]
     up="input_dilation", border="padding_mode"
 )(ConvMap.__init__)
+
+
+def marked_identity(weight: Tensor) -> Tensor:
+    """Mark a kernel as that of ``identity``; no other kernel counts as one, whatever its values are at the moment."""
+    vars(weight)[_IDENTITY] = True
+    return weight
+
+
+_IDENTITY = "unbranch_identity"
 
 
 def on_grid(place: Iterable[int | slice]) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from math import gcd, prod
 import torch
 from torch import Tensor
 
-from unbranch.algebra.affine import AffineMap, promoted
+from unbranch.algebra.affine import AffineMap, is_integer, promoted
 from unbranch.algebra.convmap import ConvMap
 from unbranch.algebra.frame import with_fewer_groups
 from unbranch.algebra.gridmap import GridMap
@@ -26,6 +26,10 @@ def to_grid(m: ConvMap, grid: Sequence[int]) -> GridMap:
     The number of groups doesn't change; a depthwise kernel gives one ``|grid'| x |grid|`` matrix per channel.
     """
     grid = tuple(grid)
+    if len(grid) != m.ndim or min(grid, default=1) < 1:
+        raise InputError(f"`grid` must be {m.ndim} positive integers for {m}, got {grid}")
+    if min(m.output_size(grid), default=1) < 1:
+        raise InexactError(f"{m} has no output on a grid of size {grid}")
     width, points = m.in_channels // m.groups, prod(grid)
     if points == 1 and m.pointwise:
         matrix = m.kernel.reshape(m.groups, -1, width)
@@ -51,11 +55,23 @@ def as_conv(m: AffineMap) -> ConvMap:
     """Return the map if it is one with a kernel.
 
     Raises:
-        TypeError: if it isn't.
+        InputError: if it isn't.
     """
     if not isinstance(m, ConvMap):
-        raise TypeError(f"expected an affine map (ConvMap or GridMap), got {type(m).__name__}")
+        raise InputError(f"expected a ConvMap, got {type(m).__name__}")
     return m
+
+
+def checked_channels(channels: Sequence[int], count: int) -> list[int]:
+    """Return channel numbers as a list.
+
+    Raises:
+        InputError: if there is none, or one that isn't from 0 to ``count - 1``.
+    """
+    chosen = list(channels)
+    if not chosen or any(not is_integer(c) or not 0 <= c < count for c in chosen):
+        raise InputError(f"`channels` must be numbers from 0 to {count - 1}, got {chosen}")
+    return chosen
 
 
 @compose.register
@@ -122,9 +138,7 @@ def _pad(m: GridMap, lo: Sequence[int], hi: Sequence[int], value: Tensor | None 
 @select.register
 def _select(m: GridMap, channels: Sequence[int]) -> GridMap:
     """Select rows, as channels of a pointwise map whose channels are (channel, point) pairs."""
-    chosen = list(channels)
-    if not chosen:
-        raise InputError("`channels` must name at least one output channel")
+    chosen = checked_channels(channels, m.out_channels)
     flat, points = ConvMap(m.matrix.flatten(0, 1), None, (), (), (), (), m.groups), prod(m.grid_out)
     kept = select(flat, [c * points + p for c in chosen for p in range(points)])
     bias = None if m.bias is None else m.bias[chosen]
@@ -134,6 +148,8 @@ def _select(m: GridMap, channels: Sequence[int]) -> GridMap:
 @reshape.register
 def _reshape(m: GridMap, grid: Sequence[int]) -> GridMap:
     grid = tuple(grid)
+    if any(not is_integer(n) or n < 1 for n in grid):
+        raise InputError(f"`grid` must be positive integers, got {grid}")
     if m.features % prod(grid):
         raise InexactError(f"{m.features} numbers don't divide into grids of {grid}")
     bias = None if m.bias is None else m.bias.reshape(-1, *grid)

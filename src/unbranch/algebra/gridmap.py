@@ -40,10 +40,12 @@ class GridMap(AffineMap):
     numbers = RenamedAttribute("numel")
 
     def __post_init__(self) -> None:
+        if self.matrix.dim() != 3:
+            raise InputError(f"`matrix` must have shape (groups, rows, columns), got {tuple(self.matrix.shape)}")
         groups, rows, columns = self.matrix.shape
         for name, count in (("grid_in", groups * columns), ("grid_out", groups * rows)):
             grid = getattr(self, name)
-            if count % prod(grid):
+            if min(grid, default=1) < 1 or count % prod(grid):
                 raise InputError(f"`{name}` must divide the {count} numbers of an image, got {grid}")
         if self.bias is not None and self.bias.shape != (self.out_channels, *self.grid_out):
             expected = (self.out_channels, *self.grid_out)
@@ -109,6 +111,8 @@ class GridMap(AffineMap):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to ``x (N, I, *grid_in)`` in the dtype of ``x``; gives ``(N, O, *grid_out)``."""
+        if x.shape[1:] != (self.in_channels, *self.grid_in):
+            raise InputError(f"`x` must have shape (N, {self.in_channels}, *{self.grid_in}), got {tuple(x.shape)}")
         columns = x.reshape(x.shape[0], self.groups, -1)  # (N, groups, I·|grid_in|/groups)
         y = torch.einsum("grc,ngc->ngr", self.matrix.to(x.dtype), columns)
         y = y.reshape(x.shape[0], *self.shape)

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from unbranch.algebra.affine import AffineMap
+from unbranch.errors import InputError
 
 
 @singledispatch
@@ -106,5 +107,5 @@ def reshape(m: AffineMap, grid: Sequence[int]) -> Any:
     raise _unknown(m)
 
 
-def _unknown(m: Any) -> TypeError:
-    return TypeError(f"expected an affine map (ConvMap or GridMap), got {type(m).__name__}")
+def _unknown(m: Any) -> InputError:
+    return InputError(f"expected an affine map (ConvMap or GridMap), got {type(m).__name__}")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from unbranch.algebra.affine import promoted
-from unbranch.algebra.convmap import ConvMap
+from unbranch.algebra.convmap import ConvMap, marked_identity
 from unbranch.deprecation import renamed_arguments
+from unbranch.errors import InputError
 from unbranch.grids import as_tuple
 
 
@@ -21,7 +22,7 @@ def identity(
 
     A composition with it is computed at least in ``dtype``.
     """
-    weight = torch.ones(channels, 1, *(1,) * ndim, dtype=dtype, device=device)
+    weight = marked_identity(torch.ones(channels, 1, *(1,) * ndim, dtype=dtype, device=device))
     return ConvMap(weight, None, (1,) * ndim, (1,) * ndim, (0,) * ndim, (0,) * ndim, channels)
 
 
@@ -64,6 +65,8 @@ def transposed_convolution(
     """
     n = weight.dim() - 2
     inputs, outputs, *size = weight.shape
+    if groups < 1 or inputs % groups:
+        raise InputError(f"`groups` must divide the {inputs} input channels of `weight`, got {groups}")
     kernel = weight.reshape(groups, inputs // groups, outputs, *size).transpose(1, 2)
     kernel = kernel.reshape(groups * outputs, inputs // groups, *size).flip(tuple(range(2, 2 + n)))
     spread, pad, extra = as_tuple(dilation, n), as_tuple(padding, n), as_tuple(output_padding, n)

@@ -20,7 +20,16 @@ from unbranch.blocks.layers import BorderBatchNorm, FixedDepthwise, IdentityConv
 from unbranch.blocks.parts import DilatedAvgPool
 from unbranch.blocks.spec import ConvSpec
 from unbranch.errors import InexactError, InputError
-from unbranch.grids import AVG_POOL_LAYERS, CONV_LAYERS, PAD_LAYERS, Ints, as_tuple, first_axis_first, ndim_of
+from unbranch.grids import (
+    AVG_POOL_LAYERS,
+    CONV_LAYERS,
+    PAD_LAYERS,
+    Ints,
+    as_tuple,
+    first_axis_first,
+    ndim_of,
+    padding_amounts,
+)
 
 Step: TypeAlias = tuple[Any, ...]
 """``(kind, number of tensors, *geometry)`` of a layer."""
@@ -41,19 +50,41 @@ def online_kernel(branches: dict[str, nn.Module], spec: ConvSpec, like: Tensor) 
     steps: list[tuple[str, tuple[Step, ...]]] = []
     for name, branch in branches.items():
         found = []
-        for layer in _layers_of(branch):
-            for step, *parts in _steps(layer, name):
-                found.append(step)
-                tensors += parts
+        try:
+            read = [step for layer in _layers_of(branch) for step in _steps(layer)]
+        except InputError as error:
+            raise InputError(f"branch {name!r} can't be trained online: {error}") from error
+        for step, *parts in read:
+            found.append(step)
+            tensors += parts
         steps.append((name, tuple(found)))
     whole = (spec.in_channels, spec.out_channels, spec.kernel, spec.stride, spec.padding, spec.dilation, spec.groups)
     return cast(Tensor, torch.ops.unbranch.online_kernel(tensors, repr((tuple(steps), whole))))
 
 
 def _layers_of(branch: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers of nested sequences in order."""
-    for layer in branch if isinstance(branch, nn.Sequential) else (branch,):
-        yield from _layers_of(layer) if isinstance(layer, nn.Sequential) else (layer,)
+    """Yield the layers of nested sequences in order, and layers of the user's own as they are."""
+    if type(branch) is not nn.Sequential:
+        yield branch
+        return
+    _check_hooks(branch)
+    for layer in branch:
+        yield from _layers_of(layer)
+
+
+def _check_hooks(layer: nn.Module) -> None:
+    """Refuse hooks of the user's: no layer of an online block runs, so they would never be called.
+
+    Raises:
+        InputError: if there are any.
+    """
+    found = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
+    for hook in (hook for hooks in found for hook in hooks.values()):
+        if not str(getattr(hook, "__module__", "")).startswith("unbranch."):
+            raise InputError(
+                f"a {type(layer).__name__} has a hook, which an online block never calls: use parametrizations, or "
+                "make the block with online=False"
+            )
 
 
 # --- from layers to steps ----------------------------------------------------------------------------
@@ -61,20 +92,29 @@ def _layers_of(branch: nn.Module) -> Iterator[nn.Module]:
 _Steps: TypeAlias = Iterable[tuple[Any, ...]]
 
 
-def _steps(layer: nn.Module, branch: str) -> _Steps:
-    try:
-        return _steps_of(layer)
-    except InputError as error:
-        raise InputError(f"branch {branch!r} can't be trained online: {error}") from error
+def _steps(layer: nn.Module) -> _Steps:
+    """Return the steps of a layer of exactly a known class: a subclass may compute something else.
+
+    Raises:
+        InputError: for any other layer.
+    """
+    _check_hooks(layer)
+    known = _steps_of.registry.get(type(layer), _steps_of.registry[object])
+    return known(layer)
 
 
 @singledispatch
 def _steps_of(layer: Any) -> _Steps:
     """Return the steps of a layer, each followed by its tensors."""
     if type(layer) in CONV_LAYERS.values():
-        if layer.bias is not None or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            raise InputError(f"a {type(layer).__name__} must have no bias, and zero padding given as numbers")
-        return [(("conv", 1, layer.stride, layer.padding, layer.dilation, layer.groups), layer.weight)]
+        if layer.bias is not None or layer.padding_mode != "zeros":
+            raise InputError(f"a {type(layer).__name__} must have no bias, and zero padding")
+        before, after = padding_amounts(layer.padding, layer.dilation, layer.kernel_size)
+        around: _Steps = [] if before == after else [(("pad", 0, tuple(zip(before, after, strict=True))),)]
+        own = before if before == after else (0,) * len(before)
+        return [*around, (("conv", 1, layer.stride, own, layer.dilation, layer.groups), layer.weight)]
+    if type(layer) is nn.Identity:
+        return []
     if type(layer) in PAD_LAYERS["zeros"].values():
         return [(("pad", 0, first_axis_first(layer.padding)),)]
     if type(layer) in AVG_POOL_LAYERS.values():
@@ -144,7 +184,8 @@ def _merged_kernel(tensors: list[Tensor], plan: str) -> Tensor:
         except InexactError as error:
             raise InputError(f"branch {name!r} can't be trained online: {error}") from error
         maps.append(m)
-    return frame.filled(maps)
+    kernel = frame.filled(maps)
+    return kernel.clone() if any(kernel is tensor for tensor in tensors) else kernel
 
 
 # An operator of PyTorch's: one node in graphs of torch.fx and torch.compile, made of others for everything behind.

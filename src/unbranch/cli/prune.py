@@ -10,6 +10,7 @@ import typer
 from unbranch.cli.app import app
 from unbranch.cli.arguments import AsJson, report_errors
 from unbranch.cli.train import DryRun, Resume, run_recipe
+from unbranch.errors import InputError
 
 
 @app.command(
@@ -56,5 +57,7 @@ def prune_command(
     settings = load_recipe(
         recipe, [f"model.name={model}", *(f"{k}={v}" for k, v in given.items() if v is not None), *(changes or [])]
     )
+    if settings.prune is None:
+        raise InputError(f"`--recipe` must have a section `prune`, and {recipe} has none; resrep is one that has it")
     directory = output or Path("runs") / f"prune-{model.replace(':', '-').replace('/', '-')}"
     run_recipe(settings, data, directory, resume=resume, dry_run=dry_run, as_json=as_json)

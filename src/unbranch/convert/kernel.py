@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
@@ -16,7 +17,7 @@ from unbranch.convert.passes.reading import traces_of
 from unbranch.convert.plan.plan import plan_of
 from unbranch.convert.trace.trace import Trace
 from unbranch.deprecation import renamed_arguments
-from unbranch.errors import InputError
+from unbranch.errors import InexactError, InputError
 from unbranch.graph.eval_view import eval_view, unwrap_model
 from unbranch.graph.outside import restoring_outside
 from unbranch.rules.value import Affine, TupleValue
@@ -56,7 +57,25 @@ def equivalent_kernel(model: nn.Module, *, constant_norms: bool = False) -> Equi
         >>> kernel.shape, block.conv_1x1.conv.weight.grad is not None
         (torch.Size([4, 4, 3, 3]), True)
     """
-    network = unwrap_model(model)
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return _equivalent_kernel(unwrap_model(model), constant_norms)
+    return _equivalent_kernel(unwrap_model(model), constant_norms)
+
+
+def _equivalent_kernel(network: nn.Module, constant_norms: bool) -> EquivalentKernel:
+    """Return the kernel by the cached trace; by a new one where values have made the cached one wrong."""
+    try:
+        return _by_cache(network, constant_norms)
+    except InexactError:
+        _CACHE.pop(network, None)
+    try:
+        return _by_cache(network, constant_norms)
+    except InexactError as error:
+        raise InputError(f"{type(network).__name__} has no equivalent kernel: {error}") from error
+
+
+def _by_cache(network: nn.Module, constant_norms: bool) -> EquivalentKernel:
     cached = _CACHE.setdefault(network, {}).get(constant_norms)
     state = _state(network)
     if cached is None or cached.state != state:
@@ -115,7 +134,7 @@ def _read(network: nn.Module, state: tuple[Any, ...], constant_norms: bool) -> _
         raise InputError(f"{type(network).__name__} has no equivalent kernel: {reason}")
     if trace.hidden or trace.unshared:
         raise InputError(f"{type(network).__name__} has no single equivalent kernel: its forward depends on the input")
-    interpretation = Interpretation(trace, differentiable=True)
+    interpretation = Interpretation(trace, differentiable=not any(p.is_inference() for p in network.parameters()))
     root, target = _whole(interpretation, trace) or _only_merge(interpretation, network)
     return _CachedTrace(state, interpretation, root, target)
 

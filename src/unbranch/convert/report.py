@@ -12,6 +12,7 @@ from torch import nn
 from unbranch.convert.reasons import COSTS_MORE, kind_of
 from unbranch.deprecation import RenamedAttribute
 from unbranch.errors import CollapseError, InputError
+from unbranch.graph.eval_view import unwrap_model
 from unbranch.provenance import provenance_of
 from unbranch.render import Block, Paragraph, Renderable, Table, count
 
@@ -214,7 +215,7 @@ def report(model: nn.Module, kind: str | None = None) -> Any:
         >>> ub.report(ub.collapse(ub.blocks.RepVGG(8, 8, 3, padding=1))).worst_error < 1e-10
         True
     """
-    reports = provenance_of(model).reports
+    reports = provenance_of(unwrap_model(model)).reports
     if not reports or (kind is not None and kind not in reports):
         there = f"; it has {', '.join(reports)}" if reports else ": it isn't a network that unbranch returned"
         wanted = "report" if kind is None else f"report of the kind {kind!r}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.immutable_collections import immutable_list
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_map
 
@@ -185,7 +186,7 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, tuple):
         items = [mapped(function, v) for v in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if type(value) is list:
+    if type(value) in (list, immutable_list):  # graphs hold arguments in the latter
         return [mapped(function, v) for v in value]
     if isinstance(value, dict):
         return {key: mapped(function, v) for key, v in value.items()}

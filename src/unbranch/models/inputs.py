@@ -31,7 +31,10 @@ def example_input(
     """
     shape = size or input_size(model)
     generator = torch.Generator().manual_seed(0)
-    images: Tensor | tuple[list[Tensor]] = torch.randn((batch, *shape), generator=generator)
+    try:
+        images: Tensor | tuple[list[Tensor]] = torch.randn((batch, *shape), generator=generator)
+    except RuntimeError as error:  # out of memory, or a size that no tensor has
+        raise InputError(f"no input of size {shape} can be made: {str(error).splitlines()[0]}") from error
     if type(model).__module__.startswith("torchvision.models.detection"):
         images = (list(torch.rand((batch, *shape), generator=generator)),)
     try:

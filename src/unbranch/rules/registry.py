@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -10,6 +11,7 @@ from torch import nn
 
 from unbranch.deprecation import renamed_arguments, warn_deprecated
 from unbranch.errors import InputError
+from unbranch.graph.float64 import Float64
 from unbranch.rules.value import Affine
 
 Kind = Literal["linear", "elementwise", "view"]
@@ -103,7 +105,7 @@ def register_rule(
     spec = None if layer_input is None else _as_layer_input(layer_input)
 
     def decorate(function: RuleFunction) -> RuleFunction:
-        rule = Rule(function, _kind(kind), spec, epilogue, arranged)
+        rule = Rule(_in_float64(function), _kind(kind), spec, epilogue, arranged)
         for one in (target, *more):
             if isinstance(one, str) or (isinstance(one, type) and issubclass(one, nn.Module)):
                 _MODULES[one] = rule
@@ -112,6 +114,19 @@ def register_rule(
         return function
 
     return decorate
+
+
+def _in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule of the user's, which computes with parameters: in float64, as the operation itself is run in proofs."""
+    if function.__module__.startswith("unbranch."):
+        return function  # rules of ours leave that to the laws
+
+    @functools.wraps(function)
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        with Float64():
+            return function(*args, **kwargs)
+
+    return apply
 
 
 def _as_layer_input(function: Callable[[Any], tuple[int, int, int]]) -> LayerInputOf:

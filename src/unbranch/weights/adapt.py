@@ -79,7 +79,7 @@ def skip_ends(state: AdaptedState, structure: nn.Module) -> AdaptedState:
 def _is_skipped(key: str, own: Tensor, theirs: Tensor | None, given: set[str]) -> bool:
     classifies = key.startswith("head.fc.") or ".classify.fc." in key
     if theirs is not None:
-        return classifies and theirs.shape[1:] == own.shape[1:] and len(theirs) != len(own)
+        return classifies and theirs.shape[1:] == own.shape[1:] and theirs.shape[:1] != own.shape[:1]
     part = key.rpartition(".")[0] if classifies else key.partition(".")[0]
     return key.startswith(ENDS) and part not in given
 

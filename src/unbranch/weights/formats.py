@@ -57,6 +57,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
     """
     if isinstance(source, Mapping):
         return Checkpoint("the state dict", source)
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(f"`source` must be a file or a state dict, got {type(source).__name__}")
     path = Path(source)
     require_file(path)
     if path.suffix == ".safetensors":

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from unbranch.blocks import BranchedConv, Compactor, WindowPerceptron
+from unbranch.blocks.layers import Scale
 from unbranch.convert import collapse, equivalent_kernel
 from unbranch.errors import CheckpointError
 from unbranch.weights.canonical import Counterpart, State, counterparts, identity_norm_state, is_pair, key_of
@@ -88,17 +89,23 @@ def _branch_state(path: str, block: BranchedConv, state: State) -> State:
     for name in trial.branch_names:
         if name != trial.main_branch:
             _switch_off(trial.get_submodule(name))
+    if isinstance(main.bn, Scale):
+        nn.init.ones_(main.bn.weight)
     main.conv.weight.zero_()
     others, shift = equivalent_kernel(trial)
     main.conv.weight.copy_(kernel - others)
-    main.bn.bias.copy_((torch.zeros_like(shift) if bias is None else bias.double()) - shift)
+    norm = trial.closing if isinstance(main.bn, Scale) else main.bn
+    if norm is not trial.closing:
+        norm.bias.copy_((torch.zeros_like(shift) if bias is None else bias.double()) - shift)
+    elif bias is not None:
+        norm.bias.copy_(bias.double())
     return dict(trial.state_dict())
 
 
 def _switch_off(branch: nn.Module) -> None:
     """Set γ of the norm that closes a branch to zero, if there is one."""
-    norms = [m for m in branch.modules() if isinstance(m, _BatchNorm)]
-    if norms and norms[-1].affine:
+    norms: list[Any] = [m for m in branch.modules() if isinstance(m, _BatchNorm | Scale)]
+    if norms and (isinstance(norms[-1], Scale) or norms[-1].affine):
         nn.init.zeros_(norms[-1].weight)
 
 
