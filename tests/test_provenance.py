@@ -41,7 +41,9 @@ OLD_MANIFEST = {  # as version 0.1.0 wrote it
 
 def test_a_report_of_each_kind_is_kept_and_the_latest_is_given() -> None:
     network = nn.Conv2d(3, 4, 1)
-    with pytest.raises(InputError, match="Conv2d has no report: it isn't a network that unbranch returned"):
+    with pytest.raises(
+        InputError, match="Conv2d has no report: nothing was done to it yet by collapse, expand or prune"
+    ):
         ub.report(network)
     record_report(network, "expand", 1)
     record_report(network, "collapse", 2)

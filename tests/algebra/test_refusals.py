@@ -14,6 +14,7 @@ from tests.algebra.strategies import numbers
 from tests.algebra.truths import padded, stuffed
 from unbranch.algebra import (
     ConvMap,
+    GridMap,
     add,
     as_pointwise,
     average_pool,
@@ -27,9 +28,10 @@ from unbranch.algebra import (
     select,
     to_grid,
     transposed_convolution,
+    with_groups,
     zero_stuff,
 )
-from unbranch.errors import InexactError
+from unbranch.errors import InexactError, InputError
 
 GRID = (9, 7)
 X = numbers(1, 2, 4, *GRID)
@@ -270,3 +272,60 @@ def test_sum_keeps_dilation_while_all_agree() -> None:
 def test_composition_keeps_the_common_step_of_the_taps() -> None:
     merged = compose(conv(dilation=3), conv(dilation=6))
     assert (merged.kernel_size, merged.dilation) == ((7, 7), (3, 3))
+
+
+# --- arguments that no law allows ------------------------------------------------------------------
+
+LINE = convolution(numbers(0, 4, 4, 3))
+POINT = convolution(numbers(1, 4, 4, 1, 1))
+ON_GRID = to_grid(POINT, (3, 4))
+WRONG: dict[str, Callable[[], object]] = {
+    "maps of other dimensions composed": lambda: compose(LINE, POINT),
+    "a matrix after a convolution": lambda: compose(convolution(numbers(0, 4, 4)), POINT),
+    "a line after a grid map": lambda: compose(LINE, ON_GRID),
+    "a kernel that doesn't fit the grid": lambda: compose(conv(7), ON_GRID),
+    "a number added": lambda: add(POINT, 1),
+    "nothing concatenated": lambda: concat(POINT, None),
+    "nothing composed": lambda: compose(POINT, None),
+    "too few amounts of padding": lambda: pad(POINT, (1,), (1,)),
+    "padding by halves": lambda: pad(POINT, (1.5, 1), (1, 1)),
+    "a padding value of other channels": lambda: pad(POINT, (1, 1), (1, 1), numbers(0, 5)),
+    "a value with a reflection": lambda: pad(POINT, (1, 1), (1, 1), numbers(0, 4), "reflect"),
+    "a mask in place of channels": lambda: select(POINT, [True, False]),
+    "a channel that there isn't": lambda: select(POINT, [4]),
+    "a channel that a grid map hasn't": lambda: select(ON_GRID, [4]),
+    "a grid of unknown size": lambda: reshape(ON_GRID, (-1,)),
+    "an empty grid": lambda: reshape(ON_GRID, (0,)),
+    "a scale of one number": lambda: scale_shift(ON_GRID, numbers(0, 1)),
+    "a scale of too few numbers": lambda: scale_shift(ON_GRID, numbers(0, 3)),
+    "too few steps": lambda: zero_stuff(POINT, (2,)),
+    "no groups": lambda: with_groups(POINT, 0),
+    "a negative number of groups": lambda: with_groups(POINT, -1),
+    "a grid of one dimension": lambda: to_grid(POINT, (4,)),
+    "a grid that is too small": lambda: to_grid(conv(3), (2, 2)),
+    "groups that don't divide the inputs": lambda: transposed_convolution(numbers(0, 3, 2, 1, 1), groups=2),
+    "an input of other channels": lambda: conv(groups=2)(numbers(0, 1, 8, 5, 5)),
+    "an input on another grid": lambda: ON_GRID(numbers(0, 1, 4, 4, 3)),
+    "a matrix without groups": lambda: GridMap(numbers(0, 4, 4), None, (2,), (2,)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_wrong_argument_is_one_error_of_ours(wrong: Callable[[], object]) -> None:
+    with pytest.raises((InexactError, InputError)):
+        wrong()
+
+
+def test_geometry_may_be_given_as_lists() -> None:
+    assert ConvMap(POINT.weight, None, [1, 1], [1, 1], [0, 0], [0, 0]).stride == (1, 1)
+
+
+def test_bias_is_taken_away_channel_by_channel() -> None:
+    """A channel with a large bias doesn't make the bias of another one rounding."""
+    m = convolution(numbers(0, 2, 2, 1, 1), torch.tensor([1e9, 1e-4], dtype=torch.float64))
+    shifted = scale_shift(m, shift=torch.tensor([-1e9, 0.0], dtype=torch.float64))
+    assert shifted.bias.tolist() == [0, 1e-4]
+    with pytest.raises(InexactError, match="other than the map's own bias"):
+        pad(m, (1, 1), (1, 1), torch.tensor([1e9, 0.0], dtype=torch.float64))
+    low = convolution(torch.ones(1, 1, 1, 1).half(), torch.ones(1).half())
+    assert scale_shift(low, shift=torch.tensor([-1.005]).half()).bias is not None

@@ -148,7 +148,7 @@ class ConvMap(AffineMap):
 
     def rows(self, index: slice) -> Tensor:
         """Return some output rows of the kernel, ``(rows, I/groups, *k)``."""
-        weight = self.weight[index]
+        weight = self.weight if index == slice(None) else self.weight[index]
         if self.gain is None or weight.is_meta:
             return weight.to(self.dtype)
         if weight.dtype != self.dtype != self.gain.dtype:

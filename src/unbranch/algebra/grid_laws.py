@@ -116,6 +116,8 @@ def _scale_shift(m: GridMap, scale: Tensor | None = None, shift: Tensor | None =
 
     def each(vector: Tensor) -> Tensor:
         """Expand one number per channel to ``(O, *grid_out)``."""
+        if vector.shape != (m.out_channels,):
+            raise InputError(f"`scale` and `shift` must have shape ({m.out_channels},), got {tuple(vector.shape)}")
         vector = vector.to(device=m.device, dtype=promoted(m.dtype, vector.dtype))
         return vector.reshape(-1, *(1,) * m.out_ndim).expand(m.shape)
 

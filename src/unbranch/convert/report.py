@@ -217,7 +217,9 @@ def report(model: nn.Module, kind: str | None = None) -> Any:
     """
     reports = provenance_of(unwrap_model(model)).reports
     if not reports or (kind is not None and kind not in reports):
-        there = f"; it has {', '.join(reports)}" if reports else ": it isn't a network that unbranch returned"
+        there = (
+            f"; it has {', '.join(reports)}" if reports else ": nothing was done to it yet by collapse, expand or prune"
+        )
         wanted = "report" if kind is None else f"report of the kind {kind!r}"
         raise InputError(f"{type(model).__name__} has no {wanted}{there}")
     return list(reports.values())[-1] if kind is None else reports[kind]

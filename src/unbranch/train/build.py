@@ -35,7 +35,9 @@ def make_network(recipe: Recipe, data: LabelledImages) -> nn.Module:
     """
     model = recipe.model
     if model.pretrained == REQUIRED:
-        raise InputError("this recipe fine-tunes and needs pretrained weights: model.pretrained=FILE")
+        raise InputError(
+            "this recipe fine-tunes and needs pretrained weights: model.pretrained=FILE, or --weights FILE"
+        )
     options: dict[str, Any] = dict(model.options)
     options |= {"block_options": dict(recipe.block.options)} if recipe.block.options else {}
     options |= {"drop_path_rate": model.drop_path} if model.drop_path is not None else {}

@@ -57,11 +57,18 @@ class PruningResult(Renderable):
         yield from self._target_missed()
 
     def _target_missed(self) -> Iterator[Block]:
-        masked, macs = self.progress.masked - self.progress.small, self.pruning.macs
-        if masked > 0 and macs[1] > self.progress.target * macs[0]:
+        progress, macs = self.progress, self.pruning.macs
+        masked = progress.masked - progress.small
+        if masked > 0 and macs[1] > progress.target * macs[0]:
             yield Paragraph(
                 f"{masked:,} masked channels aren't zero yet and were kept: train longer or with a larger "
                 "prune.strength, or remove them anyway with prune.masked=true",
+                "yellow",
+            )
+        elif progress.left > progress.target:
+            yield Paragraph(
+                f"the cost is {progress.left:.0%} of what it was, more than the target of {progress.target:.0%}: train "
+                "longer (schedule.epochs), or mask earlier and more often (prune.warmup_epochs, prune.interval)",
                 "yellow",
             )
 
