@@ -78,9 +78,9 @@ class Steps(nn.Module):
 
 
 def shapes_of_case(rng: random.Random, channels: int, last: bool) -> list[tuple[int, ...]]:
-    """Shapes of inputs of three sizes; the third has as many points as channels."""
+    """Shapes of three inputs: two that differ along every axis, and one with as many points as channels."""
     rank = rng.choice((3, 3, 4))
-    points = [tuple(2 * rng.randint(1, 3) for _ in range(rank - 2)) for _ in range(2)] + [(channels,) * (rank - 2)]
+    points = [*zip(*(rng.sample([2, 4, 6], 2) for _ in range(rank - 2)), strict=True), (channels,) * (rank - 2)]
     batches = [*rng.sample([1, 2, 3, 4], 2), 2]
     return [(b, *p, channels) if last else (b, channels, *p) for b, p in zip(batches, points, strict=True)]
 

@@ -95,7 +95,8 @@ def _add(first: GridMap, *others: AffineMap) -> GridMap:
     maps = _alike(*maps)
     biases = [m.bias for m in maps if m.bias is not None]
     matrix = torch.stack([m.matrix for m in maps]).sum(0)
-    return replace(maps[0], matrix=matrix, bias=torch.stack(biases).sum(0) if biases else None)
+    count = max(m.bias_numel for m in maps)
+    return replace(maps[0], matrix=matrix, bias=torch.stack(biases).sum(0) if biases else None, bias_numel=count)
 
 
 @concat.register
@@ -107,7 +108,7 @@ def _concat(first: GridMap, *others: AffineMap) -> GridMap:
     if all(m.bias is None for m in maps):
         return replace(maps[0], matrix=matrix)
     biases = [m.matrix.new_zeros(m.shape) if m.bias is None else m.bias for m in maps]
-    return replace(maps[0], matrix=matrix, bias=torch.cat(biases))
+    return replace(maps[0], matrix=matrix, bias=torch.cat(biases), bias_numel=sum(m.bias_numel for m in maps))
 
 
 @scale_shift.register
@@ -126,10 +127,11 @@ def _scale_shift(m: GridMap, scale: Tensor | None = None, shift: Tensor | None =
         factor = each(scale)
         matrix = matrix * factor.reshape(m.groups, -1, 1)
         bias = None if bias is None else bias * factor
+    count = m.bias_numel
     if shift is not None:
-        moved = each(shift)
+        moved, count = each(shift), max(count, m.out_channels)
         bias = moved if bias is None else bias + moved
-    return replace(m, matrix=matrix, bias=bias)
+    return replace(m, matrix=matrix, bias=bias, bias_numel=count)
 
 
 @pad.register
@@ -144,7 +146,8 @@ def _select(m: GridMap, channels: Sequence[int]) -> GridMap:
     flat, points = ConvMap(m.matrix.flatten(0, 1), None, (), (), (), (), m.groups), prod(m.grid_out)
     kept = select(flat, [c * points + p for c in chosen for p in range(points)])
     bias = None if m.bias is None else m.bias[chosen]
-    return replace(m, matrix=kept.weight.reshape(kept.groups, -1, kept.weight.shape[1]), bias=bias)
+    count = m.bias_numel * len(chosen) // m.out_channels
+    return replace(m, matrix=kept.weight.reshape(kept.groups, -1, kept.weight.shape[1]), bias=bias, bias_numel=count)
 
 
 @reshape.register

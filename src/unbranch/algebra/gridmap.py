@@ -27,6 +27,8 @@ class GridMap(AffineMap):
             memory order, channel first, then the grid in row-major order, and block ``j`` maps their ``j``-th slice.
         bias: ``(O, *grid_out)``, or None.
         grid_in, grid_out: sizes of the grids.
+        bias_numel: different numbers of the bias by structure: one per channel of the grid on which it was added,
+            unless given. A reshape doesn't change it.
 
     Raises:
         InputError: if the shapes are inconsistent.
@@ -36,6 +38,7 @@ class GridMap(AffineMap):
     bias: Tensor | None
     grid_in: tuple[int, ...]
     grid_out: tuple[int, ...]
+    bias_numel: int = 0
 
     numbers = RenamedAttribute("numel")
 
@@ -50,6 +53,9 @@ class GridMap(AffineMap):
         if self.bias is not None and self.bias.shape != (self.out_channels, *self.grid_out):
             expected = (self.out_channels, *self.grid_out)
             raise InputError(f"`bias` must have shape {expected}, got {tuple(self.bias.shape)}")
+
+        count = 0 if self.bias is None else self.bias_numel or self.out_channels
+        object.__setattr__(self, "bias_numel", count)
 
     @property
     def groups(self) -> int:
@@ -97,8 +103,8 @@ class GridMap(AffineMap):
 
     @property
     def numel(self) -> int:
-        """Numbers of the map: its matrices, and one bias a channel."""
-        return self.matrix.numel() + (0 if self.bias is None else self.out_channels)
+        """Numbers of the map: its matrices, and the different ones of its bias."""
+        return self.matrix.numel() + self.bias_numel
 
     def meta(self) -> GridMap:
         """Return the same map on the meta device."""

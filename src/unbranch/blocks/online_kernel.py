@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
-from functools import lru_cache, singledispatch
+from functools import lru_cache, partial, singledispatch
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -80,7 +80,8 @@ def _check_hooks(layer: nn.Module) -> None:
     """
     found = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
     for hook in (hook for hooks in found for hook in hooks.values()):
-        if not str(getattr(hook, "__module__", "")).startswith("unbranch."):
+        function = hook.func if isinstance(hook, partial) else hook
+        if not str(getattr(function, "__module__", "")).startswith("unbranch."):
             raise InputError(
                 f"a {type(layer).__name__} has a hook, which an online block never calls: use parametrizations, or "
                 "make the block with online=False"
