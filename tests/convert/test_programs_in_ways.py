@@ -54,7 +54,7 @@ def run(part: int, examples: int) -> None:
         found.append(check(program))
 
     each()
-    assert sum(found) > len(found) // 10  # a converter that changed nothing would be exact, too
+    assert sum(found) >= max(1, len(found) // 10)  # a converter that changed nothing would be exact, too
 
 
 def test_random_programs_with_conditions() -> None:
