@@ -131,3 +131,14 @@ def test_an_error_of_another_file_is_not_blamed_on_the_one_that_is_written(tmp_p
     with pytest.raises(FileNotFoundError, match="missing"), all_or_nothing(tmp_path / "a.txt"):
         (tmp_path / "missing.txt").read_text()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_file_for_two_outputs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link.bin").symlink_to(tmp_path / "a.bin")
+    for other in ("a.bin", "./a.bin", "link.bin"):
+        with (
+            pytest.raises(InputError, match="outputs must be different files"),
+            all_or_nothing(tmp_path / "a.bin", f"{tmp_path}/{other}"),
+        ):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["link.bin"]

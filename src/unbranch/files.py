@@ -28,7 +28,7 @@ def all_or_nothing(*paths: str | Path) -> Iterator[list[Path]]:
         ...     temporary.write_bytes(content)
     """
     targets = [Path(path) for path in paths]
-    if len({path.resolve() for path in targets}) < len(targets):
+    if len({os.path.realpath(path) for path in targets}) < len(targets):
         raise InputError(f"outputs must be different files, got {', '.join(map(str, paths))}")
     for path in targets:
         if path.is_dir():

@@ -159,7 +159,7 @@ def test_norms_without_scale_can_not_be_initialised() -> None:
 
 @pytest.mark.parametrize("kind", PLANAR)
 def test_main_branch_may_be_an_existing_convolution(kind: type[BranchedConv]) -> None:
-    """What ``expand`` does: a convolution with a bias in place of ours, no norm after it, the others at zero."""
+    """What ``expand`` does: a convolution with a bias replaces the main one, no norm after it, the others at zero."""
     conv, x = nn.Conv2d(4, 6, 3, 2, 1), torch.randn(2, 4, 7, 8)
     block = make(kind, 4, 6, 3, 2, 1, init="single")
     main = block.get_submodule(block.main_branch)

@@ -44,7 +44,9 @@ HOOKS = ["register_forward_hook", "register_forward_pre_hook", "register_full_ba
 
 
 @pytest.mark.parametrize("register", HOOKS)
-@pytest.mark.parametrize("path", ["conv_kxk", "conv_kxk.conv", "conv_1x1.bn"])
+@pytest.mark.parametrize(
+    "path", ["conv_kxk", "conv_kxk.conv", "conv_1x1.bn", "average.border_bn", "average.border_bn.bn"]
+)
 def test_hook_on_a_branch_is_refused(path: str, register: str) -> None:
     block = DBB(4, 4, 3, padding=1, online=True)
     getattr(block.get_submodule(path), register)(lambda *_: None)

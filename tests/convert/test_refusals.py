@@ -496,3 +496,30 @@ def test_caches_that_hold_no_tensors_are_left_alone():
 @functools.cache
 def answer(rank):
     return float(rank)
+
+
+class Learned(nn.Module):
+    """A factor that is computed from a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.log.exp()[:, None, None]
+
+
+def learned(other: str, module: Learned, x: ub.Affine) -> ub.Affine:
+    return x.scaled(module.log.exp())
+
+
+RULES = {"function": lambda module, x: learned("", module, x), "partial": functools.partial(learned, "")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("rule", RULES)
+def test_rule_of_a_user_computes_with_parameters_in_float64(rule: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ub.register_rule(Learned, layer_input=lambda m: (4, 2, 1))(RULES[rule])
+    plain = ub.collapse(nn.Sequential(conv(), Learned()).to(dtype).eval())
+    assert isinstance(plain[1], nn.Identity)

@@ -91,7 +91,7 @@ def damaged_files(good: list[File], marker: str) -> Iterator[tuple[str, File]]:
 
 
 def with_steps(content: bytes, steps: list[Any]) -> bytes:
-    """A file of ours whose manifest has these steps."""
+    """Return a saved file with these steps in its manifest."""
     header, data = _parts(content)
     manifest = json.loads(header["__metadata__"]["unbranch"])
     return _joined({**header, "__metadata__": {"unbranch": json.dumps({**manifest, "steps": steps})}}, data)

@@ -130,7 +130,7 @@ def _(layer: Scale) -> _Steps:
 
 @_steps_of.register
 def _(layer: BorderBatchNorm) -> _Steps:
-    return [*_steps_of(layer.bn), (("pad", 0, first_axis_first(layer.border)),)]
+    return [*_steps(layer.bn), (("pad", 0, first_axis_first(layer.border)),)]
 
 
 @_steps_of.register

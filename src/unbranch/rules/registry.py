@@ -117,9 +117,9 @@ def register_rule(
 
 
 def _in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule of the user's, which computes with parameters: in float64, as the operation itself is run in proofs."""
-    if function.__module__.startswith("unbranch."):
-        return function  # rules of ours leave that to the laws
+    """Return a rule from outside of the package that computes with parameters in float64, as proofs do."""
+    if str(getattr(function, "__module__", "")).startswith("unbranch."):
+        return function  # the package's own rules pass parameters to the laws as they are
 
     @functools.wraps(function)
     def apply(*args: Any, **kwargs: Any) -> Any:

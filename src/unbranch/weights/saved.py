@@ -97,7 +97,7 @@ def is_self_describing(path: PathLike) -> bool:
     """Whether ``load`` needs no ``into`` for a file.
 
     Raises:
-        InputError: for a damaged file of ours.
+        InputError: if a file of ``save`` is damaged.
     """
     manifest = read_manifest(Path(path))
     return manifest is not None and is_buildable(manifest.history.network)
