@@ -1,6 +1,27 @@
-"""Deployment: export, and how long a call takes."""
+"""Deployment: verified files for each runtime, the fastest of them, and how long a call takes."""
 
+from unbranch.deploy.artifact import Artifact, DeployResult, Timing, read_result
+from unbranch.deploy.benchmark import benchmark
 from unbranch.deploy.onnx import OnnxFile, export_onnx, require_onnx, write_onnx
+from unbranch.deploy.pipeline import deploy
+from unbranch.deploy.targets import TARGETS, Runner, Source, Target
 from unbranch.timing import Latency, compare_latency
 
-__all__ = ["Latency", "OnnxFile", "compare_latency", "export_onnx", "require_onnx", "write_onnx"]
+__all__ = [
+    "TARGETS",
+    "Artifact",
+    "DeployResult",
+    "Latency",
+    "OnnxFile",
+    "Runner",
+    "Source",
+    "Target",
+    "Timing",
+    "benchmark",
+    "compare_latency",
+    "deploy",
+    "export_onnx",
+    "read_result",
+    "require_onnx",
+    "write_onnx",
+]

@@ -99,7 +99,7 @@ def _export(network: nn.Module, example_input: Tensor, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
     example = example_input if len(example_input) > 1 else example_input.repeat(2, *[1] * (example_input.ndim - 1))
     try:
-        with _quiet():
+        with quiet():
             torch.onnx.export(
                 network,
                 (example,),
@@ -149,7 +149,7 @@ def _compared(network: nn.Module, example_input: Tensor, path: Path) -> float | 
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress the exporter's progress, warnings and logs."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

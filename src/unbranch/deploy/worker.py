@@ -1,0 +1,135 @@
+"""A process that exports, loads, runs and times artifacts of one target, one request at a time.
+
+A process of its own keeps what converters print, write and break away from the caller, and thread pools of runtimes
+away from each other. Requests and answers are lines of JSON on stdin and on what was stdout at the start; everything
+else that is written to stdout or stderr goes to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from unbranch.deploy.arrays import read_arrays, write_arrays
+from unbranch.deploy.signature import Signature
+from unbranch.deploy.targets.base import Runner, Source, Target
+
+Request = dict[str, Any]
+
+
+class Server:
+    """Answers requests; it holds at most one loaded artifact."""
+
+    def __init__(self) -> None:
+        self.runner: Runner | None = None
+        self.inputs: dict[str, list[list[Any]]] = {}
+
+    def export(self, request: Request) -> Request:
+        """Convert a source into an empty directory."""
+        target = _target(request)
+        target.export(_source(request["source"]), Path(request["directory"]))
+        return {}
+
+    def limit(self, request: Request) -> Request:
+        """Return the target's limit for the error of an artifact."""
+        limit, kind = _target(request).limit(_source(request["source"]))
+        return {"limit": limit, "kind": kind}
+
+    def load(self, request: Request) -> Request:
+        """Load an artifact and run it once; return milliseconds and the memory that this took, in MiB."""
+        target = _target(request)
+        for package in target.packages:  # whose import isn't part of a cold start
+            importlib.import_module(package)
+        (inputs,) = read_arrays(request["inputs"])[:1]
+        before, start = _memory("VmRSS"), time.perf_counter()
+        self.runner = target.load(Path(request["directory"]), threads=request["threads"], setting=request["setting"])
+        self.runner.run(inputs)
+        elapsed = (time.perf_counter() - start) * 1e3
+        peak = _memory("VmHWM")
+        used = None if before is None or peak is None else max(0.0, peak - before)
+        return {"cold_start_ms": elapsed, "memory_mib": used, "operations": self.runner.operations}
+
+    def run(self, request: Request) -> Request:
+        """Run calls on the arrays of one file, and write the outputs to another."""
+        assert self.runner is not None
+        write_arrays(request["outputs"], [self.runner.run(call) for call in read_arrays(request["inputs"])])
+        return {}
+
+    def time(self, request: Request) -> Request:
+        """Time calls on the first arrays of a file, in milliseconds."""
+        assert self.runner is not None
+        path = request["inputs"]
+        if path not in self.inputs:
+            self.inputs[path] = read_arrays(path)
+        call, elapsed = self.inputs[path][0], []
+        for _ in range(request["calls"]):
+            start = time.perf_counter()
+            self.runner.run(call)
+            elapsed.append((time.perf_counter() - start) * 1e3)
+        return {"ms": elapsed}
+
+
+def _target(request: Request) -> Target:
+    module, _, name = request["target"].partition(":")
+    target: Target = getattr(importlib.import_module(module), name)()
+    return target
+
+
+def _source(values: Request) -> Source:
+    paths: dict[str, Any] = {key: Path(values[key]) for key in ("program", "static_program", "onnx", "static_onnx")}
+    signature = Signature.from_dict(values["signature"])
+    return Source(**paths, signature=signature, precision=values["precision"], onnx_problem=values["onnx_problem"])
+
+
+def _memory(field: str) -> float | None:
+    """Return a field of this process's status in MiB; None where there is no such file."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    line = next((line for line in status.splitlines() if line.startswith(f"{field}:")), None)
+    return None if line is None else int(line.split()[1]) / 1024
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Answer requests until there are no more."""
+    server = Server()
+    methods: dict[str, Callable[[Request], Request]] = {
+        name: getattr(server, name) for name in ("export", "limit", "load", "run", "time")
+    }
+    for line in requests:
+        request = json.loads(line)
+        try:
+            answer = {"ok": True, **methods[request["do"]](request)}
+        except Exception as error:  # a converter or a runtime raises anything
+            answer = {"ok": False, "error": _sentence(error)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _sentence(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def disable_telemetry() -> None:
+    """Keep OpenVINO and NNCF from sending usage statistics: they find that the package for it isn't installed."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+
+def main() -> None:
+    """Serve on stdin and stdout."""
+    disable_telemetry()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
