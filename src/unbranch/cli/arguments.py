@@ -21,6 +21,7 @@ from unbranch.provenance import provenance_of, set_provenance
 from unbranch.weights import load
 
 P = ParamSpec("P")
+INTERRUPTED = 130  # exit code of a program that Ctrl-C has ended
 
 Network = Annotated[
     str,
@@ -44,7 +45,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 
 def report_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Report errors of the library as one line on stderr, with exit code 1."""
+    """Report errors of the library as one line on stderr, with exit code 1; Ctrl-C ends with 130."""
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -54,6 +55,9 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
             line = " ".join(str(error).split())
             console(stderr=True).print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
             raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            console(stderr=True).print("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
 
     return guarded
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
-from unbranch.deploy.arrays import read_arrays, write_arrays
+from unbranch.deploy.arrays import Calls, read_arrays, write_arrays
 from unbranch.deploy.artifact import Artifact
 from unbranch.deploy.process import Worker, WorkerError, worker
 from unbranch.deploy.reference import AMPLIFIED, Agreement, Reference, compare
-from unbranch.deploy.store import Store, size_of
-from unbranch.deploy.targets import Source, Target
-from unbranch.errors import InputError
+from unbranch.deploy.store import UNVERIFIED, size_of
+from unbranch.deploy.targets import Precision, Source, Target
 
 
 @dataclass(frozen=True)
@@ -20,79 +20,89 @@ class Check:
     """What artifacts are compared with.
 
     Args:
-        references: for one image in a call, and for several.
+        single, several: the network's outputs for one image in a call, and for several.
         scratch: directory for temporary files.
+        staged: directory for artifacts that are good.
         threads: for runtimes.
     """
 
-    references: tuple[Reference, Reference]
+    single: Reference
+    several: Reference
     scratch: Path
+    staged: Path
     threads: int
 
+    @property
+    def noise(self) -> float:
+        """The network's own rounding noise."""
+        return max(self.single.noise, self.several.noise)
 
-def checked(target: Target, source: Source, check: Check, store: Store) -> Artifact:
-    """Return the artifact of a target, which is in its place if it is verified."""
-    reason = target.unavailable()
-    if reason is None and target.needs_onnx and source.onnx_problem:
-        return Artifact(target.name, source.precision, "failed", source.onnx_problem)
-    if reason is not None:
-        return Artifact(target.name, source.precision, "unavailable", reason)
-    written = Path(mkdtemp(prefix=f"{target.name}-", dir=check.scratch))
+
+def directory_name(target: Target, precision: Precision) -> str:
+    """Return the name of an artifact's directory."""
+    return target.name if precision == "float32" else f"{target.name}-{precision}"
+
+
+def checked(target: Target, source: Source, check: Check) -> Artifact:
+    """Return the artifact of a target; its files are in the staging directory unless there is a reason against it."""
+    nothing = Artifact(target.name, source.precision, "failed")
+    if (reason := target.unavailable()) is not None:
+        return replace(nothing, status="unavailable", reason=reason)
+    if target.needs_onnx and source.onnx_problem:
+        return replace(nothing, reason=source.onnx_problem)
     try:
-        return _placed(target, source, written, check, store)
-    except (WorkerError, InputError) as error:
-        return Artifact(target.name, source.precision, "failed", str(error))
+        return _converted(target, source, check)
+    except (WorkerError, OSError) as error:
+        return replace(nothing, reason=str(error))
 
 
-def _placed(target: Target, source: Source, written: Path, check: Check, store: Store) -> Artifact:
-    name = target.name if source.precision == "float32" else f"{target.name}-{source.precision}"
+def _converted(target: Target, source: Source, check: Check) -> Artifact:
+    written = Path(mkdtemp(prefix=f"{target.name}-", dir=check.scratch))
     with worker(target, Path(mkdtemp(dir=check.scratch)), threads=check.threads) as process:
         process.export(source, written)
         limits = process.ask("limit", source=source)
     if not (written / target.artifact).exists():
         raise WorkerError(f"the converter wrote no {target.artifact}")
     artifact = Artifact(target.name, source.precision, "not verified", size=size_of(written))
+    name = directory_name(target, source.precision)
     if (reason := target.unrunnable()) is not None:
-        path = store.place(written, name, verified=False)
-        return _with(artifact, reason=reason, path=path / target.artifact)
-    found = [_agreement(target, written, setting, check) for setting in target.settings]
-    worst = max(found, key=lambda one: one[0].error)[0]
-    noise = max(reference.noise for reference in check.references)
-    limit = max(limits["limit"], AMPLIFIED * noise)
-    measured = _with(
-        artifact, error=worst.error, limit=limit, same_class=worst.same_class, accuracy=worst.accuracy,
-        operations=found[0][1],
+        placed = written.rename(check.staged / f"{name}{UNVERIFIED}")
+        return replace(artifact, reason=reason, path=placed / target.artifact)
+    found, operations = _agreement(target, written, check)
+    limit = max(limits["limit"], AMPLIFIED * check.noise)
+    artifact = replace(
+        artifact, error=found.error, limit=limit, same_class=found.same_class, accuracy=found.accuracy,
+        operations=operations,
     )  # fmt: skip
-    if not worst.error <= limit:
-        reason = f"its outputs differ by {worst.error:.1e} of the largest, more than {limit:.0e}: the file isn't kept"
-        return _with(measured, status="differs", reason=reason)
-    path = store.place(written, name, verified=True)
-    return _with(
-        measured, status="verified", reason=_allowance(limits, limit, worst.error), path=path / target.artifact
-    )
+    if not found.error <= limit:
+        reason = f"its outputs differ by {found.error:.1e} of the largest, more than {limit:.0e}: the file isn't kept"
+        return replace(artifact, status="differs", reason=reason)
+    placed, reason = written.rename(check.staged / name), _allowance(limits, found.error)
+    return replace(artifact, status="verified", reason=reason, path=placed / target.artifact)
 
 
-def _agreement(target: Target, written: Path, setting: str, check: Check) -> tuple[Agreement, int | None]:
-    """Run an artifact in its runtime on all images, and compare."""
-    single, several = check.references
+def _agreement(target: Target, written: Path, check: Check) -> tuple[Agreement, int | None]:
+    """Run an artifact in its runtime on all images, in every setting; return the worst agreement."""
+    found: list[Agreement] = []
     with worker(target, Path(mkdtemp(dir=check.scratch)), threads=check.threads) as process:
-        first = _inputs(check.scratch / "single.npz", single)
-        loaded = process.load(written, first, threads=check.threads, setting=setting)
-        agreement = compare(single, _outputs(process, first, check))
-        if not target.static_batch:
-            other = compare(several, _outputs(process, _inputs(check.scratch / "several.npz", several), check))
-            if other.error > agreement.error:
-                agreement = Agreement(other.error, agreement.same_class, agreement.accuracy)
-    return agreement, loaded["operations"]
+        one, more = (_inputs(check, name) for name in ("single", "several"))
+        for setting in target.settings:
+            loaded = process.load(written, one, threads=check.threads, setting=setting)
+            found.append(compare(check.single, _outputs(process, one, check)))
+            if not target.static_batch:
+                error = compare(check.several, _outputs(process, more, check)).error
+                found[-1] = replace(found[-1], error=max(found[-1].error, error))
+    return max(found, key=lambda agreement: agreement.error), loaded["operations"]
 
 
-def _inputs(path: Path, reference: Reference) -> Path:
+def _inputs(check: Check, name: str) -> Path:
+    path = check.scratch / f"{name}.npz"
     if not path.exists():
-        write_arrays(path, reference.calls)
+        write_arrays(path, getattr(check, name).calls)
     return path
 
 
-def _outputs(process: Worker, inputs: Path, check: Check) -> list[list[object]]:
+def _outputs(process: Worker, inputs: Path, check: Check) -> Calls:
     path = check.scratch / "outputs.npz"
     process.ask("run", inputs=inputs, outputs=path)
     found = read_arrays(path)
@@ -100,12 +110,8 @@ def _outputs(process: Worker, inputs: Path, check: Check) -> list[list[object]]:
     return found
 
 
-def _allowance(limits: dict[str, object], limit: float, error: float) -> str:
-    """Return what an artifact's limit allows for, if it needs that."""
+def _allowance(limits: dict[str, Any], error: float) -> str:
+    """Return why an artifact may differ by more than usual, if it does."""
     if error <= 1e-5:
         return ""
-    return f"verified to {limit:.0e} because of {limits['kind'] or 'the rounding noise of the network'}"
-
-
-def _with(artifact: Artifact, **values: object) -> Artifact:
-    return replace(artifact, **values)  # type: ignore[arg-type]
+    return f"verified to {error:.0e} only, because of {limits['kind'] or 'the rounding noise of the network'}"

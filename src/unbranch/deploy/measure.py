@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from unbranch.deploy.arrays import write_arrays
 from unbranch.deploy.artifact import Timing
@@ -16,7 +17,7 @@ from unbranch.deploy.signature import Signature
 from unbranch.deploy.targets import Target
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # what is done, steps done, steps in total
-TURN_MS = 200.0  # how long a turn of one process takes, roughly
+TURN_MS = 200.0  # roughly how long a turn of one process takes
 MOST_CALLS = 20  # in one turn
 
 
@@ -35,11 +36,32 @@ class Entry:
 
 
 @dataclass
-class _Runner:
-    worker: Worker
-    loaded: dict[str, float | None]
+class Outcome:
+    """Timings of an entry, and why there are no more."""
+
+    timings: list[Timing] = field(default_factory=list)
+    problem: str = ""
+
+
+@dataclass
+class _Turn:
+    """A process with its loaded artifact, and the times of the current batch size."""
+
+    entry: Entry
+    outcome: Outcome
+    process: Worker
+    loaded: dict[str, Any]
     calls: int = 1
-    times: tuple[float, ...] = ()
+    times: list[float] = field(default_factory=list)
+
+    def time(self, inputs: Path, calls: int) -> list[float]:
+        """Return milliseconds of some calls after one that isn't counted; none if it fails, with the problem noted."""
+        try:
+            times: list[float] = self.process.ask("time", inputs=inputs, calls=calls + 1)["ms"]
+        except WorkerError as error:
+            self.outcome.problem = str(error)
+            return []
+        return times[1:]
 
 
 def measure(
@@ -48,62 +70,82 @@ def measure(
     scratch: Path,
     *,
     threads: int,
-    batch: int,
+    batches: Sequence[int],
     rounds: int = 10,
     on_progress: OnProgress = lambda *_: None,
-) -> list[Timing | str]:
+) -> list[Outcome]:
     """Time artifacts in turns, so that drift and background load affect all of them alike.
 
-    In each round, each process makes one call that isn't counted and some that are; all others wait.
+    In each round, each process makes one call that isn't counted and some that are, while all others wait: thread
+    pools of several runtimes that run at the same time, and spin, would slow each other down.
 
     Args:
         entries: what to time.
         signature: of the network, for random inputs.
         scratch: directory for temporary files.
         threads: for each runtime.
-        batch: images in a call.
-        rounds: number of turns of each process.
+        batches: sizes of batches; artifacts for a batch of one are timed with one image only.
+        rounds: number of turns of each process, for each batch size.
         on_progress: called with the name, and steps done and in total.
-
-    Returns:
-        For each entry a timing, or the reason why there is none.
     """
-    inputs = scratch / f"timing-{batch}.npz"
-    write_arrays(inputs, [[spec.random(batch if 0 in spec.dynamic else None).numpy() for spec in signature.inputs]])
-    results: list[Timing | str] = [""] * len(entries)
-    running: dict[int, _Runner] = {}
-    steps, done = len(entries) * (rounds + 1), 0
+    outcomes = [Outcome() for _ in entries]
+    steps = len(entries) * (1 + rounds * len(batches))
+    first = _inputs(signature, scratch, 1)
     with ExitStack() as stack:
-        for index, entry in enumerate(entries):
-            on_progress(f"loading {entry.name}", done, steps)
-            done += 1
+        turns = []
+        for number, (entry, outcome) in enumerate(zip(entries, outcomes, strict=True)):
+            on_progress(f"loading {entry.name}", number, steps)
             process = stack.enter_context(worker(entry.target, scratch, threads=threads))
             try:
-                loaded = process.load(entry.directory, inputs, threads=threads, setting=entry.setting)
-                warm = process.ask("time", inputs=inputs, calls=2)["ms"][-1]
-                running[index] = _Runner(process, loaded, max(1, min(MOST_CALLS, round(TURN_MS / max(warm, 1e-3)))))
+                loaded = process.load(entry.directory, first, threads=threads, setting=entry.setting)
             except WorkerError as error:
-                results[index] = str(error)
-        for number in range(rounds):
-            for index in list(running):
-                on_progress(f"timing {entries[index].name}", len(entries) + number * len(entries) + index, steps)
-                runner = running[index]
-                try:
-                    times = runner.worker.ask("time", inputs=inputs, calls=runner.calls + 1)["ms"]
-                except WorkerError as error:
-                    results[index] = str(error)
-                    del running[index]
-                    continue
-                runner.times = (*runner.times, *times[1:])
-    for index, runner in running.items():
-        results[index] = _timing(entries[index].setting, threads, batch, runner)
-    return results
+                outcome.problem = str(error)
+                continue
+            turns.append(_Turn(entry, outcome, process, loaded))
+        done = len(entries)
+        for batch in batches:
+            _rounds(turns, signature, scratch, batch, rounds, functools.partial(_shifted, on_progress, done, steps))
+            done += rounds * len(entries)
+            for turn in turns:
+                if turn.times:
+                    turn.outcome.timings.append(_timing(turn, threads, batch))
+                    turn.times = []
+    return outcomes
 
 
-def _timing(setting: str, threads: int, batch: int, runner: _Runner) -> Timing:
-    times = sorted(runner.times)
+def _shifted(on_progress: OnProgress, start: int, steps: int, name: str, number: int) -> None:
+    on_progress(name, start + number, steps)
+
+
+def _rounds(
+    turns: Sequence[_Turn], signature: Signature, scratch: Path, batch: int, rounds: int,
+    on_progress: Callable[[str, int], None],
+) -> None:  # fmt: skip
+    """Let the processes that take such batches take turns."""
+    dynamic = any(0 in spec.dynamic for spec in signature.inputs)
+    taking = [turn for turn in turns if batch == 1 or (dynamic and not turn.entry.target.static_batch)]
+    inputs = _inputs(signature, scratch, batch)
+    for turn in taking:
+        trial = turn.time(inputs, 1)
+        turn.calls = max(1, min(MOST_CALLS, round(TURN_MS / max(trial[0], 1e-3)))) if trial else 0
+    for number in range(rounds):
+        for place, turn in enumerate(taking):
+            on_progress(f"timing {turn.entry.name}, batch {batch}", number * len(turns) + place)
+            if not turn.outcome.problem:
+                turn.times += turn.time(inputs, turn.calls)
+
+
+def _inputs(signature: Signature, scratch: Path, batch: int) -> Path:
+    path = scratch / f"timing-{batch}.npz"
+    values = [spec.random(batch if 0 in spec.dynamic else None).numpy() for spec in signature.inputs]
+    write_arrays(path, [values])
+    return path
+
+
+def _timing(turn: _Turn, threads: int, batch: int) -> Timing:
+    times = sorted(turn.times)
     p90 = times[min(len(times) - 1, int(0.9 * len(times)))]
     return Timing(
-        setting, threads, batch, statistics.median(times), p90, len(times),
-        runner.loaded["cold_start_ms"] or 0.0, runner.loaded["memory_mib"],
+        turn.entry.setting, threads, batch, statistics.median(times), p90, len(times),
+        turn.loaded["cold_start_ms"], turn.loaded["memory_mib"],
     )  # fmt: skip

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,25 @@ import torch
 from torch import nn
 
 from unbranch.convert import explain
-from unbranch.deploy.artifact import MANIFEST, DeployResult
+from unbranch.deploy.artifact import Artifact
 from unbranch.deploy.benchmark import timed
-from unbranch.deploy.check import Check, checked
+from unbranch.deploy.check import Check, checked, directory_name
 from unbranch.deploy.environment import environment
 from unbranch.deploy.measure import OnProgress
-from unbranch.deploy.reference import Reference, accuracy, make_reference
-from unbranch.deploy.samples import Samples, load_samples
+from unbranch.deploy.reference import accuracy, make_reference
+from unbranch.deploy.result import DeployResult
+from unbranch.deploy.samples import Call, Samples, load_samples
 from unbranch.deploy.signature import FlatNetwork
 from unbranch.deploy.source import write_source
 from unbranch.deploy.store import Store
-from unbranch.deploy.targets import Precision, Target, find_targets
+from unbranch.deploy.targets import Precision, Source, Target, find_targets
 from unbranch.errors import InputError
-from unbranch.files import all_or_nothing
 from unbranch.provenance import provenance_of
 from unbranch.weights import save
 
 IMAGES = 32  # on which artifacts are compared
 SECOND_BATCH = 4
-
-
-@dataclass(frozen=True)
-class DeploySettings:
-    """What ``deploy`` was asked for; see there."""
-
-    half: bool = False
-    images: int = IMAGES
-    threads: int = 1
-    batches: tuple[int, ...] = (1,)
-    rounds: int = 10
-    dynamic_size: bool = False
-    seed: int = 0
+WEIGHTS = "model.safetensors"
 
 
 def deploy(
@@ -96,57 +85,69 @@ def deploy(
         ...     result.best("latency").target, result.artifacts[0].status
         ('torch', 'verified')
     """
-    targets = find_targets(to)
-    settings = DeploySettings(
-        half, images, threads or torch.get_num_threads(), tuple(batches), rounds, dynamic_size, seed
-    )
-    _require_positive(settings)
-    store = Store(output)
+    targets, threads = find_targets(to), threads or torch.get_num_threads()
+    _require_positive(images=images, threads=threads, batches=min(batches, default=1), rounds=rounds + 1)
+    jobs = _jobs(targets, half)
+    store = Store(output, [directory_name(*job) for job in jobs])
     samples = load_samples(data, model, limit=images, seed=seed)
     on_progress("collapsing", 0, 1)
-    network = copy.deepcopy(model).cpu() if _on_device(model) else model
-    example = samples.batch(1)
-    conversion = explain(network, example)
-    plain = conversion.apply().eval()
-    flat = FlatNetwork(plain, example)
-    with tempfile.TemporaryDirectory(prefix=".deploy-", dir=store.directory) as scratch:
-        return _deployed(plain, flat, samples, targets, store, Path(scratch), settings, on_progress)
-
-
-def _deployed(
-    plain: nn.Module, flat: FlatNetwork, samples: Samples, targets: Sequence[Target], store: Store, scratch: Path,
-    settings: DeploySettings, on_progress: OnProgress,
-) -> DeployResult:  # fmt: skip
-    on_progress("computing the reference in float64", 0, 1)
-    references = _references(flat, samples)
-    onnx = any(target.needs_onnx and target.unavailable() is None for target in targets)
-    source = write_source(flat, scratch, onnx=onnx, dynamic_size=settings.dynamic_size)
-    check = Check(references, scratch, settings.threads)
-    artifacts, notes = [], list(samples.notes)
-    jobs = _jobs(targets, settings.half)
-    for number, (target, precision) in enumerate(jobs):
-        on_progress(f"converting to {_named(target, precision)}", number, len(jobs))
-        artifacts.append(checked(target, replace(source, precision=precision), check, store))
-    if settings.rounds:
-        artifacts = timed(artifacts, source.signature, scratch, settings, on_progress)
-    if samples.labels is None:
-        notes.append("without labels, accuracy isn't computed")
-    single = references[0]
-    result = DeployResult(
-        directory=store.directory, model=_name_of(plain), artifacts=tuple(artifacts), data=samples.description,
-        images=len(samples), noise=single.noise, accuracy=accuracy(single.classes(), samples.labels),
-        environment=environment(), notes=tuple(notes), signature=source.signature,
-    )  # fmt: skip
-    save(plain, store.directory / "model.safetensors")
-    write_result(result)
+    plain, flat = _collapsed(model, samples.batch(1))
+    with _scratch(store) as scratch:
+        on_progress("computing the reference in float64", 0, 1)
+        check = _check(flat, samples, scratch, threads)
+        onnx = any(target.needs_onnx and target.unavailable() is None for target in targets)
+        source = write_source(flat, scratch, onnx=onnx, dynamic_size=dynamic_size)
+        artifacts = []
+        for number, (target, precision) in enumerate(jobs):
+            on_progress(f"converting to {directory_name(target, precision)}", number, len(jobs))
+            artifacts.append(checked(target, replace(source, precision=precision), check))
+        if rounds:
+            artifacts = timed(
+                artifacts, source.signature, scratch, threads=threads, batches=batches, rounds=rounds,
+                on_progress=on_progress,
+            )  # fmt: skip
+        result = _result(plain, samples, check, artifacts, source, store)
+        save(plain, check.staged / WEIGHTS)
+        store.commit(check.staged, json.dumps(result.to_dict(), indent=2) + "\n")
     return result
 
 
-def _references(flat: FlatNetwork, samples: Samples) -> tuple[Reference, Reference]:
-    """Return references for one image in a call, and for several."""
+def _collapsed(model: nn.Module, example: Call) -> tuple[nn.Module, FlatNetwork]:
+    """Return the collapsed network on the CPU, and the same with flat inputs and outputs."""
+    on_cpu = all(value.device.type == "cpu" for value in (*model.parameters(), *model.buffers()))
+    plain = explain(model if on_cpu else copy.deepcopy(model).cpu(), example).apply().eval()
+    return plain, FlatNetwork(plain, example)
+
+
+@contextmanager
+def _scratch(store: Store) -> Iterator[Path]:
+    """Context of a temporary directory on the disk of the output; errors of the disk are one clear error."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".deploy-", dir=store.directory.absolute()) as path:
+            yield Path(path)
+    except OSError as error:
+        raise InputError(f"can't write to {store.directory}: {error.strerror or error}") from error
+
+
+def _check(flat: FlatNetwork, samples: Samples, scratch: Path, threads: int) -> Check:
+    staged = scratch / "staged"
+    staged.mkdir()
     single = make_reference(flat, samples.calls, samples.labels)
     several = make_reference(flat, [samples.batch(min(SECOND_BATCH, len(samples)))], None)
-    return single, several
+    return Check(single, several, scratch, staged, threads)
+
+
+def _result(
+    plain: nn.Module, samples: Samples, check: Check, artifacts: Sequence[Artifact], source: Source, store: Store
+) -> DeployResult:  # fmt: skip
+    moved = (
+        a if a.path is None else replace(a, path=store.directory / a.path.relative_to(check.staged)) for a in artifacts
+    )
+    return DeployResult(
+        directory=store.directory, model=_name_of(plain), artifacts=tuple(moved), data=samples.description,
+        images=len(samples), noise=check.noise, accuracy=accuracy(check.single.classes(), samples.labels),
+        environment=environment(), notes=samples.notes, signature=source.signature,
+    )  # fmt: skip
 
 
 def _jobs(targets: Sequence[Target], half: bool) -> list[tuple[Target, Precision]]:
@@ -158,32 +159,13 @@ def _jobs(targets: Sequence[Target], half: bool) -> list[tuple[Target, Precision
     return jobs
 
 
-def write_result(result: DeployResult) -> None:
-    """Write ``deploy.json``."""
-    with all_or_nothing(result.directory / MANIFEST) as (temporary,):
-        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
-
-
-def _named(target: Target, precision: Precision) -> str:
-    return target.name if precision == "float32" else f"{target.name} in {precision}"
-
-
 def _name_of(model: nn.Module) -> str:
     provenance = provenance_of(model)
     return provenance.network or provenance.source_class.rpartition(".")[2] or type(model).__name__
 
 
-def _on_device(model: nn.Module) -> bool:
-    return any(value.device.type != "cpu" for value in (*model.parameters(), *model.buffers()))
-
-
-def _require_positive(settings: DeploySettings) -> None:
-    for name, value in (
-        ("images", settings.images),
-        ("threads", settings.threads),
-        *(("batches", b) for b in settings.batches),
-    ):
+def _require_positive(**values: int) -> None:
+    for name, value in values.items():
         if value < 1:
-            raise InputError(f"`{name}` must be at least 1, got {value}")
-    if settings.rounds < 0:
-        raise InputError(f"`rounds` must be at least 0, got {settings.rounds}")
+            least = 0 if name == "rounds" else 1
+            raise InputError(f"`{name}` must be at least {least}, got {value - 1 + least}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ class Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "unbranch.deploy.worker"],
             cwd=scratch, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            start_new_session=True,
         )  # fmt: skip
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
@@ -77,7 +79,10 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         process = self._process
-        if process.poll() is None:
+        if hasattr(os, "killpg"):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # with the programs that it has started
+        elif process.poll() is None:
             process.kill()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:

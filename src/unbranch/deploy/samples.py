@@ -54,7 +54,8 @@ def load_samples(data: Any, model: nn.Module, *, limit: int, seed: int = 0, trai
     Args:
         data: a batch of images ``(N, C, H, W)``, or a pair of it and labels ``(N,)``; a tuple of batched tensors for a
             network of several inputs; a data set or an iterable of batches, such as a DataLoader; a folder of images,
-            the directory of a run, or a name that ``unbranch.train.open_data`` knows; None for random numbers.
+            the directory of a run, or a name that ``unbranch.train.open_data`` knows; None for random numbers; or
+            samples that are loaded already.
         model: for the preprocessing of image files.
         limit: number of images.
         seed: of the choice among more images. Iterables are read from the start.
@@ -65,6 +66,8 @@ def load_samples(data: Any, model: nn.Module, *, limit: int, seed: int = 0, trai
     """
     if limit < 1:
         raise InputError(f"the number of images must be at least 1, got {limit}")
+    if isinstance(data, Samples):
+        return data
     if data is None:
         return _random(model, limit)
     if isinstance(data, str | Path):

@@ -21,6 +21,7 @@ from unbranch.deploy.signature import Signature
 from unbranch.deploy.targets.base import Runner, Source, Target
 
 Request = dict[str, Any]
+LINES, CHARACTERS = 4, 300  # of an error that are kept
 
 
 class Server:
@@ -114,8 +115,9 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """Return the type and the first lines of an error: where runtimes say where it was, what it was comes next."""
+    text = " ".join(line.strip() for line in str(error).splitlines()[:LINES] if line.strip())
+    return f"{type(error).__name__}: {text[:CHARACTERS]}" if text else type(error).__name__
 
 
 def disable_telemetry() -> None:

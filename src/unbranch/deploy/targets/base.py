@@ -81,7 +81,7 @@ class Target(ABC):
     def unavailable(self) -> str | None:
         """Return why this machine can't export to the target, with the command that helps; None if it can."""
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        return f"{' and '.join(missing)} isn't installed: {self.install}" if missing else None
+        return f"not installed: {', '.join(missing)}; {self.install}" if missing else None
 
     def unrunnable(self) -> str | None:
         """Return why this machine can't run the artifact, so that it can't be verified; None if it can."""

@@ -20,7 +20,8 @@ class LiteRTRunner(Runner):
         interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
         interpreter.allocate_tensors()
         self.call = interpreter.get_signature_runner()
-        self.inputs, self.outputs = sorted(self.call.get_input_details()), sorted(self.call.get_output_details())
+        details = self.call.get_input_details(), self.call.get_output_details()
+        self.inputs, self.outputs = (sorted(names, key=lambda name: (len(name), name)) for names in details)
         self.operations = len(interpreter._get_ops_details())
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:

@@ -1,0 +1,151 @@
+"""``unbranch deploy`` and ``benchmark``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from unbranch.cli.app import app
+from unbranch.cli.arguments import AsJson, Options, Size, Weights, load_network, report_errors
+from unbranch.cli.output import print_result
+from unbranch.display import steps_bar
+from unbranch.errors import InputError
+from unbranch.weights import load
+
+Threads = Annotated[
+    str | None, typer.Option(help="Threads of each runtime, for example 2 or 1,2; those of PyTorch by default.")
+]
+Batches = Annotated[str, typer.Option("--batch", help="Sizes of batches to time, for example 1,8.")]
+Rounds = Annotated[int, typer.Option(min=0, help="Turns in which each file is timed.")]
+
+
+@app.command(
+    "deploy",
+    epilog="""Examples:\n
+  unbranch deploy timm:repvgg_a0 --weights a0.pth --data photos/ --to onnx,openvino -o deploy\n
+  unbranch deploy runs/a0 --to all -o deploy\n
+  unbranch deploy net.safetensors --to onnx,ncnn --half -o deploy""",
+)
+@report_errors
+def deploy_command(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK",
+            help="A name, timm:NAME, torchvision:NAME, package.module:factory, a .safetensors file of Unbranch, or "
+            "the directory of a run of `unbranch train`.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the files.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Targets: torch, aotinductor, onnx, openvino, ncnn, mnn, executorch, coreml, litert, tensorrt; or all."
+        ),
+    ] = "torch,onnx",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A directory of images, or a data set as for `unbranch train`. Default: the data of the run, or "
+            "random numbers."
+        ),
+    ] = None,
+    weights: Weights = None,
+    half: Annotated[bool, typer.Option("--half", help="Write float16 files as well, where a target has them.")] = False,
+    images: Annotated[int, typer.Option(min=1, help="Number of images to compare on.")] = 32,
+    threads: Threads = None,
+    batch: Batches = "1",
+    rounds: Rounds = 10,
+    dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Let images have any height and width.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the choice of images.")] = 0,
+    input_size: Size = None,
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Collapse a network, convert it for each target, check every file in its own runtime, time all, say which to ship.
+
+    A target that fails doesn't stop the others; the exit code is 1 then, unless all targets were asked for. Files that
+    compute something else aren't kept.
+    """
+    from unbranch.deploy import deploy
+
+    model, samples = _network_and_images(network, data, weights, input_size, option, images, seed)
+    counts = _numbers(threads, "--threads")
+    if len(counts) > 1:
+        raise InputError("--threads must be one number here; `unbranch benchmark` takes several")
+    with steps_bar() as on_progress:
+        result = deploy(
+            model,
+            samples,
+            output,
+            to=to,
+            half=half,
+            images=images,
+            threads=next(iter(counts), None),
+            batches=_numbers(batch, "--batch"),
+            rounds=rounds,
+            dynamic_size=dynamic_size,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    print_result(result, as_json)
+    if result.failed and to.strip().lower() != "all":
+        raise typer.Exit(1)
+
+
+@app.command(
+    "benchmark",
+    epilog="""Examples:\n
+  unbranch benchmark deploy\n
+  unbranch benchmark deploy --threads 1,2 --batch 1,8 --json > latency.json""",
+)
+@report_errors
+def benchmark_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="The --output of `unbranch deploy`.")],
+    threads: Threads = None,
+    batch: Batches = "1",
+    rounds: Rounds = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Time the files of a deployment in turns, a process for each."""
+    from unbranch.deploy import benchmark
+
+    counts = _numbers(threads, "--threads") or None
+    with steps_bar() as on_progress:
+        result = benchmark(
+            directory, threads=counts, batches=_numbers(batch, "--batch"), rounds=rounds, on_progress=on_progress
+        )
+    print_result(result, as_json)
+
+
+def _network_and_images(
+    name: str, data: str | None, weights: Path | None, size: str | None, options: list[str] | None, limit: int,
+    seed: int,
+) -> tuple[nn.Module, Any]:  # fmt: skip
+    """Return the network and its images, or what they are loaded from."""
+    run = Path(name)
+    if not run.is_dir():
+        return load_network(name, weights, size, options).model, data
+    from unbranch.deploy.samples import of_run
+    from unbranch.train.run_directory import DEPLOY, RECIPE
+
+    if not (run / RECIPE).is_file():
+        raise InputError(f"{run} is a directory, but not of a run: it has no {RECIPE}")
+    if weights is not None or size is not None or options:
+        raise InputError("--weights, --input-size and --option need a network by name, not the directory of a run")
+    if not (run / DEPLOY).is_file():
+        raise InputError(f"{run} has no {DEPLOY}: its training isn't finished, see `unbranch train --resume`")
+    return load(run / DEPLOY), of_run(run, data, limit=limit, seed=seed)
+
+
+def _numbers(text: str | None, flag: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError:
+        numbers = [0]
+    if any(number < 1 for number in numbers) or (text is not None and not numbers):
+        raise InputError(f"{flag} must be positive numbers such as 1,8, got {text!r}")
+    return numbers
