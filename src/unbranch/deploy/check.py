@@ -58,7 +58,7 @@ def checked(target: Target, source: Source, check: Check) -> Artifact:
 
 def _converted(target: Target, source: Source, check: Check) -> Artifact:
     written = Path(mkdtemp(prefix=f"{target.name}-", dir=check.scratch))
-    with worker(target, Path(mkdtemp(dir=check.scratch)), threads=check.threads) as process:
+    with worker(target, Path(mkdtemp(dir=check.scratch))) as process:
         process.export(source, written)
         limits = process.ask("limit", source=source)
     if not (written / target.artifact).exists():
@@ -84,7 +84,7 @@ def _converted(target: Target, source: Source, check: Check) -> Artifact:
 def _agreement(target: Target, written: Path, check: Check) -> tuple[Agreement, int | None]:
     """Run an artifact in its runtime on all images, in every setting; return the worst agreement."""
     found: list[Agreement] = []
-    with worker(target, Path(mkdtemp(dir=check.scratch)), threads=check.threads) as process:
+    with worker(target, Path(mkdtemp(dir=check.scratch))) as process:
         one, more = (_inputs(check, name) for name in ("single", "several"))
         for setting in target.settings:
             loaded = process.load(written, one, threads=check.threads, setting=setting)

@@ -95,7 +95,7 @@ def measure(
         turns = []
         for number, (entry, outcome) in enumerate(zip(entries, outcomes, strict=True)):
             on_progress(f"loading {entry.name}", number, steps)
-            process = stack.enter_context(worker(entry.target, scratch, threads=threads))
+            process = stack.enter_context(worker(entry.target, scratch))
             try:
                 loaded = process.load(entry.directory, first, threads=threads, setting=entry.setting)
             except WorkerError as error:

@@ -1,13 +1,17 @@
-"""The caller's side of a worker process."""
+"""The caller's side of worker processes."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import platform
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,10 +22,69 @@ from unbranch.errors import UnbranchError
 from unbranch.render import plain
 
 LAST_LINES = 3
+MODULE = "unbranch.deploy.worker"
+FORKS = platform.system() == "Linux"  # elsewhere, system libraries may not run after a fork
 
 
 class WorkerError(UnbranchError):
     """A target that failed in its process; the message is the reason."""
+
+
+class ForkServer:
+    """A process that has imported PyTorch and this package, and forks workers from that, on Linux.
+
+    A worker starts in milliseconds then, not in seconds. The server itself runs nothing, so it has no threads.
+    """
+
+    _running: ForkServer | None = None
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._lock = threading.Lock()
+        self._owner, self._socket, self._answers = os.getpid(), ours, ours.makefile("r")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", MODULE, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=_environment(),
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
+        atexit.register(self.close)
+
+    @classmethod
+    def running(cls) -> ForkServer:
+        """Return the server of this process, which is started when it is first needed."""
+        server = cls._running
+        if server is None or server._process.poll() is not None or server._owner != os.getpid():
+            server = cls._running = cls()
+        return server
+
+    def fork(self, scratch: Path, log: IO[bytes], connection: socket.socket) -> int:
+        """Start a worker that answers on ``connection``, and return the number of its process."""
+        return self._exchange(_line("fork", str(scratch)), [connection.fileno(), log.fileno()])
+
+    def wait(self, pid: int) -> int:
+        """Return how a process has ended, as ``subprocess`` does."""
+        return self._exchange(_line("wait", pid), [])
+
+    def _exchange(self, message: bytes, files: list[int]) -> int:
+        """Send a message with open files, and return the answer; a server that has none is ended."""
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [message], files)
+                return int(self._answers.readline())
+        except (OSError, ValueError) as error:
+            self.close()
+            raise WorkerError("the process that starts workers has ended") from error
+        except BaseException:  # an interrupt: its next answer would be that to this message
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the server; workers end with their connections."""
+        for file in (self._answers, self._socket):
+            with suppress(OSError):
+                file.close()
+        if self._owner == os.getpid():
+            self._process.wait()
 
 
 class Worker:
@@ -30,21 +93,28 @@ class Worker:
     Args:
         target: the target.
         scratch: working directory of the process.
-        threads: for libraries that read their number of threads from the environment.
     """
 
-    def __init__(self, target: Target, scratch: Path, *, threads: int | None = None) -> None:
+    def __init__(self, target: Target, scratch: Path) -> None:
         self.target = f"{type(target).__module__}:{type(target).__qualname__}"
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
-        paths = os.pathsep.join([p for p in sys.path if p] or [""])
-        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONWARNINGS": "ignore"}
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
+        self._process: subprocess.Popen[str] | None = None
+        if FORKS:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._pid = ForkServer.running().fork(scratch, self._log, theirs)
+            self._requests: IO[str] = ours.makefile("w")
+            self._answers: IO[str] = ours.makefile("r")
+            ours.close()
+            return
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "unbranch.deploy.worker"],
-            cwd=scratch, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-            start_new_session=True,
+            [sys.executable, "-m", MODULE], cwd=scratch, env=_environment(), stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self._log, text=True,
         )  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._pid = self._process.pid
+        self._requests, self._answers = self._process.stdin, self._process.stdout
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """Send a request and return the answer.
@@ -52,14 +122,11 @@ class Worker:
         Raises:
             WorkerError: if the target raised, or the process ended.
         """
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps({"do": do, "target": self.target, **plain(request)}) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
+            self._requests.write(json.dumps({"do": do, "target": self.target, **plain(request)}) + "\n")
+            self._requests.flush()
+            line = self._answers.readline()
+        except (BrokenPipeError, ConnectionResetError):
             line = ""
         if not line:
             raise WorkerError(self._death())
@@ -77,22 +144,21 @@ class Worker:
         return self.ask("load", directory=directory.absolute(), inputs=inputs, threads=threads, setting=setting)
 
     def close(self) -> None:
-        """End the process."""
-        process = self._process
-        if hasattr(os, "killpg"):
+        """End the process, and programs that it has started."""
+        if self._process is None:
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # with the programs that it has started
-        elif process.poll() is None:
-            process.kill()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-        process.wait()
-        self._log.close()
+                os.killpg(self._pid, signal.SIGKILL)
+            with suppress(WorkerError):
+                ForkServer.running().wait(self._pid)
+        else:
+            self._process.kill()
+            self._process.wait()
+        for file in (self._requests, self._answers, self._log):
+            with suppress(OSError):
+                file.close()
 
     def _death(self) -> str:
-        code = self._process.wait()
+        code = ForkServer.running().wait(self._pid) if self._process is None else self._process.wait()
         self._log.seek(0)
         text = self._log.read().decode(errors="replace")
         last = [line.strip() for line in text.splitlines() if line.strip()][-LAST_LINES:]
@@ -101,10 +167,20 @@ class Worker:
 
 
 @contextmanager
-def worker(target: Target, scratch: Path, *, threads: int | None = None) -> Iterator[Worker]:
+def worker(target: Target, scratch: Path) -> Iterator[Worker]:
     """Context of a worker process, which is ended in any case."""
-    process = Worker(target, scratch, threads=threads)
+    process = Worker(target, scratch)
     try:
         yield process
     finally:
         process.close()
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of workers, which import what the caller can import."""
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return {**os.environ, "PYTHONPATH": paths, "PYTHONWARNINGS": "ignore"}
+
+
+def _line(*values: Any) -> bytes:
+    return (json.dumps(values) + "\n").encode()

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from unbranch.deploy.preprocess import class_numbers, eval_preprocessing
 from unbranch.errors import InputError, UnbranchError
 from unbranch.models import input_size
-from unbranch.train.run_directory import RECIPE, RESULT
 
 Call: TypeAlias = tuple[Tensor, ...]
 IMAGE_KEYS, LABEL_KEYS = ("pixel_values", "image", "images", "input"), ("label", "labels", "target")
@@ -161,13 +159,15 @@ def _chosen(number: int, limit: int, seed: int) -> list[int]:
 
 
 def _named(data: str | Path, model: nn.Module, limit: int, seed: int, train: bool) -> Samples:
+    from unbranch.deploy.preprocess import eval_preprocessing
+    from unbranch.train import open_data
+    from unbranch.train.run_directory import RECIPE
+
     folder = Path(data).expanduser()
     if (folder / RECIPE).is_file():
-        return _of_run(folder, None, limit, seed, train)
+        return of_run(folder, None, limit=limit, seed=seed, train=train)
     if folder.is_dir() and (files := _image_files(folder)) and not _has_halves(folder):
         return _of_folder(folder, files, model, limit, seed)
-    from unbranch.train import open_data
-
     opened = open_data(data)
     transform = eval_preprocessing(model, (opened.channels, opened.size, opened.mean, opened.std))
     return _of_images(opened.train if train else opened.val, transform, limit, seed, str(data), _half(train))
@@ -175,11 +175,8 @@ def _named(data: str | Path, model: nn.Module, limit: int, seed: int, train: boo
 
 def of_run(directory: Path, data: Any, *, limit: int, seed: int = 0, train: bool = False) -> Samples:
     """Return images of a run's data set, or of ``data``, with the preprocessing of its recipe."""
-    return _of_run(directory, data, limit, seed, train)
-
-
-def _of_run(directory: Path, data: Any, limit: int, seed: int, train: bool) -> Samples:
     from unbranch.train import load_recipe, open_data
+    from unbranch.train.run_directory import RECIPE, RESULT
     from unbranch.train.transforms import eval_transform
 
     source = data
@@ -237,6 +234,7 @@ def _has_halves(folder: Path) -> bool:
 
 
 def _of_folder(folder: Path, files: list[Path], model: nn.Module, limit: int, seed: int) -> Samples:
+    from unbranch.deploy.preprocess import class_numbers, eval_preprocessing
     from unbranch.train.data.images import decode
 
     channels = input_size(model)[0]

@@ -10,11 +10,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
+import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from unbranch.deploy.arrays import read_arrays, write_arrays
 from unbranch.deploy.signature import Signature
@@ -125,9 +128,56 @@ def disable_telemetry() -> None:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
+def serve_forks(connection: socket.socket) -> None:
+    """Start a worker for each request of ``ForkServer``, and wait for those that it asks about."""
+    ended: dict[int, int] = {}
+    while True:
+        message, received, _, _ = socket.recv_fds(connection, 1 << 16, 2)
+        if not message:
+            return
+        do, value = json.loads(message)
+        if do == "wait":
+            if value not in ended:
+                try:
+                    ended[value] = os.waitstatus_to_exitcode(os.waitpid(value, 0)[1])
+                except ChildProcessError:  # of an earlier server
+                    ended[value] = -signal.SIGKILL
+            connection.sendall(f"{ended[value]}\n".encode())
+            continue
+        answers, log = received
+        pid = os.fork()
+        if pid == 0:
+            connection.close()
+            _work(answers, log, value)
+        os.close(answers)
+        os.close(log)
+        connection.sendall(f"{pid}\n".encode())
+
+
+def _work(connection: int, log: int, scratch: str) -> NoReturn:
+    """Serve in a forked process, and end it."""
+    code = 1
+    try:
+        os.setsid()
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.chdir(scratch)
+        with socket.socket(fileno=connection) as both, both.makefile("r") as requests, both.makefile("w") as answers:
+            serve(requests, answers)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 def main() -> None:
-    """Serve on stdin and stdout."""
+    """Serve on stdin and stdout, or fork workers for a socket whose number is the argument."""
     disable_telemetry()
+    if len(sys.argv) > 1:
+        with socket.socket(fileno=int(sys.argv[1])) as connection:
+            serve_forks(connection)
+        return
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print
     serve(sys.stdin, answers)
