@@ -48,22 +48,29 @@ class Agreement:
     """How the outputs of an artifact compare with the reference.
 
     Args:
-        error: largest difference from float64, relative to the largest output; infinite if shapes differ.
+        error: largest difference from the reference, relative to the largest output; infinite if shapes differ.
+        rms: root mean square of the difference, relative to the standard deviation of the outputs.
         same_class: fraction of images with the same class; None if the network isn't a classifier.
         accuracy: fraction of images with the right class; None without labels.
     """
 
     error: float
+    rms: float
     same_class: float | None
     accuracy: float | None
 
 
-def make_reference(network: FlatNetwork, calls: Sequence[Sequence[Tensor]], labels: Tensor | None) -> Reference:
-    """Run the network on the user's data, in float64 and float32."""
+def make_reference(
+    network: FlatNetwork, calls: Sequence[Sequence[Tensor]], labels: Tensor | None, *, double: bool = True
+) -> Reference:  # fmt: skip
+    """Run the network on the user's data, in float64 and float32; without ``double``, in float32 only."""
     exact, noise = [], 0.0
     for call in calls:
         with torch.no_grad():
             native = network(*(value.clone() for value in call))
+            if not double:
+                exact.append(tuple(value.clone() for value in native))
+                continue
             with Float64() as run:
                 wide = run.values(network(*(_double(value) for value in call)))
         exact.append(tuple(value.clone() for value in wide))
@@ -78,7 +85,18 @@ def compare(reference: Reference, found: Calls) -> Agreement:
     error = max(error_of(ours, exact) for ours, exact in pairs)
     ours, expected = (predicted(theirs), reference.classes()) if error < float("inf") else (None, None)
     same = None if ours is None or expected is None else float((ours == expected).double().mean())
-    return Agreement(error, same, accuracy(ours, reference.labels))
+    rms = _rms(theirs, reference.outputs) if error < float("inf") else float("inf")
+    return Agreement(error, rms, same, accuracy(ours, reference.labels))
+
+
+def _rms(ours: Sequence[Sequence[Tensor]], exact: Sequence[Sequence[Tensor]]) -> float:
+    """Return the largest relative root mean square of any output, over all calls."""
+    found = []
+    for index in range(len(exact[0])):
+        a, b = (torch.cat([call[index].double().flatten() for call in calls]) for calls in (ours, exact))
+        scale = (b - b.mean()).square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        found.append(float((a - b).square().mean().sqrt() / scale))
+    return max(found)
 
 
 def accuracy(classes: Tensor | None, labels: Tensor | None) -> float | None:

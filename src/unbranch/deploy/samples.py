@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,6 +38,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.calls)
+
+    def batches(self, size: int) -> Iterator[Call]:
+        """The samples in batches of at most ``size``."""
+        for start in range(0, len(self), size):
+            yield replace(self, calls=self.calls[start : start + size]).batch(size)
 
     def batch(self, size: int) -> Call:
         """Return the first samples as one batch."""

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TextIO
 
 from unbranch.deploy.arrays import read_arrays, write_arrays
 from unbranch.deploy.signature import Signature
-from unbranch.deploy.targets.base import Runner, Source, Target
+from unbranch.deploy.targets.base import Quantization, Runner, Source, Target
 
 Request = dict[str, Any]
 LINES, CHARACTERS = 4, 300  # of an error that are kept
@@ -87,8 +87,10 @@ def _target(request: Request) -> Target:
 
 def _source(values: Request) -> Source:
     paths: dict[str, Any] = {key: Path(values[key]) for key in ("program", "static_program", "onnx", "static_onnx")}
+    how = values["quantization"]
+    rest = {key: values[key] for key in ("precision", "onnx_problem")}
     signature = Signature.from_dict(values["signature"])
-    return Source(**paths, signature=signature, precision=values["precision"], onnx_problem=values["onnx_problem"])
+    return Source(**paths, **rest, signature=signature, quantization=None if how is None else Quantization(**how))
 
 
 def _memory(field: str) -> float | None:

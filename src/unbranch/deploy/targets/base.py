@@ -16,6 +16,25 @@ Precision: TypeAlias = Literal["float32", "float16", "int8"]
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How a network is quantised to 8-bit integers.
+
+    Args:
+        calibration: inputs of images, from which ranges of activations are estimated.
+        validation: inputs of images with their classes, for accuracy control.
+        reduce_range: use 7 bits for weights, for CPUs whose 8-bit multiplications saturate.
+        full_bias_correction: correct biases layer by layer on the calibration images, which is slower.
+        max_drop: return layers to float32 until the accuracy is within this fraction; None without that.
+    """
+
+    calibration: Path
+    validation: Path | None = None
+    reduce_range: bool = False
+    full_bias_correction: bool = False
+    max_drop: float | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """A network as files, from which every target converts.
 
@@ -27,6 +46,7 @@ class Source:
         signature: names, shapes and dtypes; shapes are those of a batch of one.
         precision: of the artifact that is asked for.
         onnx_problem: why there are no ONNX files, empty if there are.
+        quantization: how an engine quantises; None for sources that aren't, or are already, quantised.
     """
 
     program: Path
@@ -36,6 +56,7 @@ class Source:
     signature: Signature
     precision: Precision = "float32"
     onnx_problem: str = ""
+    quantization: Quantization | None = None
 
 
 class Runner(ABC):

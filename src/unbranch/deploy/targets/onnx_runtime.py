@@ -15,12 +15,14 @@ QUIET = 3  # ONNX Runtime's severity level of errors
 class OnnxRuntimeRunner(Runner):
     """A session of ONNX Runtime on the CPU."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, *, optimize: bool = True) -> None:
         import onnx
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = QUIET
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         self.session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.inputs = [value.name for value in self.session.get_inputs()]

@@ -1,0 +1,156 @@
+"""Quantisation engines: from an ONNX file in float32 to one with QuantizeLinear and DequantizeLinear (Q/DQ).
+
+Each is a target, so it runs in a process of its own, and its files run in ONNX Runtime: in the setting ``default`` with
+all optimisations, which execute integer kernels, and in ``exact`` without, which round to 8 bits and compute in float32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from unbranch.deploy.arrays import read_arrays
+from unbranch.deploy.targets.base import Runner, Source, Target
+from unbranch.deploy.targets.onnx_runtime import OnnxRuntimeRunner
+
+EXACT = "exact"
+
+
+class Engine(Target):
+    """A quantisation engine."""
+
+    artifact = "model.onnx"
+    settings = ("default", EXACT)
+    install = "pip install 'unbranch[deploy]'"
+
+    @abstractmethod
+    def quantize(self, model: Any, calibration: Sequence[dict[str, Any]], source: Source) -> Any:
+        """Return the quantised ONNX model."""
+
+    def export(self, source: Source, directory: Path) -> None:
+        import onnx
+
+        model = onnx.load(source.onnx)
+        names = [value.name for value in model.graph.input]
+        assert source.quantization is not None
+        calls = read_arrays(source.quantization.calibration)
+        feeds = [dict(zip(names, call, strict=True)) for call in calls]
+        quantized = self.quantize(model, feeds, source)
+        onnx.checker.check_model(quantized)
+        onnx.save(quantized, directory / self.artifact)
+
+    def load(self, directory: Path, *, threads: int, setting: str) -> Runner:
+        return OnnxRuntimeRunner(directory / self.artifact, threads, optimize=setting != EXACT)
+
+
+class NNCFEngine(Engine):
+    """NNCF: asymmetric activations except after ReLU, symmetric weights per channel, bias correction."""
+
+    name = "nncf"
+    packages = ("nncf", "onnx", "onnxruntime")
+
+    def quantize(self, model: Any, calibration: Sequence[dict[str, Any]], source: Source) -> Any:
+        import nncf
+
+        quiet_nncf()
+        how = source.quantization
+        assert how is not None
+        advanced = nncf.AdvancedQuantizationParameters(
+            overflow_fix=nncf.OverflowFix.ENABLE if how.reduce_range else nncf.OverflowFix.DISABLE
+        )
+        options = {
+            "preset": nncf.QuantizationPreset.MIXED,
+            "subset_size": len(calibration),
+            "fast_bias_correction": not how.full_bias_correction,
+        }
+        data = nncf.Dataset(calibration)
+        if how.max_drop is None:
+            return nncf.quantize(model, data, advanced_parameters=advanced, **options)
+        return nncf.quantize_with_accuracy_control(
+            model, data, nncf.Dataset(labelled(how.validation)), _right_share, max_drop=how.max_drop,
+            advanced_quantization_parameters=advanced, **options,
+        )  # fmt: skip
+
+
+class OnnxRuntimeEngine(Engine):
+    """``onnxruntime.quantization.quantize_static``, where NNCF isn't installed."""
+
+    name = "onnxruntime"
+    packages = ("onnx", "onnxruntime")
+    install = "pip install 'unbranch[onnx]'"
+    per_channel: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = False
+
+    def quantize(self, model: Any, calibration: Sequence[dict[str, Any]], source: Source) -> Any:
+        import onnx
+        from onnxruntime import quantization
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        how = source.quantization
+        assert how is not None
+        quant_pre_process(source.onnx, "prepared.onnx", skip_symbolic_shape=True)
+        quantization.quantize_static(
+            "prepared.onnx", "quantized.onnx", _Reader(calibration), quant_format=quantization.QuantFormat.QDQ,
+            per_channel=self.per_channel, reduce_range=how.reduce_range,
+            activation_type=quantization.QuantType.QInt8 if self.symmetric else quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={"ActivationSymmetric": self.symmetric, "WeightSymmetric": True},
+        )  # fmt: skip
+        return onnx.load("quantized.onnx")
+
+
+class PerTensorEngine(OnnxRuntimeEngine):
+    """The same with one scale per tensor, as the simplest recipes have it; for comparison."""
+
+    name = "onnxruntime-per-tensor"
+    per_channel = False
+
+
+class SymmetricEngine(OnnxRuntimeEngine):
+    """The same with signed symmetric activations, which TensorRT needs."""
+
+    name = "onnxruntime-symmetric"
+    symmetric = True
+
+
+class _Reader:
+    """Calibration data in the form that ONNX Runtime takes."""
+
+    def __init__(self, feeds: Sequence[dict[str, Any]]) -> None:
+        self._feeds: Iterator[dict[str, Any]] = iter(feeds)
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._feeds, None)
+
+
+def default_engine() -> Engine:
+    """Return NNCF's engine if it is installed, otherwise ONNX Runtime's."""
+    installed = importlib.util.find_spec("nncf") is not None
+    return NNCFEngine() if installed else OnnxRuntimeEngine()
+
+
+def quiet_nncf() -> None:
+    """Turn off NNCF's log and progress bars."""
+    import logging
+
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+
+
+def labelled(path: Path | None) -> list[tuple[list[Any], int]]:
+    """Return the inputs of validation images with their classes."""
+    assert path is not None
+    return [(call[:-1], int(call[-1])) for call in read_arrays(path)]
+
+
+def _right_share(session: Any, data: Any) -> tuple[float, None]:
+    """Return the fraction of validation images with the right class, as NNCF asks for it."""
+    names = [value.name for value in session.get_inputs()]
+    right = [
+        int(session.run(None, dict(zip(names, inputs, strict=True)))[0].argmax()) == label for inputs, label in data
+    ]
+    return sum(right) / len(right), None

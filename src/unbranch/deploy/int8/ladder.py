@@ -1,0 +1,154 @@
+"""The ladder: ways to quantise a network, from the cheapest on, each measured on the user's images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+from torch import nn
+
+from unbranch.deploy.arrays import Calls, read_arrays, write_arrays
+from unbranch.deploy.environment import has_int8_instructions
+from unbranch.deploy.int8.engines import EXACT, Engine, NNCFEngine, default_engine
+from unbranch.deploy.int8.rung import Ladder, Rung, drop_of
+from unbranch.deploy.int8.symmetries import mend
+from unbranch.deploy.process import WorkerError, worker
+from unbranch.deploy.reference import Agreement, Reference, compare
+from unbranch.deploy.samples import Samples
+from unbranch.deploy.signature import FlatNetwork
+from unbranch.deploy.source import write_source
+from unbranch.deploy.targets import Source
+from unbranch.deploy.targets.base import Quantization
+
+SATURATION = 1.5  # times the error of exact arithmetic: more is called saturation
+
+
+@dataclass(frozen=True)
+class Int8Settings:
+    """How a network is to be quantised.
+
+    Args:
+        max_drop: the largest loss of accuracy, in percentage points; without labels, of images with another class.
+        calibration: images from which ranges are estimated.
+        cpu: ``"this"``, or the CPU of the target: ``"vnni"`` for one with 8-bit instructions that don't saturate (also
+            ARM's), ``"avx2"`` for one without.
+    """
+
+    max_drop: float
+    calibration: Samples
+    cpu: str = "this"
+
+    @property
+    def reduce_range(self) -> bool:
+        """Whether weights have to have 7 bits, since the CPU's instructions saturate."""
+        return not has_int8_instructions() if self.cpu == "this" else self.cpu == "avx2"
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    name: str
+    source: Source
+    quantization: Quantization
+    engine: Engine
+    notes: tuple[str, ...] = ()
+
+
+def climb(
+    plain: nn.Module, source: Source, reference: Reference, settings: Int8Settings, scratch: Path, threads: int,
+    on_step: Callable[[str], None],
+) -> Ladder:  # fmt: skip
+    """Quantise a network in one way after the other, until the drop is small enough.
+
+    Args:
+        plain: the collapsed network.
+        source: its files.
+        reference: its outputs on the images that decide.
+        settings: what is allowed, and calibration images.
+        scratch: directory for temporary files.
+        threads: for runtimes.
+        on_step: called with the name of each rung.
+    """
+    rungs: list[Rung] = []
+    for attempt in _attempts(plain, source, reference, settings, scratch):
+        on_step(attempt.name)
+        rungs.append(_measured(attempt, reference, scratch, threads))
+        if rungs[-1].drop is None or rungs[-1].drop <= settings.max_drop:
+            if rungs[-1].directory is not None:
+                break
+    return Ladder(tuple(rungs), settings.max_drop, settings.reduce_range)
+
+
+def _attempts(
+    plain: nn.Module, source: Source, reference: Reference, settings: Int8Settings, scratch: Path
+) -> Iterator[_Attempt]:  # fmt: skip
+    """The rungs, in their order; later ones are made only if they are needed."""
+    calibration = scratch / "calibration.npz"
+    write_arrays(calibration, [[value.numpy() for value in call] for call in settings.calibration.calls])
+    how, engine = Quantization(calibration, reduce_range=settings.reduce_range), default_engine()
+    yield _Attempt("post-training quantisation", source, how, engine)
+    mended, notes = mend(plain, settings.calibration)
+    if mended is not None:
+        folder = Path(mkdtemp(prefix="mended-", dir=scratch))
+        source = write_source(FlatNetwork(mended, settings.calibration.batch(1)), folder)
+        yield _Attempt("the same after exact symmetries", source, how, engine, notes)
+    if not isinstance(engine, NNCFEngine):
+        return
+    full = replace(how, full_bias_correction=True)
+    yield _Attempt("with full bias correction", source, full, engine, notes)
+    if reference.classes() is None:
+        return
+    validation = scratch / "validation.npz"
+    write_arrays(validation, _validation(reference))
+    yield _Attempt(
+        "with accuracy control: the worst layers in float32", source,
+        replace(how, validation=validation, max_drop=settings.max_drop / 100), engine, notes,
+    )  # fmt: skip
+
+
+def _validation(reference: Reference) -> Calls:
+    """Return images one by one, each with its class: the right one if that is known, otherwise the network's own."""
+    classes, labels = reference.classes(), reference.labels
+    assert classes is not None
+    wanted = classes if labels is None else torch.where(labels >= 0, labels, classes)
+    images = [[value[i : i + 1] for value in call] for call in reference.calls for i in range(len(call[0]))]
+    return [[*image, label.numpy()] for image, label in zip(images, wanted, strict=True)]
+
+
+def _measured(attempt: _Attempt, reference: Reference, scratch: Path, threads: int) -> Rung:
+    """Quantise, run the file with and without ONNX Runtime's optimisations, and compare."""
+    start = time.perf_counter()
+    directory = Path(mkdtemp(prefix="int8-", dir=scratch))
+    rung = Rung(attempt.name, attempt.engine.name, notes=attempt.notes)
+    try:
+        found = _agreements(attempt, reference, directory, scratch, threads)
+    except WorkerError as error:
+        return replace(rung, problem=str(error), seconds=time.perf_counter() - start)
+    run, exact = found
+    return replace(
+        rung, rms=run.rms, exact_rms=exact.rms, accuracy=run.accuracy, same_class=run.same_class,
+        exact_accuracy=exact.accuracy, exact_same_class=exact.same_class, drop=drop_of(run, reference),
+        saturates=run.rms > SATURATION * exact.rms, seconds=time.perf_counter() - start, directory=directory,
+        source=attempt.source,
+    )  # fmt: skip
+
+
+def _agreements(
+    attempt: _Attempt, reference: Reference, directory: Path, scratch: Path, threads: int
+) -> list[Agreement]:  # fmt: skip
+    asked = replace(attempt.source, precision="int8", quantization=attempt.quantization)
+    with worker(attempt.engine, Path(mkdtemp(dir=scratch))) as process:
+        process.export(asked, directory)
+    inputs, outputs = scratch / "evaluation.npz", scratch / "evaluated.npz"
+    if not inputs.exists():
+        write_arrays(inputs, reference.calls)
+    found = []
+    with worker(attempt.engine, Path(mkdtemp(dir=scratch))) as process:
+        for setting in ("default", EXACT):
+            process.load(directory, inputs, threads=threads, setting=setting)
+            process.ask("run", inputs=inputs, outputs=outputs)
+            found.append(compare(reference, read_arrays(outputs)))
+    return found
