@@ -6,8 +6,8 @@ ICCV 2019, https://arxiv.org/abs/1906.04721, section 4.1. For one layer before a
 several layers, ``log s`` minimises ``Σ (log r₁/R₁ + log s)² + Σ (log r₂/R₂ - log s)²``, where ``R`` is the geometric
 mean of a layer's ranges. For two layers that is equation 11 up to a common factor of all channels, which quantisation
 doesn't see, and which is 1 on average here. Channels of the same layers are balanced together, and such clusters in
-turns, each only if the sum of the squared logarithms of its channels' precisions falls. (The product of both precisions,
-equation 9, doesn't depend on ``s`` unless the kernels' ranges do, so it can't decide.)
+turns, each only if the sum of the squared logarithms of its channels' precisions falls. (The product of both
+precisions, equation 9, doesn't depend on ``s`` unless the kernels' ranges do, so it can't decide.)
 """
 
 from __future__ import annotations

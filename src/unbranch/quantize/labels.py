@@ -60,7 +60,7 @@ class Labels:
             first, second: arrays of labels.
             reason: why a variable is fixed by a number whose scale is 1.
         """
-        shape = torch.broadcast_shapes(first.shape, second.shape)
+        shape = (first + second).shape
         first, second = first.expand(shape), second.expand(shape)
         width = len(self._parent) + 1
         for code in distinct((first - ANY) * width + (second - ANY)):
@@ -100,4 +100,4 @@ def distinct(values: Tensor) -> list[int]:
         changes = torch.ones(flat.numel(), dtype=torch.bool)
         torch.ne(flat[1:], flat[:-1], out=changes[1:])
         flat = flat[changes]  # the labels of an image change only between channels
-    return [int(v) for v in torch.unique(flat).tolist()]  # type: ignore[no-untyped-call]
+    return [int(v) for v in torch.unique(flat).tolist()]

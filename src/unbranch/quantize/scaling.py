@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from unbranch.graph.running import plain_output
+from unbranch.quantize.calls import Call, Stored, base_name, tensors_in
 from unbranch.quantize.labels import ANY, FIXED, Labels
-from unbranch.quantize.shadows import Call, ShadowMode, Stored, base_name, tensors_in
+from unbranch.quantize.shadows import ShadowMode
 
 Shadows = list[tuple[Tensor, ...] | None]
 _MOST_NUMBERS = 1 << 16  # of a parameter that is added or multiplied elementwise

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from unbranch.quantize.calls import Call
 from unbranch.quantize.labels import ANY, FIXED
 from unbranch.quantize.scaling import POSITIONS, ScalingMode, Shadows, any_scale, each, rule
-from unbranch.quantize.shadows import Call
 
 # Pooling
 

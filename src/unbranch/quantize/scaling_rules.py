@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unbranch.quantize.calls import Call
 from unbranch.quantize.labels import ANY, FIXED
+from unbranch.quantize.layers import LAYER_NAMES, layer_call
 from unbranch.quantize.scaling import (
     ADDED,
     MULTIPLIED,
@@ -19,7 +21,6 @@ from unbranch.quantize.scaling import (
     each,
     rule,
 )
-from unbranch.quantize.shadows import Call
 
 JOINED = "it is added to a value whose scale is fixed"
 
@@ -27,62 +28,17 @@ JOINED = "it is added to a value whose scale is fixed"
 # Layers
 
 
-@rule("convolution", "_convolution")
-def _convolution(mode: ScalingMode, call: Call) -> Any:
-    """``W' = W · s[out] / s[in]``; a kernel is ``(O, I/g, *k)``, or ``(I, O/g, *k)`` if it is transposed."""
-    x, weight, bias, transposed, groups = (call.arg(j) for j in (0, 1, 2, 6, 8))
-    stored = mode.parameter(weight)
-    if stored is None or x.dim() != weight.dim():
+@rule(*LAYER_NAMES)
+def _layer(mode: ScalingMode, call: Call) -> Any:
+    """``W' = W · s[out] / s[in]`` and ``b' = b · s[out]``."""
+    layer = layer_call(mode, call)
+    if layer is None:
         return NotImplemented
-    before = channels_of(mode, mode.of(x), 1)
-    behind = mode.labels.new(call.result.shape[1])
-    rows, columns = (before, behind) if transposed else (behind, before)
-    # Row r of the kernel lies in group r // (R / g), and has the columns of this group.
-    per_group = columns.reshape(groups, 1, -1).expand(groups, len(rows) // groups, -1).reshape(len(rows), -1)
-    per_group = per_group[:1] if groups == 1 else per_group
-    ends = (1,) * (weight.dim() - 2)
-    across, down = per_group.reshape(*per_group.shape, *ends), rows.reshape(-1, 1, *ends)
-    mode.layer(stored, *((down, across) if transposed else (across, down)))
-    _join_bias(mode, bias, behind)
-    return each(along(behind, 1, x.dim()))
-
-
-@rule("linear")
-def _linear(mode: ScalingMode, call: Call) -> Any:
-    x, weight, bias = (call.arg(j) for j in range(3))
-    return _product(mode, x, weight, bias)
-
-
-@rule("mm")
-def _mm(mode: ScalingMode, call: Call) -> Any:
-    return _product(mode, call.arg(0), call.arg(1).t(), None)
-
-
-@rule("addmm")
-def _addmm(mode: ScalingMode, call: Call) -> Any:
-    if call.kwargs.get("beta", 1) != 1:
-        return NotImplemented
-    return _product(mode, call.arg(1), call.arg(2).t(), call.arg(0))
-
-
-@rule("bmm")
-def _bmm(mode: ScalingMode, call: Call) -> Any:
-    """A parameter may be expanded to the batch."""
-    weight = call.arg(1)
-    if not len(weight) or (len(weight) > 1 and weight.stride(0)):
-        return NotImplemented
-    return _product(mode, call.arg(0), weight[0].t(), None)
-
-
-def _product(mode: ScalingMode, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-    """``x Wᵀ + b`` of a parameter ``(O, I)``."""
-    stored = mode.parameter(weight)
-    if stored is None or weight.dim() != 2:
-        return NotImplemented
-    before, behind = channels_of(mode, mode.of(x), -1), mode.labels.new(len(weight))
-    mode.layer(stored, before.reshape(1, -1), behind.reshape(-1, 1))
-    _join_bias(mode, bias, behind)
-    return each(behind)
+    before = channels_of(mode, mode.of(layer.x), layer.axis)
+    behind = mode.labels.new(layer.out_channels)
+    mode.layer(layer.stored, layer.by_input(before), layer.by_output(behind))
+    _join_bias(mode, layer.bias, behind)
+    return each(along(behind, layer.axis, layer.x.dim()))
 
 
 def _join_bias(mode: ScalingMode, bias: Tensor | None, behind: Tensor) -> None:
@@ -224,8 +180,7 @@ def _mul(mode: ScalingMode, call: Call) -> Any:
 def _product_labels(mode: ScalingMode, a: Tensor, b: Tensor) -> Tensor:
     """Labels of a product of which one factor keeps its scale; a product with zero is zero."""
     value = b if mode.labels.is_fixed(a) and not mode.labels.is_fixed(b) else a
-    shape = torch.broadcast_shapes(a.shape, b.shape)
-    return torch.where((a == ANY) | (b == ANY), float(ANY), value.expand(shape))
+    return torch.where((a == ANY) | (b == ANY), float(ANY), value)
 
 
 def _by_parameter(mode: ScalingMode, value: Tensor, factor: Tensor, stored: Any) -> Any:

@@ -9,30 +9,17 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from unbranch.graph.guard import storage_of
-
-
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """A parameter or buffer of the running network.
-
-    Args:
-        name: its path; of several names the first.
-        tensor: the tensor as the network holds it.
-    """
-
-    name: str
-    tensor: Tensor
+from unbranch.quantize.calls import Call, CallMode, base_name, filled, is_mutable, tensors_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,68 +33,20 @@ class _Shadow:
         return bool(self.storage.expired())  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """A call of an operation.
-
-    Args:
-        func: the operation.
-        args: positional arguments, filled with those of ``kwargs`` that the schema has in these places.
-        kwargs: the other arguments.
-        result: what it returned.
-    """
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
-
-    def arg(self, place: int, default: Any = None) -> Any:
-        """Return an argument by its place."""
-        return self.args[place] if place < len(self.args) else default
-
-
-class ShadowMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ShadowMode(CallMode):  # type: ignore[no-untyped-call]
     """Runs operations and, for each, a rule that computes the shadow of its result.
 
     Shadows are float64 arrays in ``planes`` planes. Subclasses have the rules and the shadow of memory that no rule
-    wrote. Also observes a ``Runner``: it learns the names of parameters and buffers when the copy is about to run.
+    wrote.
     """
 
     planes = 1
-    beside = None
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # skipping would import torch._dynamo, which takes seconds
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._shadows: dict[int, _Shadow] = {}
-        self._stored: dict[int, Stored | None] = {}
-
-    def install(self, running: nn.Module, beside: nn.Module | None) -> list[Any]:  # noqa: ARG002
-        """Learn the parameters and buffers of the copy that is about to run."""
-        named = [*running.named_parameters(remove_duplicate=False), *running.named_buffers(remove_duplicate=False)]
-        for name, tensor in named:
-            key = storage_of(tensor)
-            known = self._stored.setdefault(key, Stored(name, tensor))
-            if known is None or not _same_view(known.tensor, tensor):
-                self._stored[key] = None  # several tensors in one memory
-        return []
 
     # Memory
-
-    def stored(self, tensor: Any) -> Stored | None:
-        """Return the parameter or buffer that a tensor is as a whole, or None."""
-        if not isinstance(tensor, Tensor):
-            return None
-        found = self._stored.get(storage_of(tensor))
-        return found if found is not None and _same_view(found.tensor, tensor) else None
-
-    def owner_of(self, tensor: Tensor) -> Stored | None:
-        """Return the parameter or buffer in whose memory a tensor lies; None as well if several share it."""
-        return self._stored.get(storage_of(tensor))
 
     def read(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Return the shadow of a tensor, one array of its shape for each plane."""
@@ -172,14 +111,14 @@ class ShadowMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known = set() if _is_mutable(func) else {storage_of(t) for t in tensors_in((args, kwargs))}
+        known = set() if is_mutable(func) else {storage_of(t) for t in tensors_in((args, kwargs))}
         result = func(*args, **kwargs)
         results = [t for t in tensors_in(result) if storage_of(t) not in known]
         returns = list(tensors_in(result))
         if returns and not results:  # views
             return result
         with torch._C.DisableTorchFunction():
-            self._follow(_filled(func, args, kwargs, result), returns, known)
+            self._follow(filled(func, args, kwargs, result), returns, known)
         return result
 
     def _follow(self, call: Call, returns: list[Tensor], known: set[int]) -> None:
@@ -189,7 +128,7 @@ class ShadowMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if shadows is NotImplemented:
             self.without_rule(call)
             shadows = [None] * len(returns)
-            if _is_mutable(call.func):
+            if is_mutable(call.func):
                 returns = [*returns, *tensors_in((call.args, call.kwargs))]
                 shadows = [None] * len(returns)
         for tensor, planes in zip(returns, [*shadows, *[None] * (len(returns) - len(shadows))], strict=True):
@@ -207,7 +146,8 @@ class ShadowMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def given(plane: int, value: Any) -> Any:
             if isinstance(value, Tensor):
-                return self.read(value)[plane] if value.is_floating_point() or not floating else value
+                shadow = self.read(value)[plane] if value.is_floating_point() or not floating else value
+                return shadow.clone() if is_mutable(call.func) else shadow
             return change(value)
 
         runs = [
@@ -216,41 +156,6 @@ class ShadowMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for p in range(self.planes)
         ]  # fmt: skip
         return list(zip(*runs, strict=True))
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of nested arguments or results."""
-    yield from (v for v in tree_flatten(value)[0] if isinstance(v, Tensor))
-
-
-@functools.lru_cache(maxsize=4096)
-def base_name(func: Any) -> str:
-    """Return the name of an operation without namespace, overload and the underscore of its in-place form."""
-    name: str = func._schema.name.partition("::")[2]
-    return name.rstrip("_") if name.endswith("_") and not name.endswith("__") else name
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_mutable(func: Any) -> bool:
-    return bool(func._schema.is_mutable)
-
-
-def _filled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Call:
-    """Move keyword arguments to their places as far as there are no gaps."""
-    places, rest = list(args), dict(kwargs)
-    for argument in func._schema.arguments[len(args) :]:
-        if argument.name in rest and not argument.kwarg_only:
-            places.append(rest.pop(argument.name))
-        elif argument.kwarg_only or not argument.has_default_value():
-            break
-        else:
-            places.append(argument.default_value)
-    return Call(func, tuple(places), rest, result)
-
-
-def _same_view(a: Tensor, b: Tensor) -> bool:
-    same = a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
-    return same and int(a.storage_offset()) == int(b.storage_offset())
 
 
 def _weak(storage: Any) -> StorageWeakRef:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from unbranch.convert.prove.differences import difference, failure
 from unbranch.convert.prove.inputs import input_error
@@ -74,19 +74,24 @@ class Trials:
         args = tree_map(lambda v: v[:_BATCH] if isinstance(v, Tensor) and v.dim() > 1 else v, given.args)
         if not _runs(self._runner, Arguments(args)):
             args = given.args
-        return self._runner.observe(args, given.kwargs, lambda: _under(mode), watch=mode)[0]
+        return self._runner.observe(args, given.kwargs, lambda: under(mode), watch=mode)[0]
 
-    def differs(self, exact: nn.Module) -> str | None:
-        """Return how a network whose parameters may be float64 differs from the original in float64, None if equal."""
+    def differs(self, exact: nn.Module, given: Iterable[Arguments] | None = None) -> str | None:
+        """Return how a network whose parameters may be float64 differs from the original in float64, None if equal.
+
+        Args:
+            exact: the network.
+            given: inputs to compare on, by default those of the trials.
+        """
         runner = Runner(exact)
-        for given in self.given:
+        for one in self.given if given is None else given:
             try:
-                if not given.exact:
-                    given.exact[:] = self._runner.observe(given.args, given.kwargs, Float64)
-                (ours,) = runner.observe(given.args, given.kwargs, Float64)
+                theirs = one.exact or self._runner.observe(one.args, one.kwargs, Float64)
+                (ours,) = runner.observe(one.args, one.kwargs, Float64)
             except Exception as error:
                 return failure(error)
-            if (reason := difference(ours, given.exact[0], EXACT)) is not None:
+            one.exact[:] = theirs if given is None else []
+            if (reason := difference(ours, theirs[0], EXACT)) is not None:
                 return reason
         return None
 
@@ -130,11 +135,7 @@ _LEAVES = LENDS_MEMORY | {"tolist"}
 
 
 @contextlib.contextmanager
-def _under(mode: Any) -> Iterator[None]:
+def under(mode: Any) -> Iterator[None]:
+    """Run under a ``CallMode``, which also learns of tensors that leave PyTorch."""
     with _PythonReads(mode), mode:
         yield
-
-
-def float_tensors(value: Any) -> list[Tensor]:
-    """Return the floating-point tensors of a nested value."""
-    return [v for v in tree_flatten(value)[0] if isinstance(v, Tensor) and v.is_floating_point()]
