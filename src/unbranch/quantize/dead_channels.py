@@ -209,11 +209,9 @@ class _Search:
 
     def _dead(self, name: str, weight: Tensor) -> Tensor:
         """Return which columns of dead channels are to be set to zero, ``(I,)``."""
-        seen = self.inputs.layers[name]
-        dead, layer, size = (seen.largest == 0).cpu(), seen.layer, weight.abs()
-        used = layer.input_ranges(size) > 0
-        dead = dead & used.cpu()
-        return dead if self.every else dead & _harmful(seen, size, dead, self.factor)
+        seen, size = self.inputs.layers[name], weight.abs()
+        dead = dead_columns(seen, size)
+        return dead if self.every else dead & harmful_columns(seen, size, dead, self.factor)
 
     def _differs(self, changes: dict[str, Tensor], batches: list[Batch] | None) -> str | None:
         changed = with_tensors(self.trials.network, changes)
@@ -234,8 +232,18 @@ class _Search:
                 yield DeadColumns(name, len(seen.largest), dead, proved, absorbed, zeroed, ranges)
 
 
-def _harmful(seen: LayerInputs, size: Tensor, dead: Tensor, factor: float) -> Tensor:
-    """Return which dead columns have a weight that is much larger than the live weights of its row, ``(I,)``.
+def dead_columns(seen: LayerInputs, size: Tensor) -> Tensor:
+    """Return which input channels are zero on the data and have a weight that isn't zero, ``(I,)``.
+
+    Args:
+        seen: what the layer reads.
+        size: absolute values of its kernel.
+    """
+    return (seen.largest == 0).to(size.device) & (seen.layer.input_ranges(size) > 0)
+
+
+def harmful_columns(seen: LayerInputs, size: Tensor, dead: Tensor, factor: float = 2.0) -> Tensor:
+    """Return which input channels have a weight more than ``factor`` times the live weights of its row, ``(I,)``.
 
     Rows without live weights are compared with the largest live weight of the kernel.
     """
