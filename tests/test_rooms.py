@@ -27,6 +27,7 @@ FLOORS = (
     ("factory",),
     ("expansion",),
     ("prune",),
+    ("quantize",),
     ("train",),
     ("deploy",),
     ("display",),

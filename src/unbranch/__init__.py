@@ -43,7 +43,7 @@ from unbranch.models import list_models
 from unbranch.weights import load, load_checkpoint, save, to_official
 
 if TYPE_CHECKING:
-    from unbranch import deploy, train
+    from unbranch import deploy, quantize, train
 
 __version__ = "0.2.0"
 
@@ -82,6 +82,7 @@ __all__ = [
     "load",
     "load_checkpoint",
     "prune",
+    "quantize",
     "register_method",
     "register_rule",
     "report",
@@ -91,7 +92,7 @@ __all__ = [
     "verify",
 ]
 
-_LATER = ("cli", "deploy", "train")  # what only some users need, and takes time to import
+_LATER = ("cli", "deploy", "quantize", "train")  # what only some users need, and takes time to import
 
 
 def _later(name: str) -> Any:

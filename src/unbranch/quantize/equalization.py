@@ -1,0 +1,192 @@
+"""Cross-layer equalisation: the same network with ranges of channels that are easier to quantise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbranch.convert.faults import as_errors
+from unbranch.convert.prove.inputs import as_inputs
+from unbranch.errors import DifferenceError, InputError
+from unbranch.graph.eval_view import deep_copied, has_hooks, unwrap_model
+from unbranch.graph.global_state import without_side_effects
+from unbranch.provenance import record_report
+from unbranch.quantize.balance import Cluster, Matrix, balance, clusters_of
+from unbranch.quantize.labels import distinct
+from unbranch.quantize.report import EqualizationReport, EqualizedLayer, SkippedScale
+from unbranch.quantize.scales import NetworkScales, read_scales, with_factors
+from unbranch.quantize.trials import Trials
+
+EQUALIZE = "equalize"  # kind of the report
+_HOOKED = "a hook sees it"
+_ASKED = "`fixed` names the module"
+_UNPROVED = "the scaled network differs: "
+
+
+class Equalization:
+    """What ``equalize`` makes of a network: a report to read first, and the equalised network.
+
+    Made by ``explain_equalization``.
+
+    Attributes:
+        report: kernels that are scaled, and channels that can't be, with the reason.
+
+    Example:
+        >>> import torch, unbranch as ub
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+        >>> equalization = ub.quantize.explain_equalization(net, torch.randn(1, 3, 8, 8))
+        >>> [layer.path for layer in equalization.report.layers]
+        ['0.weight', '2.weight']
+        >>> type(equalization.apply()).__name__
+        'Sequential'
+    """
+
+    def __init__(self, report: EqualizationReport, network: nn.Module) -> None:
+        self.report, self._network = report, network
+
+    def apply(self) -> nn.Module:
+        """Return the equalised network, with the weights of the time of the analysis; a new one each time."""
+        return deep_copied(self._network, {})
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def __repr__(self) -> str:
+        return f"<Equalization: {self.report.summary}>"
+
+    def __rich__(self) -> Any:
+        return self.report.__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+
+def equalize(
+    model: nn.Module, example_input: Any, *, fixed: Iterable[str] = (), power_of_two: bool = False
+) -> nn.Module:
+    """Return a copy of a network that computes the same function with equalised ranges of channels.
+
+    Every channel between two layers is scaled by some s > 0 in the layer that computes it and by 1/s in the layers that
+    read it, wherever the functions in between are positively homogeneous: ReLU, LeakyReLU, PReLU, pooling, sums of
+    values with equal scales, and everything that only moves numbers. The scales make the ranges of a channel's row and
+    column equal, so that fewer channels are much smaller than the range of their kernel. The result is what
+    ``explain_equalization(model, example_input).apply()`` returns.
+
+    Args:
+        model: any network, collapsed or not; it isn't changed. The functions are equal in evaluation mode.
+        example_input: a tensor, or a tuple of the forward's arguments.
+        fixed: paths of modules whose inputs and outputs keep their values, for example because they are read elsewhere.
+        power_of_two: round scales to powers of two, for which scaled numbers are rounded as the unscaled ones.
+
+    Returns:
+        The network; ``unbranch.report`` reads its ``EqualizationReport``.
+
+    Raises:
+        InputError: if ``model`` isn't a module or doesn't run on ``example_input``, or ``fixed`` names no module.
+
+    Source:
+        Nagel, van Baalen, Blankevoort, Welling: "Data-Free Quantization Through Weight Equalization and Bias
+        Correction", ICCV 2019, https://arxiv.org/abs/1906.04721, section 4.1.
+    """
+    return explain_equalization(model, example_input, fixed=fixed, power_of_two=power_of_two)._network
+
+
+def explain_equalization(
+    model: nn.Module, example_input: Any, *, fixed: Iterable[str] = (), power_of_two: bool = False
+) -> Equalization:
+    """Return what ``equalize`` would do to a network: the same analysis and proof.
+
+    The network is read by running it, on the example and on inputs of other sizes that it accepts, and the result is
+    compared with it on these inputs in float64. A network that can't be compared is returned unscaled, and the report
+    has the reason.
+
+    Args and errors as for ``equalize``.
+
+    Returns:
+        The equalization: its ``report``, which prints as a table, and ``apply()``, which returns the network.
+    """
+    network, inputs = unwrap_model(model), as_inputs(example_input)
+    observed = _observed(network, fixed)
+    with as_errors(), without_side_effects(network):
+        try:
+            trials = Trials(network, inputs)
+        except DifferenceError as error:
+            return _finished(EqualizationReport((), (), refusal=str(error)), deep_copied(network, {}))
+        return _equalized(trials, read_scales(trials, observed), power_of_two)
+
+
+def _observed(network: nn.Module, fixed: Iterable[str]) -> dict[str, str]:
+    modules = dict(network.named_modules())
+    paths = [fixed] if isinstance(fixed, str) else list(fixed)
+    if unknown := [path for path in paths if path not in modules]:
+        raise InputError(f"`fixed` must have paths of modules of {type(network).__name__}, got {unknown[0]!r}")
+    return {path: _HOOKED for path, m in modules.items() if has_hooks(m)} | dict.fromkeys(paths, _ASKED)
+
+
+def _equalized(trials: Trials, found: NetworkScales, power_of_two: bool) -> Equalization:
+    matrices = found.matrices()
+    clusters = clusters_of(matrices, found.free)
+    balanced = balance(matrices, clusters, len(found.roots))
+    if power_of_two:
+        balanced = balanced.log2().round().exp2()
+    scales, refused = _proved(trials, found, balanced, clusters, matrices)
+    factors = found.factors(scales)
+    result = with_factors(trials.network, factors)
+    reason = trials.differs_rounded(result)
+    if reason is not None:
+        scales, factors, result = torch.ones_like(scales), {}, deep_copied(trials.network, {})
+    report = EqualizationReport(
+        tuple(_layers(matrices, found, factors, scales)),
+        (*refused, *found.skipped()),
+        (float(scales.min()), float(scales.max())),
+        power_of_two,
+        tuple(tuple(v.shape) for given in trials.given for v in given.args if isinstance(v, Tensor)),
+        "" if reason is None else _UNPROVED + reason,
+    )
+    return _finished(report, result)
+
+
+def _finished(report: EqualizationReport, result: nn.Module) -> Equalization:
+    record_report(result, EQUALIZE, report)
+    return Equalization(report, result)
+
+
+def _proved(
+    trials: Trials, found: NetworkScales, scales: Tensor, clusters: list[Cluster], matrices: dict[str, Matrix]
+) -> tuple[Tensor, list[SkippedScale]]:
+    """Return scales with which the network is the same; clusters that change it, alone or together, get none."""
+    reason = _difference(trials, found, scales)
+    if reason is None:
+        return scales, []
+    kept, refused = torch.ones_like(scales), []
+    for cluster in clusters:
+        trial = kept.clone()
+        trial[cluster.scales] = scales[cluster.scales]
+        why = _difference(trials, found, trial)
+        if why is None:
+            kept = trial
+        else:
+            name, side = cluster.uses[0]
+            channels = "input" if side == "before" else "output"
+            share = len(cluster.scales) / len(distinct(matrices[name].index(side)))
+            refused.append(SkippedScale(name, channels, share, _UNPROVED + why))
+    return kept, refused
+
+
+def _difference(trials: Trials, found: NetworkScales, scales: Tensor) -> str | None:
+    factors = found.factors(scales)
+    return trials.differs(with_factors(trials.network, factors, exact=True)) if factors else None
+
+
+def _layers(
+    matrices: dict[str, Matrix], found: NetworkScales, factors: dict[str, Tensor], scales: Tensor
+) -> Iterable[EqualizedLayer]:
+    free, ones = found.free, torch.ones_like(scales)
+    for name, matrix in matrices.items():
+        if name in factors:
+            behind, before = (int(free[distinct(side)].sum()) for side in (matrix.behind, matrix.before))
+            yield EqualizedLayer(name, behind, before, (matrix.precision(ones), matrix.precision(scales)))
