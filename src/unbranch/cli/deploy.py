@@ -26,7 +26,7 @@ Rounds = Annotated[int, typer.Option(min=0, help="Turns in which each file is ti
     "deploy",
     epilog="""Examples:\n
   unbranch deploy timm:repvgg_a0 --weights a0.pth --data photos/ --to onnx,openvino -o deploy\n
-  unbranch deploy runs/a0 --to all -o deploy\n
+  unbranch deploy runs/a0 --to all --int8 --max-drop 0.5 -o deploy\n
   unbranch deploy net.safetensors --to onnx,ncnn --half -o deploy""",
 )
 @report_errors
@@ -55,6 +55,20 @@ def deploy_command(
     ] = None,
     weights: Weights = None,
     half: Annotated[bool, typer.Option("--half", help="Write float16 files as well, where a target has them.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Write files in 8-bit integers as well.")] = False,
+    max_drop: Annotated[
+        float,
+        typer.Option(
+            help="Largest loss of accuracy of these, in percentage points; without labels, of images with another "
+            "class."
+        ),
+    ] = 0.5,
+    cpu: Annotated[
+        str,
+        typer.Option(help="CPU of the target for 8-bit integers: this, vnni (or ARM), or avx2, whose sums saturate."),
+    ] = "this",
+    calibration: Annotated[int, typer.Option(min=1, help="Images from which ranges are estimated.")] = 300,
+    evaluation: Annotated[int, typer.Option(min=1, help="Images on which accuracy is measured.")] = 1000,
     images: Annotated[int, typer.Option(min=1, help="Number of images to compare on.")] = 32,
     threads: Threads = None,
     batch: Batches = "1",
@@ -72,7 +86,7 @@ def deploy_command(
     """
     from unbranch.deploy import deploy
 
-    model, samples = _network_and_images(network, data, weights, input_size, option, images, seed)
+    model, samples = _network_and_images(network, data, weights, input_size, option)
     counts = _numbers(threads, "--threads")
     if len(counts) > 1:
         raise InputError("--threads must be one number here; `unbranch benchmark` takes several")
@@ -83,6 +97,11 @@ def deploy_command(
             output,
             to=to,
             half=half,
+            int8=int8,
+            max_drop=max_drop,
+            cpu=cpu,
+            calibration=calibration,
+            evaluation=evaluation,
             images=images,
             threads=next(iter(counts), None),
             batches=_numbers(batch, "--batch"),
@@ -122,14 +141,13 @@ def benchmark_command(
 
 
 def _network_and_images(
-    name: str, data: str | None, weights: Path | None, size: str | None, options: list[str] | None, limit: int,
-    seed: int,
+    name: str, data: str | None, weights: Path | None, size: str | None, options: list[str] | None
 ) -> tuple[nn.Module, Any]:  # fmt: skip
     """Return the network and its images, or what they are loaded from."""
     run = Path(name)
     if not run.is_dir():
         return load_network(name, weights, size, options).model, data
-    from unbranch.deploy.samples import of_run
+    from unbranch.deploy.samples import RunImages
     from unbranch.train.run_directory import DEPLOY, RECIPE
 
     if not (run / RECIPE).is_file():
@@ -138,7 +156,7 @@ def _network_and_images(
         raise InputError("--weights, --input-size and --option need a network by name, not the directory of a run")
     if not (run / DEPLOY).is_file():
         raise InputError(f"{run} has no {DEPLOY}: its training isn't finished, see `unbranch train --resume`")
-    return load(run / DEPLOY), of_run(run, data, limit=limit, seed=seed)
+    return load(run / DEPLOY), RunImages(run, data)
 
 
 def _numbers(text: str | None, flag: str) -> list[int]:

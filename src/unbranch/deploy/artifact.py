@@ -48,7 +48,8 @@ class Artifact:
         size: of all files, in bytes.
         operations: in the graph that the runtime executes.
         error: largest difference from the network in float64, relative to the largest output.
-        limit: the largest error allowed.
+        limit: the largest error allowed; None for 8-bit integers, which are compared by accuracy.
+        rms: root mean square of the error, relative to the standard deviation of the outputs.
         same_class: fraction of images to which both assign the same class.
         accuracy: fraction of images with the right class.
         timings: latency, by setting, threads and batch.
@@ -63,6 +64,7 @@ class Artifact:
     operations: int | None = None
     error: float | None = None
     limit: float | None = None
+    rms: float | None = None
     same_class: float | None = None
     accuracy: float | None = None
     timings: tuple[Timing, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any
 from unbranch.deploy.arrays import Calls, read_arrays, write_arrays
 from unbranch.deploy.artifact import Artifact
 from unbranch.deploy.process import Worker, WorkerError, worker
-from unbranch.deploy.reference import AMPLIFIED, Agreement, Reference, compare
+from unbranch.deploy.reference import AMPLIFIED, Agreement, Reference, compare, drop_of
 from unbranch.deploy.store import UNVERIFIED, size_of
 from unbranch.deploy.targets import Precision, Source, Target
 
@@ -24,6 +24,7 @@ class Check:
         scratch: directory for temporary files.
         staged: directory for artifacts that are good.
         threads: for runtimes.
+        max_drop: the largest loss of accuracy in percentage points, for 8-bit integers; None to compare outputs.
     """
 
     single: Reference
@@ -31,11 +32,20 @@ class Check:
     scratch: Path
     staged: Path
     threads: int
+    max_drop: float | None = None
 
     @property
     def noise(self) -> float:
         """The network's own rounding noise."""
         return max(self.single.noise, self.several.noise)
+
+    def references(self, target: Target) -> dict[str, Reference]:
+        """Return what a target runs: one image in a call, and several if it can, of which accuracy needs one."""
+        if target.static_batch:
+            return {"single": self.single}
+        if self.max_drop is not None:
+            return {"several": self.several}
+        return {"single": self.single, "several": self.several}
 
 
 def directory_name(target: Target, precision: Precision) -> str:
@@ -69,34 +79,54 @@ def _converted(target: Target, source: Source, check: Check) -> Artifact:
         placed = written.rename(check.staged / f"{name}{UNVERIFIED}")
         return replace(artifact, reason=reason, path=placed / target.artifact)
     found, operations = _agreement(target, written, check)
-    limit = max(limits["limit"], AMPLIFIED * check.noise)
     artifact = replace(
-        artifact, error=found.error, limit=limit, same_class=found.same_class, accuracy=found.accuracy,
+        artifact, error=found.error, rms=found.rms, same_class=found.same_class, accuracy=found.accuracy,
         operations=operations,
     )  # fmt: skip
-    if not found.error <= limit:
-        reason = f"its outputs differ by {found.error:.1e} of the largest, more than {limit:.0e}: the file isn't kept"
+    artifact = (
+        _judged_by_drop(artifact, found, check) if check.max_drop is not None else _judged(artifact, limits, check)
+    )
+    if artifact.status == "differs":
+        return artifact
+    placed = written.rename(check.staged / (name if artifact.ok else f"{name}{UNVERIFIED}"))
+    return replace(artifact, path=placed / target.artifact)
+
+
+def _judged(artifact: Artifact, limits: dict[str, Any], check: Check) -> Artifact:
+    """Return an artifact with the status that its error means."""
+    limit, error = max(limits["limit"], AMPLIFIED * check.noise), artifact.error or 0.0
+    if not error <= limit:
+        reason = f"its outputs differ by {error:.1e} of the largest, more than {limit:.0e}: the file isn't kept"
+        return replace(artifact, status="differs", limit=limit, reason=reason)
+    return replace(artifact, status="verified", limit=limit, reason=_allowance(limits, error))
+
+
+def _judged_by_drop(artifact: Artifact, found: Agreement, check: Check) -> Artifact:
+    """Return an artifact of 8-bit integers with the status that its loss of accuracy means."""
+    drop, most = drop_of(found, check.single), check.max_drop or 0.0
+    if drop is None:
+        reason = "without classes there is no accuracy to compare: look at its outputs before you use it"
+        return replace(artifact, reason=reason)
+    if not drop <= most + 1e-9:
+        reason = f"its accuracy drops by {drop:.2f} points, more than {most:g}: the file isn't kept"
         return replace(artifact, status="differs", reason=reason)
-    placed, reason = written.rename(check.staged / name), _allowance(limits, found.error)
-    return replace(artifact, status="verified", reason=reason, path=placed / target.artifact)
+    return replace(artifact, status="verified", reason=f"accuracy drops by {max(drop, 0.0):.2f} points")
 
 
 def _agreement(target: Target, written: Path, check: Check) -> tuple[Agreement, int | None]:
     """Run an artifact in its runtime on all images, in every setting; return the worst agreement."""
     found: list[Agreement] = []
     with worker(target, Path(mkdtemp(dir=check.scratch))) as process:
-        one, more = (_inputs(check, name) for name in ("single", "several"))
+        references = {name: (_inputs(check, name), one) for name, one in check.references(target).items()}
         for setting in target.settings:
-            loaded = process.load(written, one, threads=check.threads, setting=setting)
-            found.append(compare(check.single, _outputs(process, one, check)))
-            if not target.static_batch:
-                error = compare(check.several, _outputs(process, more, check)).error
-                found[-1] = replace(found[-1], error=max(found[-1].error, error))
+            loaded = process.load(written, next(iter(references.values()))[0], threads=check.threads, setting=setting)
+            results = [compare(one, _outputs(process, inputs, check)) for inputs, one in references.values()]
+            found.append(replace(results[0], error=max(result.error for result in results)))
     return max(found, key=lambda agreement: agreement.error), loaded["operations"]
 
 
 def _inputs(check: Check, name: str) -> Path:
-    path = check.scratch / f"{name}.npz"
+    path = check.scratch / f"{name}{'' if check.max_drop is None else '-evaluation'}.npz"
     if not path.exists():
         write_arrays(path, getattr(check, name).calls)
     return path

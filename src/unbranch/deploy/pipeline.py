@@ -19,6 +19,8 @@ from unbranch.deploy.artifact import Artifact
 from unbranch.deploy.benchmark import timed
 from unbranch.deploy.check import Check, checked, directory_name
 from unbranch.deploy.environment import environment
+from unbranch.deploy.int8.ladder import Int8Settings
+from unbranch.deploy.int8.quantizer import Quantizer
 from unbranch.deploy.measure import OnProgress
 from unbranch.deploy.reference import accuracy, make_reference
 from unbranch.deploy.result import DeployResult
@@ -32,6 +34,8 @@ from unbranch.provenance import provenance_of
 from unbranch.weights import save
 
 IMAGES = 32  # on which artifacts are compared
+CALIBRATION, EVALUATION = 300, 1000  # images for quantising
+CPUS = ("this", "vnni", "avx2")
 SECOND_BATCH = 4
 WEIGHTS = "model.safetensors"
 
@@ -43,6 +47,11 @@ def deploy(
     *,
     to: str | Iterable[str] = "all",
     half: bool = False,
+    int8: bool = False,
+    max_drop: float = 0.5,
+    calibration: int = CALIBRATION,
+    evaluation: int = EVALUATION,
+    cpu: str = "this",
     images: int = IMAGES,
     threads: int | None = None,
     batches: Sequence[int] = (1,),
@@ -64,6 +73,14 @@ def deploy(
         output: directory for the files; it is created.
         to: names of targets, see ``unbranch.deploy.TARGETS``, or ``"all"``.
         half: write float16 files as well, for the targets that have them.
+        int8: write files quantised to 8-bit integers as well, for the targets that have them.
+        max_drop: the largest loss of accuracy of these, in percentage points; without labels, the largest share of
+            images with another class.
+        calibration: number of images from which ranges of activations are estimated; training images where ``data``
+            has them.
+        evaluation: number of images on which the accuracy of quantised networks is measured.
+        cpu: CPU of the target, which decides whether weights need 7 bits: ``"this"``, ``"vnni"`` for one with 8-bit
+            instructions that don't saturate (AVX-512 VNNI, AVX-VNNI, AMX, ARM's dot product), or ``"avx2"``.
         images: number of images to compare on.
         threads: for timing; those of PyTorch by default.
         batches: sizes of batches to time.
@@ -87,9 +104,12 @@ def deploy(
     """
     targets, threads = find_targets(to), threads or torch.get_num_threads()
     _require_positive(images=images, threads=threads, batches=min(batches, default=1), rounds=rounds + 1)
-    jobs = _jobs(targets, half)
+    jobs = _jobs(targets, half, int8)
     store = Store(output, [directory_name(*job) for job in jobs])
     samples = load_samples(data, model, limit=images, seed=seed)
+    quantizer = None
+    if int8:
+        quantizer = _quantizer(data, model, seed, max_drop, calibration, evaluation, cpu)
     on_progress("collapsing", 0, 1)
     plain, flat = _collapsed(model, samples.batch(1))
     with _scratch(store) as scratch:
@@ -97,16 +117,22 @@ def deploy(
         check = _check(flat, samples, scratch, threads)
         onnx = any(target.needs_onnx and target.unavailable() is None for target in targets)
         source = write_source(flat, scratch, onnx=onnx, dynamic_size=dynamic_size)
+        if quantizer is not None:
+            quantizer.climb(plain, flat, source, scratch, threads, on_progress)
         artifacts = []
         for number, (target, precision) in enumerate(jobs):
             on_progress(f"converting to {directory_name(target, precision)}", number, len(jobs))
-            artifacts.append(checked(target, replace(source, precision=precision), check))
+            if precision == "int8" and quantizer is not None:
+                artifacts.append(quantizer.artifact(target, check))
+            else:
+                artifacts.append(checked(target, replace(source, precision=precision), check))
         if rounds:
             artifacts = timed(
                 artifacts, source.signature, scratch, threads=threads, batches=batches, rounds=rounds,
                 on_progress=on_progress,
             )  # fmt: skip
-        result = _result(plain, samples, check, artifacts, source, store)
+        ladder = None if quantizer is None or quantizer.ladder is None else quantizer.ladder.finished()
+        result = replace(_result(plain, samples, check, artifacts, source, store), ladder=ladder)
         save(plain, check.staged / WEIGHTS)
         store.commit(check.staged, json.dumps(result.to_dict(), indent=2) + "\n")
     return result
@@ -150,13 +176,24 @@ def _result(
     )  # fmt: skip
 
 
-def _jobs(targets: Sequence[Target], half: bool) -> list[tuple[Target, Precision]]:
-    jobs: list[tuple[Target, Precision]] = []
-    for target in targets:
-        jobs.append((target, "float32"))
-        if half and "float16" in target.precisions:
-            jobs.append((target, "float16"))
-    return jobs
+def _jobs(targets: Sequence[Target], half: bool, int8: bool) -> list[tuple[Target, Precision]]:
+    asked: tuple[Precision, ...] = ("float32", *(("float16",) if half else ()), *(("int8",) if int8 else ()))
+    return [(target, precision) for target in targets for precision in asked if precision in target.precisions]
+
+
+def _quantizer(
+    data: Any, model: nn.Module, seed: int, max_drop: float, calibration: int, evaluation: int, cpu: str
+) -> Quantizer:  # fmt: skip
+    """Load the images for quantising."""
+    if data is None:
+        raise InputError("int8 needs your images: random numbers would give wrong ranges")
+    if not 0 <= max_drop <= 100:
+        raise InputError(f"`max_drop` must be percentage points from 0 to 100, got {max_drop:g}")
+    if cpu not in CPUS:
+        raise InputError(f"`cpu` must be one of {', '.join(CPUS)}, got {cpu!r}")
+    _require_positive(calibration=calibration, evaluation=evaluation)
+    settings = Int8Settings(max_drop, load_samples(data, model, limit=calibration, seed=seed, train=True), cpu)
+    return Quantizer(settings, load_samples(data, model, limit=evaluation, seed=seed))
 
 
 def _name_of(model: nn.Module) -> str:

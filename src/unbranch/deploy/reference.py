@@ -107,6 +107,14 @@ def accuracy(classes: Tensor | None, labels: Tensor | None) -> float | None:
     return float((classes[known] == labels[known]).double().mean())
 
 
+def drop_of(found: Agreement, reference: Reference) -> float | None:
+    """Return the loss of accuracy in percentage points; without labels, images with another class."""
+    before = accuracy(reference.classes(), reference.labels)
+    if before is not None and found.accuracy is not None:
+        return 100 * (before - found.accuracy)
+    return None if found.same_class is None else 100 * (1 - found.same_class)
+
+
 def error_of(ours: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """Return the largest relative difference of any output; infinite if their number or shapes differ."""
     if len(ours) != len(exact) or any(a.shape != b.shape for a, b in zip(ours, exact, strict=True)):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unbranch.deploy.artifact import Artifact, Timing
+from unbranch.deploy.int8.rung import Ladder, read_ladder
 from unbranch.deploy.signature import Signature
 from unbranch.deploy.store import MANIFEST
 from unbranch.errors import InputError
@@ -32,6 +33,7 @@ class DeployResult(Renderable):
         environment: CPU and versions.
         notes: for the user.
         signature: inputs and outputs of the files, for a batch of one.
+        ladder: ways to quantise that were tried, None without int8.
     """
 
     directory: Path
@@ -44,6 +46,7 @@ class DeployResult(Renderable):
     environment: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     signature: Signature = EMPTY
+    ladder: Ladder | None = None
 
     @property
     def failed(self) -> tuple[Artifact, ...]:
@@ -90,6 +93,8 @@ class DeployResult(Renderable):
         for artifact in self.artifacts:
             if artifact.reason:
                 yield Paragraph(f"{artifact.name}: {artifact.reason}", "" if artifact.ok else "yellow")
+        if self.ladder is not None:
+            yield from self.ladder.blocks()
         if rows := self._timings():
             title = f"latency on {self.environment.get('cpu', 'this CPU')}"
             yield Table(("run", "threads", "batch", "median", "90 %", "cold start", "memory"), rows, title)
@@ -101,7 +106,7 @@ class DeployResult(Renderable):
             [
                 a.name,
                 a.status,
-                _or_blank(a.error, "{:.0e}"),
+                _or_blank(a.error, "{:.0e}") if a.precision != "int8" else _or_blank(a.rms, "{:.1%} rms"),
                 _or_blank(a.same_class, "{:.1%}"),
                 _or_blank(a.accuracy, "{:.1%}"),
                 _or_blank(a.operations, "{}"),
@@ -142,6 +147,7 @@ def read_result(directory: str | Path) -> DeployResult:
             artifacts=tuple(_artifact(value, directory) for value in values["artifacts"]),
             notes=tuple(values["notes"]),
             signature=Signature.from_dict(values["signature"]),
+            ladder=read_ladder(values["ladder"]),
             **{key: values[key] for key in known},
         )
     except FileNotFoundError:

@@ -51,14 +51,26 @@ class Samples:
         )
 
 
+@dataclass(frozen=True)
+class RunImages:
+    """The images of a training run, with the preprocessing of its recipe.
+
+    Args:
+        directory: of the run.
+        data: another source of images; None for the run's own.
+    """
+
+    directory: Path
+    data: str | Path | None = None
+
+
 def load_samples(data: Any, model: nn.Module, *, limit: int, seed: int = 0, train: bool = False) -> Samples:
     """Return at most ``limit`` images of ``data``.
 
     Args:
         data: a batch of images ``(N, C, H, W)``, or a pair of it and labels ``(N,)``; a tuple of batched tensors for a
             network of several inputs; a data set or an iterable of batches, such as a DataLoader; a folder of images,
-            the directory of a run, or a name that ``unbranch.train.open_data`` knows; None for random numbers; or
-            samples that are loaded already.
+            the directory of a run, or a name that ``unbranch.train.open_data`` knows; None for random numbers.
         model: for the preprocessing of image files.
         limit: number of images.
         seed: of the choice among more images. Iterables are read from the start.
@@ -69,8 +81,8 @@ def load_samples(data: Any, model: nn.Module, *, limit: int, seed: int = 0, trai
     """
     if limit < 1:
         raise InputError(f"the number of images must be at least 1, got {limit}")
-    if isinstance(data, Samples):
-        return data
+    if isinstance(data, RunImages):
+        return _of_run(data.directory, data.data, limit=limit, seed=seed, train=train)
     if data is None:
         return _random(model, limit)
     if isinstance(data, str | Path):
@@ -170,7 +182,7 @@ def _named(data: str | Path, model: nn.Module, limit: int, seed: int, train: boo
 
     folder = Path(data).expanduser()
     if (folder / RECIPE).is_file():
-        return of_run(folder, None, limit=limit, seed=seed, train=train)
+        return _of_run(folder, None, limit=limit, seed=seed, train=train)
     if folder.is_dir() and (files := _image_files(folder)) and not _has_halves(folder):
         return _of_folder(folder, files, model, limit, seed)
     opened = open_data(data)
@@ -178,7 +190,7 @@ def _named(data: str | Path, model: nn.Module, limit: int, seed: int, train: boo
     return _of_images(opened.train if train else opened.val, transform, limit, seed, str(data), _half(train))
 
 
-def of_run(directory: Path, data: Any, *, limit: int, seed: int = 0, train: bool = False) -> Samples:
+def _of_run(directory: Path, data: Any, *, limit: int, seed: int, train: bool) -> Samples:
     """Return images of a run's data set, or of ``data``, with the preprocessing of its recipe."""
     from unbranch.train import load_recipe, open_data
     from unbranch.train.run_directory import RECIPE, RESULT

@@ -48,8 +48,8 @@ class Server:
     def load(self, request: Request) -> Request:
         """Load an artifact and run it once; return milliseconds and the memory that this took, in MiB."""
         target = _target(request)
-        for package in target.packages:  # whose import isn't part of a cold start
-            importlib.import_module(package)
+        for module in target.runtime:  # whose import isn't part of a cold start
+            importlib.import_module(module)
         (inputs,) = read_arrays(request["inputs"])[:1]
         before, start = _memory("VmRSS"), time.perf_counter()
         self.runner = target.load(Path(request["directory"]), threads=request["threads"], setting=request["setting"])

@@ -1,7 +1,7 @@
 """Quantisation engines: from an ONNX file in float32 to one with QuantizeLinear and DequantizeLinear (Q/DQ).
 
 Each is a target, so it runs in a process of its own, and its files run in ONNX Runtime: in the setting ``default`` with
-all optimisations, which execute integer kernels, and in ``exact`` without, which round to 8 bits and compute in float32.
+all optimisations, which execute integer kernels; in ``exact`` without, which round to 8 bits and compute in float32.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Engine(Target):
     """A quantisation engine."""
 
     artifact = "model.onnx"
+    runtime = ("onnx", "onnxruntime")
     settings = ("default", EXACT)
     install = "pip install 'unbranch[deploy]'"
 
@@ -84,7 +85,7 @@ class OnnxRuntimeEngine(Engine):
     per_channel: ClassVar[bool] = True
     symmetric: ClassVar[bool] = False
 
-    def quantize(self, model: Any, calibration: Sequence[dict[str, Any]], source: Source) -> Any:
+    def quantize(self, model: Any, calibration: Sequence[dict[str, Any]], source: Source) -> Any:  # noqa: ARG002
         import onnx
         from onnxruntime import quantization
         from onnxruntime.quantization.shape_inference import quant_pre_process

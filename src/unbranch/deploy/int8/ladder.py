@@ -14,10 +14,10 @@ from torch import nn
 from unbranch.deploy.arrays import Calls, read_arrays, write_arrays
 from unbranch.deploy.environment import has_int8_instructions
 from unbranch.deploy.int8.engines import EXACT, Engine, NNCFEngine, default_engine
-from unbranch.deploy.int8.rung import Ladder, Rung, drop_of
+from unbranch.deploy.int8.rung import Ladder, Rung
 from unbranch.deploy.int8.symmetries import mend
 from unbranch.deploy.process import WorkerError, worker
-from unbranch.deploy.reference import Agreement, Reference, compare
+from unbranch.deploy.reference import Agreement, Reference, compare, drop_of
 from unbranch.deploy.samples import Samples
 from unbranch.deploy.signature import FlatNetwork
 from unbranch.deploy.source import write_source
@@ -76,9 +76,8 @@ def climb(
     for attempt in _attempts(plain, source, reference, settings, scratch):
         on_step(attempt.name)
         rungs.append(_measured(attempt, reference, scratch, threads))
-        if rungs[-1].drop is None or rungs[-1].drop <= settings.max_drop:
-            if rungs[-1].directory is not None:
-                break
+        if rungs[-1].directory is not None and (rungs[-1].drop or 0.0) <= settings.max_drop:
+            break
     return Ladder(tuple(rungs), settings.max_drop, settings.reduce_range)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from unbranch.deploy.reference import Agreement, Reference, accuracy
 from unbranch.deploy.targets import Source
 from unbranch.render import Block, Paragraph, Renderable, Table
 
@@ -48,6 +48,10 @@ class Rung:
     directory: Path | None = field(default=None, compare=False)
     source: Source | None = field(default=None, compare=False)
 
+    def finished(self) -> Rung:
+        """Return the rung without its files, which are temporary."""
+        return replace(self, directory=None, source=None)
+
 
 @dataclass(frozen=True)
 class Ladder(Renderable):
@@ -70,6 +74,10 @@ class Ladder(Renderable):
         good = [rung for rung in made if rung.drop is None or rung.drop <= self.max_drop]
         return next(iter(good), None) or min(made, key=lambda rung: rung.drop or 0.0, default=None)
 
+    def finished(self) -> Ladder:
+        """Return the ladder without its files, which are temporary."""
+        return replace(self, rungs=tuple(rung.finished() for rung in self.rungs))
+
     def blocks(self) -> Iterable[Block]:
         rows = [
             [r.name, r.engine, _share(r.accuracy), _share(r.same_class), _share(r.rms), _share(r.exact_rms), _points(r)]
@@ -88,12 +96,12 @@ class Ladder(Renderable):
             yield Paragraph(note)
 
 
-def drop_of(found: Agreement, reference: Reference) -> float | None:
-    """Return the loss of accuracy in percentage points; without labels, images with another class."""
-    before = accuracy(reference.classes(), reference.labels)
-    if before is not None and found.accuracy is not None:
-        return 100 * (before - found.accuracy)
-    return None if found.same_class is None else 100 * (1 - found.same_class)
+def read_ladder(values: dict[str, Any] | None) -> Ladder | None:
+    """Return a ladder from plain values, as JSON has them."""
+    if values is None:
+        return None
+    rungs = tuple(Rung(**{**rung, "notes": tuple(rung["notes"])}) for rung in values["rungs"])
+    return Ladder(rungs, values["max_drop"], values["reduce_range"])
 
 
 def _share(value: float | None) -> str:

@@ -18,16 +18,16 @@ def mend(plain: nn.Module, calibration: Samples) -> tuple[nn.Module | None, tupl
         The network, None if nothing was to be done; and what was done, for the user.
     """
     batches = list(calibration.batches(BATCH))
-    result, notes, changed = plain, [], False
+    network, notes = plain, []
     try:
-        dead = explain_dead_channels(result, batches)
-        if dead.report.columns:
-            result, changed = dead.apply(), True
-            notes.append(str(dead.report).splitlines()[0])
-        equal = explain_equalization(result, calibration.batch(1))
+        dead = explain_dead_channels(network, batches)
+        if any(layer.zeroed for layer in dead.report.layers):
+            network = dead.apply()
+            notes.append(f"{dead.report.summary}. {dead.report.guarantee}")
+        equal = explain_equalization(network, calibration.batch(1))
         if equal.report.layers:
-            result, changed = equal.apply(), True
-            notes.append(str(equal.report).splitlines()[0])
+            network = equal.apply()
+            notes.append(f"{equal.report.summary}; the function is the same for every input.")
     except UnbranchError as error:
-        notes.append(f"exact symmetries: {error}")
-    return (result if changed else None), tuple(notes)
+        notes.append(f"Exact symmetries failed: {error}")
+    return (None if network is plain else network), tuple(notes)

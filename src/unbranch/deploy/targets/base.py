@@ -82,20 +82,24 @@ class Target(ABC):
     Attributes:
         name: as in ``--to``.
         packages: modules that ``export`` and ``load`` import.
+        runtime: modules that are imported before a cold start is timed.
         install: command that installs them.
         artifact: name of the file that the runtime loads.
         needs_onnx: whether it converts from ONNX.
         static_batch: whether artifacts take the batch size of the export only, which is 1.
+        symmetric_activations: whether its 8-bit integers must be signed, with 0 for zero.
         settings: ways in which one artifact can run; all of them are checked and timed.
         precisions: those that it can write.
     """
 
     name: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
+    runtime: ClassVar[tuple[str, ...]] = ()
     install: ClassVar[str] = ""
     artifact: ClassVar[str]
     needs_onnx: ClassVar[bool] = False
     static_batch: ClassVar[bool] = False
+    symmetric_activations: ClassVar[bool] = False
     settings: ClassVar[tuple[str, ...]] = ("default",)
     precisions: ClassVar[tuple[Precision, ...]] = ("float32",)
 

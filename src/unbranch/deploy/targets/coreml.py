@@ -33,6 +33,7 @@ class CoreMLTarget(Target):
 
     name, artifact = "coreml", "model.mlpackage"
     packages, install = ("coremltools",), "pip install 'unbranch[coreml]'"
+    runtime = ("coremltools",)
     static_batch = True
     precisions: ClassVar[tuple[Precision, ...]] = ("float32", "float16")
 

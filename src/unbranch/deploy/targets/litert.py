@@ -34,6 +34,7 @@ class LiteRTTarget(Target):
 
     name, artifact = "litert", "model.tflite"
     packages, install = ("litert_torch", "ai_edge_litert"), "pip install litert-torch ai-edge-litert"
+    runtime = ("ai_edge_litert.interpreter",)
     static_batch = True
 
     def export(self, source: Source, directory: Path) -> None:

@@ -40,6 +40,7 @@ class MNNTarget(Target):
 
     name, artifact = "mnn", "model.mnn"
     packages, install = ("MNN", "onnx", "onnxscript"), "pip install 'unbranch[mnn]'"
+    runtime = ("MNN",)
     needs_onnx = True
     precisions: ClassVar[tuple[Precision, ...]] = ("float32", "float16")
 

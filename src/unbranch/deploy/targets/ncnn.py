@@ -49,6 +49,7 @@ class NcnnTarget(Target):
 
     name, artifact = "ncnn", "model.ncnn.param"
     packages, install = ("ncnn", "pnnx", "onnx", "onnxscript"), "pip install 'unbranch[ncnn]'"
+    runtime = ("ncnn",)
     needs_onnx = True
     static_batch = True
     precisions: ClassVar[tuple[Precision, ...]] = ("float32", "float16")

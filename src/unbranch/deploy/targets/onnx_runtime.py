@@ -38,6 +38,7 @@ class OnnxTarget(Target):
 
     name, artifact = "onnx", "model.onnx"
     packages, install = ("onnx", "onnxscript", "onnxruntime"), "pip install 'unbranch[onnx]'"
+    runtime = ("onnx", "onnxruntime")
     needs_onnx = True
     precisions: ClassVar[tuple[Precision, ...]] = ("float32", "int8")
 
@@ -53,7 +54,7 @@ class TensorRTTarget(Target):
 
     name, artifact = "tensorrt", "model.onnx"
     packages, install = ("onnx", "onnxscript"), "pip install 'unbranch[onnx]'"
-    needs_onnx = True
+    needs_onnx, symmetric_activations = True, True
     precisions: ClassVar[tuple[Precision, ...]] = ("float32", "int8")
 
     def unrunnable(self) -> str | None:

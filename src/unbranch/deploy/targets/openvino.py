@@ -29,6 +29,7 @@ class OpenVINOTarget(Target):
 
     name, artifact = "openvino", "model.xml"
     packages, install = ("openvino", "onnx", "onnxscript"), "pip install 'unbranch[deploy]'"
+    runtime = ("openvino",)
     needs_onnx = True
     precisions: ClassVar[tuple[Precision, ...]] = ("float32", "float16", "int8")
 
