@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbranch.deploy.onnx import LARGEST, quiet
 from unbranch.deploy.signature import FlatNetwork, Signature, TensorSpec
@@ -53,6 +53,28 @@ def write_source(network: FlatNetwork, directory: Path, *, onnx: bool = True, dy
     )  # fmt: skip
 
 
+def write_onnx_of(module: nn.Module, example: Tensor, signature: Signature, path: Path) -> str:
+    """Write a module of one tensor as an ONNX file with the dynamic axes of a signature.
+
+    Returns:
+        Why that isn't possible, or nothing.
+    """
+    dynamic = signature.inputs[0].dynamic
+    batch = torch.export.Dim("batch", min=1)
+    shape = {axis: torch.export.Dim.DYNAMIC if axis else batch for axis in dynamic}
+    several = example.repeat(2 if 0 in dynamic else 1, *[1] * (example.dim() - 1))
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(module, (several,), dynamic_shapes=(shape or None,))
+    except Exception as error:  # torch.export raises anything
+        return f"torch.export can't export this network: {type(error).__name__}: {_first_line(error)}"
+    return _write_onnx(program, (example,), signature, path)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+
+
 def _rows(network: FlatNetwork, one: Sequence[Tensor], axes: Sequence[tuple[int, ...]]) -> Any:
     return zip(network.signature.inputs, one, axes, strict=True)
 
@@ -87,8 +109,9 @@ def _exported(network: FlatNetwork, example: Sequence[Tensor], shapes: Any) -> t
         with quiet(), torch.no_grad():
             return torch.export.export(network, tuple(example), dynamic_shapes=None if shapes is None else (shapes,))
     except Exception as error:  # torch.export raises anything
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise InputError(f"torch.export can't export this network: {type(error).__name__}: {reason}") from error
+        raise InputError(
+            f"torch.export can't export this network: {type(error).__name__}: {_first_line(error)}"
+        ) from error
 
 
 def _write_onnx(
@@ -109,6 +132,5 @@ def _write_onnx(
             )  # fmt: skip
         onnx.checker.check_model(os.fspath(path))
     except Exception as error:  # the exporter raises anything
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        return f"torch can't export this network to ONNX: {type(error).__name__}: {reason}"
+        return f"torch can't export this network to ONNX: {type(error).__name__}: {_first_line(error)}"
     return ""
