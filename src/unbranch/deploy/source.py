@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from unbranch.deploy.targets.base import Source
 from unbranch.errors import InputError
 
 PROGRAM, ONNX = "model.pt2", "model.onnx"
+FIELDS = {
+    "static": {"static_program": PROGRAM, "static_onnx": ONNX}, "dynamic": {"program": PROGRAM, "onnx": ONNX},
+}  # fmt: skip
 
 
 def write_source(network: FlatNetwork, directory: Path, *, onnx: bool = True, dynamic_size: bool = False) -> Source:
@@ -51,6 +54,30 @@ def write_source(network: FlatNetwork, directory: Path, *, onnx: bool = True, dy
     return Source(
         dynamic / PROGRAM, static / PROGRAM, dynamic / ONNX, static / ONNX, signature, onnx_problem=problem
     )  # fmt: skip
+
+
+def rewrite_source(source: Source, state: Mapping[str, Tensor], directory: Path, example: Sequence[Tensor]) -> Source:
+    """Write the files of a source again with other values of its parameters and buffers.
+
+    Args:
+        source: for any batch size.
+        state: values by the names in the programs; those that aren't in it keep theirs.
+        directory: where the files go; it must exist.
+        example: inputs, for a batch of one.
+    """
+    written = replace(source, **{
+        field: directory / kind / name
+        for kind, names in FIELDS.items() for field, name in names.items()
+    })  # fmt: skip
+    for kind, (program, onnx) in FIELDS.items():
+        (directory / kind).mkdir()
+        exported = torch.export.load(getattr(source, program))
+        for name, value in exported.state_dict.items():
+            value.data.copy_(state.get(name, value))
+        torch.export.save(exported, getattr(written, program))
+        if problem := _write_onnx(exported, example, source.signature, getattr(written, onnx)):
+            return replace(written, onnx_problem=problem)
+    return written
 
 
 def write_onnx_of(module: nn.Module, example: Tensor, signature: Signature, path: Path) -> str:

@@ -117,6 +117,16 @@ class SymmetricEngine(OnnxRuntimeEngine):
     symmetric = True
 
 
+class TrainedEngine(Engine):
+    """Takes a file that quantisation-aware training has written as it is."""
+
+    name = "unbranch"
+    packages = ("onnx", "onnxruntime")
+
+    def quantize(self, model: Any, calibration: Sequence[dict[str, Any]], source: Source) -> Any:  # noqa: ARG002
+        return model
+
+
 class _Reader:
     """Calibration data in the form that ONNX Runtime takes."""
 

@@ -40,7 +40,14 @@ class Quantizer:
     def climb(
         self, plain: nn.Module, flat: FlatNetwork, source: Source, scratch: Path, threads: int, on_progress: OnProgress
     ) -> None:  # fmt: skip
-        """Quantise the network in one way after the other, until its accuracy is good enough."""
+        """Quantise the network in one way after the other, until its accuracy is good enough.
+
+        Raises:
+            InputError: if the network or the directory doesn't fit quantisation-aware training that is asked for.
+            TrainingInterrupted: if that training is interrupted, once a checkpoint is written.
+        """
+        if self.settings.qat is not None:
+            self.settings.qat.check(flat)
         size = BATCH if any(0 in spec.dynamic for spec in source.signature.inputs) else 1
         self._single = make_reference(flat, self.evaluation.calls, self.evaluation.labels, double=False)
         self._reference = self._single
@@ -54,7 +61,7 @@ class Quantizer:
             return
         self.ladder = climb(
             plain, source, self._reference, self.settings, folder, threads,
-            lambda name: on_progress(f"quantising: {name}", 0, 1),
+            lambda what, done, total: on_progress(f"quantising: {what}", done, total),
         )  # fmt: skip
 
     def artifact(self, target: Target, check: Check) -> Artifact:
