@@ -28,7 +28,7 @@ def eval_preprocessing(model: nn.Module, images: ImageStatistics | None = None) 
         images: channels, size if all have the same, mean and standard deviation of a data set.
     """
     made = library("torchvision.transforms", "vision")
-    channels, rows, columns = input_size(model)
+    _, rows, columns = input_size(model)
     known = getattr(model, "pretrained_cfg", None) or {}
     mean, std = statistics_for(model, images)
     crop = known.get("crop_pct") or CROP

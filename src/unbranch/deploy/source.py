@@ -17,9 +17,6 @@ from unbranch.deploy.targets.base import Source
 from unbranch.errors import InputError
 
 PROGRAM, ONNX = "model.pt2", "model.onnx"
-FIELDS = {
-    "static": {"static_program": PROGRAM, "static_onnx": ONNX}, "dynamic": {"program": PROGRAM, "onnx": ONNX},
-}  # fmt: skip
 
 
 def write_source(network: FlatNetwork, directory: Path, *, onnx: bool = True, dynamic_size: bool = False) -> Source:
@@ -65,19 +62,19 @@ def rewrite_source(source: Source, state: Mapping[str, Tensor], directory: Path,
         directory: where the files go; it must exist.
         example: inputs, for a batch of one.
     """
-    written = replace(source, **{
-        field: directory / kind / name
-        for kind, names in FIELDS.items() for field, name in names.items()
-    })  # fmt: skip
-    for kind, (program, onnx) in FIELDS.items():
-        (directory / kind).mkdir()
-        exported = torch.export.load(getattr(source, program))
+    static, dynamic = directory / "static", directory / "dynamic"
+    problem = ""
+    for folder, program in ((static, source.static_program), (dynamic, source.program)):
+        folder.mkdir()
+        exported = torch.export.load(program)
         for name, value in exported.state_dict.items():
             value.data.copy_(state.get(name, value))
-        torch.export.save(exported, getattr(written, program))
-        if problem := _write_onnx(exported, example, source.signature, getattr(written, onnx)):
-            return replace(written, onnx_problem=problem)
-    return written
+        torch.export.save(exported, folder / PROGRAM)
+        problem = problem or _write_onnx(exported, example, source.signature, folder / ONNX)
+    return replace(
+        source, program=dynamic / PROGRAM, static_program=static / PROGRAM, onnx=dynamic / ONNX,
+        static_onnx=static / ONNX, onnx_problem=problem,
+    )  # fmt: skip
 
 
 def write_onnx_of(module: nn.Module, example: Tensor, signature: Signature, path: Path) -> str:

@@ -106,7 +106,9 @@ def _trained(
     """Train the network of the best rung that has all layers in integers, and measure it."""
     begun, folder = time.perf_counter(), Path(mkdtemp(prefix="trained-", dir=scratch))
     epochs = run.training.recipe.schedule.epochs
-    rung = Rung(f"quantisation-aware training, {epochs} epoch{'s' if epochs > 1 else ''}", TrainedEngine.name, trained=True)
+    rung = Rung(
+        f"quantisation-aware training, {epochs} epoch{'s' if epochs > 1 else ''}", TrainedEngine.name, trained=True
+    )
     source = start.source
     assert source is not None
     try:

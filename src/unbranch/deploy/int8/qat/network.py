@@ -50,14 +50,16 @@ def fake_quantized(
     """
     inference = program.run_decompositions({})  # without writes in place, after which a quantised tensor is stale
     module = inference.module(check_guards=False)
-    graph = fx.GraphModule(module, module.graph)
+    graph = fx.GraphModule(module, module.graph).requires_grad_(True)
     placement = place(graph.graph)
     ranges = _ranges(graph, placement.activations, calls)
     for node in placement.activations:
         _insert(graph, node, f"{ACTIVATION}{node.name}", FakeQuantize.of_activations(*ranges[node], bits))
+    parameters = dict(graph.named_parameters())
     for node, axis in placement.weights.items():
-        weight = graph.get_parameter(str(node.target))
-        _insert(graph, node, f"{WEIGHT}{node.name}", FakeQuantize.of_weight(weight, axis, weight_bits))
+        weight = parameters.get(str(node.target))
+        if weight is not None:
+            _insert(graph, node, f"{WEIGHT}{node.name}", FakeQuantize.of_weight(weight, axis, weight_bits))
     graph.graph.lint()
     graph.recompile()
     return FakeQuantizedNetwork(graph, output)

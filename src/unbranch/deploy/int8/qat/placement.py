@@ -60,7 +60,7 @@ def place(graph: fx.Graph) -> Placement:
             found |= dict.fromkeys((*activations, _written(node)))
         elif node.target in AVERAGES:
             found |= dict.fromkeys((*_activations(node), node))
-    chosen = dict.fromkeys(map(_origin, found))
+    chosen = dict.fromkeys(map(origin, found))
     return Placement(tuple(node for node in chosen if _is_float(node) and _is_read(node)), weights)
 
 
@@ -75,7 +75,7 @@ def _written(node: fx.Node) -> fx.Node:
     return first if first is not None and others == [None] and first.target in CLAMPS else node
 
 
-def _origin(node: fx.Node) -> fx.Node:
+def origin(node: fx.Node) -> fx.Node:
     """Return the node whose numbers a tensor has, before operations that only move or choose them."""
     while node.target in MOVES and isinstance(node.args[0], fx.Node):
         node = node.args[0]

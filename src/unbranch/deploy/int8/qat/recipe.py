@@ -49,7 +49,7 @@ def training_data(source: Any, model: nn.Module, epochs: int, seed: int) -> Trai
         source = RunImages(Path(source).expanduser())
     if isinstance(source, RunImages):
         recipe, data = data_of_run(source)
-        return TrainingData(_continued(recipe, epochs, seed), data)
+        return TrainingData(_continued(recipe, data, epochs, seed), data)
     if not isinstance(source, str | Path):
         raise InputError(
             "`epochs` needs training images with labels: `data` must be the directory of a run, the name of a data "
@@ -59,22 +59,32 @@ def training_data(source: Any, model: nn.Module, epochs: int, seed: int) -> Trai
     return TrainingData(_usual(data, model, epochs, seed), data)
 
 
-def _continued(recipe: Any, epochs: int, seed: int) -> Any:
-    """Return the recipe of a run for its collapsed network: its data, augmentation and optimizer at a small rate.
+def _continued(recipe: Any, data: Any, epochs: int, seed: int) -> Any:
+    """Return the recipe of a run for its collapsed network: its augmentation and optimizer, at a small rate.
 
-    Weights aren't averaged, since that would take more steps than there are.
+    Images have the size of evaluation, for which the network is exported. Weights aren't averaged, since that would
+    take more steps than there are.
     """
-    from unbranch.train.settings import BlockSettings, Model, Schedule
+    from unbranch.train.settings import BlockSettings, Model, Schedule, Training
+    from unbranch.train.transforms import image_size
 
-    optimizer = replace(recipe.optimizer, lr=RATE * recipe.optimizer.lr, rules=(), layer_decay=None)
-    training = replace(
-        recipe.training, channels_last=False, compile=False, checkpointing=False, cheaper=None, sync_norm=False
-    )
+    size = recipe.evaluate.size or image_size(recipe, data)
+    batch = min(recipe.data.batch_size, max(2, len(data.train) // 2 * 2))
     return replace(
-        recipe, model=Model(name=recipe.model.name, num_classes=recipe.model.num_classes), optimizer=optimizer,
-        schedule=Schedule(name="cosine", epochs=epochs), loss=replace(recipe.loss, custom_l2=False), ema=None,
-        block=BlockSettings(), prune=None, training=training, seed=seed, about="", source="",
-    )  # fmt: skip
+        recipe,
+        about="",
+        source="",
+        model=Model(name=recipe.model.name, num_classes=recipe.model.num_classes),
+        data=replace(recipe.data, image_size=size, batch_size=batch),
+        optimizer=replace(recipe.optimizer, lr=RATE * recipe.optimizer.lr, rules=(), layer_decay=None),
+        schedule=Schedule(name="cosine", epochs=epochs),
+        loss=replace(recipe.loss, custom_l2=False),
+        ema=None,
+        block=BlockSettings(),
+        prune=None,
+        training=Training(accumulate=recipe.training.accumulate, log_every=recipe.training.log_every),
+        seed=seed,
+    )
 
 
 def _usual(data: Any, model: nn.Module, epochs: int, seed: int) -> Any:

@@ -34,8 +34,8 @@ class Trained:
 
 
 def train_quantized(
-    run: QatRun, identity: str, source: Source, calibration: Samples, folder: Path, on_step: Callable[[str, int, int], None],
-    *, weight_bits: int = 8,
+    run: QatRun, identity: str, source: Source, calibration: Samples, folder: Path,
+    on_step: Callable[[str, int, int], None], *, weight_bits: int = 8,
 ) -> Trained:  # fmt: skip
     """Train a network with 8-bit integers.
 

@@ -31,8 +31,8 @@ class QatRun:
     training: TrainingData
     directory: Path
 
-    def check(self, flat: FlatNetwork) -> int:
-        """Return which output of a network has the logits.
+    def check(self, flat: FlatNetwork) -> None:
+        """Check that a network can be trained on the images.
 
         Raises:
             InputError: if it isn't a classifier of one image into the classes of the data.
@@ -46,7 +46,6 @@ class QatRun:
             raise InputError("`epochs` needs a classifier: the network has no output (N, classes)")
         if (found := signature.outputs[index].shape[1]) < classes:
             raise InputError(f"`epochs` needs data of at most {found} classes, those of the network; got {classes}")
-        return index
 
     def claim(self, network: nn.Module, *details: Any) -> str:
         """Return the identity of the training of a network.
@@ -69,7 +68,9 @@ class QatRun:
             )
         return identity
 
-    def train(self, network: FakeQuantizedNetwork, identity: str, on_step: Callable[[str, int, int], None]) -> nn.Module:
+    def train(
+        self, network: FakeQuantizedNetwork, identity: str, on_step: Callable[[str, int, int], None]
+    ) -> nn.Module:
         """Return the network with trained weights and scales.
 
         Raises:
@@ -98,16 +99,19 @@ class QatRun:
 
 
 def finish_training(directory: Path, *, kept: bool) -> None:
-    """Remove the checkpoints of a training that is over, and its recipe and metrics, too, if it is of an earlier one.
+    """Remove the checkpoints of a training that is over; its recipe and metrics stay.
 
     Args:
         directory: of the run; anything else in its place isn't touched.
-        kept: whether this deployment has trained.
+        kept: whether this deployment has trained. If not, what an earlier one has left is removed, unless it was
+            interrupted.
     """
     if _started_by(directory) is None:
         return
     if not kept:
-        shutil.rmtree(directory, ignore_errors=True)
+        if not _is_interrupted(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+        return
     for path in [*directory.glob("checkpoints"), *directory.glob("tensorboard")]:
         shutil.rmtree(path, ignore_errors=True)
     for path in directory.glob("*.safetensors"):
