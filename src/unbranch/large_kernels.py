@@ -1,0 +1,279 @@
+"""Large depthwise convolutions on x86 CPUs, without the paths of oneDNN that are 10 to 40 times slower.
+
+oneDNN 3.12, in PyTorch 2.14, has kernels for depthwise convolutions and a general path (im2col and a product of matrices
+for each channel). It takes the general path
+
+* for outputs, if the padding of the width is more than 4 with AVX2 or 6 with AVX-512, or more than the output's width
+  (``jit_uni_dw_conv``). In channels_last, another kernel (``brdgmm_dw``) supports any padding, but no dilation. Without
+  padding there is no limit.
+* for gradients of kernels of more than 3×3 in any memory format, if the kernel isn't larger than the output.
+* for gradients of inputs, with dilation.
+
+So ``large_conv2d`` computes outputs in channels_last, or on an input that was padded before if there is dilation; and the
+gradient of a kernel as another depthwise convolution without padding: with input x, output gradient g, stride s and
+dilation d,
+
+    dW[c, i] = Σ_n Σ_t x[n, c, i·d + t·s] · g[n, c, t],
+
+a convolution of the images of a batch as channels, with kernel g, stride d and dilation s. Memory formats of input and
+output stay as PyTorch has them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from unbranch.grids import Amounts, Ints, as_tuple, is_depthwise, last_axis_first, padding_amounts
+
+SMALL = 7  # kernels that span at most 7×7 positions are always PyTorch's
+WIDEST_PADDING = {"AVX2": 4, "AVX512": 6}  # outputs that oneDNN's direct kernel computes at once
+AT_ONCE = 1 << 21  # numbers of padded input for which the gradient of a kernel is computed at once
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+# --- the layer ---------------------------------------------------------------------------------------
+
+
+class LargeConv2d(nn.Conv2d):
+    """An nn.Conv2d with a large depthwise kernel, which computes by ``large_conv2d``.
+
+    It is an nn.Conv2d to everything else: for ``torch.fx``, which decides by ``__module__`` what a layer is, in printed
+    networks and in recorded ones. It is pickled as an nn.Conv2d, so a file can be read without this package.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+            return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        else:  # noqa: RET505 - scripting compiles everything that follows a return
+            return large_conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if type(self) is not LargeConv2d:  # parametrizations make a class of their own
+            return super().__reduce_ex__(protocol)
+        return object.__new__, (nn.Conv2d,), vars(self)
+
+    def __copy__(self) -> LargeConv2d:
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LargeConv2d:
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
+
+LargeConv2d.__name__ = LargeConv2d.__qualname__ = nn.Conv2d.__name__
+LargeConv2d.__module__ = nn.Conv2d.__module__
+
+
+def accelerate_large_kernels(model: Model) -> Model:
+    """Speed up large depthwise convolutions on x86 CPUs, in place.
+
+    ``collapse`` and blocks with branches do this for their own convolutions; call it for other networks, and for
+    networks from pickles. It concerns every ``nn.Conv2d`` with one filter per channel and a kernel, with its dilation,
+    of more than 7×7 positions. Results differ from PyTorch's by rounding. Parameters and their names, memory formats,
+    exported and compiled networks, other data types than float32 and bfloat16, and other devices aren't affected.
+
+    Args:
+        model: any network.
+
+    Returns:
+        The model itself.
+
+    Example:
+        >>> conv = accelerate_large_kernels(nn.Conv2d(8, 8, 31, padding=15, groups=8))
+        >>> conv
+        Conv2d(8, 8, kernel_size=(31, 31), stride=(1, 1), padding=(15, 15), groups=8)
+        >>> conv(torch.zeros(1, 8, 6, 7)).shape
+        torch.Size([1, 8, 6, 7])
+    """
+    for module in model.modules():
+        if type(module) is nn.Conv2d and _is_large(module) and not vars(module).keys() & {"forward", "_conv_forward"}:
+            module.__class__ = LargeConv2d
+    return model
+
+
+def _is_large(conv: nn.Conv2d) -> bool:
+    spans = (d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
+    return is_depthwise(conv) and conv.padding_mode == "zeros" and max(spans) > SMALL
+
+
+# --- the function ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """Arguments of a depthwise convolution; ``amounts`` are the padding of height and width as numbers."""
+
+    stride: Ints
+    dilation: Ints
+    groups: int
+    amounts: Amounts
+
+    @property
+    def padding(self) -> Ints | None:
+        """Padding as an argument of a convolution, or None if it isn't symmetric."""
+        symmetric = all(before == after >= 0 for before, after in self.amounts)
+        return tuple(before for before, _ in self.amounts) if symmetric else None
+
+    @property
+    def dilated(self) -> bool:
+        return max(self.dilation) > 1
+
+
+@lru_cache(maxsize=1024)
+def _geometry(stride: Any, padding: Any, dilation: Any, groups: int, kernel: Ints) -> _Geometry:
+    steps = as_tuple(dilation, 2)
+    amounts = tuple(zip(*padding_amounts(padding, steps, kernel), strict=True))
+    return _Geometry(as_tuple(stride, 2), steps, groups, amounts)
+
+
+def large_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints | str, dilation: Ints, groups: int
+) -> Tensor:
+    """Compute ``F.conv2d`` of the same arguments, ``(B, C, H, W)`` to ``(B, C, H', W')``.
+
+    Anything but a depthwise convolution of plain float32 or bfloat16 tensors on an x86 CPU is ``F.conv2d`` itself, and so
+    is everything that is traced, compiled, exported or transformed by ``torch.func``.
+    """
+    if not _is_ours(x, weight, groups):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        with torch.autocast("cpu", enabled=False):
+            return large_conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if not x.dtype == weight.dtype == (x if bias is None else bias).dtype or x.dtype not in _dtypes():
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    geometry = _geometry(stride, padding, dilation, groups, tuple(weight.shape[2:]))
+    if torch.is_grad_enabled() and weight.requires_grad and not _has_tangent(x, weight, bias):
+        return cast(Tensor, _LargeConv2d.apply(x, weight, bias, geometry))
+    return _output(x, weight, bias, geometry)
+
+
+def _is_ours(x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether a convolution is depthwise, of plain tensors on an x86 CPU, and really computed."""
+    if torch.compiler.is_compiling() or not all(type(t) in (Tensor, nn.Parameter) for t in (x, weight)):
+        return False
+    return (
+        x.device.type == weight.device.type == "cpu"
+        and x.layout == weight.layout == torch.strided
+        and x.dim() == weight.dim() == 4
+        and x.shape[1] == weight.shape[0] == groups
+        and weight.shape[1] == 1
+        and x.numel() > 0
+        and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() in WIDEST_PADDING
+        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None  # type: ignore[attr-defined]
+    )
+
+
+@lru_cache(maxsize=1)
+def _dtypes() -> tuple[torch.dtype, ...]:
+    """Return the data types for which PyTorch uses oneDNN on this CPU, and the kernels are as described above."""
+    half = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return (torch.float32, torch.bfloat16) if half else (torch.float32,)
+
+
+def _has_tangent(*tensors: Tensor | None) -> bool:
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+class _LargeConv2d(torch.autograd.Function):
+    """``large_conv2d`` with a gradient of the kernel that is fast, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = geometry
+        return _output(x, weight, bias, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,), (x, weight), geometry = gradients, ctx.saved_tensors, ctx.geometry
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        return (
+            input_gradient(g, x, weight, geometry) if of_x else None,
+            kernel_gradient(g, x, weight, geometry) if of_weight else None,
+            g.sum((0, 2, 3)) if of_bias else None,
+            None,
+        )
+
+
+def _output(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    rest, padding = (geometry.dilation, geometry.groups), geometry.padding
+    direct, last = _has_direct_kernel(x, weight, geometry), _is_channels_last(x) or _is_channels_last(weight)
+    if padding is None or (geometry.dilated and not direct):
+        padded = F.pad(x, last_axis_first(geometry.amounts))
+        return F.conv2d(padded, weight, bias, geometry.stride, 0, *rest)
+    if direct or last:
+        return F.conv2d(x, weight, bias, geometry.stride, padding, *rest)
+    x = x.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, bias, geometry.stride, padding, *rest).contiguous()
+
+
+def _has_direct_kernel(x: Tensor, weight: Tensor, geometry: _Geometry) -> bool:
+    """Whether oneDNN has a depthwise kernel in the default memory format that can pad this much."""
+    (before, after), dilation = geometry.amounts[1], geometry.dilation[1]
+    width = (x.shape[3] + before + after - dilation * (weight.shape[3] - 1) - 1) // geometry.stride[1] + 1
+    return before <= min(WIDEST_PADDING[torch.backends.cpu.get_cpu_capability()], width)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether PyTorch considers a tensor to be in channels_last, also if it has one channel, as depthwise kernels."""
+    return x.stride(1) == 1
+
+
+def input_gradient(g: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
+    """Return the gradient of the input ``(B, C, H, W)`` from that of the output ``(B, C, H', W')``.
+
+    With stride 1 it is the convolution with the mirrored kernel, which is faster than oneDNN's own except with AVX2
+    and without dilation.
+    """
+    own, padding = geometry.dilated or torch.backends.cpu.get_cpu_capability() != "AVX2", geometry.padding
+    if padding is None or (own and max(geometry.stride) == 1):
+        spans = [d * (k - 1) for d, k in zip(geometry.dilation, weight.shape[2:], strict=True)]
+        amounts = tuple((s - lo, s - hi) for s, (lo, hi) in zip(spans, geometry.amounts, strict=True))
+        return _output(g, weight.flip((2, 3)), None, replace(geometry, amounts=amounts))
+    rest = (geometry.stride, padding, geometry.dilation, False, (0, 0), geometry.groups)
+    return cast(Tensor, torch.ops.aten.convolution_backward(g, x, weight, None, *rest, (True, False, False))[0])
+
+
+def kernel_gradient(g: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
+    """Return the gradient of the kernel ``(C, 1, kH, kW)`` from that of the output ``(B, C, H', W')``."""
+    padding = last_axis_first(geometry.amounts)
+    sides = [n + before + after for n, (before, after) in zip(x.shape[2:], geometry.amounts, strict=True)]
+    images = max(1, AT_ONCE // (x.shape[1] * math.prod(sides)))
+    rows: Sequence[Tensor] = [
+        _correlation(F.pad(part, padding), gradient, geometry)[..., : weight.shape[2], : weight.shape[3]].sum(0)
+        for part, gradient in zip(_float32(x).split(images), _float32(g).split(images), strict=True)
+    ]
+    return sum(rows[1:], rows[0])[:, None].to(weight.dtype)
+
+
+def _correlation(x: Tensor, g: Tensor, geometry: _Geometry) -> Tensor:
+    """Return the gradient of the kernel for each image, ``(B, C, ≥ kH, ≥ kW)``, from padded inputs."""
+    count, channels = x.shape[:2]
+    images = x.reshape(1, count * channels, *x.shape[2:])  # (1, B*C, H, W)
+    kernels = g.reshape(count * channels, 1, *g.shape[2:])  # (B*C, 1, H', W')
+    y = F.conv2d(images, kernels, None, geometry.dilation, 0, geometry.stride, count * channels)
+    return y.view(count, channels, *y.shape[2:])
+
+
+def _float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.bfloat16 else x
