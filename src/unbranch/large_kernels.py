@@ -1,7 +1,7 @@
 """Large depthwise convolutions on x86 CPUs, without the paths of oneDNN that are 10 to 40 times slower.
 
-oneDNN 3.12, in PyTorch 2.14, has kernels for depthwise convolutions and a general path (im2col and a product of matrices
-for each channel). It takes the general path
+oneDNN 3.12, in PyTorch 2.14, has kernels for depthwise convolutions and a general path (im2col and a product of
+matrices for each channel). It takes the general path
 
 * for outputs, if the padding of the width is more than 4 with AVX2 or 6 with AVX-512, or more than the output's width
   (``jit_uni_dw_conv``). In channels_last, another kernel (``brdgmm_dw``) supports any padding, but no dilation. Without
@@ -9,9 +9,9 @@ for each channel). It takes the general path
 * for gradients of kernels of more than 3×3 in any memory format, if the kernel isn't larger than the output.
 * for gradients of inputs, with dilation.
 
-So ``large_conv2d`` computes outputs in channels_last, or on an input that was padded before if there is dilation; and the
-gradient of a kernel as another depthwise convolution without padding: with input x, output gradient g, stride s and
-dilation d,
+So ``large_conv2d`` computes outputs in channels_last, or on an input that was padded before if there is dilation; and
+the gradient of a kernel as another depthwise convolution without padding: with input x, output gradient g, stride s
+and dilation d,
 
     dW[c, i] = Σ_n Σ_t x[n, c, i·d + t·s] · g[n, c, t],
 
@@ -53,7 +53,7 @@ class LargeConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.jit.is_scripting():  # type: ignore[no-untyped-call]
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         else:  # noqa: RET505 - scripting compiles everything that follows a return
             return large_conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -145,18 +145,17 @@ def large_conv2d(
 ) -> Tensor:
     """Compute ``F.conv2d`` of the same arguments, ``(B, C, H, W)`` to ``(B, C, H', W')``.
 
-    Anything but a depthwise convolution of plain float32 or bfloat16 tensors on an x86 CPU is ``F.conv2d`` itself, and so
-    is everything that is traced, compiled, exported or transformed by ``torch.func``.
+    Anything but a depthwise convolution of plain float32 or bfloat16 tensors on an x86 CPU is ``F.conv2d`` itself, and
+    so is everything that is traced, compiled, exported or transformed by ``torch.func``.
     """
-    if not _is_ours(x, weight, groups):
+    ours = _is_ours(x, weight, groups)
+    dtype = torch.get_autocast_dtype("cpu") if ours and torch.is_autocast_enabled("cpu") else None
+    if not ours or not _is_supported(x, weight, bias, dtype):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if dtype is not None:
         with torch.autocast("cpu", enabled=False):
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
             return large_conv2d(x, weight, bias, stride, padding, dilation, groups)
-    if not x.dtype == weight.dtype == (x if bias is None else bias).dtype or x.dtype not in _dtypes():
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     geometry = _geometry(stride, padding, dilation, groups, tuple(weight.shape[2:]))
     if torch.is_grad_enabled() and weight.requires_grad and not _has_tangent(x, weight, bias):
         return cast(Tensor, _LargeConv2d.apply(x, weight, bias, geometry))
@@ -164,7 +163,7 @@ def large_conv2d(
 
 
 def _is_ours(x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether a convolution is depthwise, of plain tensors on an x86 CPU, and really computed."""
+    """Whether a convolution is depthwise, of plain tensors on a CPU, and really computed."""
     if torch.compiler.is_compiling() or not all(type(t) in (Tensor, nn.Parameter) for t in (x, weight)):
         return False
     return (
@@ -174,24 +173,33 @@ def _is_ours(x: Tensor, weight: Tensor, groups: int) -> bool:
         and x.shape[1] == weight.shape[0] == groups
         and weight.shape[1] == 1
         and x.numel() > 0
-        and torch.backends.mkldnn.enabled
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability() in WIDEST_PADDING
-        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None  # type: ignore[attr-defined]
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
     )
 
 
-@lru_cache(maxsize=1)
-def _dtypes() -> tuple[torch.dtype, ...]:
-    """Return the data types for which PyTorch uses oneDNN on this CPU, and the kernels are as described above."""
-    half = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return (torch.float32, torch.bfloat16) if half else (torch.float32,)
+def _is_supported(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: torch.dtype | None) -> bool:
+    """Whether PyTorch computes in this data type by oneDNN, with kernels for this CPU that are as described above.
+
+    Args:
+        x, weight, bias: arguments of the convolution.
+        autocast: the data type to which they are cast before, or None.
+    """
+    given = {t.dtype for t in (x, weight, bias) if t is not None}
+    capability, mkldnn = torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn
+    if not mkldnn.enabled or not mkldnn.is_available() or capability not in WIDEST_PADDING:  # type: ignore[no-untyped-call]
+        return False
+    if not given <= {torch.float32, torch.bfloat16} or (autocast is None and len(given) > 1):
+        return False
+    dtype = autocast or x.dtype
+    half = dtype == torch.bfloat16 and capability == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or bool(half)
 
 
 def _has_tangent(*tensors: Tensor | None) -> bool:
-    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    given = (t for t in tensors if t is not None)
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in given)  # type: ignore[no-untyped-call]
 
 
 class _LargeConv2d(torch.autograd.Function):
@@ -261,7 +269,7 @@ def kernel_gradient(g: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -
     images = max(1, AT_ONCE // (x.shape[1] * math.prod(sides)))
     rows: Sequence[Tensor] = [
         _correlation(F.pad(part, padding), gradient, geometry)[..., : weight.shape[2], : weight.shape[3]].sum(0)
-        for part, gradient in zip(_float32(x).split(images), _float32(g).split(images), strict=True)
+        for part, gradient in zip(torch.split(_float32(x), images), torch.split(_float32(g), images), strict=True)
     ]
     return sum(rows[1:], rows[0])[:, None].to(weight.dtype)
 

@@ -122,7 +122,7 @@ class BranchedConv(nn.Module):
             self.kernel()  # raises if a branch isn't linear
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         accelerate_large_kernels(self)  # pickled as plain convolutions
 
     def __dir__(self) -> list[str]:  # torch.jit.trace reads all attributes
