@@ -38,6 +38,7 @@ from unbranch.grids import Amounts, Ints, as_tuple, is_depthwise, last_axis_firs
 SMALL = 7  # kernels that span at most 7×7 positions are always PyTorch's
 WIDEST_PADDING = {"AVX2": 4, "AVX512": 6}  # outputs that oneDNN's direct kernel computes at once
 AT_ONCE = 1 << 21  # numbers of padded input for which the gradient of a kernel is computed at once
+TRANSPOSED = 1 << 14  # numbers of an image from which on it is transposed as a matrix
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -232,7 +233,17 @@ def _output(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry)
     if direct or last:
         return F.conv2d(x, weight, bias, geometry.stride, padding, *rest)
     x = x.contiguous(memory_format=torch.channels_last)
-    return F.conv2d(x, weight, bias, geometry.stride, padding, *rest).contiguous()
+    return _contiguous(F.conv2d(x, weight, bias, geometry.stride, padding, *rest))
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    """Return ``x.contiguous()`` of images in channels_last, by PyTorch's faster transposition of matrices."""
+    if torch.is_grad_enabled() or x[0].numel() < TRANSPOSED:
+        return x.contiguous()
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for image, of in zip(y.flatten(2), x.permute(0, 2, 3, 1).flatten(1, 2), strict=True):  # (C, H*W), (H*W, C)
+        image.copy_(of.t())
+    return y
 
 
 def _has_direct_kernel(x: Tensor, weight: Tensor, geometry: _Geometry) -> bool:
