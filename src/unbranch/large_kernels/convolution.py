@@ -6,7 +6,7 @@ matrices for each channel). It takes the general path
 * for outputs, if the padding of the width is more than 4 with AVX2 or 6 with AVX-512, or more than the output's width
   (``jit_uni_dw_conv``). In channels_last, another kernel (``brdgmm_dw``) supports any padding, but no dilation. Without
   padding there is no limit.
-* for gradients of kernels of more than 3×3 in any memory format, if the kernel isn't larger than the output.
+* for gradients of kernels of more than 3×3 taps, or with dilation, in any memory format.
 * for gradients of inputs, with dilation.
 
 So ``large_conv2d`` computes outputs in channels_last, or on an input that was padded before if there is dilation; and
@@ -21,97 +21,21 @@ output stay as PyTorch has them.
 
 from __future__ import annotations
 
-import copy
+import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from unbranch.grids import Amounts, Ints, as_tuple, is_depthwise, last_axis_first, padding_amounts
+from unbranch.grids import Amounts, Ints, as_tuple, last_axis_first, padding_amounts
 
-SMALL = 7  # kernels that span at most 7×7 positions are always PyTorch's
-WIDEST_PADDING = {"AVX2": 4, "AVX512": 6}  # outputs that oneDNN's direct kernel computes at once
+WIDEST_PADDING = {"AVX2": 4, "AVX512": 6}  # outputs in a row that oneDNN's direct kernel computes at once
 AT_ONCE = 1 << 21  # numbers of padded input for which the gradient of a kernel is computed at once
 TRANSPOSED = 1 << 14  # numbers of an image from which on it is transposed as a matrix
-
-Model = TypeVar("Model", bound=nn.Module)
-
-
-# --- the layer ---------------------------------------------------------------------------------------
-
-
-class LargeConv2d(nn.Conv2d):
-    """An nn.Conv2d with a large depthwise kernel, which computes by ``large_conv2d``.
-
-    It is an nn.Conv2d to everything else: for ``torch.fx``, which decides by ``__module__`` what a layer is, in printed
-    networks and in recorded ones. It is pickled as an nn.Conv2d, so a file can be read without this package.
-    """
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        else:  # noqa: RET505 - scripting compiles everything that follows a return
-            return large_conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        if type(self) is not LargeConv2d:  # parametrizations make a class of their own
-            return super().__reduce_ex__(protocol)
-        return object.__new__, (nn.Conv2d,), vars(self)
-
-    def __copy__(self) -> LargeConv2d:
-        copied = type(self).__new__(type(self))
-        vars(copied).update(vars(self))
-        return copied
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LargeConv2d:
-        memo[id(self)] = copied = type(self).__new__(type(self))
-        vars(copied).update(copy.deepcopy(vars(self), memo))
-        return copied
-
-
-LargeConv2d.__name__ = LargeConv2d.__qualname__ = nn.Conv2d.__name__
-LargeConv2d.__module__ = nn.Conv2d.__module__
-
-
-def accelerate_large_kernels(model: Model) -> Model:
-    """Speed up large depthwise convolutions on x86 CPUs, in place.
-
-    ``collapse`` and blocks with branches do this for their own convolutions; call it for other networks, and for
-    networks from pickles. It concerns every ``nn.Conv2d`` with one filter per channel and a kernel, with its dilation,
-    of more than 7×7 positions. Results differ from PyTorch's by rounding. Parameters and their names, memory formats,
-    exported and compiled networks, other data types than float32 and bfloat16, and other devices aren't affected.
-
-    Args:
-        model: any network.
-
-    Returns:
-        The model itself.
-
-    Example:
-        >>> conv = accelerate_large_kernels(nn.Conv2d(8, 8, 31, padding=15, groups=8))
-        >>> conv
-        Conv2d(8, 8, kernel_size=(31, 31), stride=(1, 1), padding=(15, 15), groups=8)
-        >>> conv(torch.zeros(1, 8, 6, 7)).shape
-        torch.Size([1, 8, 6, 7])
-    """
-    for module in model.modules():
-        if type(module) is nn.Conv2d and _is_large(module) and not vars(module).keys() & {"forward", "_conv_forward"}:
-            module.__class__ = LargeConv2d
-    return model
-
-
-def _is_large(conv: nn.Conv2d) -> bool:
-    spans = (d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
-    return is_depthwise(conv) and conv.padding_mode == "zeros" and max(spans) > SMALL
-
-
-# --- the function ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -134,7 +58,7 @@ class _Geometry:
         return max(self.dilation) > 1
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def _geometry(stride: Any, padding: Any, dilation: Any, groups: int, kernel: Ints) -> _Geometry:
     steps = as_tuple(dilation, 2)
     amounts = tuple(zip(*padding_amounts(padding, steps, kernel), strict=True))
@@ -158,7 +82,8 @@ def large_conv2d(
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
             return large_conv2d(x, weight, bias, stride, padding, dilation, groups)
     geometry = _geometry(stride, padding, dilation, groups, tuple(weight.shape[2:]))
-    if torch.is_grad_enabled() and weight.requires_grad and not _has_tangent(x, weight, bias):
+    given = [t for t in (x, weight, bias) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given) and not _has_tangent(given):
         return cast(Tensor, _LargeConv2d.apply(x, weight, bias, geometry))
     return _output(x, weight, bias, geometry)
 
@@ -198,9 +123,8 @@ def _is_supported(x: Tensor, weight: Tensor, bias: Tensor | None, autocast: torc
     return dtype == torch.float32 or bool(half)
 
 
-def _has_tangent(*tensors: Tensor | None) -> bool:
-    given = (t for t in tensors if t is not None)
-    return any(forward_ad.unpack_dual(t).tangent is not None for t in given)  # type: ignore[no-untyped-call]
+def _has_tangent(tensors: list[Tensor]) -> bool:
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)  # type: ignore[no-untyped-call]
 
 
 class _LargeConv2d(torch.autograd.Function):
@@ -278,11 +202,9 @@ def kernel_gradient(g: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry) -
     padding = last_axis_first(geometry.amounts)
     sides = [n + before + after for n, (before, after) in zip(x.shape[2:], geometry.amounts, strict=True)]
     images = max(1, AT_ONCE // (x.shape[1] * math.prod(sides)))
-    rows: Sequence[Tensor] = [
-        _correlation(F.pad(part, padding), gradient, geometry)[..., : weight.shape[2], : weight.shape[3]].sum(0)
-        for part, gradient in zip(torch.split(_float32(x), images), torch.split(_float32(g), images), strict=True)
-    ]
-    return sum(rows[1:], rows[0])[:, None].to(weight.dtype)
+    parts = zip(torch.split(_float32(x), images), torch.split(_float32(g), images), strict=True)
+    sums = [_correlation(F.pad(part, padding), gradient, geometry).sum(0) for part, gradient in parts]
+    return functools.reduce(torch.add, sums)[:, None, : weight.shape[2], : weight.shape[3]].to(weight.dtype)
 
 
 def _correlation(x: Tensor, g: Tensor, geometry: _Geometry) -> Tensor:
@@ -291,7 +213,7 @@ def _correlation(x: Tensor, g: Tensor, geometry: _Geometry) -> Tensor:
     images = x.reshape(1, count * channels, *x.shape[2:])  # (1, B*C, H, W)
     kernels = g.reshape(count * channels, 1, *g.shape[2:])  # (B*C, 1, H', W')
     y = F.conv2d(images, kernels, None, geometry.dilation, 0, geometry.stride, count * channels)
-    return y.view(count, channels, *y.shape[2:])
+    return y.reshape(count, channels, *y.shape[2:])
 
 
 def _float32(x: Tensor) -> Tensor:
