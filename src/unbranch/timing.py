@@ -148,10 +148,12 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _in_format(network: nn.Module, formats: dict[int, torch.memory_format]) -> nn.Module:
-    for form in set(formats.values()):
-        network = network.to(memory_format=form)
+    """Convert kernels in place; ``nn.Module.to`` can't convert those of 2 and of 3 dimensions in one network."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = _tensor_in_format(tensor.data, formats)
     return network
 
 
 def _tensor_in_format(x: Any, formats: dict[int, torch.memory_format]) -> Any:
-    return x.contiguous(memory_format=formats[x.dim()]) if isinstance(x, Tensor) and x.dim() in formats else x
+    image = isinstance(x, Tensor) and x.dim() in formats
+    return x.to(x.device, memory_format=formats[x.dim()]) if image else x

@@ -90,16 +90,16 @@ def large_conv2d(
 
 def _is_ours(x: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether a convolution is depthwise, of plain tensors on a CPU, and really computed."""
-    if torch.compiler.is_compiling() or not all(type(t) in (Tensor, nn.Parameter) for t in (x, weight)):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
     return (
-        x.device.type == weight.device.type == "cpu"
+        all(type(t) in (Tensor, nn.Parameter) for t in (x, weight))
+        and x.device.type == weight.device.type == "cpu"
         and x.layout == weight.layout == torch.strided
         and x.dim() == weight.dim() == 4
         and x.shape[1] == weight.shape[0] == groups
         and weight.shape[1] == 1
         and x.numel() > 0
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
     )
