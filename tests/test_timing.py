@@ -60,7 +60,6 @@ def test_faster_memory_format_counts_whichever_is_given(given: torch.memory_form
     x = IMAGES.contiguous(memory_format=form)
     latency = compare_latency(last, default, (x, "more"), repeats=3, warmup=0)
     assert (latency.first_format, latency.second_format) == ("channels_last", "contiguous_format")
-    assert max(latency.first_ms, latency.second_ms) < 18
     assert [p.stride() for p in (*last.parameters(), *default.parameters())] == strides
     assert x.stride() == IMAGES.contiguous(memory_format=form).stride()
 

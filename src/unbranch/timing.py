@@ -121,30 +121,30 @@ def compare_latency(
 
 
 def _candidates(network: nn.Module, inputs: tuple[Any, ...]) -> Iterator[_Candidate]:
-    """Yield a network as it is, and a copy in the other memory format if it has kernels, the inputs, images."""
+    """Yield a network as it is, and a copy in the other memory format if it has kernels and the inputs are images."""
     kernels = [t for t in chain(network.parameters(), network.buffers()) if t.dim() in CHANNELS_LAST]
     images = [t for t in inputs if isinstance(t, Tensor) and t.dim() in CHANNELS_LAST]
     if not kernels or not images:
         yield _Candidate(network, inputs, CONTIGUOUS)
         return
+    default = dict.fromkeys(CHANNELS_LAST, torch.contiguous_format)
     last = str(CHANNELS_LAST[images[0].dim()]).removeprefix("torch.")
-    is_last = any(map(_is_channels_last, (*kernels, *images)))
-    yield _Candidate(network, inputs, last if is_last else CONTIGUOUS)
-    formats = dict.fromkeys(CHANNELS_LAST, torch.contiguous_format) if is_last else CHANNELS_LAST
+    forms = [(CONTIGUOUS, default), (last, CHANNELS_LAST)]
+    (own, formats), (other, other_formats) = forms[::-1] if any(map(_is_channels_last, kernels)) else forms
+    yield _Candidate(network, tuple(_tensor_in_format(t, formats) for t in inputs), own)
     try:
-        copied = _in_format(copy.deepcopy(network), formats)
-        other = _Candidate(
-            copied, tuple(_tensor_in_format(t, formats) for t in inputs), CONTIGUOUS if is_last else last
-        )
+        copied = _in_format(copy.deepcopy(network), other_formats)
+        candidate = _Candidate(copied, tuple(_tensor_in_format(t, other_formats) for t in inputs), other)
         with torch.inference_mode():
-            copied(*other.inputs)
-    except Exception:  # views that need the other format, or a network that can't be copied
+            copied(*candidate.inputs)
+    except Exception:  # views that need the network's own format, or a network that can't be copied
         return
-    yield other
+    yield candidate
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()]) and not x.is_contiguous()
+    dense = x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()])
+    return dense and x.stride(1) == 1 and x.shape[2:].numel() > 1  # otherwise it may be either
 
 
 def _in_format(network: nn.Module, formats: dict[int, torch.memory_format]) -> nn.Module:
