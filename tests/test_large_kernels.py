@@ -308,6 +308,7 @@ def test_large_layers(geometry: Any) -> None:
     assert accelerate_large_kernels(network) is network
     assert type(network[0][0]) is LargeConv2d
     assert accelerate_large_kernels(network) is network
+    assert type(accelerate_large_kernels(network, enabled=False)[0][0]) is nn.Conv2d
 
 
 # --- an nn.Conv2d to everything else --------------------------------------------------------------------

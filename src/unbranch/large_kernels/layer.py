@@ -50,7 +50,7 @@ LargeConv2d.__name__ = LargeConv2d.__qualname__ = nn.Conv2d.__name__
 LargeConv2d.__module__ = nn.Conv2d.__module__
 
 
-def accelerate_large_kernels(model: Model) -> Model:
+def accelerate_large_kernels(model: Model, enabled: bool = True) -> Model:
     """Speed up large depthwise convolutions on x86 CPUs, in place.
 
     ``collapse`` and blocks with branches do this for their own convolutions; call it for other networks, and for
@@ -60,6 +60,7 @@ def accelerate_large_kernels(model: Model) -> Model:
 
     Args:
         model: any network.
+        enabled: False makes them plain convolutions again, for tools that look for exactly ``nn.Conv2d``.
 
     Returns:
         The model itself.
@@ -72,11 +73,14 @@ def accelerate_large_kernels(model: Model) -> Model:
         torch.Size([1, 8, 6, 7])
     """
     for module in model.modules():
-        if type(module) is nn.Conv2d and _is_large(module) and not vars(module).keys() & {"forward", "_conv_forward"}:
+        if type(module) is LargeConv2d and not enabled:
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+        elif type(module) is nn.Conv2d and enabled and _is_large(module):
             module.__class__ = LargeConv2d
     return model
 
 
 def _is_large(conv: nn.Conv2d) -> bool:
     spans = (d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
-    return is_depthwise(conv) and conv.padding_mode == "zeros" and max(spans) > SMALL
+    own_forward = vars(conv).keys() & {"forward", "_conv_forward"}
+    return is_depthwise(conv) and conv.padding_mode == "zeros" and max(spans) > SMALL and not own_forward
