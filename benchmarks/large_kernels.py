@@ -2,9 +2,9 @@
 
     python -m benchmarks.large_kernels [layers] [training] [networks]
 
-Each row runs its variants in turns on one thread; cells are medians of the ratio to PyTorch's default memory format,
-whose milliseconds are in the first column. *Fourier* multiplies the transforms of input and kernel. The columns of ONNX
-Runtime and OpenVINO stay empty where they aren't installed.
+Each row runs its variants in turns on one thread; cells are medians of the ratio of CPU times to PyTorch's default
+memory format, whose milliseconds are in the first column. *Fourier* multiplies the transforms of input and kernel. The
+columns of ONNX Runtime and OpenVINO stay empty where they aren't installed.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def in_turns(calls: Calls) -> dict[str, tuple[float, float]]:
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     call()
-    return (time.perf_counter() - start) * 1e3
+    return (time.process_time() - start) * 1e3
 
 
 # --- what is compared -------------------------------------------------------------------------------------
