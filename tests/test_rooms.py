@@ -15,6 +15,7 @@ FLOORS = (
     ("deprecation", "render"),
     ("errors",),
     ("channels_last", "extras", "files", "grids", "timing"),
+    ("large_kernels",),
     ("provenance",),
     ("history",),
     ("algebra",),
