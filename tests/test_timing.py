@@ -94,7 +94,6 @@ def test_network_that_cannot_change_its_format_is_timed_as_it_is(kind: type[Pref
         (nn.Linear(6, 4), IMAGES, {"contiguous_format"}),
         (nn.ReLU(), IMAGES, {"contiguous_format"}),
     ],
-    ids=str,
 )
 def test_formats_that_are_timed(network: nn.Module, x: Tensor, names: set[str]) -> None:
     assert {candidate.form for candidate in _candidates(network, (x,))} == names
