@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -24,6 +25,11 @@ from unbranch.deploy.signature import Signature
 from unbranch.deploy.targets.base import Quantization, Runner, Source, Target
 
 Request = dict[str, Any]
+PRELOADED = (
+    "numpy",
+    "torch._export.serde.serialize",
+    "torch.export.pt2_archive._package",
+)  # what torch.export.load needs
 LINES, CHARACTERS = 4, 300  # of an error that are kept
 
 
@@ -177,6 +183,9 @@ def main() -> None:
     """Serve on stdin and stdout, or fork workers for a socket whose number is the argument."""
     disable_telemetry()
     if len(sys.argv) > 1:
+        for module in PRELOADED:
+            with suppress(ImportError):
+                importlib.import_module(module)
         with socket.socket(fileno=int(sys.argv[1])) as connection:
             serve_forks(connection)
         return
