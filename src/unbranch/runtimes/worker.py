@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from unbranch.deploy.arrays import read_arrays, write_arrays
-from unbranch.deploy.signature import Signature
-from unbranch.deploy.targets.base import Quantization, Runner, Source, Target
+from unbranch.runtimes.arrays import read_arrays, write_arrays
+from unbranch.runtimes.signature import Signature
+from unbranch.runtimes.targets.base import Quantization, Runner, Source, Target
 
 Request = dict[str, Any]
 LINES, CHARACTERS = 4, 300  # of an error that are kept
