@@ -7,14 +7,14 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from unbranch.deploy.arrays import Calls, read_arrays, write_arrays
 from unbranch.deploy.artifact import Artifact
-from unbranch.deploy.process import Worker, WorkerError, worker
 from unbranch.deploy.reference import AMPLIFIED, Agreement, Reference, compare, drop_of, make_reference
 from unbranch.deploy.samples import Samples
-from unbranch.deploy.signature import FlatNetwork
 from unbranch.deploy.store import UNVERIFIED, size_of
-from unbranch.deploy.targets import Precision, Source, Target
+from unbranch.runtimes.arrays import Calls, read_arrays, write_arrays
+from unbranch.runtimes.process import Worker, WorkerError, worker
+from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.targets import Precision, Source, Target
 
 SEVERAL = 4  # images in the call that isn't of one image
 

@@ -18,19 +18,19 @@ from unbranch.convert import explain
 from unbranch.deploy.artifact import Artifact
 from unbranch.deploy.benchmark import timed
 from unbranch.deploy.check import Check, checked, directory_name, make_check
-from unbranch.deploy.environment import environment
 from unbranch.deploy.int8.ladder import Int8Settings
 from unbranch.deploy.int8.quantizer import Quantizer
-from unbranch.deploy.measure import OnProgress
 from unbranch.deploy.reference import accuracy
 from unbranch.deploy.result import DeployResult
 from unbranch.deploy.samples import Call, Samples, load_samples
-from unbranch.deploy.signature import FlatNetwork
-from unbranch.deploy.source import write_source
 from unbranch.deploy.store import Store
-from unbranch.deploy.targets import Precision, Source, Target, find_targets
 from unbranch.errors import InputError
 from unbranch.provenance import provenance_of
+from unbranch.runtimes.environment import environment
+from unbranch.runtimes.measure import OnProgress
+from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.source import write_source
+from unbranch.runtimes.targets import Precision, Source, Target, find_targets
 from unbranch.weights import save
 
 IMAGES = 32  # on which artifacts are compared

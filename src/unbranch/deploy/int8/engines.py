@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from unbranch.deploy.arrays import read_arrays
 from unbranch.deploy.int8.rewrite import with_unsigned_activations
-from unbranch.deploy.targets.base import Runner, Source, Target
-from unbranch.deploy.targets.onnx_runtime import OnnxRuntimeRunner
+from unbranch.runtimes.arrays import read_arrays
+from unbranch.runtimes.targets.base import Runner, Source, Target
+from unbranch.runtimes.targets.onnx_runtime import OnnxRuntimeRunner
 
 EXACT = "exact"
 

@@ -20,9 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from unbranch.deploy.arrays import read_arrays, write_arrays
-from unbranch.deploy.signature import Signature
-from unbranch.deploy.targets.base import Quantization, Runner, Source, Target
+from unbranch.runtimes.arrays import read_arrays, write_arrays
+from unbranch.runtimes.signature import Signature
+from unbranch.runtimes.targets.base import Quantization, Runner, Source, Target
 
 Request = dict[str, Any]
 PRELOADED = (
