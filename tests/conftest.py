@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exempt imported modules and collected tests from garbage collection, which otherwise takes a tenth of the time."""
+    """Exempt imported modules and collected tests from garbage collection, which takes a tenth of the time."""
     gc.collect()
     gc.freeze()
 
