@@ -3,7 +3,7 @@
     python -m benchmarks.latency [NETWORK ...]
 
 Training form and collapsed form in turns, in PyTorch, ONNX Runtime and OpenVINO (whose column stays empty where it
-isn't installed), two threads each.
+isn't installed), two threads each. PyTorch's are in the faster memory format, marked by * where it is channels_last.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import unbranch as ub
 from benchmarks.peers import network_named
+from unbranch.deploy import Latency, compare_latency
 from unbranch.deploy.onnx import write_onnx
 from unbranch.display import console
 from unbranch.models import example_input
@@ -53,21 +54,21 @@ def in_pytorch(network: nn.Module, x: Tensor) -> Callable[[], Any]:
     return call
 
 
-def in_onnxruntime(path: Path, x: Tensor) -> Callable[[], Any]:
+def in_onnxruntime(path: Path, x: Tensor, threads: int = THREADS) -> Callable[[], Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     given = {session.get_inputs()[0].name: x.numpy()}
     return lambda: session.run(None, given)
 
 
-def in_openvino(path: Path, x: Tensor) -> Callable[[], Any]:
+def in_openvino(path: Path, x: Tensor, threads: int = THREADS) -> Callable[[], Any]:
     import openvino
 
-    options = {"INFERENCE_NUM_THREADS": THREADS, "INFERENCE_PRECISION_HINT": "f32"}
+    options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(path, "CPU", options)
     return lambda: compiled(x.numpy())
 
@@ -75,7 +76,7 @@ def in_openvino(path: Path, x: Tensor) -> Callable[[], Any]:
 def row(name: str) -> list[str]:
     network = network_named(name)
     plain, x = ub.collapse(network), example_input(network)
-    cells = [_cell(in_turns(in_pytorch(network, x), in_pytorch(plain, x)))]
+    cells = [_in_pytorch(compare_latency(network, plain, x, repeats=TURNS, warmup=WARMUP))]
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"{form}.onnx") for form in ("training", "collapsed")]
         for form, path in zip((network, plain), paths, strict=True):
@@ -88,6 +89,13 @@ def row(name: str) -> list[str]:
                 continue
             cells.append(_cell(in_turns(*calls)))
     return [name, *cells]
+
+
+def _in_pytorch(latency: Latency) -> str:
+    first, second = (
+        "" if form == "contiguous_format" else "*" for form in (latency.first_format, latency.second_format)
+    )
+    return f"{latency.first_ms:.1f}{first} → {latency.second_ms:.1f}{second} ({latency.ratio:.2f}×)"
 
 
 def _cell(measured: tuple[float, float, float]) -> str:

@@ -15,6 +15,7 @@ import typer
 import unbranch
 from unbranch.cli import app
 from unbranch.models import list_models
+from unbranch.runtimes.targets import find_targets
 from unbranch.train import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -193,8 +194,12 @@ def test_commands_are_accepted(page: Path, line: str) -> None:
         given = context.params
     if name in ("train", "recipes", "prune"):
         _check_settings(given)
-    if name not in ("demo", "models", "recipes", "train"):
+    if name == "deploy":
+        find_targets(given["to"])
+    if name not in ("demo", "models", "recipes", "train", "benchmark"):
         network = arguments[0]
+        if name == "deploy" and network.startswith("runs/"):  # the directory of a run
+            return
         assert re.search(r"[:.]", network) or list_models(network), network
 
 

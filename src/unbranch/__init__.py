@@ -39,6 +39,7 @@ from unbranch.errors import (
 )
 from unbranch.expansion import Expansion, ExpansionReport, expand, explain_expansion
 from unbranch.factory import create_model
+from unbranch.large_kernels import accelerate_large_kernels
 from unbranch.models import list_models
 from unbranch.weights import load, load_checkpoint, save, to_official
 
@@ -69,6 +70,7 @@ __all__ = [
     "UnsupportedError",
     "Verification",
     "__version__",
+    "accelerate_large_kernels",
     "blocks",
     "collapse",
     "create_model",

@@ -103,7 +103,7 @@ class DemoResult(Renderable):
             yield name, count(first), count(second), f"{first / second:.1f}×" if first and second else ""
         for size, latency in self.latency.items():
             name = f"latency, {size} image{'s' if size > 1 else ''}, {latency.threads} threads"
-            yield name, f"{latency.first_ms:.2f} ms", f"{latency.second_ms:.2f} ms", f"{latency.ratio:.1f}×"
+            yield name, *latency.cells(), f"{latency.ratio:.1f}×"
 
 
 @renamed_arguments(watch="on_progress")

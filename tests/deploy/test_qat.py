@@ -21,12 +21,12 @@ from unbranch.deploy.int8.qat.network import FakeQuantizedNetwork, fake_quantize
 from unbranch.deploy.int8.qat.onnx import write_qdq
 from unbranch.deploy.int8.qat.recipe import training_data
 from unbranch.deploy.samples import load_samples
-from unbranch.deploy.signature import FlatNetwork
-from unbranch.deploy.source import write_source
 from unbranch.deploy.store import MANIFEST
-from unbranch.deploy.targets import Source
 from unbranch.errors import InputError, TrainingInterrupted
 from unbranch.models import input_size
+from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.source import write_source
+from unbranch.runtimes.targets import Source
 
 pytest.importorskip("accelerate")
 onnx = pytest.importorskip("onnx")
@@ -203,7 +203,7 @@ def only_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _no_attempts(_: Any, __: Any, ___: Any, settings: Any, scratch: Path) -> Iterator[Any]:
-    from unbranch.deploy.arrays import write_arrays
+    from unbranch.runtimes.arrays import write_arrays
 
     write_arrays(scratch / "calibration.npz", [[v.numpy() for v in call] for call in settings.calibration.calls])
     yield from ()

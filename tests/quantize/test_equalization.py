@@ -29,7 +29,7 @@ from tests.quantize.networks import (
     with_activation,
     with_layer,
 )
-from unbranch.errors import InputError
+from unbranch.errors import InputError, UnsupportedError
 from unbranch.quantize import equalize, explain_equalization
 from unbranch.quantize.scales import read_scales, with_factors
 from unbranch.quantize.trials import Trials
@@ -52,12 +52,13 @@ def spread(network: nn.Module) -> nn.Module:
     return network
 
 
-def scaled_at_random(network: nn.Module, x: Any) -> tuple[str | None, set[str]]:
+def scaled_at_random(network: nn.Module, x: Any, *, power_of_two: bool = False) -> tuple[str | None, set[str]]:
     """How the network differs with random scales for everything that was read as free, and the scaled parameters."""
     trials = Trials(network, x if isinstance(x, tuple) else (x,))
     found = read_scales(trials, {})
     generator = torch.Generator().manual_seed(2)
     scales = torch.randn(len(found.roots), generator=generator, dtype=torch.float64).exp()
+    scales = scales.log2().round().exp2() if power_of_two else scales
     factors = found.factors(torch.where(found.free, scales, 1.0))
     return trials.differs(with_factors(network, factors, exact=True)), set(factors)
 
@@ -112,6 +113,57 @@ def test_random_programs_are_read(seed: int) -> None:
         assert reason is None
 
 
+def _recurrent(m: Any, x: Tensor) -> Tensor:
+    return m.b(m.l(m.a(x.flatten(2).transpose(1, 2)).relu())[0])
+
+
+def _attention(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x.flatten(2).transpose(1, 2))
+    return m.b(m.l(y, y, y)[0])
+
+
+OTHER: dict[str, Callable[[], nn.Module]] = {
+    "recurrent": lambda: Function(_recurrent, a=nn.Linear(3, 8), l=nn.LSTM(8, 8, batch_first=True), b=nn.Linear(8, 2)),
+    "attention": lambda: Function(
+        _attention, a=nn.Linear(3, 8), l=nn.MultiheadAttention(8, 2, batch_first=True), b=nn.Linear(8, 2)
+    ),
+    "weight norm": lambda: nn.Sequential(
+        conv(3, 8), nn.utils.parametrizations.weight_norm(conv(8, 8)), nn.ReLU(), conv(8, 8), conv(8, 2)
+    ),
+    "channels last": lambda: nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 2)).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+    "one layer": lambda: conv(3, 8),
+    "no layer": nn.ReLU,
+}  # fmt: skip
+
+
+@rows(OTHER)
+def test_other_networks_are_read(make: Callable[[], nn.Module]) -> None:
+    assert scaled_at_random(topology(make), X)[0] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    network = spread(topology(TOPOLOGIES["residual"])).to(dtype)
+    equalization = explain_equalization(network, X.to(dtype))
+    assert equalization.report.layers
+    assert {p.dtype for p in equalization.apply().parameters()} == {dtype}
+
+
+def test_images_without_a_batch_are_read() -> None:
+    assert scaled_at_random(topology(TOPOLOGIES["residual"]), X[0])[0] is None
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "network",
+    [lambda: torch.jit.trace(conv(3, 8).eval(), X), lambda: conv(3, 8).to("meta")],
+    ids=["ScriptModule", "meta"],
+)
+def test_networks_whose_weights_cannot_change_are_errors(network: Callable[[], nn.Module]) -> None:
+    with pytest.raises(UnsupportedError):
+        equalize(network(), X)
+
+
 # What is made of it
 
 
@@ -133,6 +185,25 @@ def test_result_is_equal_and_its_ranges_are_better(make: Callable[[], nn.Module]
             assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
     assert str(report)
     assert report.to_dict()["sizes"]
+
+
+@settings(max_examples=settings.default.max_examples // 4)
+@given(st.integers(0, 10**6))
+def test_random_programs_are_equalised_exactly(seed: int) -> None:
+    program = spread(randomised(random_program(seed), seed))
+    state = copy.deepcopy(program.state_dict())
+    x = torch.randn(2, 4, 13, 15, dtype=torch.float64)
+    equalization = explain_equalization(program, x)
+    assert not [s for s in equalization.report.skipped if "differs" in s.reason]
+    with torch.no_grad():
+        for ours, theirs in zip(equalization.apply()(x.clone()), program(x.clone()), strict=True):
+            assert (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max().clamp_min(1e-30)
+    assert all(torch.equal(state[name], tensor) for name, tensor in program.state_dict().items())
+
+
+def test_twice_changes_nothing_more() -> None:
+    network = equalize(spread(topology(TOPOLOGIES["residual"])), X)
+    assert not explain_equalization(network, X).report.layers
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -255,27 +326,36 @@ def _timm(name: str) -> Callable[[], nn.Module]:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "resnet18": _torchvision("resnet18"),
     "mobilenet_v2": _torchvision("mobilenet_v2"),
-    "shufflenet": _torchvision("shufflenet_v2_x0_5"),
+    "resnet18": _torchvision("resnet18"),
     "repghost": _timm("repghostnet_050"),
     "mobileone": _timm("mobileone_s0"),
-    "repvgg": _timm("repvgg_a0"),
     "zoo": lambda: ub.create_model("resnet8_cifar", block="repvgg", num_classes=10),
+    "repvgg": _timm("repvgg_a0"),
     "convnext": _timm("convnext_atto"),
+    "detector": lambda: __import__("torchvision").models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None
+    ),
     "vit": _timm("test_vit"),
+    "shufflenet": _torchvision("shufflenet_v2_x0_5"),
 }
 
 
+def _input(network: Any) -> Any:
+    if hasattr(network, "roi_heads") or hasattr(network, "anchor_generator"):
+        return ([torch.rand(3, 320, 320)],)
+    size = network.default_cfg["input_size"] if getattr(network, "pos_embed", None) is not None else (3, 64, 64)
+    return torch.randn(1, *size)
+
+
 @pytest.mark.slow
+@pytest.mark.sweep(4)
 @rows(NETWORKS)
 def test_networks_of_libraries(make: Callable[[], nn.Module]) -> None:
-    x = torch.randn(1, 3, 64, 64)
-    network: Any = make()
-    size = getattr(network, "default_cfg", {}).get("input_size", (3, 64, 64))
-    x = x if not getattr(network, "pos_embed", None) is not None else torch.randn(1, *size)
+    network = make()
+    x = _input(network)
     plain = ub.collapse(randomised(network, 0).eval(), x)
-    reason, scaled = scaled_at_random(plain, x)
+    reason, scaled = scaled_at_random(plain, x, power_of_two=True)  # a detector selects boxes, whose scores may tie
     assert reason is None
     assert scaled
     report = explain_equalization(plain, x).report

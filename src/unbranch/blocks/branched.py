@@ -24,6 +24,7 @@ from unbranch.blocks.spec import ConvSpec, resolve_padding
 from unbranch.deprecation import RenamedAttribute, renamed_names, warn_deprecated
 from unbranch.errors import InputError
 from unbranch.grids import CONV_FUNCTIONS, CONV_LAYERS, per_axis
+from unbranch.large_kernels import accelerate_large_kernels, large_conv2d
 
 INITIALISATIONS = ("single", "zero", "identity")
 """Named ways to initialise a block, see ``initialise``."""
@@ -120,6 +121,10 @@ class BranchedConv(nn.Module):
         if online:
             self.kernel()  # raises if a branch isn't linear
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        accelerate_large_kernels(self)  # pickled as plain convolutions
+
     def __dir__(self) -> list[str]:  # torch.jit.trace reads all attributes
         return [name for name in super().__dir__() if name != "main"]  # type: ignore[no-untyped-call]
 
@@ -147,7 +152,7 @@ class BranchedConv(nn.Module):
         branches = [self.get_submodule(name) for name in names]
         if self.online is not None:
             spec = self.online
-            conv = CONV_FUNCTIONS[self.ndim]
+            conv = large_conv2d if self.ndim == 2 else CONV_FUNCTIONS[self.ndim]
             return conv(x, self.kernel(), None, spec.stride, spec.padding, spec.dilation, spec.groups)
         if self.fused_in_training and self.training:
             return fused_sum(branches, x, self.groups)

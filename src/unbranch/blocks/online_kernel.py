@@ -30,6 +30,7 @@ from unbranch.grids import (
     ndim_of,
     padding_amounts,
 )
+from unbranch.large_kernels import LargeConv2d
 
 Step: TypeAlias = tuple[Any, ...]
 """``(kind, number of tensors, *geometry)`` of a layer."""
@@ -107,7 +108,7 @@ def _steps(layer: nn.Module) -> _Steps:
 @singledispatch
 def _steps_of(layer: Any) -> _Steps:
     """Return the steps of a layer, each followed by its tensors."""
-    if type(layer) in CONV_LAYERS.values():
+    if type(layer) in (*CONV_LAYERS.values(), LargeConv2d):
         if layer.bias is not None or layer.padding_mode != "zeros":
             raise InputError(f"a {type(layer).__name__} must have no bias, and zero padding")
         before, after = padding_amounts(layer.padding, layer.dilation, layer.kernel_size)

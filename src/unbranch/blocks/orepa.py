@@ -37,6 +37,7 @@ from unbranch.blocks.parts import Device, Size
 from unbranch.blocks.spec import ConvSpec, NamedModules
 from unbranch.errors import InputError
 from unbranch.grids import CONV_LAYERS
+from unbranch.large_kernels import LargeConv2d
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -153,7 +154,7 @@ def _start(block: OREPA, init: float | str | None) -> None:
         branch = block.get_submodule(name)
         kept = init == "identity" and name == block.main_branch
         for layer in branch.modules():
-            if type(layer) in CONV_LAYERS.values() and not kept:
+            if type(layer) in (*CONV_LAYERS.values(), LargeConv2d) and not kept:
                 nn.init.kaiming_uniform_(cast(Any, layer).weight)
         for scale in closing_norm(branch) if init is None else ():
             nn.init.constant_(cast(Scale, scale).weight, SCALES[name])

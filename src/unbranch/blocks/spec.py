@@ -25,6 +25,7 @@ from unbranch.grids import (
     per_axis,
     same_padding,
 )
+from unbranch.large_kernels import accelerate_large_kernels
 
 NamedModules: TypeAlias = OrderedDict[str, nn.Module]
 """Layers by name, as nn.Sequential takes them."""
@@ -170,10 +171,11 @@ class ConvSpec:
             strided: whether it has the stride and dilation of the full convolution, else both are 1.
         """
         one = (1,) * self.ndim
-        return CONV_LAYERS[self.ndim](
+        conv = CONV_LAYERS[self.ndim](
             in_channels, out_channels, shape, self.stride if strided else one, padding or (0,) * self.ndim,
             self.dilation if strided else one, self.groups, bias=False, device=self.device, dtype=self.dtype,
         )  # fmt: skip
+        return accelerate_large_kernels(conv)
 
     # --- branches
 

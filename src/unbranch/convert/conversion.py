@@ -18,6 +18,7 @@ from unbranch.errors import UnsupportedError
 from unbranch.graph.eval_view import deep_copied, unwrap_model
 from unbranch.graph.global_state import without_side_effects
 from unbranch.graph.outside import restore_outside
+from unbranch.large_kernels import accelerate_large_kernels
 
 
 class Conversion:
@@ -114,7 +115,7 @@ def explain(model: nn.Module, example_input: Any = None) -> Conversion:
         report = attempt.report(plain, inputs)
         vars(plain)["collapse_report"] = report  # deprecated; whatever its class does with attributes
         record_collapse(network, plain, report, inputs)
-        return Conversion(report, plain)
+        return Conversion(report, accelerate_large_kernels(plain))
 
 
 def _readable(model: nn.Module) -> nn.Module:

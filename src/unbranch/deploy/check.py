@@ -7,12 +7,16 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from unbranch.deploy.arrays import Calls, read_arrays, write_arrays
 from unbranch.deploy.artifact import Artifact
-from unbranch.deploy.process import Worker, WorkerError, worker
-from unbranch.deploy.reference import AMPLIFIED, Agreement, Reference, compare, drop_of
+from unbranch.deploy.reference import AMPLIFIED, Agreement, Reference, compare, drop_of, make_reference
+from unbranch.deploy.samples import Samples
 from unbranch.deploy.store import UNVERIFIED, size_of
-from unbranch.deploy.targets import Precision, Source, Target
+from unbranch.runtimes.arrays import Calls, read_arrays, write_arrays
+from unbranch.runtimes.process import Worker, WorkerError, worker
+from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.targets import Precision, Source, Target
+
+SEVERAL = 4  # images in the call that isn't of one image
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,15 @@ class Check:
         if self.max_drop is not None:
             return {"several": self.several}
         return {"single": self.single, "several": self.several}
+
+
+def make_check(network: FlatNetwork, samples: Samples, scratch: Path, threads: int) -> Check:
+    """Return what artifacts of a network are compared with, and an empty staging directory for them."""
+    staged = scratch / "staged"
+    staged.mkdir()
+    single = make_reference(network, samples.calls, samples.labels)
+    several = make_reference(network, [samples.batch(min(SEVERAL, len(samples)))], None)
+    return Check(single, several, scratch, staged, threads)
 
 
 def directory_name(target: Target, precision: Precision) -> str:

@@ -17,28 +17,27 @@ from torch import nn
 from unbranch.convert import explain
 from unbranch.deploy.artifact import Artifact
 from unbranch.deploy.benchmark import timed
-from unbranch.deploy.check import Check, checked, directory_name
-from unbranch.deploy.environment import environment
+from unbranch.deploy.check import Check, checked, directory_name, make_check
 from unbranch.deploy.int8.ladder import Int8Settings
 from unbranch.deploy.int8.qat.recipe import training_data
 from unbranch.deploy.int8.qat.training import DIRECTORY, QatRun, finish_training
 from unbranch.deploy.int8.quantizer import Quantizer
-from unbranch.deploy.measure import OnProgress
-from unbranch.deploy.reference import accuracy, make_reference
+from unbranch.deploy.reference import accuracy
 from unbranch.deploy.result import DeployResult
 from unbranch.deploy.samples import Call, Samples, load_samples
-from unbranch.deploy.signature import FlatNetwork
-from unbranch.deploy.source import write_source
 from unbranch.deploy.store import Store
-from unbranch.deploy.targets import Precision, Source, Target, find_targets
 from unbranch.errors import InputError
 from unbranch.provenance import provenance_of
+from unbranch.runtimes.environment import environment
+from unbranch.runtimes.measure import OnProgress
+from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.source import write_source
+from unbranch.runtimes.targets import Precision, Source, Target, find_targets
 from unbranch.weights import save
 
 IMAGES = 32  # on which artifacts are compared
 CALIBRATION, EVALUATION = 300, 1000  # images for quantising
 CPUS = ("this", "vnni", "avx2")
-SECOND_BATCH = 4
 WEIGHTS = "model.safetensors"
 
 
@@ -127,7 +126,7 @@ def deploy(
     plain, flat = _collapsed(model, samples.batch(1))
     with _scratch(store) as scratch:
         on_progress("computing the reference in float64", 0, 1)
-        check = _check(flat, samples, scratch, threads)
+        check = make_check(flat, samples, scratch, threads)
         onnx = any(target.needs_onnx and target.unavailable() is None for target in targets)
         source = write_source(flat, scratch, onnx=onnx, dynamic_size=dynamic_size)
         if quantizer is not None:
@@ -167,14 +166,6 @@ def _scratch(store: Store) -> Iterator[Path]:
             yield Path(path)
     except OSError as error:
         raise InputError(f"can't write to {store.directory}: {error.strerror or error}") from error
-
-
-def _check(flat: FlatNetwork, samples: Samples, scratch: Path, threads: int) -> Check:
-    staged = scratch / "staged"
-    staged.mkdir()
-    single = make_reference(flat, samples.calls, samples.labels)
-    several = make_reference(flat, [samples.batch(min(SECOND_BATCH, len(samples)))], None)
-    return Check(single, several, scratch, staged, threads)
 
 
 def _result(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from unbranch.convert.prove.inputs import input_error
+from unbranch.convert.rewrite.rewrite import copied
 from unbranch.errors import InputError
-from unbranch.graph.eval_view import deep_copied
 from unbranch.graph.guard import RandomDrawError
 from unbranch.graph.probe import Arguments
 from unbranch.graph.running import Runner
@@ -68,20 +68,40 @@ class LayerInputs:
         largest: the largest absolute value of each input channel, ``(I,)``.
         squares: sum of the squares of each input channel, ``(I,)``.
         points: numbers in each channel.
-        lowest, highest: of all inputs.
+        lowest, highest: of each input channel, ``(I,)``.
+        sums, output_squares: sum of each output channel and of its squares, ``(O,)``.
+        output_points: numbers in each output channel.
     """
 
     layer: LayerCall
     largest: Tensor
     squares: Tensor
     points: int
-    lowest: float
-    highest: float
+    lowest: Tensor
+    highest: Tensor
+    sums: Tensor
+    output_squares: Tensor
+    output_points: int
 
     @property
     def power(self) -> Tensor:
         """The mean square of each input channel, ``(I,)``."""
         return self.squares / max(1, self.points)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each output channel, ``(O,)``, at least a thousandth of its mean square."""
+        square = self.output_squares / max(1, self.output_points)
+        return torch.maximum(square - (self.sums / max(1, self.output_points)).square(), 1e-3 * square)
+
+    def with_earlier(self, other: LayerInputs) -> LayerInputs:
+        """Return what both calls show."""
+        return LayerInputs(
+            self.layer, torch.maximum(self.largest, other.largest), self.squares + other.squares,
+            self.points + other.points, torch.minimum(self.lowest, other.lowest),
+            torch.maximum(self.highest, other.highest), self.sums + other.sums,
+            self.output_squares + other.output_squares, self.output_points + other.output_points,
+        )  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -110,26 +130,28 @@ class InputMode(CallMode):  # type: ignore[no-untyped-call]
         """Record the input of a layer, or that something else reads a parameter."""
         layer = layer_call(self, call)
         if layer is not None:
-            self._record(layer)
+            self._record(layer, call.result)
         elif not call.is_view:
             owners = map(self.owner_of, tensors_in((call.args, call.kwargs)))
             self.found.elsewhere |= {owner.name for owner in owners if owner is not None}
 
-    def _record(self, layer: LayerCall) -> None:
+    def _record(self, layer: LayerCall, output: Tensor) -> None:
         name, bias = layer.stored.name, layer.stored_bias
         self.found.biases.setdefault("" if bias is None else bias.name, set()).add(name)
-        x = layer.x.detach().movedim(layer.axis, 0).flatten(1).double()
-        largest, squares = x.abs().amax(1), x.square().sum(1)
-        one = LayerInputs(layer, largest, squares, x.shape[1], float(x.min()), float(x.max()))
+        one = _one_call(layer, output)
         known = self.found.layers.get(name)
-        if known is not None:
-            if known.largest.shape != largest.shape:
-                self.found.elsewhere.add(name)
-                return
-            one.largest, one.squares = torch.maximum(known.largest, largest), known.squares + squares
-            one.points += known.points
-            one.lowest, one.highest = min(known.lowest, one.lowest), max(known.highest, one.highest)
-        self.found.layers[name] = one
+        if known is not None and known.largest.shape != one.largest.shape:
+            self.found.elsewhere.add(name)
+            return
+        self.found.layers[name] = one if known is None else one.with_earlier(known)
+
+
+def _one_call(layer: LayerCall, output: Tensor) -> LayerInputs:
+    x, y = (t.detach().movedim(layer.axis, 0).flatten(1).double() for t in (layer.x, output))
+    return LayerInputs(
+        layer, x.abs().amax(1).cpu(), x.square().sum(1).cpu(), x.shape[1], x.amin(1).cpu(), x.amax(1).cpu(),
+        y.sum(1).cpu(), y.square().sum(1).cpu(), y.shape[1],
+    )  # fmt: skip
 
 
 def observe_inputs(network: nn.Module, batches: list[Batch]) -> Inputs:
@@ -139,7 +161,7 @@ def observe_inputs(network: nn.Module, batches: list[Batch]) -> Inputs:
         InputError: if it doesn't run on a batch.
     """
     try:
-        wide = deep_copied(network, {}).double()
+        wide = copied(network, {}).double()
         return _observed(wide, [tree_map(_wide, batch) for batch in batches])
     except Exception:  # it makes tensors in the dtype that it has
         return _observed(network, batches)

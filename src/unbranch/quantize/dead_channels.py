@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.convert.faults import as_errors
+from unbranch.convert.rewrite.rewrite import copied
 from unbranch.errors import DifferenceError, InputError
-from unbranch.graph.eval_view import deep_copied, unwrap_model
 from unbranch.graph.global_state import without_side_effects
 from unbranch.provenance import record_report
 from unbranch.quantize.calibration import Batch, Inputs, LayerInputs, arguments, batches_of, image_count, observe_inputs
@@ -24,7 +24,7 @@ from unbranch.quantize.constants import Constants, read_constants
 from unbranch.quantize.norms import suspicious_norms
 from unbranch.quantize.report import DeadChannelsReport, DeadColumns
 from unbranch.quantize.scales import with_tensors
-from unbranch.quantize.trials import Trials
+from unbranch.quantize.trials import Trials, readable
 
 ZERO_DEAD = "zero_dead_weights"  # kind of the report
 Columns = Literal["harmful", "all"]
@@ -59,7 +59,7 @@ class DeadChannels:
 
     def apply(self) -> nn.Module:
         """Return the changed network, with the weights of the time of the analysis; a new one each time."""
-        return deep_copied(self._network, {})
+        return copied(self._network, {})
 
     def __str__(self) -> str:
         return str(self.report)
@@ -115,14 +115,14 @@ def explain_dead_channels(
         raise InputError(f"`columns` must be 'harmful' or 'all', got {columns!r}")
     if not factor >= 1:
         raise InputError(f"`factor` must be a number ≥ 1, got {factor!r}")
-    network = unwrap_model(model)
+    network = readable(model)
     batches = batches_of(network, data)
     with as_errors(), without_side_effects(network):
         try:
             trials = Trials(network, batches[0])
         except DifferenceError as error:
             report = DeadChannelsReport((), suspicious_norms(network), {}, image_count(batches), refusal=str(error))
-            return _finished(report, deep_copied(network, {}))
+            return _finished(report, copied(network, {}))
         inputs = observe_inputs(network, batches)
         return _Search(trials, batches, inputs, columns == "all", factor).run()
 
@@ -145,7 +145,7 @@ class _Search:
         """Find columns by law and by data, prove both, and return the result."""
         network = self.trials.network
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        self.weights = {n: tensors[n].detach().double() for n in self.inputs.layers if n in tensors}
+        self.weights = {n: tensors[n].detach().double().cpu() for n in self.inputs.layers if n in tensors}
         self.tensors = tensors
         for name in sorted(self.inputs.elsewhere & self.weights.keys()):
             self.skipped[name] = _SHARED
@@ -193,7 +193,7 @@ class _Search:
             found = found.only_zeros()
         if bool(found.other.any()) and found.bias is not None:
             added = (weight * layer.by_input(found.value)).flatten(1).sum(1)
-            changes[found.bias] = self.tensors[found.bias].detach().double() + added
+            changes[found.bias] = self.tensors[found.bias].detach().double().cpu() + added
         changes[name] = weight * layer.by_input((~found.constant).double())
         return found
 

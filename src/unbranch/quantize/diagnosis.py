@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from unbranch.convert.faults import as_errors
 from unbranch.errors import InputError
-from unbranch.graph.eval_view import unwrap_model
 from unbranch.graph.global_state import without_side_effects
 from unbranch.graph.running import Runner
 from unbranch.quantize.calibration import Batch, Inputs, LayerInputs, batches_of, image_count, observe_inputs
@@ -29,7 +28,7 @@ from unbranch.quantize.simulation import (
     quantized_weight,
     weighted_weight,
 )
-from unbranch.quantize.trials import under
+from unbranch.quantize.trials import readable, under
 
 _EXPLODING = 10.0  # times the median range
 Powers = dict[str, Tensor]
@@ -64,7 +63,7 @@ def diagnose(model: nn.Module, data: Any, *, bits: int = 8, per_channel: bool = 
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
         raise InputError(f"`bits` must be an integer from 2 to 16, got {bits!r}")
-    network = unwrap_model(model)
+    network = readable(model)
     batches = batches_of(network, data)
     with as_errors(), without_side_effects(network):
         inputs = observe_inputs(network, batches)
@@ -98,7 +97,7 @@ class _NoiseMode(CallMode):  # type: ignore[no-untyped-call]
         if name not in self.weights:
             self._quantize(name, layer, known)
         weights, x = self.weights[name], layer.x
-        rounded = quantized_input(x, known.lowest, known.highest, self._bits)
+        rounded = quantized_input(x, float(known.lowest.min()), float(known.highest.max()), self._bits)
         exact = layer.function(x, layer.weight, None)
         total = layer.function(rounded, weights["channel" if self._per_channel else "tensor"], None)
         noisy = {kind: layer.function(x, weight, None) for kind, weight in weights.items()}
@@ -117,7 +116,7 @@ class _NoiseMode(CallMode):  # type: ignore[no-untyped-call]
             "weighted channel": weighted_weight(layer, weight, bits, power, per_channel=True),
         }
         chosen = self.weights[name]["channel" if self._per_channel else "tensor"]
-        self.quantized[name] = QuantizedLayer(chosen, known.lowest, known.highest)
+        self.quantized[name] = QuantizedLayer(chosen, float(known.lowest.min()), float(known.highest.max()))
 
 
 def _diagnosis(mode: _NoiseMode, name: str, per_channel: bool) -> LayerDiagnosis:

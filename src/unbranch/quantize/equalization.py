@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from unbranch.convert.faults import as_errors
 from unbranch.convert.prove.inputs import as_inputs
+from unbranch.convert.rewrite.rewrite import copied
 from unbranch.errors import DifferenceError, InputError
-from unbranch.graph.eval_view import deep_copied, has_hooks, unwrap_model
+from unbranch.graph.eval_view import has_hooks
 from unbranch.graph.global_state import without_side_effects
 from unbranch.provenance import record_report
-from unbranch.quantize.balance import Cluster, Matrix, balance, clusters_of
+from unbranch.quantize.balance import Cluster, Kernel, balance, clusters_of
+from unbranch.quantize.calibration import Batch, batches_of, observe_inputs
 from unbranch.quantize.labels import distinct
 from unbranch.quantize.report import EqualizationReport, EqualizedLayer, SkippedScale
 from unbranch.quantize.scales import NetworkScales, read_scales, with_factors
-from unbranch.quantize.trials import Trials
+from unbranch.quantize.trials import Trials, readable
 
 EQUALIZE = "equalize"  # kind of the report
 _HOOKED = "a hook sees it"
@@ -50,7 +52,7 @@ class Equalization:
 
     def apply(self) -> nn.Module:
         """Return the equalised network, with the weights of the time of the analysis; a new one each time."""
-        return deep_copied(self._network, {})
+        return copied(self._network, {})
 
     def __str__(self) -> str:
         return str(self.report)
@@ -66,19 +68,21 @@ class Equalization:
 
 
 def equalize(
-    model: nn.Module, example_input: Any, *, fixed: Iterable[str] = (), power_of_two: bool = False
+    model: nn.Module, example_input: Any, *, data: Any = None, fixed: Iterable[str] = (), power_of_two: bool = False
 ) -> nn.Module:
     """Return a copy of a network that computes the same function with equalised ranges of channels.
 
     Every channel between two layers is scaled by some s > 0 in the layer that computes it and by 1/s in the layers that
     read it, wherever the functions in between are positively homogeneous: ReLU, LeakyReLU, PReLU, pooling, sums of
     values with equal scales, and everything that only moves numbers. The scales make the ranges of a channel's row and
-    column equal, so that fewer channels are much smaller than the range of their kernel. The result is what
+    column equal, as far as the noise that quantising is expected to cause falls. The result is what
     ``explain_equalization(model, example_input).apply()`` returns.
 
     Args:
         model: any network, collapsed or not; it isn't changed. The functions are equal in evaluation mode.
         example_input: a tensor, or a tuple of the forward's arguments.
+        data: calibration data for the noise that is expected: a tensor (one batch), or an iterable of tensors and
+            tuples, such as a ``DataLoader``. By default the example, which should then be a real one.
         fixed: paths of modules whose inputs and outputs keep their values, for example because they are read elsewhere.
         power_of_two: round scales to powers of two, for which scaled numbers are rounded as the unscaled ones.
 
@@ -92,11 +96,11 @@ def equalize(
         Nagel, van Baalen, Blankevoort, Welling: "Data-Free Quantization Through Weight Equalization and Bias
         Correction", ICCV 2019, https://arxiv.org/abs/1906.04721, section 4.1.
     """
-    return explain_equalization(model, example_input, fixed=fixed, power_of_two=power_of_two)._network
+    return explain_equalization(model, example_input, data=data, fixed=fixed, power_of_two=power_of_two)._network
 
 
 def explain_equalization(
-    model: nn.Module, example_input: Any, *, fixed: Iterable[str] = (), power_of_two: bool = False
+    model: nn.Module, example_input: Any, *, data: Any = None, fixed: Iterable[str] = (), power_of_two: bool = False
 ) -> Equalization:
     """Return what ``equalize`` would do to a network: the same analysis and proof.
 
@@ -109,14 +113,15 @@ def explain_equalization(
     Returns:
         The equalization: its ``report``, which prints as a table, and ``apply()``, which returns the network.
     """
-    network, inputs = unwrap_model(model), as_inputs(example_input)
+    network, inputs = readable(model), as_inputs(example_input)
     observed = _observed(network, fixed)
+    batches = [inputs] if data is None else batches_of(network, data)
     with as_errors(), without_side_effects(network):
         try:
             trials = Trials(network, inputs)
         except DifferenceError as error:
-            return _finished(EqualizationReport((), (), refusal=str(error)), deep_copied(network, {}))
-        return _equalized(trials, read_scales(trials, observed), power_of_two)
+            return _finished(EqualizationReport((), (), refusal=str(error)), copied(network, {}))
+        return _equalized(trials, batches, read_scales(trials, observed), power_of_two)
 
 
 def _observed(network: nn.Module, fixed: Iterable[str]) -> dict[str, str]:
@@ -127,25 +132,25 @@ def _observed(network: nn.Module, fixed: Iterable[str]) -> dict[str, str]:
     return {path: _HOOKED for path, m in modules.items() if has_hooks(m)} | dict.fromkeys(paths, _ASKED)
 
 
-def _equalized(trials: Trials, found: NetworkScales, power_of_two: bool) -> Equalization:
-    matrices = found.matrices()
-    clusters = clusters_of(matrices, found.free)
-    balanced = balance(matrices, clusters, len(found.roots))
+def _equalized(trials: Trials, batches: list[Batch], found: NetworkScales, power_of_two: bool) -> Equalization:
+    kernels = found.kernels(observe_inputs(trials.network, batches).layers)
+    clusters = clusters_of(kernels, found.free)
+    balanced = balance(kernels, clusters, len(found.roots))
     if power_of_two:
-        balanced = balanced.log2().round().exp2()
-    scales, refused = _proved(trials, found, balanced, clusters, matrices)
+        balanced = _rounded(balanced)
+    scales, refused = _proved(trials, found, balanced, clusters, kernels)
     factors = found.factors(scales)
     result = with_factors(trials.network, factors)
-    reason = trials.differs_rounded(result)
+    reason = trials.fails_rounded(result)
     if reason is not None:
-        scales, factors, result = torch.ones_like(scales), {}, deep_copied(trials.network, {})
+        scales, factors, result = torch.ones_like(scales), {}, copied(trials.network, {})
     report = EqualizationReport(
-        tuple(_layers(matrices, found, factors, scales)),
+        tuple(_layers(kernels, found, factors, scales)),
         (*refused, *found.skipped()),
         (float(scales.min()), float(scales.max())),
-        power_of_two,
+        bool((scales == _rounded(scales)).all()),
         tuple(tuple(v.shape) for given in trials.given for v in given.args if isinstance(v, Tensor)),
-        "" if reason is None else _UNPROVED + reason,
+        reason or "",
     )
     return _finished(report, result)
 
@@ -156,12 +161,12 @@ def _finished(report: EqualizationReport, result: nn.Module) -> Equalization:
 
 
 def _proved(
-    trials: Trials, found: NetworkScales, scales: Tensor, clusters: list[Cluster], matrices: dict[str, Matrix]
+    trials: Trials, found: NetworkScales, scales: Tensor, clusters: list[Cluster], kernels: dict[str, Kernel]
 ) -> tuple[Tensor, list[SkippedScale]]:
     """Return scales with which the network is the same; clusters that change it, alone or together, get none."""
-    reason = _difference(trials, found, scales)
-    if reason is None:
-        return scales, []
+    for trial in (scales, _rounded(scales)):  # powers of two, if the outputs select something and depend on rounding
+        if _difference(trials, found, trial) is None:
+            return trial, []
     kept, refused = torch.ones_like(scales), []
     for cluster in clusters:
         trial = kept.clone()
@@ -172,9 +177,14 @@ def _proved(
         else:
             name, side = cluster.uses[0]
             channels = "input" if side == "before" else "output"
-            share = len(cluster.scales) / len(distinct(matrices[name].index(side)))
+            share = len(cluster.scales) / len(distinct(kernels[name].index(side)))
             refused.append(SkippedScale(name, channels, share, _UNPROVED + why))
     return kept, refused
+
+
+def _rounded(scales: Tensor) -> Tensor:
+    """Return the nearest powers of two."""
+    return scales.log2().round().exp2()
 
 
 def _difference(trials: Trials, found: NetworkScales, scales: Tensor) -> str | None:
@@ -183,10 +193,10 @@ def _difference(trials: Trials, found: NetworkScales, scales: Tensor) -> str | N
 
 
 def _layers(
-    matrices: dict[str, Matrix], found: NetworkScales, factors: dict[str, Tensor], scales: Tensor
+    kernels: dict[str, Kernel], found: NetworkScales, factors: dict[str, Tensor], scales: Tensor
 ) -> Iterable[EqualizedLayer]:
     free, ones = found.free, torch.ones_like(scales)
-    for name, matrix in matrices.items():
+    for name, kernel in kernels.items():
         if name in factors:
-            behind, before = (int(free[distinct(side)].sum()) for side in (matrix.behind, matrix.before))
-            yield EqualizedLayer(name, behind, before, (matrix.precision(ones), matrix.precision(scales)))
+            behind, before = (int(free[distinct(side)].sum()) for side in (kernel.behind, kernel.before))
+            yield EqualizedLayer(name, behind, before, (kernel.precision(ones), kernel.precision(scales)))

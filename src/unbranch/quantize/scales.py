@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unbranch.graph.eval_view import deep_copied
+from unbranch.convert.rewrite.rewrite import copied
 from unbranch.graph.guard import storage_of
 from unbranch.quantize import scaling_moves, scaling_rules  # noqa: F401 they register rules
-from unbranch.quantize.balance import Matrix, Side
+from unbranch.quantize.balance import Kernel, Side
+from unbranch.quantize.calibration import LayerInputs
 from unbranch.quantize.labels import FIXED, distinct
 from unbranch.quantize.report import SkippedScale
 from unbranch.quantize.scaling import Scales, ScalingMode
@@ -46,19 +47,28 @@ class NetworkScales:
         labels = self.found.labels
         return torch.tensor([labels.root(j) == j and labels.reason(j) is None for j in range(len(labels))])
 
-    def matrices(self) -> dict[str, Matrix]:
-        """Return the kernels of convolutions and linear layers, by the name of their parameter."""
-        tensors = dict(_named(self.network))
-        found, free = {}, self.free
-        for name, weight in self.found.weights.items():
-            values = tensors[name].detach().double().abs()
-            if weight.quantized and values.numel() and not values.is_meta:
-                shape = values.shape[:2]
-                behind, before = (self.indices(w).flatten(1).cpu() for w in (weight.behind, weight.before))
-                sides: list[Side] = []
-                sides += ["behind"] if bool(free[behind].any()) else []
-                sides += ["before"] if bool(free[before].any()) else []
-                found[name] = Matrix(values.reshape(*shape, -1).amax(2).cpu(), behind, before, tuple(sides))
+    def kernels(self, inputs: Mapping[str, LayerInputs]) -> dict[str, Kernel]:
+        """Return the kernels of convolutions and linear layers, by the name of their parameter.
+
+        Args:
+            inputs: what the layers read and compute on example data.
+        """
+        tensors, free = dict(_named(self.network)), self.free
+        found = {}
+        for name, labels in self.found.kernels.items():
+            seen, values = inputs.get(name), tensors[name].detach().double().cpu()
+            if seen is None or not values.numel() or len(seen.largest) != len(labels.before):
+                continue
+            shape = (labels.groups, len(values) // labels.groups, values.shape[1])
+            taps = values.reshape(*shape, -1).transpose(1, 2) if labels.transposed else values.reshape(*shape, -1)
+            behind, before = (self.indices(one).reshape(labels.groups, -1) for one in (labels.behind, labels.before))
+            sides: list[Side] = ["behind"] if bool(free[behind].any()) else []
+            sides += ["before"] if bool(free[before].any()) else []
+            power, low, high, variance = (
+                t.reshape(labels.groups, -1) for t in (seen.power, seen.lowest, seen.highest, seen.variance)
+            )
+            largest, squares, count = taps.abs().amax(3), taps.square().sum(3), taps.shape[3]
+            found[name] = Kernel(largest, squares, count, behind, before, power, low, high, variance, tuple(sides))
         return found
 
     def factors(self, scales: Tensor) -> dict[str, Tensor]:
@@ -71,10 +81,8 @@ class NetworkScales:
     def skipped(self) -> Iterator[SkippedScale]:
         """Yield the channels of kernels whose scale is fixed, with the first reason."""
         labels = self.found.labels
-        for name, weight in self.found.weights.items():
-            for channels, side in (("input", weight.before), ("output", weight.behind)):
-                if not weight.quantized:
-                    continue
+        for name, kernel in self.found.kernels.items():
+            for channels, side in (("input", kernel.before), ("output", kernel.behind)):
                 each = distinct(side)
                 fixed = {v: _INPUT if v <= FIXED else labels.reason(v) for v in each}
                 fixed = {v: reason for v, reason in fixed.items() if reason is not None}
@@ -120,14 +128,14 @@ def with_factors(network: nn.Module, factors: Mapping[str, Tensor], *, exact: bo
 @torch.no_grad()
 def with_tensors(network: nn.Module, new: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy with other values of parameters and buffers, by name; tensors that share memory still do."""
-    result = deep_copied(network, {})
+    result = copied(network, {})
     tensors = dict(_named(network))
     by_memory = {storage_of(tensors[name]): values for name, values in new.items()}
     copies = dict(_named(result))
     for name, tensor in tensors.items():
         values = by_memory.get(storage_of(tensor))
         if values is not None:
-            copies[name].data = values
+            copies[name].data = values.to(tensor.device)
     return result
 
 

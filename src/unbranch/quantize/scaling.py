@@ -28,7 +28,9 @@ _NAMES = {
     "hardtanh": "ReLU6 or hardtanh", "clamp": "clamp", "relu6": "ReLU6", "hardswish": "Hardswish", "silu": "SiLU",
     "gelu": "GELU", "elu": "ELU", "sigmoid": "sigmoid", "hardsigmoid": "Hardsigmoid", "tanh": "tanh", "mish": "Mish",
     "_softmax": "softmax", "_log_softmax": "log_softmax", "native_layer_norm": "layer norm", "softplus": "Softplus",
-    "native_group_norm": "group norm", "bmm": "a product of values", "_local_scalar_dense": "a number read in Python",
+    "native_group_norm": "group norm", "bmm": "a product of values",
+    "mm": "a product of values", "addmm": "a product of values",
+    "convolution": "a convolution whose kernel is computed", "_local_scalar_dense": "a number read in Python",
     "pow": "a power", "linalg_vector_norm": "a vector norm", "var": "a variance",
 }  # fmt: skip
 ADDED = "a number is added"
@@ -44,13 +46,28 @@ class Weight:
     Args:
         name: of the parameter.
         behind, before: labels of the scales behind and before the layer, broadcastable to the parameter's shape.
-        quantized: whether it is the kernel of a convolution or linear layer.
     """
 
     name: str
     behind: Tensor
     before: Tensor
-    quantized: bool
+
+
+@dataclass(frozen=True, eq=False)
+class KernelLabels:
+    """Labels of the channels of a convolution or linear layer.
+
+    Args:
+        behind: of the output channels, ``(O,)``.
+        before: of the input channels, ``(I,)``.
+        groups: of the convolution.
+        transposed: whether it is a transposed convolution.
+    """
+
+    behind: Tensor
+    before: Tensor
+    groups: int
+    transposed: bool
 
 
 @dataclass(eq=False)
@@ -61,11 +78,13 @@ class Scales:
         labels: the variables.
         weights: the layers found so far, by the name of the parameter.
         values: labels of parameters and buffers that are used elementwise, in their shape, by name.
+        kernels: labels of the channels of convolutions and linear layers, by the name of the parameter.
     """
 
     labels: Labels = field(default_factory=Labels)
     weights: dict[str, Weight] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
+    kernels: dict[str, KernelLabels] = field(default_factory=dict)
 
     def settle(self) -> None:
         """Fix parameters that are both the weight of a layer and a value: these uses scale them differently."""
@@ -155,14 +174,13 @@ class ScalingMode(ShadowMode):  # type: ignore[no-untyped-call]
         name = base_name(call.func)
         self.fix((call.args, call.kwargs), f"it is read by {_NAMES.get(name, name)}")
 
-    def layer(self, stored: Stored, before: Tensor, behind: Tensor, *, quantized: bool = True) -> None:
+    def layer(self, stored: Stored, before: Tensor, behind: Tensor) -> None:
         """Record a layer; the labels are broadcastable to the shape of its parameter."""
         known = self.scales.weights.get(stored.name)
         if known is not None:
             before = self.labels.join(known.before, before, SHARED)
             behind = self.labels.join(known.behind, behind, SHARED)
-            quantized = quantized or known.quantized
-        self.scales.weights[stored.name] = Weight(stored.name, behind, before, quantized)
+        self.scales.weights[stored.name] = Weight(stored.name, behind, before)
 
     def parameter(self, tensor: Any) -> Stored | None:
         """Return the parameter that a tensor is as a whole, if it can be scaled."""

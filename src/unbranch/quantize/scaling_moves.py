@@ -54,11 +54,13 @@ rule("upsample_trilinear3d")(_pool(3))
 )  # fmt: skip
 def _move(mode: ScalingMode, call: Call) -> Any:
     """The labels move as the numbers do; ``tril`` and ``triu`` leave zeros, whose label is then ``FIXED``."""
-    return mode.moved(call)
+    return mode.moved(call) if call.result_is_floating else NotImplemented
 
 
 @rule("constant_pad_nd")
 def _pad(mode: ScalingMode, call: Call) -> Any:
+    if not call.result_is_floating:
+        return NotImplemented
     label = ANY if call.arg(2, 0) == 0 else FIXED
     (planes,) = mode.moved(Call(call.func, (*call.args[:2], float(label)), {}, call.result))
     return [planes]

@@ -15,6 +15,7 @@ from unbranch.quantize.scaling import (
     ADDED,
     MULTIPLIED,
     POSITIONS,
+    KernelLabels,
     ScalingMode,
     along,
     channels_of,
@@ -36,6 +37,7 @@ def _layer(mode: ScalingMode, call: Call) -> Any:
         return NotImplemented
     before = channels_of(mode, mode.of(layer.x), layer.axis)
     behind = mode.labels.new(layer.out_channels)
+    mode.scales.kernels[layer.stored.name] = KernelLabels(behind, before, layer.groups, layer.transposed)
     mode.layer(layer.stored, layer.by_input(before), layer.by_output(behind))
     _join_bias(mode, layer.bias, behind)
     return each(along(behind, layer.axis, layer.x.dim()))
@@ -60,7 +62,7 @@ def _batch_norm(mode: ScalingMode, call: Call) -> Any:
     mode.fix(variance, "a batch norm divides by it")
     behind = before if stored is None else mode.labels.new(len(mean))
     if stored is not None:
-        mode.layer(stored, before, behind, quantized=False)
+        mode.layer(stored, before, behind)
     _join_bias(mode, bias, behind)
     return each(along(behind, 1, x.dim()))
 
@@ -84,7 +86,7 @@ def _norm(mode: ScalingMode, x: Tensor, weight: Any, bias: Any, shape: torch.Siz
         return NotImplemented
     mode.fix(x, "it is normalised by its own statistics")
     behind = mode.labels.new(math.prod(shape)).reshape(shape)
-    mode.layer(stored, torch.full(shape, float(FIXED), dtype=torch.float64), behind, quantized=False)
+    mode.layer(stored, torch.full(shape, float(FIXED), dtype=torch.float64), behind)
     _join_bias(mode, bias, behind)
     return each(behind.reshape(*shape, *(1,) * ends))
 
@@ -192,7 +194,7 @@ def _by_parameter(mode: ScalingMode, value: Tensor, factor: Tensor, stored: Any)
     shared = [axis for axis, n in enumerate(shape) if n == 1]
     before = mode.labels.reduced(labels, shared, POSITIONS).reshape(factor.shape)
     behind = mode.labels.new(factor.numel()).reshape(factor.shape)
-    mode.layer(stored, before, behind, quantized=False)
+    mode.layer(stored, before, behind)
     return each(behind)
 
 

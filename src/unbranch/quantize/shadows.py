@@ -7,6 +7,7 @@ that PyTorch's dispatcher runs, so it doesn't matter whether a layer, a function
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -124,7 +125,10 @@ class ShadowMode(CallMode):  # type: ignore[no-untyped-call]
     def _follow(self, call: Call, returns: list[Tensor], known: set[int]) -> None:
         name = base_name(call.func)
         rule = None if call.func._overloadname == "out" else self.rule(name)
-        shadows = NotImplemented if rule is None else rule(call)
+        shadows: Any = NotImplemented
+        if rule is not None:
+            with contextlib.suppress(RuntimeError, IndexError, TypeError, ValueError):  # unusual arguments
+                shadows = rule(call)
         if shadows is NotImplemented:
             self.without_rule(call)
             shadows = [None] * len(returns)
@@ -139,14 +143,13 @@ class ShadowMode(CallMode):  # type: ignore[no-untyped-call]
         """Return the shadows of an operation that only moves numbers, by running it on the shadows of its input.
 
         Args:
-            call: the operation; its integer tensors are indices, unless all of its tensors are integers.
+            call: the operation; its integer tensors are indices.
             change: replaces other arguments, such as the value that pads.
         """
-        floating = [t for t in tensors_in((call.args, call.kwargs)) if t.is_floating_point()]
 
         def given(plane: int, value: Any) -> Any:
             if isinstance(value, Tensor):
-                shadow = self.read(value)[plane] if value.is_floating_point() or not floating else value
+                shadow = self.read(value)[plane] if value.is_floating_point() else value.cpu()
                 return shadow.clone() if is_mutable(call.func) else shadow
             return change(value)
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from unbranch.convert.prove.differences import difference, failure
+from unbranch.convert.prove.differences import difference, failure, structural_difference
 from unbranch.convert.prove.inputs import input_error
-from unbranch.errors import DifferenceError
+from unbranch.errors import DifferenceError, UnsupportedError
+from unbranch.graph.eval_view import unwrap_model
 from unbranch.graph.float64 import Float64
 from unbranch.graph.guard import RandomDrawError
 from unbranch.graph.operations import LENDS_MEMORY
@@ -22,7 +23,6 @@ from unbranch.graph.probe import Arguments, larger, runs, small
 from unbranch.graph.running import Observation, Runner
 
 EXACT = 1e-10  # of the largest value, in float64
-ROUNDED = 1e-3  # in the network's own dtype
 _BATCH = 2  # images with which a network is read
 
 
@@ -95,13 +95,34 @@ class Trials:
                 return reason
         return None
 
-    def differs_rounded(self, result: nn.Module) -> str | None:
-        """Return how a finished network differs from the original in its own dtype, None if it agrees."""
+    def fails_rounded(self, result: nn.Module) -> str | None:
+        """Return why a finished network can't be used in its own dtype, None if it runs without new infinities."""
         try:
             (ours,) = Runner(result).observe(self.example, {}, contextlib.nullcontext)
         except Exception as error:
             return failure(error)
-        return difference(ours, self._native, ROUNDED)
+        if (reason := structural_difference(ours, self._native)) is not None:
+            return reason
+        pairs = zip(ours.outputs, self._native.outputs, strict=True)
+        overflows = any(bool((b.isfinite().all()) & ~a.isfinite().all()) for a, b in pairs)
+        return "it overflows in the network's dtype" if overflows else None
+
+
+def readable(model: nn.Module) -> nn.Module:
+    """Return the network inside wrappers.
+
+    Raises:
+        UnsupportedError: if it has ScriptModules, or no values.
+    """
+    network = unwrap_model(model)
+    for path, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedError(
+                f"{path or type(network).__name__} is a ScriptModule: use the network before it is scripted"
+            )
+    if any(t.is_meta for t in (*network.parameters(), *network.buffers())):
+        raise UnsupportedError(f"{type(network).__name__} is on the meta device, where its weights have no values")
+    return network
 
 
 def _runs(runner: Runner, given: Arguments) -> bool:

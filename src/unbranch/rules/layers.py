@@ -23,6 +23,7 @@ from unbranch.grids import (
     ndim_of,
     padding_amounts,
 )
+from unbranch.large_kernels import LargeConv2d
 from unbranch.rules.registry import LayerInput, register_rule
 from unbranch.rules.value import Affine
 
@@ -47,7 +48,7 @@ def _conv_input(module: Any) -> LayerInput:
     return LayerInput(module.in_channels, len(module.kernel_size))
 
 
-@register_rule(*CONV_LAYERS.values(), kind="linear", layer_input=_conv_input, arranged=True)
+@register_rule(*CONV_LAYERS.values(), LargeConv2d, kind="linear", layer_input=_conv_input, arranged=True)
 def _convolution(module: Any, x: Affine) -> Affine:
     lo, hi = padding_amounts(module.padding, module.dilation, module.kernel_size)
     return x.then(

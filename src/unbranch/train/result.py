@@ -50,7 +50,7 @@ class PruningResult(Renderable):
                 ("MACs of convolutions and linear layers", count(pruning.macs[0]), count(pruning.macs[1])),
                 ("MACs as PyTorch counts them", count(pruning.before.macs), count(pruning.after.macs)),
                 ("parameters", count(pruning.before.params), count(pruning.after.params)),
-                ("latency per image", f"{self.latency.first_ms:.2f} ms", f"{self.latency.second_ms:.2f} ms"),
+                ("latency per image", *self.latency.cells()),
             ],
             numeric=True,
         )

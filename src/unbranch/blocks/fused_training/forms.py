@@ -20,6 +20,7 @@ from torch import nn
 from unbranch.blocks.layers import BorderBatchNorm, IdentityConv
 from unbranch.blocks.parts import DilatedAvgPool
 from unbranch.grids import AVG_POOL_LAYERS, CONV_LAYERS, NORM_LAYERS, PAD_LAYERS, Ints
+from unbranch.large_kernels import LargeConv2d
 
 # --- forms of branches -------------------------------------------------------------------------------
 
@@ -126,6 +127,7 @@ _STAGES: dict[Any, type[_Stage]] = {
     **dict.fromkeys(CONV_LAYERS.values(), _Conv), **dict.fromkeys(NORM_LAYERS.values(), _Norm),
     **dict.fromkeys(AVG_POOL_LAYERS.values(), _Pool), **dict.fromkeys(PAD_LAYERS["zeros"].values(), _Pad),
     DilatedAvgPool: _Pool, IdentityConv: _Identity, BorderBatchNorm: _BorderNorm,
+    LargeConv2d: _Conv,
 }  # fmt: skip
 
 

@@ -12,21 +12,21 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from unbranch.deploy.arrays import Calls, read_arrays, write_arrays
-from unbranch.deploy.environment import has_int8_instructions
 from unbranch.deploy.int8.engines import EXACT, Engine, NNCFEngine, TrainedEngine, default_engine
 from unbranch.deploy.int8.qat.rung import train_quantized
 from unbranch.deploy.int8.qat.training import QatRun
 from unbranch.deploy.int8.rung import Ladder, Rung
 from unbranch.deploy.int8.symmetries import mend
-from unbranch.deploy.process import WorkerError, worker
 from unbranch.deploy.reference import Agreement, Reference, compare, drop_of
 from unbranch.deploy.samples import Samples
-from unbranch.deploy.signature import FlatNetwork
-from unbranch.deploy.source import write_source
-from unbranch.deploy.targets import Source
-from unbranch.deploy.targets.base import Quantization
 from unbranch.errors import InputError
+from unbranch.runtimes.arrays import Calls, read_arrays, write_arrays
+from unbranch.runtimes.environment import has_int8_instructions
+from unbranch.runtimes.process import WorkerError, worker
+from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.source import write_source
+from unbranch.runtimes.targets import Source
+from unbranch.runtimes.targets.base import Quantization
 
 OnStep: TypeAlias = Callable[[str, int, int], None]
 SATURATION = 1.5  # times the error of exact arithmetic: more is called saturation

@@ -12,13 +12,13 @@ from unbranch.deploy.check import Check, checked
 from unbranch.deploy.int8.engines import SymmetricEngine
 from unbranch.deploy.int8.ladder import Int8Settings, climb
 from unbranch.deploy.int8.rung import Ladder
-from unbranch.deploy.measure import OnProgress
-from unbranch.deploy.process import WorkerError, worker
 from unbranch.deploy.reference import Reference, make_reference
 from unbranch.deploy.samples import Samples
-from unbranch.deploy.signature import FlatNetwork
-from unbranch.deploy.targets import Source, Target
-from unbranch.deploy.targets.base import Quantization
+from unbranch.runtimes.measure import OnProgress
+from unbranch.runtimes.process import WorkerError, worker
+from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.targets import Source, Target
+from unbranch.runtimes.targets.base import Quantization
 
 BATCH = 16
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unbranch.deploy.targets import Source
 from unbranch.render import Block, Paragraph, Renderable, Table
+from unbranch.runtimes.targets import Source
 
 
 @dataclass(frozen=True)

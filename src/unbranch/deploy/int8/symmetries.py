@@ -24,7 +24,7 @@ def mend(plain: nn.Module, calibration: Samples) -> tuple[nn.Module | None, tupl
         if any(layer.zeroed for layer in dead.report.layers):
             network = dead.apply()
             notes.append(f"{dead.report.summary}. {dead.report.guarantee}")
-        equal = explain_equalization(network, calibration.batch(1))
+        equal = explain_equalization(network, calibration.batch(1), data=batches)
         if equal.report.layers:
             network = equal.apply()
             notes.append(f"{equal.report.summary}; the function is the same for every input.")

@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 
 from unbranch.deploy.int8.qat.network import FakeQuantizedNetwork
 from unbranch.deploy.int8.qat.placement import origin
-from unbranch.deploy.signature import Signature
-from unbranch.deploy.source import write_onnx_of
 from unbranch.errors import InputError
 from unbranch.quantize.fake_quantize import FakeQuantize
+from unbranch.runtimes.signature import Signature
+from unbranch.runtimes.source import write_onnx_of
 
 OPSET = 19  # of the operators; earlier ones can't say the type of what they return
 

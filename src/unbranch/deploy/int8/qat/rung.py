@@ -13,9 +13,9 @@ from unbranch.deploy.int8.qat.network import FakeQuantizedNetwork, fake_quantize
 from unbranch.deploy.int8.qat.onnx import write_qdq
 from unbranch.deploy.int8.qat.training import QatRun, logits_of
 from unbranch.deploy.samples import Samples
-from unbranch.deploy.source import rewrite_source
-from unbranch.deploy.targets import Source
 from unbranch.errors import InputError
+from unbranch.runtimes.source import rewrite_source
+from unbranch.runtimes.targets import Source
 
 BATCH = 16
 

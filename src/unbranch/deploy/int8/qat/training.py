@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from unbranch.deploy.int8.qat.network import FakeQuantizedNetwork
 from unbranch.deploy.int8.qat.recipe import TrainingData
-from unbranch.deploy.signature import FlatNetwork, Signature
 from unbranch.errors import InputError, TrainingInterrupted
+from unbranch.runtimes.signature import FlatNetwork, Signature
 
 DIRECTORY, START = "qat", "start.json"
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unbranch.deploy.onnx import LARGEST, quiet
-from unbranch.deploy.signature import FlatNetwork, Signature, TensorSpec
-from unbranch.deploy.targets.base import Source
 from unbranch.errors import InputError
+from unbranch.runtimes.exporting import LARGEST, quiet
+from unbranch.runtimes.signature import FlatNetwork, Signature, TensorSpec
+from unbranch.runtimes.targets.base import Source
 
 PROGRAM, ONNX = "model.pt2", "model.onnx"
 

@@ -101,7 +101,7 @@ class FlatNetwork(nn.Module):
         self._constants = [None if isinstance(value, Tensor) else (value,) for _, value in leaves]
         self.example = tuple(value for _, value in leaves if isinstance(value, Tensor))
         inputs = _unique(_input_name(model, args, path) for path, value in leaves if isinstance(value, Tensor))
-        outputs = self._outputs(args)
+        outputs = self._outputs(args, inputs)
         self.signature = Signature(
             tuple(TensorSpec.of(name, value) for name, value in zip(inputs, self.example, strict=True)), outputs
         )
@@ -117,7 +117,7 @@ class FlatNetwork(nn.Module):
         spec: TreeSpec = self._spec
         return tree_unflatten(leaves, spec)
 
-    def _outputs(self, args: tuple[Any, ...]) -> tuple[TensorSpec, ...]:
+    def _outputs(self, args: tuple[Any, ...], taken: Sequence[str]) -> tuple[TensorSpec, ...]:
         try:
             with torch.inference_mode(False), torch.no_grad():
                 output = plain_output(self.network(*args))
@@ -126,7 +126,7 @@ class FlatNetwork(nn.Module):
         leaves = [(path, value) for path, value in tree_flatten_with_path(output)[0] if isinstance(value, Tensor)]
         if not leaves:
             raise InputError(f"{type(self.network).__name__} returns no tensor, so there is nothing to deploy")
-        names = _unique((_joined(path, "output") for path, _ in leaves), {"input"})
+        names = _unique((_joined(path, "output") for path, _ in leaves), taken)
         return tuple(TensorSpec.of(name, value) for name, (_, value) in zip(names, leaves, strict=True))
 
 
@@ -152,7 +152,7 @@ def _joined(path: Sequence[Any], first: str, *, keep: bool = False) -> str:
 
 
 def _unique(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
-    """Return the names with a number behind those that came before."""
+    """Return the names, with a number behind those that came before or are taken."""
     seen, result = set(taken), []
     for name in names:
         number, candidate = 1, name

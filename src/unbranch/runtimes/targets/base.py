@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from unbranch.deploy.signature import Signature
+from unbranch.runtimes.signature import Signature
 
 Array: TypeAlias = Any  # numpy.ndarray
 Precision: TypeAlias = Literal["float32", "float16", "int8"]

@@ -10,15 +10,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from unbranch.deploy.arrays import write_arrays
-from unbranch.deploy.artifact import Timing
-from unbranch.deploy.process import Worker, WorkerError, worker
-from unbranch.deploy.signature import Signature
-from unbranch.deploy.targets import Target
+from unbranch.runtimes.arrays import write_arrays
+from unbranch.runtimes.process import Worker, WorkerError, worker
+from unbranch.runtimes.signature import Signature
+from unbranch.runtimes.targets import Target
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # what is done, steps done, steps in total
 TURN_MS = 200.0  # roughly how long a turn of one process takes
 MOST_CALLS = 20  # in one turn
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of an artifact.
+
+    Args:
+        setting: of the target.
+        threads, batch: of the calls.
+        median_ms, p90_ms: of a call, milliseconds.
+        calls: number of timed calls.
+        cold_start_ms: time to load the file and run it once, with the runtime imported.
+        memory_mib: what that took at its peak, MiB beyond the process with the runtime imported; None if unknown.
+    """
+
+    setting: str
+    threads: int
+    batch: int
+    median_ms: float
+    p90_ms: float
+    calls: int
+    cold_start_ms: float
+    memory_mib: float | None
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,20 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from unbranch.deploy.arrays import read_arrays, write_arrays
-from unbranch.deploy.signature import Signature
-from unbranch.deploy.targets.base import Quantization, Runner, Source, Target
+from unbranch.runtimes.arrays import read_arrays, write_arrays
+from unbranch.runtimes.signature import Signature
+from unbranch.runtimes.targets.base import Quantization, Runner, Source, Target
 
 Request = dict[str, Any]
+PRELOADED = (
+    "numpy",
+    "torch._export.serde.serialize",
+    "torch.export.pt2_archive._package",
+)  # what torch.export.load needs
 LINES, CHARACTERS = 4, 300  # of an error that are kept
 
 
@@ -177,6 +183,9 @@ def main() -> None:
     """Serve on stdin and stdout, or fork workers for a socket whose number is the argument."""
     disable_telemetry()
     if len(sys.argv) > 1:
+        for module in PRELOADED:
+            with suppress(ImportError):
+                importlib.import_module(module)
         with socket.socket(fileno=int(sys.argv[1])) as connection:
             serve_forks(connection)
         return

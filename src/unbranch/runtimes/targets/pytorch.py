@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unbranch.deploy.targets.base import Array, Runner, Source, Target
+from unbranch.runtimes.targets.base import Array, Runner, Source, Target
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
