@@ -127,8 +127,8 @@ def deploy(
     with _scratch(store) as scratch:
         on_progress("computing the reference in float64", 0, 1)
         check = make_check(flat, samples, scratch, threads)
-        onnx = any(target.needs_onnx and target.unavailable() is None for target in targets)
-        source = write_source(flat, scratch, onnx=onnx, dynamic_size=dynamic_size)
+        converting = None if int8 else [target for target in targets if target.unavailable() is None]
+        source = write_source(flat, scratch, targets=converting, dynamic_size=dynamic_size)
         if quantizer is not None:
             quantizer.climb(plain, flat, source, scratch, threads, on_progress)
         artifacts = []

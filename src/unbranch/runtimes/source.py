@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from unbranch.errors import InputError
 from unbranch.runtimes.exporting import LARGEST, quiet
 from unbranch.runtimes.signature import FlatNetwork, Signature, TensorSpec
-from unbranch.runtimes.targets.base import Source
+from unbranch.runtimes.targets.base import Source, Target
 
 PROGRAM, ONNX = "model.pt2", "model.onnx"
 
 
-def write_source(network: FlatNetwork, directory: Path, *, onnx: bool = True, dynamic_size: bool = False) -> Source:
+def write_source(
+    network: FlatNetwork, directory: Path, *, targets: Iterable[Target] | None = None, dynamic_size: bool = False
+) -> Source:  # fmt: skip
     """Export a network for any batch size if it allows that, and for a batch of one.
 
     Args:
         network: in evaluation mode, on the CPU.
         directory: where the files go; it must exist.
-        onnx: whether a target needs ONNX files.
+        targets: for which files are written; for all by default.
         dynamic_size: whether height and width (axes 2 and 3) of images are dynamic, too.
 
     Raises:
@@ -39,18 +41,31 @@ def write_source(network: FlatNetwork, directory: Path, *, onnx: bool = True, dy
         axes = [()] * len(one)
     inputs = (replace(TensorSpec.of(spec.name, value), dynamic=axis) for spec, value, axis in _rows(network, one, axes))
     signature = Signature(tuple(inputs), network.signature.outputs)
+    forms = _forms(targets)
     problem, folders = "", [directory / "static", directory / ("static" if flexible is None else "dynamic")]
-    for folder, exported in zip(folders, (program, flexible), strict=True):
-        if exported is None:
+    for place, (folder, exported) in enumerate(zip(folders, (program, flexible), strict=True)):
+        wanted = forms[place] if flexible is not None else forms[0] | forms[1]
+        if exported is None or not wanted:
             continue
         folder.mkdir()
-        torch.export.save(exported, folder / PROGRAM)
-        if onnx and not problem:
+        if "program" in wanted:
+            torch.export.save(exported, folder / PROGRAM)
+        if "onnx" in wanted and not problem:
             problem = _write_onnx(exported, one, signature, folder / ONNX)
     static, dynamic = folders
     return Source(
         dynamic / PROGRAM, static / PROGRAM, dynamic / ONNX, static / ONNX, signature, onnx_problem=problem
     )  # fmt: skip
+
+
+def _forms(targets: Iterable[Target] | None) -> tuple[set[str], set[str]]:
+    """Return the files that targets convert from, for a batch of one and for any batch."""
+    if targets is None:
+        return {"program", "onnx"}, {"program", "onnx"}
+    forms: tuple[set[str], set[str]] = (set(), set())
+    for target in targets:
+        forms[not target.static_batch].add("onnx" if target.needs_onnx else "program")
+    return forms
 
 
 def rewrite_source(source: Source, state: Mapping[str, Tensor], directory: Path, example: Sequence[Tensor]) -> Source:
@@ -142,7 +157,10 @@ def _write_onnx(
     program: torch.export.ExportedProgram, example: Sequence[Tensor], signature: Signature, path: Path
 ) -> str:
     """Write an ONNX file; return why that isn't possible, or nothing."""
-    import onnx
+    try:
+        import onnx
+    except ImportError:
+        return "onnx isn't installed: pip install 'unbranch[onnx]'"
 
     size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
     names: dict[str, Any] = {
