@@ -124,6 +124,8 @@ def deploy(
         quantizer = _quantizer(data, model, seed, max_drop, calibration, evaluation, cpu, qat)
     on_progress("collapsing", 0, 1)
     plain, flat = _collapsed(model, samples.batch(1))
+    if quantizer is not None:
+        quantizer.claim(plain, flat)
     with _scratch(store) as scratch:
         on_progress("computing the reference in float64", 0, 1)
         check = make_check(flat, samples, scratch, threads)

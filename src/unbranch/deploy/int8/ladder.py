@@ -80,10 +80,8 @@ def climb(
         on_step: called with (what is done, steps done, steps in total).
 
     Raises:
-        InputError: if the directory for quantisation-aware training has something else.
         TrainingInterrupted: if that training is interrupted, once a checkpoint is written.
     """
-    identity = None if settings.qat is None else settings.qat.claim(plain, settings.reduce_range)
     rungs: list[Rung] = []
     starts: list[Rung] = []
     for attempt in _attempts(plain, source, reference, settings, scratch):
@@ -93,14 +91,14 @@ def climb(
             return Ladder(tuple(rungs), settings.max_drop, settings.reduce_range)
         if attempt.quantization.max_drop is None and not rungs[-1].problem:
             starts.append(rungs[-1])
-    if settings.qat is not None and identity is not None:
+    if settings.qat is not None:
         start = min(starts, key=lambda rung: rung.drop or 0.0, default=Rung("", "", source=source))
-        rungs.append(_trained(settings.qat, identity, start, reference, settings, scratch, threads, on_step))
+        rungs.append(_trained(settings.qat, start, reference, settings, scratch, threads, on_step))
     return Ladder(tuple(rungs), settings.max_drop, settings.reduce_range)
 
 
 def _trained(
-    run: QatRun, identity: str, start: Rung, reference: Reference, settings: Int8Settings, scratch: Path, threads: int,
+    run: QatRun, start: Rung, reference: Reference, settings: Int8Settings, scratch: Path, threads: int,
     on_step: OnStep,
 ) -> Rung:  # fmt: skip
     """Train the network of the best rung that has all layers in integers, and measure it."""
@@ -113,7 +111,7 @@ def _trained(
     assert source is not None
     try:
         trained = train_quantized(
-            run, identity, source, settings.calibration, folder, on_step,
+            run, source, settings.calibration, folder, on_step,
             weight_bits=7 if settings.reduce_range else 8,
         )  # fmt: skip
     except InputError as error:

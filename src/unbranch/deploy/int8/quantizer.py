@@ -37,17 +37,24 @@ class Quantizer:
         self._single: Reference | None = None
         self._reference: Reference | None = None
 
+    def claim(self, plain: nn.Module, flat: FlatNetwork) -> None:
+        """Check that the network can be trained, and the directory used, if quantisation-aware training is asked for.
+
+        Raises:
+            InputError: if that isn't so.
+        """
+        if self.settings.qat is not None:
+            run = self.settings.qat.claim(plain, flat, self.settings.reduce_range)
+            self.settings = replace(self.settings, qat=run)
+
     def climb(
         self, plain: nn.Module, flat: FlatNetwork, source: Source, scratch: Path, threads: int, on_progress: OnProgress
     ) -> None:  # fmt: skip
         """Quantise the network in one way after the other, until its accuracy is good enough.
 
         Raises:
-            InputError: if the network or the directory doesn't fit quantisation-aware training that is asked for.
-            TrainingInterrupted: if that training is interrupted, once a checkpoint is written.
+            TrainingInterrupted: if quantisation-aware training is interrupted, once a checkpoint is written.
         """
-        if self.settings.qat is not None:
-            self.settings.qat.check(flat)
         size = BATCH if any(0 in spec.dynamic for spec in source.signature.inputs) else 1
         self._single = make_reference(flat, self.evaluation.calls, self.evaluation.labels, double=False)
         self._reference = self._single

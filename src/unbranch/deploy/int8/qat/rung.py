@@ -34,14 +34,13 @@ class Trained:
 
 
 def train_quantized(
-    run: QatRun, identity: str, source: Source, calibration: Samples, folder: Path,
+    run: QatRun, source: Source, calibration: Samples, folder: Path,
     on_step: Callable[[str, int, int], None], *, weight_bits: int = 8,
 ) -> Trained:  # fmt: skip
     """Train a network with 8-bit integers.
 
     Args:
         run: recipe, images and directory.
-        identity: of the training, from ``run.claim``.
         source: files of the network to start from.
         calibration: images from which the first ranges are estimated.
         folder: for the files.
@@ -57,7 +56,7 @@ def train_quantized(
     program = torch.export.load(source.program)
     output = logits_of(source.signature) or 0
     network = fake_quantized(program, calibration.batches(BATCH), weight_bits=weight_bits, output=output)
-    trained = run.train(network, identity, on_step)
+    trained = run.train(network, on_step)
     assert isinstance(trained, FakeQuantizedNetwork)
     example: Tensor = calibration.batch(1)[0]
     write_qdq(trained, example, source.signature, folder / "quantized.onnx")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,51 +26,46 @@ class QatRun:
     Args:
         training: recipe and images.
         directory: of the run. It is left if the training is interrupted, and resumed by the same deployment.
+        identity: of the network, the images and the settings; made by ``claim``.
     """
 
     training: TrainingData
     directory: Path
+    identity: str = ""
 
-    def check(self, flat: FlatNetwork) -> None:
-        """Check that a network can be trained on the images.
+    def claim(self, network: nn.Module, flat: FlatNetwork, *details: Any) -> QatRun:
+        """Return the run for a network.
 
-        Raises:
-            InputError: if it isn't a classifier of one image into the classes of the data.
-        """
-        classes = len(self.training.data.classes)
-        signature = flat.signature
-        if len(signature.inputs) != 1 or len(signature.inputs[0].shape) != 4:
-            raise InputError("`epochs` needs a network that takes images (N, C, H, W) alone")
-        index = logits_of(signature)
-        if index is None:
-            raise InputError("`epochs` needs a classifier: the network has no output (N, classes)")
-        if (found := signature.outputs[index].shape[1]) < classes:
-            raise InputError(f"`epochs` needs data of at most {found} classes, those of the network; got {classes}")
-
-    def claim(self, network: nn.Module, *details: Any) -> str:
-        """Return the identity of the training of a network.
+        Args:
+            network: that is to be trained.
+            flat: the same with flat inputs and outputs.
+            details: other settings that belong to the run.
 
         Raises:
-            InputError: if the directory has something else, or an interrupted training of something else.
+            InputError: if the network isn't a classifier of one image into the classes of the data, or the directory
+                has something else, or an interrupted training of something else.
         """
+        _check(flat.signature, len(self.training.data.classes))
+        identity = self._identity(network, details)
+        started = _started_by(self.directory)
+        if self.directory.exists() and started is None:
+            raise InputError(f"{self.directory} exists and isn't from an earlier deployment: choose another directory")
+        if _is_interrupted(self.directory) and started != identity:
+            raise InputError(
+                f"{self.directory} has an interrupted training of another network, or with other settings: continue "
+                "that, or remove the directory"
+            )
+        return replace(self, identity=identity)
+
+    def _identity(self, network: nn.Module, details: tuple[Any, ...]) -> str:
         from unbranch.train import to_yaml
         from unbranch.train.data.dataset import fingerprint
 
         state: dict[str, Tensor] = network.state_dict()
         values = [part for name, value in state.items() for part in (name, value.detach().cpu())]
-        identity = fingerprint(*values, to_yaml(self.training.recipe), self.training.data.fingerprint, *details)
-        if self.directory.exists() and _started_by(self.directory) is None:
-            raise InputError(f"{self.directory} exists and isn't from an earlier deployment: choose another directory")
-        if _is_interrupted(self.directory) and _started_by(self.directory) != identity:
-            raise InputError(
-                f"{self.directory} has an interrupted training of another network, or with other settings: continue "
-                "that, or remove the directory"
-            )
-        return identity
+        return fingerprint(*values, to_yaml(self.training.recipe), self.training.data.fingerprint, *details)
 
-    def train(
-        self, network: FakeQuantizedNetwork, identity: str, on_step: Callable[[str, int, int], None]
-    ) -> nn.Module:
+    def train(self, network: FakeQuantizedNetwork, on_step: Callable[[str, int, int], None]) -> nn.Module:
         """Return the network with trained weights and scales.
 
         Raises:
@@ -86,12 +81,15 @@ class QatRun:
         if not _is_interrupted(self.directory):
             shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(exist_ok=True)
-        (self.directory / START).write_text(json.dumps({"identity": identity}) + "\n")
+        (self.directory / START).write_text(json.dumps({"identity": self.identity}) + "\n")
         resume = (self.directory / RECIPE).is_file()
         recipe, data = self.training.recipe, self.training.data
         try:
             with generators_restored():
                 return fit(network, recipe, data, self.directory, resume=resume, on_progress=report)
+        except InputError:  # a checkpoint of a training that can't go on would only be in the way
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
         except TrainingInterrupted as error:
             raise TrainingInterrupted(
                 f"interrupted; the same deployment to {self.directory.parent} will continue the training"
@@ -129,6 +127,16 @@ def _started_by(directory: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(identity)
+
+
+def _check(signature: Signature, classes: int) -> None:
+    if len(signature.inputs) != 1 or len(signature.inputs[0].shape) != 4:
+        raise InputError("`epochs` needs a network that takes images (N, C, H, W) alone")
+    index = logits_of(signature)
+    if index is None:
+        raise InputError("`epochs` needs a classifier: the network has no output (N, classes)")
+    if (found := signature.outputs[index].shape[1]) < classes:
+        raise InputError(f"`epochs` needs data of at most {found} classes, those of the network; got {classes}")
 
 
 def logits_of(signature: Signature) -> int | None:
