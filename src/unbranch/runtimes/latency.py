@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from unbranch.runtimes.layer_cache import LayerCache
 from unbranch.runtimes.layers import Layer
 from unbranch.runtimes.measure import Entry, Outcome, measure
 from unbranch.runtimes.process import WorkerError, worker
-from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.signature import FlatNetwork, Signature
 from unbranch.runtimes.source import write_source
 from unbranch.runtimes.targets import TARGETS, Target
 
@@ -71,6 +71,8 @@ class RuntimeLatency:
 
     def __init__(self, target: Target, threads: int, cache: LayerCache) -> None:
         self.target, self.threads, self.cache = target, threads, cache
+        self._folder = tempfile.TemporaryDirectory()
+        self._artifacts: WeakKeyDictionary[nn.Module, tuple[Any, Path, Signature]] = WeakKeyDictionary()
         self._failures: Counter[tuple[str, str]] = Counter()
 
     @property
@@ -119,15 +121,41 @@ class RuntimeLatency:
         Raises:
             InputError: if a network can't be exported to the runtime, or doesn't run in it.
         """
-        with tempfile.TemporaryDirectory() as folder, _measured(self, networks, inputs, Path(folder)) as outcomes:
-            many = len(self.target.settings)
-            return [self._fastest(outcomes[n * many : (n + 1) * many]) for n in range(len(networks))]
+        settings = self.target.settings
+        places = [self._artifact(network, inputs) for network in networks]
+        entries = [Entry(self.target, place, setting) for place, _ in places for setting in settings]
+        with tempfile.TemporaryDirectory() as folder:
+            outcomes = measure(
+                entries, places[0][1], Path(folder), threads=self.threads, batches=(1,), rounds=ROUNDS
+            )  # fmt: skip
+        return [
+            self._fastest(outcomes[start : start + len(settings)]) for start in range(0, len(entries), len(settings))
+        ]
 
     def _fastest(self, outcomes: Sequence[Outcome]) -> float:
-        times = [timing.median_ms for outcome in outcomes for timing in outcome.timings]
+        times = [min(outcome.calls) for outcome in outcomes if outcome.calls]  # load only adds to a call
         if not times:
             raise InputError(f"{self.target.name} can't run this network: {outcomes[0].problem}")
         return min(times)
+
+    def _artifact(self, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Path, Signature]:
+        """Return the directory of a network's artifact, which is made once, and its signature."""
+        shapes = tuple(tuple(value.shape) for value in network.state_dict().values())
+        known = self._artifacts.get(network)
+        if known is not None and known[0] == shapes:
+            return known[1], known[2]
+        place = Path(tempfile.mkdtemp(dir=self._folder.name))
+        (place / "artifact").mkdir()
+        source = write_source(FlatNetwork(network, inputs), place, onnx=self.target.needs_onnx, dynamic_batch=False)
+        if self.target.needs_onnx and source.onnx_problem:
+            raise InputError(source.onnx_problem)
+        try:
+            with worker(self.target, place) as process:
+                process.export(source, place / "artifact")
+        except WorkerError as error:
+            raise InputError(f"{self.target.name} can't convert this network: {error}") from error
+        self._artifacts[network] = (shapes, place / "artifact", source.signature)
+        return place / "artifact", source.signature
 
     def step(self) -> int:
         """Return the step of widths, measured on a few convolutions; 1 if the runtime has none.
@@ -146,29 +174,6 @@ class RuntimeLatency:
             if sum(saved) / len(saved) < WORTH * (1 - (width / PROBE) ** 2):
                 return step
         return 1
-
-
-@contextmanager
-def _measured(
-    latency: RuntimeLatency, networks: Sequence[nn.Module], inputs: tuple[Any, ...], folder: Path
-) -> Iterator[list[Outcome]]:  # fmt: skip
-    """Context of the outcome of each network in each setting; files are removed afterwards."""
-    target, entries, signature = latency.target, [], None
-    for number, network in enumerate(networks):
-        place = folder / str(number)
-        (place / "artifact").mkdir(parents=True)
-        source = write_source(FlatNetwork(network, inputs), place, onnx=target.needs_onnx, dynamic_batch=False)
-        if target.needs_onnx and source.onnx_problem:
-            raise InputError(source.onnx_problem)
-        signature = source.signature
-        try:
-            with worker(target, place) as process:
-                process.export(source, place / "artifact")
-        except WorkerError as error:
-            raise InputError(f"{target.name} can't convert this network: {error}") from error
-        entries += [Entry(target, place / "artifact", setting) for setting in target.settings]
-    assert signature is not None
-    yield measure(entries, signature, folder, threads=latency.threads, batches=(1,), rounds=ROUNDS)
 
 
 def _probe(width: int, size: tuple[int, ...], kernel: tuple[int, ...]) -> Layer:
@@ -192,21 +197,21 @@ def timed(target: Target, layers: Sequence[Layer], threads: int, setting: str) -
 
 
 def runtime_latency(
-    name: str = "torch", *, threads: int | None = None, cache: str | Path | None = "default"
+    name: str = "torch", *, threads: int | None = None, cache: str | Path | None = None
 ) -> RuntimeLatency:  # fmt: skip
     """Return what measures latency in a runtime on this machine's CPU, for ``unbranch.prune.ResRep``.
 
     Args:
         name: of a target, see ``unbranch.deploy.TARGETS``.
         threads: for the runtime; those of PyTorch by default.
-        cache: directory in which times of layers are kept, by CPU, threads and version of the runtime; by default
-            ``unbranch/latency`` in the user's cache directory. None for no files.
+        cache: directory in which times of layers are kept for later runs, in a file for each runtime, its version, CPU
+            and number of threads. By default they are kept in memory.
 
     Raises:
         InputError: if there is no such target, or it doesn't run on this machine.
 
     Example:
-        >>> latency = runtime_latency("torch", threads=1, cache=None)
+        >>> latency = runtime_latency("torch", threads=1)
         >>> latency.name
         'torch, 1 thread'
         >>> [ms > 0 for ms in latency.layer_ms([Layer(16, 8), Layer(8, 4)])]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
@@ -22,8 +21,7 @@ class LayerCache:
     Args:
         target: the runtime.
         threads: for it.
-        directory: of the file; ``"default"`` for the user's cache directory, None for no file. A file that can't be
-            read or written is ignored.
+        directory: of the file; None for no file. A file that can't be read or written is ignored.
     """
 
     def __init__(self, target: Target, threads: int, directory: str | Path | None) -> None:
@@ -33,8 +31,7 @@ class LayerCache:
         if directory is None:
             return
         name = hashlib.sha256(json.dumps(_identity(target, threads)).encode()).hexdigest()[:16]
-        folder = _default_directory() if directory == "default" else Path(directory)
-        self.path = folder / f"{target.name}-{name}.json"
+        self.path = Path(directory) / f"{target.name}-{name}.json"
         with suppress(OSError, ValueError, AttributeError):
             values = json.loads(self.path.read_text())
             self.times = {key: ms for key, ms in values.items() if isinstance(ms, float) and ms >= 0}
@@ -61,10 +58,6 @@ class LayerCache:
 
 def _key(layer: Layer, setting: str) -> str:
     return f"{setting} {astuple(layer)}"
-
-
-def _default_directory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unbranch" / "latency"
 
 
 def _identity(target: Target, threads: int) -> dict[str, object]:

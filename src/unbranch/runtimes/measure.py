@@ -59,9 +59,10 @@ class Entry:
 
 @dataclass
 class Outcome:
-    """Timings of an entry, and why there are no more."""
+    """Timings of an entry, milliseconds of every call, and why there are no more."""
 
     timings: list[Timing] = field(default_factory=list)
+    calls: list[float] = field(default_factory=list)
     problem: str = ""
 
 
@@ -131,6 +132,7 @@ def measure(
             for turn in turns:
                 if turn.times:
                     turn.outcome.timings.append(_timing(turn, threads, batch))
+                    turn.outcome.calls += turn.times
                     turn.times = []
     return outcomes
 
