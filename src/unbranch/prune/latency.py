@@ -25,7 +25,7 @@ from unbranch.runtimes.latency import LatencySource, runtime_latency
 T = TypeVar("T")
 MULTIPLE = 8  # of widths, where a runtime has no step
 CHECKS = 4  # pruned networks that are measured while channels are chosen
-AGREEMENT = 0.02  # of measured and wanted latency, relative
+NEAR = 0.1  # relative difference from the target at which estimates needn't be calibrated again
 FLATTEST = 0.05  # smallest slope between the time of layers and of the network
 
 
@@ -34,7 +34,7 @@ class LatencyTable:
 
     The time of the network is a straight line in the sum of its layers' times. It goes through the network with all
     channels and through the last narrower one that was measured, so what layers cost together, and everything that
-    isn't a layer, is right near that one.
+    isn't a layer, is right near that one. Below, the line goes on, or to zero where it would be negative otherwise.
 
     Args:
         graph: of the network.
@@ -61,7 +61,8 @@ class LatencyTable:
         self.full_ms = agreed(lambda: source.network_ms([self.plain], self.inputs))[0]
         self._sum = self.layers_ms(graph.full)
         self._slope = min(1.0, self.full_ms / max(self._sum, 1e-9))
-        self._checks, self._agrees = 0, False
+        self._measured = self._sum, self.full_ms
+        self._checked: list[list[int]] = []
 
     def layers_ms(self, widths: Sequence[int]) -> float:
         """Return the milliseconds of all layers, each timed alone."""
@@ -69,7 +70,10 @@ class LatencyTable:
 
     def __call__(self, widths: Sequence[int]) -> float:
         """Return the estimated milliseconds of the network."""
-        return self.full_ms - self._slope * (self._sum - self.layers_ms(widths))
+        layers, (measured, ms) = self.layers_ms(widths), self._measured
+        if layers >= measured:
+            return self.full_ms - self._slope * (self._sum - layers)
+        return ms - min(self._slope, ms / measured) * (measured - layers)
 
     def narrow(self, widths: Sequence[int]) -> nn.Module:
         """Return the collapsed network with so many channels of each unit; which ones they are doesn't matter."""
@@ -87,17 +91,18 @@ class LatencyTable:
             InputError: if the narrower network doesn't run in the runtime.
         """
         before, after = agreed(lambda: self.source.network_ms([self.plain, self.narrow(widths)], self.inputs))
-        saved = self._sum - self.layers_ms(widths)
-        if saved > 0:
-            slope = self.full_ms * (1 - after / before) / saved
-            self._slope = min(max(slope, FLATTEST * self.full_ms / self._sum), self.full_ms / self._sum)
+        layers = self.layers_ms(widths)
+        if layers < self._sum:
+            flattest = FLATTEST * self.full_ms / self._sum
+            self._slope = max(flattest, self.full_ms * (1 - after / before) / (self._sum - layers))
+            self._measured = layers, self.full_ms - self._slope * (self._sum - layers)
         return after / before
 
     def calibrate_for(self, target: float, limits: Limits) -> None:
         """Calibrate at a network in which all units lose the same fraction, so much that the target may be met."""
         for _ in range(2):
             widths = self._uniform(target, limits)
-            if abs(self.calibrate(widths) / target - 1) < 5 * AGREEMENT:
+            if abs(self.calibrate(widths) / target - 1) < NEAR:
                 return
 
     def _uniform(self, target: float, limits: Limits) -> list[int]:
@@ -110,11 +115,11 @@ class LatencyTable:
         return _scaled(self.graph.full, few, limits)
 
     def check(self, widths: Sequence[int], target: float) -> None:
-        """Calibrate at chosen widths that are estimated to meet the target, until the measured network meets it."""
-        if self._agrees or self._checks == CHECKS or self(widths) > target * self.full_ms:
-            return
-        self._checks += 1
-        self._agrees = abs(self.calibrate(widths) / target - 1) < AGREEMENT
+        """Calibrate at chosen widths that are estimated to meet the target; a few times, and not again at the same."""
+        few = len(self._checked) < CHECKS and list(widths) not in self._checked
+        if few and self(widths) <= target * self.full_ms:
+            self._checked.append(list(widths))
+            self.calibrate(widths)
 
     def report(self, narrow: nn.Module, widths: Sequence[int]) -> LatencyReport:
         """Return the measured latency before and after pruning, and where time is left.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import statistics
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -24,7 +26,7 @@ from unbranch.runtimes.targets import TARGETS, Target
 CHUNK = 64  # layers in one request, which are lost if the process dies
 EMPTY = Layer(1, 1)  # takes as long as a call
 SMALLEST = 0.05  # of its measured time that a layer counts with at least, whatever a call takes
-ROUNDS = 10  # turns of each network
+ROUNDS = 20  # turns of each network
 STEPS = (32, 16, 8, 4)  # widths that may be faster than those below them, the largest first
 PROBE = 64  # a multiple of all of them
 PROBES = (((14, 14), (3, 3)), ((28, 28), (1, 1)), ((28, 28), (3, 3)))  # sizes and kernels
@@ -71,8 +73,9 @@ class RuntimeLatency:
 
     def __init__(self, target: Target, threads: int, cache: LayerCache) -> None:
         self.target, self.threads, self.cache = target, threads, cache
-        self._folder = tempfile.TemporaryDirectory()
-        self._artifacts: WeakKeyDictionary[nn.Module, tuple[Any, Path, Signature]] = WeakKeyDictionary()
+        self._folder = Path(tempfile.mkdtemp(prefix="unbranch-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._artifacts: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Path, Signature]] = weakref.WeakKeyDictionary()
         self._failures: Counter[tuple[str, str]] = Counter()
 
     @property
@@ -128,15 +131,16 @@ class RuntimeLatency:
             outcomes = measure(
                 entries, places[0][1], Path(folder), threads=self.threads, batches=(1,), rounds=ROUNDS
             )  # fmt: skip
-        return [
-            self._fastest(outcomes[start : start + len(settings)]) for start in range(0, len(entries), len(settings))
-        ]
+        many = len(settings)
+        parts = [outcomes[start : start + many] for start in range(0, len(entries), many)]
+        return _in_turns([self._fastest(part) for part in parts])
 
-    def _fastest(self, outcomes: Sequence[Outcome]) -> float:
-        times = [min(outcome.calls) for outcome in outcomes if outcome.calls]  # load only adds to a call
-        if not times:
+    def _fastest(self, outcomes: Sequence[Outcome]) -> list[float]:
+        """Return the turns of a network in its faster setting."""
+        complete = [outcome.turns for outcome in outcomes if not outcome.problem]
+        if not complete:
             raise InputError(f"{self.target.name} can't run this network: {outcomes[0].problem}")
-        return min(times)
+        return min(complete, key=statistics.median)
 
     def _artifact(self, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Path, Signature]:
         """Return the directory of a network's artifact, which is made once, and its signature."""
@@ -144,7 +148,7 @@ class RuntimeLatency:
         known = self._artifacts.get(network)
         if known is not None and known[0] == shapes:
             return known[1], known[2]
-        place = Path(tempfile.mkdtemp(dir=self._folder.name))
+        place = Path(tempfile.mkdtemp(dir=self._folder))
         (place / "artifact").mkdir()
         source = write_source(FlatNetwork(network, inputs), place, onnx=self.target.needs_onnx, dynamic_batch=False)
         if self.target.needs_onnx and source.onnx_problem:
@@ -174,6 +178,17 @@ class RuntimeLatency:
             if sum(saved) / len(saved) < WORTH * (1 - (width / PROBE) ** 2):
                 return step
         return 1
+
+
+def _in_turns(turns: Sequence[Sequence[float]]) -> list[float]:
+    """Return milliseconds of each network: the first one's median, and the others by their median ratio to it.
+
+    Both networks of a ratio had their turns one after the other, so load that lasts for longer cancels.
+    """
+    first = statistics.median(turns[0])
+    return [
+        first * statistics.median(mine / its for mine, its in zip(turn, turns[0], strict=True)) for turn in turns
+    ]  # fmt: skip
 
 
 def _probe(width: int, size: tuple[int, ...], kernel: tuple[int, ...]) -> Layer:
