@@ -127,6 +127,28 @@ def test_networks_that_can_t_be_converted_are_one_error(target: type[Target]) ->
         latency.network_ms([nn.Conv2d(3, 4, 1).eval()], (torch.randn(1, 3, 4, 4),))
 
 
+class DependsOnValues(nn.Module):
+    """A network that torch.export can't export."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) if x.sum() > 0 else self.conv(-x)
+
+
+def test_pytorch_times_networks_that_can_t_be_exported_and_others_refuse_them() -> None:
+    networks, inputs = [DependsOnValues(2).eval(), DependsOnValues(4).eval()], (torch.randn(1, 3, 4, 4),)
+    latency = of("torch")
+    times = latency.network_ms(networks, inputs)
+    assert len(times) == 2
+    assert all(math.isfinite(ms) and ms > 0 for ms in times)
+    assert len(latency.notes) == 1
+    with pytest.raises(InputError, match="export"):
+        of("onnx").network_ms(networks, inputs)
+
+
 @pytest.mark.parametrize("name", ["tensorrt", "coreml"])
 def test_runtimes_that_don_t_run_here_are_refused(name: str) -> None:
     if (TARGETS[name]().unavailable() or TARGETS[name]().unrunnable()) is None:

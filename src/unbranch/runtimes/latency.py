@@ -22,6 +22,7 @@ from unbranch.runtimes.process import WorkerError, worker
 from unbranch.runtimes.signature import FlatNetwork, Signature
 from unbranch.runtimes.source import write_source
 from unbranch.runtimes.targets import TARGETS, Target
+from unbranch.timing import compare_latency
 
 CHUNK = 64  # layers in one request, which are lost if the process dies
 EMPTY = Layer(1, 1)  # takes as long as a call
@@ -76,6 +77,7 @@ class RuntimeLatency:
         self._folder = Path(tempfile.mkdtemp(prefix="unbranch-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._artifacts: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Path, Signature]] = weakref.WeakKeyDictionary()
+        self._not_exported: list[str] = []
         self._failures: Counter[tuple[str, str]] = Counter()
 
     @property
@@ -89,7 +91,7 @@ class RuntimeLatency:
         return [
             f"{number} of the layers fail{'s' if number == 1 else ''} alone in {self.target.name} and {instead}: {why}"
             for (instead, why), number in self._failures.items()
-        ]
+        ] + self._not_exported
 
     def layer_ms(self, layers: Sequence[Layer]) -> list[float]:
         """Return milliseconds of each layer beyond those of a call, in the faster setting of the runtime.
@@ -121,11 +123,19 @@ class RuntimeLatency:
     def network_ms(self, networks: Sequence[nn.Module], inputs: tuple[Any, ...]) -> list[float]:
         """Return milliseconds of each network for one example, timed in turns, in the faster setting of the runtime.
 
+        In PyTorch, networks that can't be exported are timed as they are, in this process, with a note.
+
         Raises:
             InputError: if a network can't be exported to the runtime, or doesn't run in it.
         """
         settings = self.target.settings
-        places = [self._artifact(network, inputs) for network in networks]
+        try:
+            places = [self._artifact(network, inputs) for network in networks]
+        except InputError as error:
+            if self.target.name != "torch":
+                raise
+            self._not_exported = [f"networks were timed without torch.export: {error}"]
+            return _in_this_process(networks, inputs)
         entries = [Entry(self.target, place, setting) for place, _ in places for setting in settings]
         with tempfile.TemporaryDirectory() as folder:
             outcomes = measure(
@@ -189,6 +199,12 @@ def _in_turns(turns: Sequence[Sequence[float]]) -> list[float]:
     return [
         first * statistics.median(mine / its for mine, its in zip(turn, turns[0], strict=True)) for turn in turns
     ]  # fmt: skip
+
+
+def _in_this_process(networks: Sequence[nn.Module], inputs: tuple[Any, ...]) -> list[float]:
+    """Return milliseconds of networks in PyTorch, each in turns with the first one."""
+    found = [compare_latency(networks[0], network, inputs) for network in networks]
+    return [found[0].first_ms / latency.ratio for latency in found]
 
 
 def _probe(width: int, size: tuple[int, ...], kernel: tuple[int, ...]) -> Layer:
