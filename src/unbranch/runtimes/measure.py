@@ -59,9 +59,10 @@ class Entry:
 
 @dataclass
 class Outcome:
-    """Timings of an entry, and why there are no more."""
+    """Timings of an entry, milliseconds of the fastest call in each turn, and why there are no more."""
 
     timings: list[Timing] = field(default_factory=list)
+    turns: list[float] = field(default_factory=list)
     problem: str = ""
 
 
@@ -154,7 +155,9 @@ def _rounds(
         for place, turn in enumerate(taking):
             on_progress(f"timing {turn.entry.name}, batch {batch}", number * len(turns) + place)
             if not turn.outcome.problem:
-                turn.times += turn.time(inputs, turn.calls)
+                times = turn.time(inputs, turn.calls)
+                turn.times += times
+                turn.outcome.turns += [min(times)] if times else []
 
 
 def _inputs(signature: Signature, scratch: Path, batch: int) -> Path:

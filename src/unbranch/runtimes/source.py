@@ -20,7 +20,8 @@ PROGRAM, ONNX = "model.pt2", "model.onnx"
 
 
 def write_source(
-    network: FlatNetwork, directory: Path, *, targets: Iterable[Target] | None = None, dynamic_size: bool = False
+    network: FlatNetwork, directory: Path, *, targets: Iterable[Target] | None = None, dynamic_size: bool = False,
+    dynamic_batch: bool = True,
 ) -> Source:  # fmt: skip
     """Export a network for any batch size if it allows that, and for a batch of one.
 
@@ -29,6 +30,7 @@ def write_source(
         directory: where the files go; it must exist.
         targets: for which files are written; for all by default.
         dynamic_size: whether height and width (axes 2 and 3) of images are dynamic, too.
+        dynamic_batch: whether to try any batch size.
 
     Raises:
         InputError: if ``torch.export`` can't export the network. If only ONNX fails, the source says why.
@@ -36,7 +38,7 @@ def write_source(
     one = tuple(value[:1] if _is_batched(value) else value for value in network.example)
     axes = [_dynamic_axes(value, dynamic_size) for value in one]
     program = _exported(network, one, None)
-    flexible = _flexible(network, one, axes)
+    flexible = _flexible(network, one, axes) if dynamic_batch else None
     if flexible is None:
         axes = [()] * len(one)
     inputs = (replace(TensorSpec.of(spec.name, value), dynamic=axis) for spec, value, axis in _rows(network, one, axes))
