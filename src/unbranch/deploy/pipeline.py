@@ -112,10 +112,10 @@ def deploy(
     on_progress("collapsing", 0, 1)
     plain, flat = _collapsed(model, samples.batch(1))
     with _scratch(store) as scratch:
-        on_progress("computing the reference in float64", 0, 1)
-        check = make_check(flat, samples, scratch, threads)
         onnx = any(target.needs_onnx and target.unavailable() is None for target in targets)
         source = write_source(flat, scratch, onnx=onnx, dynamic_size=dynamic_size)
+        on_progress("computing the reference in float64", 0, 1)
+        check = make_check(flat, samples, source.signature, scratch, threads, max(batches, default=1))
         if quantizer is not None:
             quantizer.climb(plain, flat, source, scratch, threads, on_progress)
         artifacts = []
@@ -163,7 +163,7 @@ def _result(
     return DeployResult(
         directory=store.directory, model=_name_of(plain), artifacts=tuple(moved), data=samples.description,
         images=len(samples), noise=check.noise, accuracy=accuracy(check.single.classes(), samples.labels),
-        environment=environment(), notes=samples.notes, signature=source.signature,
+        environment=environment(), notes=(*samples.notes, *check.notes), signature=source.signature,
     )  # fmt: skip
 
 
