@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from unbranch.deploy.targets.base import Precision
 
+LEAST = 0.02  # smaller differences of latency, relative, are never called faster
 Status: TypeAlias = Literal["verified", "not verified", "differs", "failed", "unavailable"]
 
 
@@ -22,6 +24,7 @@ class Timing:
         calls: number of timed calls.
         cold_start_ms: time to load the file and run it once, with the runtime imported.
         memory_mib: what that took at its peak, MiB beyond the process with the runtime imported; None if unknown.
+        uncertainty_ms: standard error of the median, from its differences between turns; None if unknown.
     """
 
     setting: str
@@ -32,6 +35,7 @@ class Timing:
     calls: int
     cold_start_ms: float
     memory_mib: float | None
+    uncertainty_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,14 @@ class Artifact:
     def ok(self) -> bool:
         """Whether the artifact is verified."""
         return self.status == "verified"
+
+    def as_fast_as(self, other: Artifact, batch: int = 1) -> bool:
+        """Whether this artifact isn't measurably slower than another one."""
+        ours, theirs = self.fastest(batch), other.fastest(batch)
+        if ours is None or theirs is None:
+            return False
+        noise = [LEAST * t.median_ms if t.uncertainty_ms is None else t.uncertainty_ms for t in (ours, theirs)]
+        return ours.median_ms - theirs.median_ms <= max(2 * math.hypot(*noise), LEAST * theirs.median_ms)
 
     def fastest(self, batch: int = 1) -> Timing | None:
         """Return the timing with the smallest median for a batch size."""

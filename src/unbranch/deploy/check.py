@@ -11,8 +11,15 @@ from typing import Any
 
 from unbranch.deploy.arrays import Calls, read_arrays, write_arrays
 from unbranch.deploy.artifact import Artifact
+from unbranch.deploy.comparable import (
+    constant_outputs,
+    require_finite,
+    require_repeatable,
+    resized,
+    several,
+    unknown_classes,
+)
 from unbranch.deploy.process import Worker, WorkerError, worker
-from unbranch.deploy.comparable import constant_outputs, require_finite, require_repeatable, resized, several
 from unbranch.deploy.reference import (
     AMPLIFIED,
     LARGEST_NOISE,
@@ -97,7 +104,15 @@ def make_check(
     dynamic = {axis for spec in signature.inputs for axis in spec.dynamic}
     more = make_reference(network, [several(samples, batch)], None) if 0 in dynamic else None
     other = make_reference(network, [resized(network, samples.batch(1))], None) if 2 in dynamic else None
-    return Check(single, more, other, scratch, staged, threads, notes=constant_outputs(single, network))
+    return Check(
+        single,
+        more,
+        other,
+        scratch,
+        staged,
+        threads,
+        notes=(*constant_outputs(single, network), *unknown_classes(single)),
+    )
 
 
 def directory_name(target: Target, precision: Precision) -> str:
@@ -119,7 +134,8 @@ def checked(target: Target, source: Source, check: Check) -> Artifact:
 
 
 def _converted(target: Target, source: Source, check: Check) -> Artifact:
-    written = Path(mkdtemp(prefix=f"{target.name}-", dir=check.scratch))
+    written = Path(mkdtemp(prefix=f"{target.name}-", dir=check.scratch)) / "files"
+    written.mkdir()  # with the usual permissions, which `mkdtemp` doesn't give
     with worker(target, Path(mkdtemp(dir=check.scratch))) as process:
         process.export(source, written)
         limits = process.ask("limit", source=source)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from unbranch.convert.prove.inputs import input_error
+from unbranch.deploy.batches import Call
 from unbranch.deploy.reference import Reference, errors_of
-from unbranch.deploy.samples import Call, Samples
+from unbranch.deploy.samples import Samples
 from unbranch.deploy.signature import FlatNetwork
 from unbranch.errors import InputError
 
@@ -51,6 +52,17 @@ def constant_outputs(reference: Reference, network: FlatNetwork) -> tuple[str, .
         for index, spec in enumerate(network.signature.outputs)
         if not any(bool(call[index].any()) for call in reference.outputs)
     )
+
+
+def unknown_classes(reference: Reference) -> tuple[str, ...]:
+    """Return a note if there are labels of classes that the network doesn't have."""
+    classes = reference.number_of_classes
+    if classes is None or reference.labels is None or not len(reference.labels):
+        return ()
+    most = int(reference.labels.max())
+    if most < classes:
+        return ()
+    return (f"there are labels up to {most}, and the network has {classes} classes, from 0 on: accuracy may be wrong",)
 
 
 def run(network: FlatNetwork, call: Sequence[Tensor]) -> tuple[Tensor, ...]:

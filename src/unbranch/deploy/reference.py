@@ -46,11 +46,21 @@ class Reference:
     @property
     def images(self) -> int:
         """Number of images, over all calls."""
-        return sum(len(call[0]) if call[0].ndim else 1 for call in self.calls)
+        return sum(self._sizes)
 
     def classes(self) -> Tensor | None:
         """Return the class that the network assigns to each image, ``(N,)``; None if it isn't a classifier."""
-        return predicted(self.outputs, [len(call[0]) if call[0].ndim else 1 for call in self.calls])
+        return predicted(self.outputs, self._sizes)
+
+    @property
+    def number_of_classes(self) -> int | None:
+        """Number of classes; None if the network isn't a classifier."""
+        index = _scores(self.outputs, self._sizes)
+        return None if index is None else self.outputs[0][index].shape[1]
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [len(call[0]) if call[0].ndim else 1 for call in self.calls]
 
 
 @dataclass(frozen=True)
@@ -148,8 +158,7 @@ def drop_of(found: Agreement, reference: Reference) -> float | None:
 
 def _chance(reference: Reference) -> float:
     """Return the accuracy of a network that has learned nothing: there, no loss of accuracy means nothing."""
-    index = _scores(reference.outputs, [len(call[0]) for call in reference.calls])
-    return 0.0 if index is None else 1 / reference.outputs[0][index].shape[1]
+    return 1 / (reference.number_of_classes or 1)
 
 
 def errors_of(ours: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, ...]:

@@ -54,6 +54,11 @@ def _require_usable(name: str, target: type[Target]) -> None:
     """Raise InputError for a target that was registered in a way that can't work."""
     if not isinstance(target, type) or not issubclass(target, Target):
         raise InputError(f"`TARGETS[{name!r}]` must be a subclass of Target, got {target!r}")
+    if target.__module__ == "__main__" or "<locals>" in target.__qualname__:
+        raise InputError(
+            f"the target {name!r} is {target.__module__}:{target.__qualname__}, which worker processes can't "
+            "import: define it on the top level of a module"
+        )
     if target.name != name or not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(
             f"a target is registered under its own `name`, of letters, digits, '-', '_' and '.': got {name!r} for one "
