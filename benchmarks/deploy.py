@@ -65,8 +65,9 @@ def float_files(
     """Convert one form for each target; give a row, what to time, and the signature."""
     folder.mkdir()
     flat = FlatNetwork(module, images[:1])
-    check = make_check(flat, load_samples(images, module, limit=len(images)), folder, torch.get_num_threads())
     source = write_source(flat, folder)
+    samples = load_samples(images, module, limit=len(images))
+    check = make_check(flat, samples, source.signature, folder, torch.get_num_threads(), batch=1)
     for target in find_targets(targets):
         artifact = checked(target, source, check)
         row = {"form": form, "target": target.name, "precision": "float32", "status": artifact.status,

@@ -105,4 +105,4 @@ def test_interrupt_ends_with_its_own_exit_code(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("unbranch.deploy.pipeline.make_check", interrupted)
     result = run("deploy", "resnet8_cifar", *SMALL, *QUICK, "--to", "good", "-o", "out")
     assert result.exit_code == 130
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.iterdir())

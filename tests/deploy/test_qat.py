@@ -24,6 +24,7 @@ from unbranch.deploy.samples import load_samples
 from unbranch.errors import InputError, TrainingInterrupted
 from unbranch.runtimes.signature import FlatNetwork
 from unbranch.runtimes.source import write_source
+from unbranch.runtimes.targets.pytorch import TorchTarget
 
 pytest.importorskip("accelerate")
 onnx = pytest.importorskip("onnx")
@@ -181,7 +182,7 @@ def test_training_recovers_accuracy_that_rounding_costs(trained: nn.Module, tmp_
     from unbranch.train import fit
 
     calibration = load_samples("digits", trained, limit=100, train=True)
-    source = write_source(FlatNetwork(trained, calibration.batch(1)), tmp_path, onnx=False)
+    source = write_source(FlatNetwork(trained, calibration.batch(1)), tmp_path, targets=[TorchTarget()])
     fake = fake_quantized(torch.export.load(source.program), calibration.batches(50), weight_bits=2).eval()
     before, how = accuracy(fake), training_data("digits", trained, 1, 0)
     after = accuracy(fit(fake, how.recipe, how.data, tmp_path / "run"))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, ParamSpec
+from typing import Annotated, Any, NamedTuple, NoReturn, ParamSpec
 
 import typer
 from rich.text import Text
@@ -50,7 +53,8 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with _ending_cleanly():
+                command(*args, **kwargs)
         except UnbranchError as error:
             line = " ".join(str(error).split())
             console(stderr=True).print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
@@ -60,6 +64,25 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(INTERRUPTED) from None
 
     return guarded
+
+
+@contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """Context in which SIGTERM and SIGHUP remove temporary files, too: they end the process like an exit."""
+
+    def end(number: int, frame: object) -> NoReturn:  # noqa: ARG001
+        raise SystemExit(128 + number)
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class LoadedNetwork(NamedTuple):

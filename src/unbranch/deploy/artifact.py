@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -9,6 +10,7 @@ from typing import Literal, TypeAlias
 from unbranch.runtimes.measure import Timing
 from unbranch.runtimes.targets.base import Precision
 
+LEAST = 0.02  # smaller differences of latency, relative, are never called faster
 Status: TypeAlias = Literal["verified", "not verified", "differs", "failed", "unavailable"]
 
 
@@ -56,6 +58,14 @@ class Artifact:
     def ok(self) -> bool:
         """Whether the artifact is verified."""
         return self.status == "verified"
+
+    def as_fast_as(self, other: Artifact, batch: int = 1) -> bool:
+        """Whether this artifact isn't measurably slower than another one."""
+        ours, theirs = self.fastest(batch), other.fastest(batch)
+        if ours is None or theirs is None:
+            return False
+        noise = [LEAST * t.median_ms if t.uncertainty_ms is None else t.uncertainty_ms for t in (ours, theirs)]
+        return ours.median_ms - theirs.median_ms <= max(2 * math.hypot(*noise), LEAST * theirs.median_ms)
 
     def fastest(self, batch: int = 1) -> Timing | None:
         """Return the timing with the smallest median for a batch size."""

@@ -48,12 +48,15 @@ def benchmark(
     artifacts = [replace(artifact, timings=()) for artifact in result.artifacts]
     if not any(artifact.ok for artifact in artifacts):
         raise InputError(f"{directory} has no verified artifact")
-    with tempfile.TemporaryDirectory() as scratch:
-        for count in counts:
-            artifacts = timed(
-                artifacts, result.signature, Path(scratch), threads=count, batches=batches,
-                rounds=rounds, on_progress=on_progress,
-            )  # fmt: skip
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            for count in counts:
+                artifacts = timed(
+                    artifacts, result.signature, Path(scratch), threads=count, batches=batches,
+                    rounds=rounds, on_progress=on_progress,
+                )  # fmt: skip
+    except OSError as error:
+        raise InputError(f"can't write temporary files: {error.strerror or error}") from error
     return replace(result, artifacts=tuple(artifacts), environment=environment())
 
 
@@ -65,7 +68,7 @@ def timed(
     places = [
         (index, Entry(target, artifact.path.parent, setting))
         for index, artifact in enumerate(artifacts)
-        if artifact.ok and artifact.path is not None
+        if artifact.ok and artifact.path is not None and artifact.target in TARGETS
         for target in [TARGETS[artifact.target]()]
         for setting in target.settings
     ]
@@ -73,7 +76,12 @@ def timed(
         [entry for _, entry in places], signature, scratch, threads=threads, batches=batches, rounds=rounds,
         on_progress=on_progress,
     )  # fmt: skip
-    result = list(artifacts)
+    result = [
+        replace(artifact, reason=f"{artifact.target} isn't in TARGETS, so it can't be timed")
+        if artifact.ok and artifact.target not in TARGETS
+        else artifact
+        for artifact in artifacts
+    ]
     for (index, entry), outcome in zip(places, outcomes, strict=True):
         old = result[index]
         problem = f"{entry.name} can't be timed: {outcome.problem}" if outcome.problem else old.reason

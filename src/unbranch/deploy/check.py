@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 from unbranch.deploy.artifact import Artifact
-from unbranch.deploy.reference import AMPLIFIED, Agreement, Reference, compare, drop_of, make_reference
+from unbranch.deploy.comparable import (
+    constant_outputs,
+    require_finite,
+    require_repeatable,
+    resized,
+    several,
+    unknown_classes,
+)
+from unbranch.deploy.reference import (
+    AMPLIFIED,
+    LARGEST_NOISE,
+    Agreement,
+    Reference,
+    compare,
+    drop_of,
+    largest,
+    make_reference,
+)
 from unbranch.deploy.samples import Samples
 from unbranch.deploy.store import UNVERIFIED, size_of
 from unbranch.runtimes.arrays import Calls, read_arrays, write_arrays
 from unbranch.runtimes.process import Worker, WorkerError, worker
-from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.signature import FlatNetwork, Signature
 from unbranch.runtimes.targets import Precision, Source, Target
-
-SEVERAL = 4  # images in the call that isn't of one image
 
 
 @dataclass(frozen=True)
@@ -24,41 +41,78 @@ class Check:
     """What artifacts are compared with.
 
     Args:
-        single, several: the network's outputs for one image in a call, and for several.
+        single: the network's outputs for one image in a call.
+        several, resized: for several images, and for one in another size; None where the files don't take these.
         scratch: directory for temporary files.
         staged: directory for artifacts that are good.
         threads: for runtimes.
         max_drop: the largest loss of accuracy in percentage points, for 8-bit integers; None to compare outputs.
+        notes: for the user, about what the comparison shows.
     """
 
     single: Reference
-    several: Reference
+    several: Reference | None
+    resized: Reference | None
     scratch: Path
     staged: Path
     threads: int
     max_drop: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def noise(self) -> float:
-        """The network's own rounding noise."""
-        return max(self.single.noise, self.several.noise)
+        """The network's own rounding noise, the largest of all outputs."""
+        return max(self.noises, default=0.0)
+
+    @property
+    def noises(self) -> tuple[float, ...]:
+        """The rounding noise of each output."""
+        found = (one.noises for one in (self.single, self.several, self.resized) if one is not None)
+        return functools.reduce(largest, found)
 
     def references(self, target: Target) -> dict[str, Reference]:
         """Return what a target runs: one image in a call, and several if it can, of which accuracy needs one."""
-        if target.static_batch:
+        if target.static_batch or self.several is None:
             return {"single": self.single}
         if self.max_drop is not None:
             return {"several": self.several}
-        return {"single": self.single, "several": self.several}
+        given = {"single": self.single, "several": self.several, "resized": self.resized}
+        return {name: one for name, one in given.items() if one is not None}
 
 
-def make_check(network: FlatNetwork, samples: Samples, scratch: Path, threads: int) -> Check:
-    """Return what artifacts of a network are compared with, and an empty staging directory for them."""
+def make_check(
+    network: FlatNetwork, samples: Samples, signature: Signature, scratch: Path, threads: int, batch: int
+) -> Check:  # fmt: skip
+    """Return what artifacts of a network are compared with, and an empty staging directory for them.
+
+    Args:
+        network: the collapsed network.
+        samples: the user's images.
+        signature: of the files.
+        scratch: directory for temporary files.
+        threads: for runtimes.
+        batch: size of the largest batch that is timed.
+
+    Raises:
+        InputError: if nothing can be compared with the network's outputs.
+    """
     staged = scratch / "staged"
     staged.mkdir()
+    require_repeatable(network, samples.batch(1))
     single = make_reference(network, samples.calls, samples.labels)
-    several = make_reference(network, [samples.batch(min(SEVERAL, len(samples)))], None)
-    return Check(single, several, scratch, staged, threads)
+    require_finite(single, network)
+    dynamic = {axis for spec in signature.inputs for axis in spec.dynamic}
+    more = make_reference(network, [several(samples, batch)], None) if 0 in dynamic else None
+    other = make_reference(network, [resized(network, samples.batch(1))], None) if 2 in dynamic else None
+    return Check(
+        single,
+        more,
+        other,
+        scratch,
+        staged,
+        threads,
+        notes=(*constant_outputs(single, network), *unknown_classes(single)),
+    )
 
 
 def directory_name(target: Target, precision: Precision) -> str:
@@ -80,7 +134,8 @@ def checked(target: Target, source: Source, check: Check) -> Artifact:
 
 
 def _converted(target: Target, source: Source, check: Check) -> Artifact:
-    written = Path(mkdtemp(prefix=f"{target.name}-", dir=check.scratch))
+    written = Path(mkdtemp(prefix=f"{target.name}-", dir=check.scratch)) / "files"
+    written.mkdir()  # with the usual permissions, which `mkdtemp` doesn't give
     with worker(target, Path(mkdtemp(dir=check.scratch))) as process:
         process.export(source, written)
         limits = process.ask("limit", source=source)
@@ -93,25 +148,41 @@ def _converted(target: Target, source: Source, check: Check) -> Artifact:
         return replace(artifact, reason=reason, path=placed / target.artifact)
     found, operations = _agreement(target, written, check)
     artifact = replace(
-        artifact, error=found.error, rms=found.rms, same_class=found.same_class, accuracy=found.accuracy,
-        operations=operations,
+        artifact, error=_finite(found.error), rms=_finite(found.rms), same_class=found.same_class,
+        accuracy=found.accuracy, operations=operations,
     )  # fmt: skip
-    artifact = (
-        _judged_by_drop(artifact, found, check) if check.max_drop is not None else _judged(artifact, limits, check)
-    )
+    by_drop = check.max_drop is not None
+    artifact = _judged_by_drop(artifact, found, check) if by_drop else _judged(artifact, found, limits, check)
     if artifact.status == "differs":
         return artifact
     placed = written.rename(check.staged / (name if artifact.ok else f"{name}{UNVERIFIED}"))
     return replace(artifact, path=placed / target.artifact)
 
 
-def _judged(artifact: Artifact, limits: dict[str, Any], check: Check) -> Artifact:
-    """Return an artifact with the status that its error means."""
-    limit, error = max(limits["limit"], AMPLIFIED * check.noise), artifact.error or 0.0
-    if not error <= limit:
-        reason = f"its outputs differ by {error:.1e} of the largest, more than {limit:.0e}: the file isn't kept"
-        return replace(artifact, status="differs", limit=limit, reason=reason)
-    return replace(artifact, status="verified", limit=limit, reason=_allowance(limits, error))
+def _judged(artifact: Artifact, found: Agreement, limits: dict[str, Any], check: Check) -> Artifact:
+    """Return an artifact with the status that its errors mean; each output has its own limit."""
+    rows = [
+        (error, max(limits["limit"], min(AMPLIFIED * noise, LARGEST_NOISE)), noise)
+        for error, noise in zip_longest(found.errors, check.noises, fillvalue=0.0)
+    ]
+    error, limit, noise = max(rows, key=lambda row: row[0] / row[1])
+    if error <= limit:
+        return replace(artifact, status="verified", limit=limit, reason=_allowance(limits, error))
+    if error <= AMPLIFIED * noise and noise > 0:
+        reason = (
+            f"its outputs differ by {error:.0e} of the largest, but those of the network itself by {noise:.0e} when it "
+            "computes in float64: that is too much to verify a file by comparing"
+        )
+        return replace(artifact, limit=limit, reason=reason)
+    reason = f"its outputs differ by {error:.1e} of the largest, more than {limit:.0e}: the file isn't kept"
+    if error == float("inf"):
+        reason = "its outputs have other shapes, or NaN or infinity elsewhere: the file isn't kept"
+    return replace(artifact, status="differs", limit=limit, reason=reason)
+
+
+def _finite(value: float) -> float | None:
+    """Return a number that JSON has; None if outputs can't be compared by numbers."""
+    return value if value < float("inf") else None
 
 
 def _judged_by_drop(artifact: Artifact, found: Agreement, check: Check) -> Artifact:
@@ -123,7 +194,8 @@ def _judged_by_drop(artifact: Artifact, found: Agreement, check: Check) -> Artif
     if not drop <= most + 1e-9:
         reason = f"its accuracy drops by {drop:.2f} points, more than {most:g}: the file isn't kept"
         return replace(artifact, status="differs", reason=reason)
-    return replace(artifact, status="verified", reason=f"accuracy drops by {max(drop, 0.0):.2f} points")
+    reason = f"accuracy drops by {max(drop, 0.0):.2f} points on {check.single.images} images"
+    return replace(artifact, status="verified", reason=reason)
 
 
 def _agreement(target: Target, written: Path, check: Check) -> tuple[Agreement, int | None]:
@@ -134,8 +206,13 @@ def _agreement(target: Target, written: Path, check: Check) -> tuple[Agreement, 
         for setting in target.settings:
             loaded = process.load(written, next(iter(references.values()))[0], threads=check.threads, setting=setting)
             results = [compare(one, _outputs(process, inputs, check)) for inputs, one in references.values()]
-            found.append(replace(results[0], error=max(result.error for result in results)))
-    return max(found, key=lambda agreement: agreement.error), loaded["operations"]
+            found.append(functools.reduce(Agreement.merged, results))
+    return functools.reduce(Agreement.merged, sorted(found, key=_classes_kept)), loaded["operations"]
+
+
+def _classes_kept(found: Agreement) -> float:
+    """Return the share of images with the same class, by which the worst setting comes first."""
+    return 1.0 if found.same_class is None else found.same_class
 
 
 def _inputs(check: Check, name: str) -> Path:

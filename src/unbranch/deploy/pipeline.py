@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import nn
 
 from unbranch.convert import explain
 from unbranch.deploy.artifact import Artifact
+from unbranch.deploy.batches import Call, repeatable
 from unbranch.deploy.benchmark import timed
 from unbranch.deploy.check import Check, checked, directory_name, make_check
 from unbranch.deploy.int8.ladder import Int8Settings
@@ -24,8 +23,8 @@ from unbranch.deploy.int8.qat.training import DIRECTORY, QatRun, finish_training
 from unbranch.deploy.int8.quantizer import Quantizer
 from unbranch.deploy.reference import accuracy
 from unbranch.deploy.result import DeployResult
-from unbranch.deploy.samples import Call, Samples, load_samples
-from unbranch.deploy.store import Store
+from unbranch.deploy.samples import Samples, load_samples
+from unbranch.deploy.store import WEIGHTS, Store
 from unbranch.errors import InputError
 from unbranch.provenance import provenance_of
 from unbranch.runtimes.environment import environment
@@ -38,7 +37,6 @@ from unbranch.weights import save
 IMAGES = 32  # on which artifacts are compared
 CALIBRATION, EVALUATION = 300, 1000  # images for quantising
 CPUS = ("this", "vnni", "avx2")
-WEIGHTS = "model.safetensors"
 
 
 def deploy(
@@ -56,7 +54,7 @@ def deploy(
     epochs: int = 0,
     images: int = IMAGES,
     threads: int | None = None,
-    batches: Sequence[int] = (1,),
+    batches: int | Sequence[int] = (1,),
     rounds: int = 10,
     dynamic_size: bool = False,
     seed: int = 0,
@@ -108,7 +106,12 @@ def deploy(
         ...     result.best("latency").target, result.artifacts[0].status
         ('torch', 'verified')
     """
-    targets, threads = find_targets(to), threads or torch.get_num_threads()
+    targets, threads = find_targets(to), torch.get_num_threads() if threads is None else threads
+    batches = (batches,) if isinstance(batches, int) else tuple(batches)
+    _require_integers(
+        images=images, threads=threads, rounds=rounds, calibration=calibration, evaluation=evaluation, epochs=epochs
+    )
+    _require_integers(**{f"batches[{place}]": size for place, size in enumerate(batches)})
     _require_positive(
         images=images, threads=threads, batches=min(batches, default=1), rounds=rounds + 1, epochs=epochs + 1
     )
@@ -116,6 +119,8 @@ def deploy(
         raise InputError("`epochs` is for 8-bit integers: set `int8` as well")
     jobs = _jobs(targets, half, int8)
     store = Store(output, [directory_name(*job) for job in jobs])
+    if int8:
+        data = repeatable(data, max(images, calibration, evaluation))
     samples = load_samples(data, model, limit=images, seed=seed)
     quantizer = None
     if int8:
@@ -126,11 +131,11 @@ def deploy(
     plain, flat = _collapsed(model, samples.batch(1))
     if quantizer is not None:
         quantizer.claim(plain, flat)
-    with _scratch(store) as scratch:
-        on_progress("computing the reference in float64", 0, 1)
-        check = make_check(flat, samples, scratch, threads)
+    with store.scratch() as scratch:
         converting = None if int8 else [target for target in targets if target.unavailable() is None]
         source = write_source(flat, scratch, targets=converting, dynamic_size=dynamic_size)
+        on_progress("computing the reference in float64", 0, 1)
+        check = make_check(flat, samples, source.signature, scratch, threads, max(batches, default=1))
         if quantizer is not None:
             quantizer.climb(plain, flat, source, scratch, threads, on_progress)
         artifacts = []
@@ -155,19 +160,12 @@ def deploy(
 
 def _collapsed(model: nn.Module, example: Call) -> tuple[nn.Module, FlatNetwork]:
     """Return the collapsed network on the CPU, and the same with flat inputs and outputs."""
-    on_cpu = all(value.device.type == "cpu" for value in (*model.parameters(), *model.buffers()))
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(value.is_meta for value in tensors):
+        raise InputError("the network has no weights, it is on the meta device: load them first")
+    on_cpu = all(value.device.type == "cpu" for value in tensors)
     plain = explain(model if on_cpu else copy.deepcopy(model).cpu(), example).apply().eval()
     return plain, FlatNetwork(plain, example)
-
-
-@contextmanager
-def _scratch(store: Store) -> Iterator[Path]:
-    """Context of a temporary directory on the disk of the output; errors of the disk are one clear error."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=".deploy-", dir=store.directory.absolute()) as path:
-            yield Path(path)
-    except OSError as error:
-        raise InputError(f"can't write to {store.directory}: {error.strerror or error}") from error
 
 
 def _result(
@@ -179,7 +177,7 @@ def _result(
     return DeployResult(
         directory=store.directory, model=_name_of(plain), artifacts=tuple(moved), data=samples.description,
         images=len(samples), noise=check.noise, accuracy=accuracy(check.single.classes(), samples.labels),
-        environment=environment(), notes=samples.notes, signature=source.signature,
+        environment=environment(), notes=(*samples.notes, *check.notes), signature=source.signature,
     )  # fmt: skip
 
 
@@ -209,6 +207,12 @@ def _quantizer(
 def _name_of(model: nn.Module) -> str:
     provenance = provenance_of(model)
     return provenance.network or provenance.source_class.rpartition(".")[2] or type(model).__name__
+
+
+def _require_integers(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InputError(f"`{name}` must be an integer, got {value!r}")
 
 
 def _require_positive(**values: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from unbranch.deploy.artifact import Artifact
 from unbranch.deploy.int8.rung import Ladder, read_ladder
-from unbranch.deploy.store import MANIFEST
+from unbranch.deploy.store import MANIFEST, artifact_path
 from unbranch.errors import InputError
 from unbranch.render import Block, Paragraph, Renderable, Table, byte_size
 from unbranch.runtimes.measure import Timing
@@ -73,14 +73,22 @@ class DeployResult(Renderable):
 
     @property
     def recommendation(self) -> str:
-        """One sentence: which artifact to ship, and why."""
-        timed = sorted((a for a in self.artifacts if a.ok and a.fastest()), key=lambda a: _median(a, 1) or 0.0)
+        """One sentence: which artifact to ship, and why.
+
+        Differences within the noise of the measurement aren't called faster; among such artifacts, those in float32
+        come first, since they lose nothing.
+        """
+        batch = min((t.batch for a in self.artifacts if a.ok for t in a.timings), default=1)
+        timed = sorted((a for a in self.artifacts if a.ok and a.fastest(batch)), key=lambda a: _median(a, batch) or 0.0)
         if not timed:
             return "No artifact was verified and timed, so there is nothing to recommend."
-        best = timed[0]
-        text = f"Ship {best.path}: {_named(best)} takes {_median(best, 1):.2f} ms for one image"
-        if len(timed) > 1:
-            text += f", {_less(timed[1], best)} less than {_named(timed[1])}"
+        equal = [a for a in timed if a.as_fast_as(timed[0], batch)]
+        best = next((a for a in equal if a.precision == "float32"), timed[0])
+        images = "one image" if batch == 1 else f"{batch} images"
+        text = f"Ship {best.path}: {_named(best, batch)} takes {_median(best, batch):.2f} ms for {images}"
+        others = [a for a in timed if a is not best]
+        if others:
+            text += f", {_compared(best, others[0], batch)}"
         agrees = "" if best.same_class is None else f"; it gives the same class on {best.same_class:.1%} of the images"
         return f"{text}{agrees}."
 
@@ -141,7 +149,7 @@ def read_result(directory: str | Path) -> DeployResult:
     """
     directory = Path(directory)
     try:
-        values = json.loads((directory / MANIFEST).read_text())
+        values = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         known = ("model", "data", "images", "noise", "accuracy", "environment")
         return DeployResult(
             directory=directory,
@@ -159,7 +167,7 @@ def read_result(directory: str | Path) -> DeployResult:
 
 def _artifact(values: dict[str, Any], directory: Path) -> Artifact:
     timings = tuple(Timing(**timing) for timing in values["timings"])
-    path = None if values["path"] is None else directory / values["path"]
+    path = None if values["path"] is None else directory / artifact_path(values["path"])
     return Artifact(**{**values, "path": path, "timings": timings})
 
 
@@ -168,8 +176,8 @@ def _median(artifact: Artifact, batch: int) -> float | None:
     return None if fastest is None else fastest.median_ms
 
 
-def _named(artifact: Artifact) -> str:
-    fastest = artifact.fastest()
+def _named(artifact: Artifact, batch: int) -> str:
+    fastest = artifact.fastest(batch)
     return artifact.name if fastest is None else _setting(artifact, fastest)
 
 
@@ -177,9 +185,13 @@ def _setting(artifact: Artifact, timing: Timing) -> str:
     return artifact.name if timing.setting == "default" else f"{artifact.name}, {timing.setting}"
 
 
-def _less(slower: Artifact, faster: Artifact) -> str:
-    a, b = _median(slower, 1) or 0.0, _median(faster, 1) or 0.0
-    return f"{1 - b / a:.0%}" if a else "?"
+def _compared(best: Artifact, other: Artifact, batch: int) -> str:
+    """Return how the latency of the best artifact compares with that of the next one."""
+    name = _named(other, batch)
+    if other.as_fast_as(best, batch):
+        return f"not measurably more or less than {name}"
+    slower, faster = _median(other, batch) or 0.0, _median(best, batch) or 0.0
+    return f"{1 - faster / slower:.0%} less than {name}" if slower else f"less than {name}"
 
 
 def _or_blank(value: float | None, form: str) -> str:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
+from unbranch.deploy.batches import Call, separated, unsqueezed
 from unbranch.errors import InputError, UnbranchError
 from unbranch.models import input_size
-
-Call: TypeAlias = tuple[Tensor, ...]
-IMAGE_KEYS, LABEL_KEYS = ("pixel_values", "image", "images", "input"), ("label", "labels", "target")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +89,16 @@ def load_samples(
         return _random(model, limit)
     if isinstance(data, str | Path):
         return _named(data, model, limit, seed, train, split)
-    if isinstance(data, Tensor | tuple):
+    if isinstance(data, Tensor | tuple) or type(data).__module__ == "numpy":
         return _batch(data, limit, seed)
-    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
         order = _chosen(len(data), limit, seed)
         return _collected(
-            (_unsqueezed(data[i]) for i in order), limit, f"{len(order)} examples of {type(data).__name__}"
+            (unsqueezed(data[i]) for i in order), limit, f"{len(order)} examples of {type(data).__name__}"
         )
-    if isinstance(data, Iterable):
+    if isinstance(data, IterableDataset):
+        return _collected(map(unsqueezed, data), limit, f"the first {{}} examples of {type(data).__name__}")
+    if isinstance(data, Iterable) and not isinstance(data, Mapping):
         return _collected(iter(data), limit, f"the first {{}} examples of {type(data).__name__}")
     raise InputError(f"`data` must be images, a folder or an iterable of batches, got {type(data).__name__}")
 
@@ -108,9 +109,11 @@ def _random(model: nn.Module, limit: int) -> Samples:
 
 
 def _batch(data: Any, limit: int, seed: int) -> Samples:
-    tensors, labels = _separated(data)
+    tensors, labels = separated(data)
     if not tensors or any(value.dim() < 2 for value in tensors) or len({len(value) for value in tensors}) != 1:
-        raise InputError("`data` must be batched tensors (N, …) of the same length, or such a tensor with labels (N,)")
+        raise InputError(
+            "`data` must be batched tensors (N, …) of the same length, or such a tensor with integer labels (N,)"
+        )
     if not len(tensors[0]):
         raise InputError("`data` has no images")
     order = torch.tensor(_chosen(len(tensors[0]), limit, seed))
@@ -118,43 +121,11 @@ def _batch(data: Any, limit: int, seed: int) -> Samples:
     return Samples(calls, None if labels is None else labels[order], f"{len(order)} given images")
 
 
-def _separated(batch: Any) -> tuple[Call, Tensor | None]:
-    """Return the inputs and the labels of a batch in any of the usual forms."""
-    if isinstance(batch, Mapping):
-        images = next((batch[key] for key in IMAGE_KEYS if key in batch), None)
-        if images is None:
-            raise InputError(
-                f"batches of `data` must have one of {', '.join(IMAGE_KEYS)}, got {', '.join(map(str, batch))}"
-            )
-        labels = next((batch[key] for key in LABEL_KEYS if key in batch), None)
-        return (images,), None if labels is None else torch.as_tensor(labels).flatten()
-    if isinstance(batch, Tensor):
-        return (batch,), None
-    values = tuple(batch) if isinstance(batch, tuple | list) else ()
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if len(values) == 2 and len(tensors) == 2 and tensors[1].dim() <= 1 and not tensors[1].is_floating_point():
-        return (tensors[0],), tensors[1].flatten()
-    if len(tensors) != len(values) or not values:
-        raise InputError(f"batches of `data` must be tensors, or tensors with labels, got {type(batch).__name__}")
-    return tuple(tensors), None
-
-
-def _unsqueezed(example: Any) -> Any:
-    """Return an example of a data set as a batch of one."""
-    if isinstance(example, Tensor):
-        return example[None]
-    if isinstance(example, Mapping):
-        return {key: value[None] if isinstance(value, Tensor) else [value] for key, value in example.items()}
-    if isinstance(example, tuple | list):
-        return tuple(v[None] if isinstance(v, Tensor) else torch.tensor([v]) for v in example)
-    raise InputError(f"examples of `data` must be tensors, with or without a label, got {type(example).__name__}")
-
-
 def _collected(batches: Iterator[Any], limit: int, description: str) -> Samples:
     calls: list[Call] = []
     labels: list[int] = []
     for batch in batches:
-        tensors, classes = _separated(batch)
+        tensors, classes = separated(batch)
         if any(value.dim() < 2 for value in tensors):
             raise InputError(f"`data` must give batches (N, …), got a tensor of shape {tuple(tensors[0].shape)}")
         calls += [tuple(value[i : i + 1] for value in tensors) for i in range(len(tensors[0]))]
@@ -254,7 +225,20 @@ def _shuffled(number: int, seed: int) -> Sequence[int]:
 def _image_files(folder: Path) -> list[Path]:
     from unbranch.train.data.images import SUFFIXES
 
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found = (Path(place, name) for place, name in _files(folder))
+    return sorted(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _files(folder: Path) -> Iterator[tuple[str, str]]:
+    """The directory and name of each file, also in linked directories; each directory once."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from ((place, name) for name in files)
 
 
 def _has_halves(folder: Path) -> bool:

@@ -160,7 +160,7 @@ class RuntimeLatency:
             return known[1], known[2]
         place = Path(tempfile.mkdtemp(dir=self._folder))
         (place / "artifact").mkdir()
-        source = write_source(FlatNetwork(network, inputs), place, onnx=self.target.needs_onnx, dynamic_batch=False)
+        source = write_source(FlatNetwork(network, inputs), place, targets=[self.target], dynamic_batch=False)
         if self.target.needs_onnx and source.onnx_problem:
             raise InputError(source.onnx_problem)
         try:

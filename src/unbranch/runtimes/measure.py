@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ class Timing:
         calls: number of timed calls.
         cold_start_ms: time to load the file and run it once, with the runtime imported.
         memory_mib: what that took at its peak, MiB beyond the process with the runtime imported; None if unknown.
+        uncertainty_ms: standard error of the median, from its differences between turns; None if unknown.
     """
 
     setting: str
@@ -41,6 +43,7 @@ class Timing:
     calls: int
     cold_start_ms: float
     memory_mib: float | None
+    uncertainty_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class _Turn:
     loaded: dict[str, Any]
     calls: int = 1
     times: list[float] = field(default_factory=list)
+    medians: list[float] = field(default_factory=list)  # of the turns
 
     def time(self, inputs: Path, calls: int) -> list[float]:
         """Return milliseconds of some calls after one that isn't counted; none if it fails, with the problem noted."""
@@ -118,21 +122,21 @@ def measure(
         turns = []
         for number, (entry, outcome) in enumerate(zip(entries, outcomes, strict=True)):
             on_progress(f"loading {entry.name}", number, steps)
-            process = stack.enter_context(worker(entry.target, scratch))
             try:
+                process = stack.enter_context(worker(entry.target, scratch))
                 loaded = process.load(entry.directory, first, threads=threads, setting=entry.setting)
             except WorkerError as error:
                 outcome.problem = str(error)
                 continue
             turns.append(_Turn(entry, outcome, process, loaded))
         done = len(entries)
-        for batch in batches:
+        for batch in dict.fromkeys(batches):
             _rounds(turns, signature, scratch, batch, rounds, functools.partial(_shifted, on_progress, done, steps))
             done += rounds * len(entries)
             for turn in turns:
                 if turn.times:
                     turn.outcome.timings.append(_timing(turn, threads, batch))
-                    turn.times = []
+                    turn.times, turn.medians = [], []
     return outcomes
 
 
@@ -147,17 +151,22 @@ def _rounds(
     """Let the processes that take such batches take turns."""
     dynamic = any(0 in spec.dynamic for spec in signature.inputs)
     taking = [turn for turn in turns if batch == 1 or (dynamic and not turn.entry.target.static_batch)]
-    inputs = _inputs(signature, scratch, batch)
+    try:
+        inputs = _inputs(signature, scratch, batch)
+    except (MemoryError, RuntimeError):  # from NumPy and PyTorch
+        for turn in taking:
+            turn.outcome.problem = f"a batch of {batch} doesn't fit into memory"
+        return
     for turn in taking:
         trial = turn.time(inputs, 1)
         turn.calls = max(1, min(MOST_CALLS, round(TURN_MS / max(trial[0], 1e-3)))) if trial else 0
     for number in range(rounds):
         for place, turn in enumerate(taking):
             on_progress(f"timing {turn.entry.name}, batch {batch}", number * len(turns) + place)
-            if not turn.outcome.problem:
-                times = turn.time(inputs, turn.calls)
+            if not turn.outcome.problem and (times := turn.time(inputs, turn.calls)):
                 turn.times += times
-                turn.outcome.turns += [min(times)] if times else []
+                turn.medians.append(statistics.median(times))
+                turn.outcome.turns.append(min(times))
 
 
 def _inputs(signature: Signature, scratch: Path, batch: int) -> Path:
@@ -169,8 +178,15 @@ def _inputs(signature: Signature, scratch: Path, batch: int) -> Path:
 
 def _timing(turn: _Turn, threads: int, batch: int) -> Timing:
     times = sorted(turn.times)
-    p90 = times[min(len(times) - 1, int(0.9 * len(times)))]
+    p90 = times[math.ceil(0.9 * len(times)) - 1]
     return Timing(
         turn.entry.setting, threads, batch, statistics.median(times), p90, len(times),
-        turn.loaded["cold_start_ms"], turn.loaded["memory_mib"],
+        turn.loaded["cold_start_ms"], turn.loaded["memory_mib"], _uncertainty(turn.medians),
     )  # fmt: skip
+
+
+def _uncertainty(medians: Sequence[float]) -> float | None:
+    """Return the standard error of the median of turns: calls of one turn aren't independent; None for one turn."""
+    if len(medians) < 2:
+        return None
+    return 1.25 * statistics.stdev(medians) / math.sqrt(len(medians))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,9 @@ from unbranch.runtimes.targets.base import Source, Target
 LAST_LINES = 3
 MODULE = "unbranch.runtimes.worker"
 FORKS = platform.system() == "Linux"  # elsewhere, system libraries may not run after a fork
+PATIENCE = 1.0  # seconds for the server to end by itself
+STANDARD = 2  # the largest number of a standard stream
+_STARTING = threading.RLock()
 
 
 class WorkerError(UnbranchError):
@@ -39,23 +42,24 @@ class ForkServer:
     _running: ForkServer | None = None
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
+        ours, theirs = _socketpair()
         self._lock = threading.Lock()
         self._owner, self._socket, self._answers = os.getpid(), ours, ours.makefile("r")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=_environment(),
-            stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        theirs.close()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", MODULE, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=_environment(),
+                stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
         atexit.register(self.close)
 
     @classmethod
     def running(cls) -> ForkServer:
         """Return the server of this process, which is started when it is first needed."""
-        server = cls._running
-        if server is None or server._process.poll() is not None or server._owner != os.getpid():
-            server = cls._running = cls()
-        return server
+        with _STARTING:
+            server = cls._running
+            if server is None or server._owner != os.getpid() or server._process.poll() is not None:
+                server = cls._running = cls()
+            return server
 
     def fork(self, scratch: Path, log: IO[bytes], connection: socket.socket) -> int:
         """Start a worker that answers on ``connection``, and return the number of its process."""
@@ -84,7 +88,11 @@ class ForkServer:
             with suppress(OSError):
                 file.close()
         if self._owner == os.getpid():
-            self._process.wait()
+            try:
+                self._process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:  # it is still importing
+                self._process.kill()
+                self._process.wait()
 
 
 class Worker:
@@ -97,10 +105,10 @@ class Worker:
 
     def __init__(self, target: Target, scratch: Path) -> None:
         self.target = f"{type(target).__module__}:{type(target).__qualname__}"
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
+        self._log: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # closed by `close`
         self._process: subprocess.Popen[str] | None = None
         if FORKS:
-            ours, theirs = socket.socketpair()
+            ours, theirs = _socketpair()
             with theirs:
                 self._pid = ForkServer.running().fork(scratch, self._log, theirs)
             self._requests: IO[str] = ours.makefile("w")
@@ -108,7 +116,7 @@ class Worker:
             ours.close()
             return
         self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE], cwd=scratch, env=_environment(), stdin=subprocess.PIPE,
+            [sys.executable, "-m", MODULE], cwd=scratch, env=_environment(scratch), stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=self._log, text=True,
         )  # fmt: skip
         assert self._process.stdin is not None
@@ -128,7 +136,7 @@ class Worker:
             line = self._answers.readline()
         except (BrokenPipeError, ConnectionResetError):
             line = ""
-        if not line:
+        if not line.endswith("\n"):  # nothing, or half of an answer
             raise WorkerError(self._death())
         answer: dict[str, Any] = json.loads(line)
         if not answer.pop("ok"):
@@ -169,17 +177,45 @@ class Worker:
 @contextmanager
 def worker(target: Target, scratch: Path) -> Iterator[Worker]:
     """Context of a worker process, which is ended in any case."""
-    process = Worker(target, scratch)
+    try:
+        process = Worker(target, scratch)
+    except OSError as error:
+        raise WorkerError(f"its process can't be started: {error.strerror or error}") from error
     try:
         yield process
     finally:
         process.close()
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment of workers, which import what the caller can import."""
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    return {**os.environ, "PYTHONPATH": paths, "PYTHONWARNINGS": "ignore"}
+def _environment(scratch: Path | None = None) -> dict[str, str]:
+    """Return the environment of workers, which import what the caller can import, and nothing else.
+
+    Paths are absolute, since workers have another working directory. Without the safe path, Python would put the
+    working directory before all of them, so that a file ``random.py`` in it would break the worker.
+    """
+    own = {"PYTHONPATH": os.pathsep.join(_absolute(sys.path)), "PYTHONWARNINGS": "ignore", "PYTHONSAFEPATH": "1"}
+    return {**os.environ, **own, **({} if scratch is None else {"TMPDIR": str(scratch)})}
+
+
+def _absolute(paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        with suppress(OSError):  # the working directory may have been removed
+            yield os.path.abspath(path)
+
+
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected sockets whose numbers aren't those of standard streams, which may be closed."""
+    low = []
+    try:
+        while True:
+            pair = socket.socketpair()
+            if min(pair[0].fileno(), pair[1].fileno()) > STANDARD:
+                return pair
+            low.append(pair)
+    finally:
+        for first, second in low:
+            first.close()
+            second.close()
 
 
 def _line(*values: Any) -> bytes:

@@ -66,6 +66,9 @@ class Signature:
             tuple(TensorSpec(v["name"], tuple(v["shape"]), v["dtype"], tuple(v["dynamic"])) for v in values[key])
             for key in ("inputs", "outputs")
         )
+        for spec in (*inputs, *outputs):
+            if not isinstance(getattr(torch, spec.dtype), torch.dtype) or any(type(n) is not int for n in spec.shape):
+                raise ValueError(f"{spec.name} has no dtype and shape")
         return cls(inputs, outputs)
 
 

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -59,6 +60,7 @@ class Server:
         for module in target.runtime:  # whose import isn't part of a cold start
             importlib.import_module(module)
         (inputs,) = read_arrays(request["inputs"])[:1]
+        _reset_peak()
         before, start = _memory("VmRSS"), time.perf_counter()
         self.runner = target.load(Path(request["directory"]), threads=request["threads"], setting=request["setting"])
         self.runner.run(inputs)
@@ -95,7 +97,12 @@ class Server:
 
 def _target(request: Request) -> Target:
     module, _, name = request["target"].partition(":")
-    target: Target = getattr(importlib.import_module(module), name)()
+    try:
+        target: Target = getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError) as error:
+        raise LookupError(
+            f"worker processes can't import {name} from {module}: define the target on the top level of a module"
+        ) from error
     return target
 
 
@@ -105,6 +112,12 @@ def _source(values: Request) -> Source:
     rest = {key: values[key] for key in ("precision", "onnx_problem")}
     signature = Signature.from_dict(values["signature"])
     return Source(**paths, **rest, signature=signature, quantization=None if how is None else Quantization(**how))
+
+
+def _reset_peak() -> None:
+    """Set the peak of this process's memory to what it is now, so that imports don't count; Linux only."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _memory(field: str) -> float | None:
@@ -146,28 +159,49 @@ def disable_telemetry() -> None:
 
 def serve_forks(connection: socket.socket) -> None:
     """Start a worker for each request of ``ForkServer``, and wait for those that it asks about."""
+    running: set[int] = set()
     ended: dict[int, int] = {}
-    while True:
-        message, received, _, _ = socket.recv_fds(connection, 1 << 16, 2)
-        if not message:
-            return
-        do, value = json.loads(message)
-        if do == "wait":
-            if value not in ended:
-                try:
-                    ended[value] = os.waitstatus_to_exitcode(os.waitpid(value, 0)[1])
-                except ChildProcessError:  # of an earlier server
-                    ended[value] = -signal.SIGKILL
-            connection.sendall(f"{ended[value]}\n".encode())
-            continue
-        answers, log = received
-        pid = os.fork()
-        if pid == 0:
-            connection.close()
-            _work(answers, log, value)
-        os.close(answers)
-        os.close(log)
-        connection.sendall(f"{pid}\n".encode())
+    try:
+        while True:
+            message, received, _, _ = socket.recv_fds(connection, 1 << 16, 2)
+            if not message:
+                return
+            do, value = json.loads(message)
+            if do == "wait":
+                if value not in ended:
+                    ended[value] = _exit_code(value)
+                    running.discard(value)
+                connection.sendall(f"{ended[value]}\n".encode())
+                continue
+            running.add(pid := _forked(connection, received, value))
+            connection.sendall(f"{pid}\n".encode())
+    except (BrokenPipeError, ConnectionResetError):  # the caller was interrupted or has been killed
+        return
+    finally:
+        for pid in running:  # a worker that converts doesn't see that nobody waits for it
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # that has no group of its own yet
+
+
+def _exit_code(pid: int) -> int:
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:  # of an earlier server
+        return -signal.SIGKILL
+
+
+def _forked(connection: socket.socket, received: list[int], scratch: str) -> int:
+    """Fork a worker, with its connection and its log, and return the number of its process."""
+    answers, log = received
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        _work(answers, log, scratch)
+    os.close(answers)
+    os.close(log)
+    return pid
 
 
 def _work(connection: int, log: int, scratch: str) -> NoReturn:
@@ -178,6 +212,7 @@ def _work(connection: int, log: int, scratch: str) -> NoReturn:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.chdir(scratch)
+        os.environ["TMPDIR"], tempfile.tempdir = scratch, None  # what is left there is removed with it
         with socket.socket(fileno=connection) as both, both.makefile("r") as requests, both.makefile("w") as answers:
             serve(requests, answers)
         code = 0
