@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +34,10 @@ from unbranch.errors import InputError
 from unbranch.provenance import provenance_of
 from unbranch.weights import save
 
+LEAST_THREADS = 16  # that are allowed on any machine
 IMAGES = 32  # on which artifacts are compared
 CALIBRATION, EVALUATION = 300, 1000  # images for quantising
+_ALONE = threading.RLock()  # torch.export isn't safe in threads, and timings would disturb each other
 CPUS = ("this", "vnni", "avx2")
 
 
@@ -102,6 +106,8 @@ def deploy(
     targets, threads = find_targets(to), torch.get_num_threads() if threads is None else threads
     batches = (batches,) if isinstance(batches, int) else tuple(batches)
     _require_integers(images=images, threads=threads, rounds=rounds, calibration=calibration, evaluation=evaluation)
+    if threads > (most := max(LEAST_THREADS, 4 * (os.cpu_count() or 1))):
+        raise InputError(f"`threads` must be at most {most} on this machine, got {threads}")
     _require_integers(**{f"batches[{place}]": size for place, size in enumerate(batches)})
     _require_positive(images=images, threads=threads, batches=min(batches, default=1), rounds=rounds + 1)
     jobs = _jobs(targets, half, int8)
@@ -113,8 +119,8 @@ def deploy(
     if int8:
         quantizer = _quantizer(data, model, seed, max_drop, calibration, evaluation, cpu)
     on_progress("collapsing", 0, 1)
-    plain, flat = _collapsed(model, samples.batch(1))
-    with store.scratch() as scratch:
+    with _ALONE, store.scratch() as scratch:
+        plain, flat = _collapsed(model, samples.batch(1))
         onnx = any(target.needs_onnx and target.unavailable() is None for target in targets)
         source = write_source(flat, scratch, onnx=onnx, dynamic_size=dynamic_size)
         on_progress("computing the reference in float64", 0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,13 +45,20 @@ def write_source(network: FlatNetwork, directory: Path, *, onnx: bool = True, dy
         if exported is None:
             continue
         folder.mkdir()
-        torch.export.save(exported, folder / PROGRAM)
+        save_program(exported, folder / PROGRAM)
         if onnx and not problem:
             problem = _write_onnx(exported, one, signature, folder / ONNX)
     static, dynamic = folders
     return Source(
         dynamic / PROGRAM, static / PROGRAM, dynamic / ONNX, static / ONNX, signature, onnx_problem=problem
     )  # fmt: skip
+
+
+def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a program by way of memory: PyTorch's own writer aborts the process if the disk is full."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _rows(network: FlatNetwork, one: Sequence[Tensor], axes: Sequence[tuple[int, ...]]) -> Any:
