@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,16 @@ class Elsewhere(Good):
 
     def load(self, directory: Path, *, threads: int, setting: str) -> Runner:
         raise AssertionError
+
+
+class Sleeps(Good):
+    """Starts a program and never ends."""
+
+    name = "sleeps"
+
+    @property
+    def runtime(self) -> tuple[str, ...]:  # type: ignore[override]
+        program = subprocess.Popen(["sleep", "600"])
+        Path("child").write_text(str(program.pid))
+        program.wait()
+        return ()

@@ -18,7 +18,11 @@ from unbranch.deploy import TARGETS, deploy, read_result
 from unbranch.deploy.store import MANIFEST
 from unbranch.errors import InputError
 
-ALL = {t.name: t for t in vars(targets).values() if isinstance(t, type) and issubclass(t, targets.Good)}
+ALL = {
+    t.name: t
+    for t in vars(targets).values()
+    if isinstance(t, type) and issubclass(t, targets.Good) and t is not targets.Sleeps
+}
 
 
 @pytest.fixture(autouse=True)

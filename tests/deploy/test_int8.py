@@ -140,19 +140,15 @@ def test_cpu_without_8_bit_instructions_gets_7_bit_weights(tmp_path: Path, data:
 
 
 @nncf
-def test_all_rungs_are_tried_before_it_is_given_up(tmp_path: Path, data: Any) -> None:
-    random = torch.randint(0, 10, (60,), generator=torch.Generator().manual_seed(0))
-    images = data[0][:60] + 0.0
-    result = quantized(tmp_path, Net().eval(), (images, random), max_drop=0.0, cpu="vnni")
-    names = [rung.name for rung in result.ladder.rungs]
-    assert len(names) == len(set(names))
-    good = [rung for rung in result.ladder.rungs if rung.drop is not None and rung.drop <= 0]
-    assert result.artifacts[1].status == ("verified" if good else "differs")
-    if good:
-        assert names[-1] == good[0].name
-    else:
-        assert len(names) >= 3
-        assert not (tmp_path / "onnx-int8").exists()
+def test_all_rungs_are_tried_before_it_is_given_up(
+    tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(ladder, "drop_of", lambda *_: 100.0)
+    images, labels = data
+    result = quantized(tmp_path, fitted(dead=2), (images[:100], labels[:100]), max_drop=0.0, cpu="vnni")
+    assert [rung.problem for rung in result.ladder.rungs] == [""] * 4
+    assert len({rung.name for rung in result.ladder.rungs}) == 4
+    assert all(rung.accuracy > 0.5 for rung in result.ladder.rungs)
 
 
 def test_without_nncf_onnx_runtime_quantises(

@@ -202,3 +202,32 @@ def test_ladder_chooses_the_first_that_is_good_enough(drops: list[float | None],
     rungs = tuple(Rung(str(i), "nncf", rms=0.1, drop=drop) for i, drop in enumerate(drops))
     found = Ladder((*rungs, Rung("broken", "nncf", problem="no")), 0.5, False).chosen
     assert (None if found is None else found.name) == (None if chosen is None else str(chosen))
+
+
+def steady(directory: Path, name: str, precision: Any, ms: float, uncertainty: float | None) -> Artifact:
+    times = (replace(timing(ms), uncertainty_ms=uncertainty),)
+    return Artifact(name, precision, "verified", path=directory / name / "m", size=1, error=0.0, timings=times)
+
+
+@pytest.mark.parametrize(("rows", "shipped", "measurable"), [
+    ([("a", "float32", 1.0, 0.01), ("b", "float32", 2.0, 0.01)], "a", True),
+    ([("a", "float32", 1.0, 0.3), ("b", "float32", 1.5, 0.3)], "a", False),
+    ([("a", "int8", 1.0, 0.01), ("b", "float32", 2.0, 0.01)], "a", True),
+    ([("a", "int8", 1.0, 0.3), ("b", "float32", 1.5, 0.3)], "b", False),  # float32 loses nothing
+    ([("a", "float16", 1.0, 0.0), ("b", "float32", 1.01, 0.0)], "b", False),
+    ([("a", "float32", 1.0, None), ("b", "float32", 1.5, None)], "a", True),
+    ([("a", "float32", 1.0, None)], "a", None),
+])  # fmt: skip
+def test_differences_within_the_noise_are_not_called_faster(
+    tmp_path: Path, rows: Any, shipped: str, measurable: bool | None
+) -> None:  # fmt: skip
+    found = replace(result(tmp_path), artifacts=tuple(steady(tmp_path, *row) for row in rows))
+    text = found.recommendation
+    assert f"Ship {tmp_path / shipped / 'm'}:" in text
+    assert ("not measurably" in text) == (measurable is False)
+    assert ("% less than" in text) == (measurable is True)
+
+
+def test_batches_without_one_image_are_recommended_too(tmp_path: Path) -> None:
+    artifact = replace(steady(tmp_path, "a", "float32", 1.0, None), timings=(timing(8.0, batch=8),))
+    assert "8 images" in replace(result(tmp_path), artifacts=(artifact,)).recommendation

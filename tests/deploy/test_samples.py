@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from unbranch.deploy.batches import repeatable
 from unbranch.deploy.samples import load_samples
 from unbranch.errors import InputError
 
@@ -190,3 +191,88 @@ def test_random_numbers_are_said_to_be_so() -> None:
     samples = load_samples(None, Sized(2), limit=3)
     assert samples.calls[0][0].shape == (1, 3, 16, 24)
     assert "random" in samples.description
+
+
+# --- forms that data sets have outside PyTorch
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    """Gives single images, with a length, which some have."""
+
+    def __iter__(self) -> Any:
+        return iter(zip(IMAGES, LABELS.tolist(), strict=True))
+
+    def __len__(self) -> int:
+        return 10
+
+
+OTHER_FORMS: dict[str, tuple[Callable[[], Any], bool]] = {
+    "array": (IMAGES.numpy, False),
+    "arrays": (lambda: (IMAGES.numpy(), LABELS.numpy()), True),
+    "labels in a list": (lambda: (IMAGES, LABELS.tolist()), True),
+    "batches of arrays": (lambda: [(IMAGES.numpy(), LABELS.numpy())], True),
+    "stream": (Stream, True),
+    "with a gradient": (lambda: IMAGES.clone().requires_grad_(), False),
+    "masks instead of labels": (lambda: [{"images": IMAGES, "labels": torch.zeros(10, 4, 5)}], False),
+    "column of labels": (lambda: [{"images": IMAGES, "labels": LABELS[:, None]}], True),
+}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_other_forms_give_images_one_by_one(form: str) -> None:
+    make, labelled = OTHER_FORMS[form]
+    samples = load_samples(make(), classifier(), limit=99)
+    assert [call[0].shape for call in samples.calls] == [(1, 3, 4, 5)] * 10
+    assert all(call[0].numpy().dtype == "float32" for call in samples.calls)
+    assert (samples.labels is not None) == labelled
+    if samples.labels is not None:
+        assert samples.labels.tolist() == LABELS.tolist()
+
+
+MISMATCHED: dict[str, Any] = {
+    "fewer labels": (IMAGES, LABELS[:9]),
+    "more labels": (IMAGES, torch.arange(11)),
+    "fewer labels in a batch": [(IMAGES, LABELS[:9]), (IMAGES, torch.arange(11))],
+    "labels of text": (IMAGES, list("abcdefghij")),
+    "labels of numbers with fractions": (IMAGES, torch.rand(10)),
+    "bfloat16": IMAGES.bfloat16(),
+    "without values": IMAGES.to("meta"),
+    "data set with texts": type("Texts", (torch.utils.data.Dataset,), {
+        "__len__": lambda _: 2, "__getitem__": lambda _, i: (IMAGES[i], "cat"),
+    })(),
+    "data set with other images": type("Others", (torch.utils.data.Dataset,), {
+        "__len__": lambda _: 2, "__getitem__": lambda _, i: (object(), i),
+    })(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", MISMATCHED)
+def test_labels_and_images_that_do_not_fit_are_one_error(data: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_samples(MISMATCHED[data], classifier(), limit=20)
+    assert "\n" not in str(error.value)
+
+
+def test_generator_is_read_once_and_no_further_than_needed() -> None:
+    read = []
+
+    def endless() -> Any:
+        while True:
+            read.append(1)
+            yield IMAGES, LABELS
+
+    data = repeatable(endless(), 25)
+    assert len(read) == 3
+    assert [len(load_samples(data, classifier(), limit=25)) for _ in range(2)] == [25, 25]
+    assert repeatable(IMAGES, 3) is IMAGES
+
+
+def test_linked_folders_are_read_once(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (folder / "bird").symlink_to(folder)  # a loop
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "dog"
+    (folder / "dog").rename(elsewhere)
+    (folder / "dog").symlink_to(elsewhere)
+    samples = load_samples(folder, Sized(2), limit=99)
+    assert len(samples) == 6
+    assert samples.labels is not None
+    assert samples.labels.sum() == 3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +36,10 @@ from unbranch.runtimes.source import write_source
 from unbranch.runtimes.targets import Precision, Source, Target, find_targets
 from unbranch.weights import save
 
+LEAST_THREADS = 16  # that are allowed on any machine
 IMAGES = 32  # on which artifacts are compared
 CALIBRATION, EVALUATION = 300, 1000  # images for quantising
+_ALONE = threading.RLock()  # torch.export isn't safe in threads, and timings would disturb each other
 CPUS = ("this", "vnni", "avx2")
 
 
@@ -111,6 +115,8 @@ def deploy(
     _require_integers(
         images=images, threads=threads, rounds=rounds, calibration=calibration, evaluation=evaluation, epochs=epochs
     )
+    if threads > (most := max(LEAST_THREADS, 4 * (os.cpu_count() or 1))):
+        raise InputError(f"`threads` must be at most {most} on this machine, got {threads}")
     _require_integers(**{f"batches[{place}]": size for place, size in enumerate(batches)})
     _require_positive(
         images=images, threads=threads, batches=min(batches, default=1), rounds=rounds + 1, epochs=epochs + 1
@@ -128,10 +134,10 @@ def deploy(
         qat = None if training is None else QatRun(training, store.directory / DIRECTORY)
         quantizer = _quantizer(data, model, seed, max_drop, calibration, evaluation, cpu, qat)
     on_progress("collapsing", 0, 1)
-    plain, flat = _collapsed(model, samples.batch(1))
-    if quantizer is not None:
-        quantizer.claim(plain, flat)
-    with store.scratch() as scratch:
+    with _ALONE, store.scratch() as scratch:
+        plain, flat = _collapsed(model, samples.batch(1))
+        if quantizer is not None:
+            quantizer.claim(plain, flat)
         converting = None if int8 else [target for target in targets if target.unavailable() is None]
         source = write_source(flat, scratch, targets=converting, dynamic_size=dynamic_size)
         on_progress("computing the reference in float64", 0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -51,7 +52,7 @@ def write_source(
             continue
         folder.mkdir()
         if "program" in wanted:
-            torch.export.save(exported, folder / PROGRAM)
+            save_program(exported, folder / PROGRAM)
         if "onnx" in wanted and not problem:
             problem = _write_onnx(exported, one, signature, folder / ONNX)
     static, dynamic = folders
@@ -86,7 +87,7 @@ def rewrite_source(source: Source, state: Mapping[str, Tensor], directory: Path,
         exported = torch.export.load(program)
         for name, value in exported.state_dict.items():
             value.data.copy_(state.get(name, value))
-        torch.export.save(exported, folder / PROGRAM)
+        save_program(exported, folder / PROGRAM)
         problem = problem or _write_onnx(exported, example, source.signature, folder / ONNX)
     return replace(
         source, program=dynamic / PROGRAM, static_program=static / PROGRAM, onnx=dynamic / ONNX,
@@ -114,6 +115,13 @@ def write_onnx_of(module: nn.Module, example: Tensor, signature: Signature, path
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+
+
+def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a program by way of memory: PyTorch's own writer aborts the process if the disk is full."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _rows(network: FlatNetwork, one: Sequence[Tensor], axes: Sequence[tuple[int, ...]]) -> Any:

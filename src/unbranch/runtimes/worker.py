@@ -33,6 +33,7 @@ PRELOADED = (
     "torch._export.serde.serialize",
     "torch.export.pt2_archive._package",
 )  # what torch.export.load needs
+STANDARD = 2  # the largest number of a standard stream
 LINES, CHARACTERS = 4, 300  # of an error that are kept
 
 
@@ -222,8 +223,16 @@ def _work(connection: int, log: int, scratch: str) -> NoReturn:
         os._exit(code)
 
 
+def _open_standard_streams() -> None:
+    """Open those that the caller has closed, so that no other file gets their numbers."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= STANDARD:
+        pass
+    os.close(number)
+
+
 def main() -> None:
     """Serve on stdin and stdout, or fork workers for a socket whose number is the argument."""
+    _open_standard_streams()
     disable_telemetry()
     if len(sys.argv) > 1:
         for module in PRELOADED:
