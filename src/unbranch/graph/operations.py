@@ -31,6 +31,7 @@ VIEWS = (
         "split_with_sizes", "detach", "positive", "resolve_conj", "resolve_neg", "contiguous", "to", "type_as", "float",
         "half", "bfloat16", "double", "cpu", "cuda", "pin_memory", "real", "imag", "view_as_real", "view_as_complex",
         "as_strided", "unfold", "atleast_1d", "atleast_2d", "atleast_3d", "conj", "alias",
+        "align_to", "refine_names", "rename",  # of named tensors, which newer versions of PyTorch don't have
         "either",  # of convert/trace/decisions.py, stands for one of its inputs
     }
 )  # fmt: skip

@@ -12,6 +12,7 @@ UNPRUNED = "none of its channels can be pruned"
 DEPTHWISE = "depthwise: moving numbers takes the time"
 MEMORY_BOUND = "few MACs for each number that is moved"
 SLOWER_KERNELS = "slower per MAC at this width"
+REST = "everything else: other operations, and what layers cost more together than alone"
 LOW_INTENSITY = 16.0  # MACs for each number that a layer reads or writes
 NOTABLE = 0.1  # time left beyond the share of MACs left, from which there is a reason
 
@@ -78,11 +79,11 @@ class LatencyReport(Renderable):
         return (1 - self.left) / self.macs_saved if self.macs_saved > 0 else 1.0
 
     def time_left(self) -> dict[str, float]:
-        """Return the share of the pruned network's time by reason; ``""`` for layers that save as much as MACs."""
+        """Return the share of the pruned network's time by reason: ``""`` for layers that save as much as MACs."""
         found: dict[str, float] = {}
         for layer in self.layers:
             found[layer.reason] = found.get(layer.reason, 0.0) + layer.ms[1]
-        found["operations that aren't convolutions or linear layers"] = self.rest_ms[1]
+        found[REST] = self.rest_ms[1]
         total = sum(found.values()) or 1.0
         return {reason: ms / total for reason, ms in found.items()}
 

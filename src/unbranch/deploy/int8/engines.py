@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from unbranch.deploy.int8.rewrite import with_unsigned_activations
 from unbranch.runtimes.arrays import read_arrays
 from unbranch.runtimes.targets.base import Runner, Source, Target
-from unbranch.runtimes.targets.onnx_runtime import OnnxRuntimeRunner
+from unbranch.runtimes.targets.onnx_runtime import QUIET, OnnxRuntimeRunner
 
 EXACT = "exact"
 
@@ -166,8 +166,16 @@ def labelled(path: Path | None) -> list[tuple[list[Any], int]]:
     return [(call[:-1], int(call[-1])) for call in read_arrays(path)]
 
 
-def _right_share(session: Any, data: Any) -> tuple[float, None]:
-    """Return the fraction of validation images with the right class, as NNCF asks for it."""
+def _right_share(model: Any, data: Any) -> tuple[float, None]:
+    """Return the fraction of validation images with the right class, as NNCF asks for it, of an ONNX model."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = QUIET
+    session = model  # in some versions of NNCF
+    if hasattr(model, "SerializeToString"):
+        content = model.SerializeToString()
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     right = [
         int(session.run(None, dict(zip(names, inputs, strict=True)))[0].argmax()) == label for inputs, label in data
