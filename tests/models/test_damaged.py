@@ -22,6 +22,8 @@ from unbranch.errors import CheckpointError
 from unbranch.factory import create_model
 from unbranch.provenance import provenance_of, replay
 
+pytestmark = pytest.mark.xdist_group("damaged files")  # one process makes the files, and the networks of the hints
+
 MEMORY = 1 << 20  # KiB that all of them together may add to the most that the process ever had
 
 
