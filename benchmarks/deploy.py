@@ -26,14 +26,14 @@ from torch import Tensor, nn
 import unbranch as ub
 from benchmarks.peers import network_named
 from unbranch.deploy.check import checked, make_check
-from unbranch.deploy.environment import environment
-from unbranch.deploy.measure import Entry, measure
 from unbranch.deploy.samples import load_samples
-from unbranch.deploy.signature import FlatNetwork, Signature
-from unbranch.deploy.source import write_source
-from unbranch.deploy.targets import TARGETS, find_targets
 from unbranch.display import console
 from unbranch.models import randomise_statistics
+from unbranch.runtimes.environment import environment
+from unbranch.runtimes.measure import Entry, measure
+from unbranch.runtimes.signature import FlatNetwork, Signature
+from unbranch.runtimes.source import write_source
+from unbranch.runtimes.targets import TARGETS, find_targets
 
 NETWORKS = ("repvgg_a0", "mobileone_s1", "repghostnet_100", "fastvit_t8", "repvit_m1_0", "replknet_31b")
 TARGETS_OF_ALL = "torch,onnx,openvino,ncnn,mnn,executorch"
@@ -65,8 +65,9 @@ def float_files(
     """Convert one form for each target; give a row, what to time, and the signature."""
     folder.mkdir()
     flat = FlatNetwork(module, images[:1])
-    check = make_check(flat, load_samples(images, module, limit=len(images)), folder, torch.get_num_threads())
     source = write_source(flat, folder)
+    samples = load_samples(images, module, limit=len(images))
+    check = make_check(flat, samples, source.signature, folder, torch.get_num_threads(), batch=1)
     for target in find_targets(targets):
         artifact = checked(target, source, check)
         row = {"form": form, "target": target.name, "precision": "float32", "status": artifact.status,

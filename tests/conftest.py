@@ -8,6 +8,7 @@ Property tests draw as many examples as the hypothesis profile says: ``default``
 ``thorough`` (with ``--all``). HYPOTHESIS_PROFILE chooses another.
 """
 
+import gc
 import os
 from collections import Counter, defaultdict
 
@@ -34,6 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     profile = "fast" if config.getoption("--fast") else "thorough" if config.getoption("--all") else "default"
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
+
+
+def pytest_collection_finish() -> None:
+    """Exempt imported modules and collected tests from garbage collection, which takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

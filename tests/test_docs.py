@@ -14,8 +14,8 @@ import typer
 
 import unbranch
 from unbranch.cli import app
-from unbranch.deploy.targets import find_targets
 from unbranch.models import list_models
+from unbranch.runtimes.targets import find_targets
 from unbranch.train import load_recipe
 
 ROOT = Path(__file__).parents[1]

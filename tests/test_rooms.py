@@ -27,6 +27,7 @@ FLOORS = (
     ("weights",),
     ("factory",),
     ("expansion",),
+    ("runtimes",),
     ("prune",),
     ("quantize",),
     ("train",),

@@ -83,7 +83,8 @@ def test_logits_equal_the_published_ones(model: str) -> None:
             assert_close(outputs[stage], theirs, form)
         elif form in ("train_form", "main_train_form"):
             assert_close(trained, theirs, form)
-    plain = ub.collapse(ours, torch.zeros_like(x) if x.numel() < 1e5 else None)
+    fixed_size = network.name.startswith("repmlp")  # of others, proofs find images much smaller than this one
+    plain = ub.collapse(ours, torch.zeros_like(x) if fixed_size or x.numel() < 1e5 else None)
     collapsed = plain(x)
     assert_close(collapsed, trained, "collapsed form")
     if "deploy_form" in logits:

@@ -26,6 +26,7 @@ import unbranch as ub
 from tests.convert.corpus import ROWS, Call, Row
 from unbranch.convert.prove import forwards
 from unbranch.convert.statistics import randomise_statistics
+from unbranch.convert.trace import tracer
 
 BY_NAME = {row.name: row for row in ROWS}
 ROUNDING = 1e-5  # of weights that were merged and stored in float32, relative to the largest output
@@ -58,9 +59,10 @@ def cases(rows: list[Row]) -> Any:
 
 @pytest.fixture(autouse=True, scope="module")
 def short_patience() -> Iterator[None]:
-    """Give up sooner on a forward that doesn't end: no other row launches nearly as many operations."""
+    """Give up sooner on a forward that doesn't end: no other row has nearly as many operations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forwards, "_OPERATIONS", 5_000)
+        patch.setattr(tracer, "MAX_OPERATIONS", 20_000)
         yield
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unbranch.deploy import measure
+from unbranch.runtimes import measure
 
 
 @pytest.fixture(autouse=True)

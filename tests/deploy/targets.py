@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from unbranch.deploy.targets import Runner, Source
-from unbranch.deploy.targets.pytorch import TorchRunner, TorchTarget
+from unbranch.runtimes.targets import Runner, Source
+from unbranch.runtimes.targets.pytorch import TorchRunner, TorchTarget
 
 
 class Good(TorchTarget):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from unbranch.deploy import Artifact, DeployResult, Timing, read_result
 from unbranch.deploy.int8.rung import Ladder, Rung
 from unbranch.deploy.reference import compare, drop_of, make_reference
-from unbranch.deploy.signature import FlatNetwork, Signature, TensorSpec
 from unbranch.deploy.store import Store
 from unbranch.errors import InputError
+from unbranch.runtimes.signature import FlatNetwork, Signature, TensorSpec
 
 
 def reference(labels: Tensor | None = None) -> Any:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tests.deploy import targets
 from unbranch.deploy import TARGETS, Runner, deploy
 from unbranch.deploy.reference import Agreement, Reference, compare, drop_of
-from unbranch.deploy.targets.pytorch import TorchRunner
 from unbranch.errors import InputError
+from unbranch.runtimes.targets.pytorch import TorchRunner
 
 IMAGES = torch.randn(3, 3, 8, 9, generator=torch.Generator().manual_seed(0))
 

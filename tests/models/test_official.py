@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import unbranch as ub
-from tests.models.tiny import X, both_forms, equal, gap, published, quiet, scrambled, tiny
+from tests.models.tiny import X, both_forms, equal, gap, published, quiet, scrambled, shared_forms, tiny
 from tests.networks import randomised
 from unbranch.errors import InputError
 from unbranch.factory import create_model
@@ -20,7 +21,8 @@ from unbranch.weights import to_official
 @pytest.mark.sweep(4)
 @pytest.mark.parametrize(("name", "block", "layout"), published())
 def test_names_of_the_training_form_come_back_exactly(name: str, block: str | None, layout: str) -> None:
-    source, target = both_forms(name, block)[0], scrambled(both_forms(name, block)[0])
+    source = shared_forms(name, block)[0]
+    target = scrambled(copy.deepcopy(source))
     quiet(target, to_official(source, layout))
     assert equal(source, target)
 
@@ -30,9 +32,9 @@ def test_names_of_the_training_form_come_back_exactly(name: str, block: str | No
     ("name", "block"), [("resnet50", "dbb"), ("mobilenet_v1", "compactor"), ("repvgg_d2se", None), ("wrn_16_8", None)]
 )
 def test_names_of_the_deploy_form_come_back_to_the_last_digits(name: str, block: str | None) -> None:
-    source = both_forms(name, block)[1]
+    source = shared_forms(name, block)[1]
     first = to_official(source)
-    target = scrambled(both_forms(name, block)[1])
+    target = scrambled(copy.deepcopy(source))
     quiet(target, first)
     again = to_official(target)
     assert again.keys() == first.keys()

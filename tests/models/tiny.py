@@ -47,7 +47,12 @@ LONG = ("mobileone_s0", "replknet_31b", "repghostnet_050_identity", "repghostnet
 def published() -> list[Any]:
     """Each network with each block and layout that it is published in."""
     rows = [(name, block, layout.name) for name in TINY for block in BLOCKS for layout in layouts_of(name, block)]
-    return [pytest.param(*row, marks=pytest.mark.slow if row[0] in LONG else ()) for row in rows]
+    return [pytest.param(*row, marks=_marks(row[0])) for row in rows]
+
+
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    """One process runs all rows of a network, so that it converts it once."""
+    return [pytest.mark.xdist_group(name), *([pytest.mark.slow] if name in LONG else [])]
 
 
 def tiny(name: str, seed: int = 0, block: str | None = None, **options: Any) -> nn.Module:
@@ -62,14 +67,15 @@ def tiny(name: str, seed: int = 0, block: str | None = None, **options: Any) -> 
 
 
 @functools.cache
-def _forms(name: str, block: str | None) -> tuple[nn.Module, nn.Module]:
+def shared_forms(name: str, block: str | None = None) -> tuple[nn.Module, nn.Module]:
+    """A small network and what it collapses to, the same ones each time: only to read."""
     network = tiny(name, 1, block)
     return network, ub.collapse(network)
 
 
 def both_forms(name: str, block: str | None = None) -> tuple[nn.Module, nn.Module]:
     """A small network and what it collapses to, new copies."""
-    return copy.deepcopy(_forms(name, block))
+    return copy.deepcopy(shared_forms(name, block))
 
 
 def scrambled(network: nn.Module) -> nn.Module:

@@ -94,6 +94,13 @@ def blocks() -> nn.Module:
     return nn.Sequential(*made, nn.ReLU(), nn.Conv2d(8, 4, 1))
 
 
+def ghost() -> nn.Module:
+    """The stem and five of nine stages of a RepGhostNet: with and without gates, strides and equal widths."""
+    whole = ub.create_model("repghostnet_050", width=0.1)
+    stages = whole.stages[:5]
+    return nn.Sequential(whole.stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+
 @dataclass(frozen=True)
 class Case:
     make: Callable[[], nn.Module]
@@ -134,7 +141,7 @@ CASES: dict[str, Case] = {
     "resnet of acb": Case(named("resnet8_cifar", block="acb", width=4), 16),
     "mobilenet": Case(named("mobilenet_v1"), 32),
     "vgg": Case(named("vgg16_cifar", pruned_widths=[8, 8, 8, 8, 12, 12, 12, 16, 16, 16, 16, 16, 16]), 32),
-    "ghost": Case(named("repghostnet_050", width=0.1), 32),
+    "ghost": Case(ghost, 32),
     "densenet": Case(lambda: DenseNet(4, (2, 2), 8, num_classes=5), 32),
     "regnet": Case(named("timm:regnety_002"), 32),
     "mobilenetv3": Case(named("timm:mobilenetv3_small_050"), 32),

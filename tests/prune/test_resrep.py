@@ -11,6 +11,7 @@ from torch import nn
 
 import unbranch as ub
 from tests.prune.networks import conv
+from tests.prune.stepped import Stepped
 from unbranch.blocks import Compactor
 from unbranch.errors import InputError
 from unbranch.prune import ResRep, insert_compactors
@@ -141,9 +142,10 @@ def test_rows_of_zeros_stay_zero_and_are_no_nan() -> None:
 def test_masks_come_behind_the_warm_up_until_the_target_is_met(metric: str, multiple: int) -> None:
     net = network(layers="all" if metric == "latency" else "internal")
     optimizer = sgd(net)
+    runtime = Stepped(1) if metric == "latency" else None
     resrep = ResRep(
-        net, X, optimizer, target=0.95 if metric == "latency" else 0.6, metric=metric, multiple=multiple, warmup=4,
-        interval=2, granularity=20,
+        net, X, optimizer, target=0.6, metric=metric, runtime=runtime, multiple=multiple, warmup=4, interval=2,
+        granularity=20,
     )  # fmt: skip
     learn(net, optimizer, resrep, 6)
     assert resrep.progress().masked == 0

@@ -79,6 +79,8 @@ def test_a_run_goes_on_in_the_middle_of_pruning_bit_for_bit(tmp_path: Path) -> N
         (["prune.warmup_epochs=3"], "`prune.warmup_epochs` must be less than schedule.epochs"),
         (["ema.decay=0.9"], "`ema` must be null with `prune`"),
         (["prune.metric=watts"], "prune.metric"),
+        (["prune.runtime=onnx"], "`prune.runtime` needs prune.metric=latency"),
+        (["prune.metric=latency", "prune.runtime=onx"], "unknown runtime 'onx'"),
     ],
 )
 def test_what_can_t_be_pruned_stops_the_run_before_it_begins(changes: list[str], message: str, tmp_path: Path) -> None:

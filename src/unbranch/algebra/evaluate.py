@@ -44,7 +44,10 @@ def _by_taps(x: Tensor, weight: Tensor, grid: Sequence[int], stride: Sequence[in
         place: list[Any] = [
             slice(t * d, t * d + (g - 1) * s + 1, s) for t, d, g, s in zip(tap, dilation, grid, stride, strict=True)
         ]
-        y += torch.einsum("goi,ngi...->ngo...", kernel, x[(..., *place)])
+        if kernel.shape[2] == 1:  # depthwise: one product per number
+            y.addcmul_(kernel.reshape(*kernel.shape[:2], *(1,) * len(grid)), x[(..., *place)])
+        else:
+            y += torch.einsum("goi,ngi...->ngo...", kernel, x[(..., *place)])
     return y
 
 

@@ -27,6 +27,7 @@ Rounds = Annotated[int, typer.Option(min=0, help="Turns in which each file is ti
     epilog="""Examples:\n
   unbranch deploy timm:repvgg_a0 --weights a0.pth --data photos/ --to onnx,openvino -o deploy\n
   unbranch deploy runs/a0 --to all --int8 --max-drop 0.5 -o deploy\n
+  unbranch deploy runs/a0 --to onnx,openvino --int8 --epochs 2 -o deploy\n
   unbranch deploy net.safetensors --to onnx,ncnn --half -o deploy""",
 )
 @report_errors
@@ -69,6 +70,14 @@ def deploy_command(
     ] = "this",
     calibration: Annotated[int, typer.Option(min=1, help="Images from which ranges are estimated.")] = 300,
     evaluation: Annotated[int, typer.Option(min=1, help="Images on which accuracy is measured.")] = 1000,
+    epochs: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Epochs of quantisation-aware training, if nothing else keeps accuracy within --max-drop. It needs "
+            "a run, a data set or a folder of classes; after Ctrl-C, the same command continues.",
+        ),
+    ] = 0,
     images: Annotated[int, typer.Option(min=1, help="Number of images to compare on.")] = 32,
     threads: Threads = None,
     batch: Batches = "1",
@@ -100,6 +109,7 @@ def deploy_command(
             int8=int8,
             max_drop=max_drop,
             cpu=cpu,
+            epochs=epochs,
             calibration=calibration,
             evaluation=evaluation,
             images=images,

@@ -18,7 +18,7 @@ from unbranch.errors import InputError
     epilog="""Examples:\n
   unbranch prune resnet8_cifar --weights w.safetensors --data fashion-mnist --target 0.5 schedule.epochs=20\n
   unbranch prune torchvision:resnet50 --weights resnet50.pth --data /data/imagenet --recipe resrep-imagenet\n
-  unbranch prune timm:mobilenetv2_100 --weights w.pth --data /data/pets --target 0.6 --metric latency --dry-run\n
+  unbranch prune timm:mobilenetv2_100 --weights w.pth --data /data/pets --target 0.6 --runtime onnx\n
   unbranch prune resnet56_cifar --weights w.pth --data cifar10:data prune.multiple=1 prune.granularity=4""",
 )
 @report_errors
@@ -34,6 +34,13 @@ def prune_command(
     ] = None,
     metric: Annotated[
         Literal["macs", "params", "latency"] | None, typer.Option(help="Of the cost; macs by default.")
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="Reduce the latency in this runtime, torch, onnx, openvino or another target of `unbranch deploy`; "
+            "implies --metric latency."
+        ),
     ] = None,
     layers: Annotated[
         Literal["internal", "all"] | None,
@@ -53,7 +60,12 @@ def prune_command(
     """
     from unbranch.train import load_recipe
 
-    given = {"model.pretrained": weights, "prune.target": target, "prune.metric": metric, "prune.layers": layers}
+    if runtime is not None and metric is None:
+        metric = "latency"
+    given = {
+        "model.pretrained": weights, "prune.target": target, "prune.metric": metric, "prune.runtime": runtime,
+        "prune.layers": layers,
+    }  # fmt: skip
     settings = load_recipe(
         recipe, [f"model.name={model}", *(f"{k}={v}" for k, v in given.items() if v is not None), *(changes or [])]
     )

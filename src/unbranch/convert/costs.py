@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from unbranch.convert.report import NetworkCost
-from unbranch.graph.copies import with_own_tensors
+from unbranch.graph.copies import with_own_tensors, with_shapes_only
 from unbranch.graph.eval_view import eval_view
 from unbranch.grids import AVG_POOL_LAYERS, ndim_of
 
@@ -65,9 +65,10 @@ def _counted(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[int | None, i
             with contextlib.ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
                 if fake:
-                    mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-                    with_own_tensors(view)
+                    mode = FakeTensorMode(allow_non_fake_inputs=True)
+                    with_shapes_only(view, mode)
                     given = tree_map(lambda v, m=mode: m.from_tensor(v) if isinstance(v, Tensor) else v, inputs)
+                    stack.enter_context(mode)
                 else:
                     given = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
                     with_own_tensors(view)

@@ -7,35 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from unbranch.deploy.targets.base import Precision
+from unbranch.runtimes.measure import Timing
+from unbranch.runtimes.targets.base import Precision
 
 LEAST = 0.02  # smaller differences of latency, relative, are never called faster
 Status: TypeAlias = Literal["verified", "not verified", "differs", "failed", "unavailable"]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Latency of an artifact.
-
-    Args:
-        setting: of the target.
-        threads, batch: of the calls.
-        median_ms, p90_ms: of a call, milliseconds.
-        calls: number of timed calls.
-        cold_start_ms: time to load the file and run it once, with the runtime imported.
-        memory_mib: what that took at its peak, MiB beyond the process with the runtime imported; None if unknown.
-        uncertainty_ms: standard error of the median, from its differences between turns; None if unknown.
-    """
-
-    setting: str
-    threads: int
-    batch: int
-    median_ms: float
-    p90_ms: float
-    calls: int
-    cold_start_ms: float
-    memory_mib: float | None
-    uncertainty_ms: float | None = None
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from unbranch.deploy.artifact import Artifact
-from unbranch.deploy.environment import environment
-from unbranch.deploy.measure import Entry, OnProgress, measure
 from unbranch.deploy.result import DeployResult, read_result
-from unbranch.deploy.signature import Signature
-from unbranch.deploy.targets import TARGETS
 from unbranch.errors import InputError
+from unbranch.runtimes.environment import environment
+from unbranch.runtimes.measure import Entry, OnProgress, measure
+from unbranch.runtimes.signature import Signature
+from unbranch.runtimes.targets import TARGETS
 
 
 def benchmark(

@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from unbranch.deploy.arrays import Calls, read_arrays, write_arrays
 from unbranch.deploy.artifact import Artifact
 from unbranch.deploy.comparable import (
     constant_outputs,
@@ -19,7 +18,6 @@ from unbranch.deploy.comparable import (
     several,
     unknown_classes,
 )
-from unbranch.deploy.process import Worker, WorkerError, worker
 from unbranch.deploy.reference import (
     AMPLIFIED,
     LARGEST_NOISE,
@@ -31,9 +29,11 @@ from unbranch.deploy.reference import (
     make_reference,
 )
 from unbranch.deploy.samples import Samples
-from unbranch.deploy.signature import FlatNetwork, Signature
 from unbranch.deploy.store import UNVERIFIED, size_of
-from unbranch.deploy.targets import Precision, Source, Target
+from unbranch.runtimes.arrays import Calls, read_arrays, write_arrays
+from unbranch.runtimes.process import Worker, WorkerError, worker
+from unbranch.runtimes.signature import FlatNetwork, Signature
+from unbranch.runtimes.targets import Precision, Source, Target
 
 
 @dataclass(frozen=True)

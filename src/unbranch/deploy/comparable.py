@@ -11,8 +11,8 @@ from unbranch.convert.prove.inputs import input_error
 from unbranch.deploy.batches import Call
 from unbranch.deploy.reference import Reference, errors_of
 from unbranch.deploy.samples import Samples
-from unbranch.deploy.signature import FlatNetwork
 from unbranch.errors import InputError
+from unbranch.runtimes.signature import FlatNetwork
 
 REPEATABLE = 1e-5  # largest difference between two runs, which may sum in another order
 LARGEST_CHECKED = 64  # images in one call

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +15,8 @@ from unbranch.deprecation import renamed_arguments
 from unbranch.errors import DifferenceError, InputError, MissingPackageError
 from unbranch.files import all_or_nothing
 from unbranch.render import Block, Paragraph, Renderable
+from unbranch.runtimes.exporting import LARGEST, quiet
 
-LARGEST = 2**31 - 2**20  # bytes that one protobuf message can hold, less some room for the graph
 TOLERANCE = 1e-3  # of the largest output, since runtimes sum float32 numbers in different orders
 
 
@@ -146,20 +141,3 @@ def _compared(network: nn.Module, example_input: Tensor, path: Path) -> float | 
             f"ONNX Runtime computes another function: it differs by {worst:.1e} of the largest output"
         )
     return worst
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the exporter's progress, warnings and logs."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -19,19 +19,21 @@ from unbranch.deploy.artifact import Artifact
 from unbranch.deploy.batches import Call, repeatable
 from unbranch.deploy.benchmark import timed
 from unbranch.deploy.check import Check, checked, directory_name, make_check
-from unbranch.deploy.environment import environment
 from unbranch.deploy.int8.ladder import Int8Settings
+from unbranch.deploy.int8.qat.recipe import training_data
+from unbranch.deploy.int8.qat.training import DIRECTORY, QatRun, finish_training
 from unbranch.deploy.int8.quantizer import Quantizer
-from unbranch.deploy.measure import OnProgress
 from unbranch.deploy.reference import accuracy
 from unbranch.deploy.result import DeployResult
 from unbranch.deploy.samples import Samples, load_samples
-from unbranch.deploy.signature import FlatNetwork
-from unbranch.deploy.source import write_source
 from unbranch.deploy.store import WEIGHTS, Store
-from unbranch.deploy.targets import Precision, Source, Target, find_targets
 from unbranch.errors import InputError
 from unbranch.provenance import provenance_of
+from unbranch.runtimes.environment import environment
+from unbranch.runtimes.measure import OnProgress
+from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.source import write_source
+from unbranch.runtimes.targets import Precision, Source, Target, find_targets
 from unbranch.weights import save
 
 LEAST_THREADS = 16  # that are allowed on any machine
@@ -53,6 +55,7 @@ def deploy(
     calibration: int = CALIBRATION,
     evaluation: int = EVALUATION,
     cpu: str = "this",
+    epochs: int = 0,
     images: int = IMAGES,
     threads: int | None = None,
     batches: int | Sequence[int] = (1,),
@@ -82,6 +85,9 @@ def deploy(
         evaluation: number of images on which the accuracy of quantised networks is measured.
         cpu: CPU of the target, which decides whether weights need 7 bits: ``"this"``, ``"vnni"`` for one with 8-bit
             instructions that don't saturate (AVX-512 VNNI, AVX-VNNI, AMX, ARM's dot product), or ``"avx2"``.
+        epochs: of quantisation-aware training, if nothing else keeps the loss of accuracy within ``max_drop``; 0 for
+            none. ``data`` must be the directory of a run, the name of a data set or a folder of classes. Ctrl-C leaves
+            a checkpoint in ``output``; the same call continues it.
         images: number of images to compare on.
         threads: for timing; those of PyTorch by default.
         batches: sizes of batches to time.
@@ -93,6 +99,7 @@ def deploy(
     Raises:
         InputError: if an argument or the data can't be used, or the network can't be exported.
         CollapseError: if the collapsed network differs.
+        TrainingInterrupted: after Ctrl-C or SIGTERM in quantisation-aware training, once a checkpoint is written.
 
     Example:
         >>> import unbranch as ub
@@ -105,11 +112,17 @@ def deploy(
     """
     targets, threads = find_targets(to), torch.get_num_threads() if threads is None else threads
     batches = (batches,) if isinstance(batches, int) else tuple(batches)
-    _require_integers(images=images, threads=threads, rounds=rounds, calibration=calibration, evaluation=evaluation)
+    _require_integers(
+        images=images, threads=threads, rounds=rounds, calibration=calibration, evaluation=evaluation, epochs=epochs
+    )
     if threads > (most := max(LEAST_THREADS, 4 * (os.cpu_count() or 1))):
         raise InputError(f"`threads` must be at most {most} on this machine, got {threads}")
     _require_integers(**{f"batches[{place}]": size for place, size in enumerate(batches)})
-    _require_positive(images=images, threads=threads, batches=min(batches, default=1), rounds=rounds + 1)
+    _require_positive(
+        images=images, threads=threads, batches=min(batches, default=1), rounds=rounds + 1, epochs=epochs + 1
+    )
+    if epochs and not int8:
+        raise InputError("`epochs` is for 8-bit integers: set `int8` as well")
     jobs = _jobs(targets, half, int8)
     store = Store(output, [directory_name(*job) for job in jobs])
     if int8:
@@ -117,12 +130,16 @@ def deploy(
     samples = load_samples(data, model, limit=images, seed=seed)
     quantizer = None
     if int8:
-        quantizer = _quantizer(data, model, seed, max_drop, calibration, evaluation, cpu)
+        training = training_data(data, model, epochs, seed) if epochs else None
+        qat = None if training is None else QatRun(training, store.directory / DIRECTORY)
+        quantizer = _quantizer(data, model, seed, max_drop, calibration, evaluation, cpu, qat)
     on_progress("collapsing", 0, 1)
     with _ALONE, store.scratch() as scratch:
         plain, flat = _collapsed(model, samples.batch(1))
-        onnx = any(target.needs_onnx and target.unavailable() is None for target in targets)
-        source = write_source(flat, scratch, onnx=onnx, dynamic_size=dynamic_size)
+        if quantizer is not None:
+            quantizer.claim(plain, flat)
+        converting = None if int8 else [target for target in targets if target.unavailable() is None]
+        source = write_source(flat, scratch, targets=converting, dynamic_size=dynamic_size)
         on_progress("computing the reference in float64", 0, 1)
         check = make_check(flat, samples, source.signature, scratch, threads, max(batches, default=1))
         if quantizer is not None:
@@ -143,6 +160,7 @@ def deploy(
         result = replace(_result(plain, samples, check, artifacts, source, store), ladder=ladder)
         save(plain, check.staged / WEIGHTS)
         store.commit(check.staged, json.dumps(result.to_dict(), indent=2) + "\n")
+        finish_training(store.directory / DIRECTORY, kept=ladder is not None and ladder.has_trained)
     return result
 
 
@@ -175,7 +193,8 @@ def _jobs(targets: Sequence[Target], half: bool, int8: bool) -> list[tuple[Targe
 
 
 def _quantizer(
-    data: Any, model: nn.Module, seed: int, max_drop: float, calibration: int, evaluation: int, cpu: str
+    data: Any, model: nn.Module, seed: int, max_drop: float, calibration: int, evaluation: int, cpu: str,
+    qat: QatRun | None,
 ) -> Quantizer:  # fmt: skip
     """Load the images for quantising."""
     if data is None:
@@ -185,8 +204,10 @@ def _quantizer(
     if cpu not in CPUS:
         raise InputError(f"`cpu` must be one of {', '.join(CPUS)}, got {cpu!r}")
     _require_positive(calibration=calibration, evaluation=evaluation)
-    settings = Int8Settings(max_drop, load_samples(data, model, limit=calibration, seed=seed, train=True), cpu)
-    return Quantizer(settings, load_samples(data, model, limit=evaluation, seed=seed))
+    split = qat is not None  # so that it isn't evaluated on images that it was trained on
+    ranges = load_samples(data, model, limit=calibration, seed=seed, train=True, split=split)
+    settings = Int8Settings(max_drop, ranges, cpu, qat)
+    return Quantizer(settings, load_samples(data, model, limit=evaluation, seed=seed, split=split))
 
 
 def _name_of(model: nn.Module) -> str:
@@ -203,5 +224,5 @@ def _require_integers(**values: object) -> None:
 def _require_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
-            least = 0 if name == "rounds" else 1
+            least = 0 if name in ("rounds", "epochs") else 1
             raise InputError(f"`{name}` must be at least {least}, got {value - 1 + least}")

@@ -28,11 +28,9 @@ def eval_preprocessing(model: nn.Module, images: ImageStatistics | None = None) 
         images: channels, size if all have the same, mean and standard deviation of a data set.
     """
     made = library("torchvision.transforms", "vision")
-    channels, rows, columns = input_size(model)
+    _, rows, columns = input_size(model)
     known = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = (GREY if channels == 1 else COLOUR) if images is None else (images[2], images[3])
-    if images is None and len(known.get("mean", ())) == channels:
-        mean, std = known["mean"], known["std"]
+    mean, std = statistics_for(model, images)
     crop = known.get("crop_pct") or CROP
     if images is not None and images[1] == (rows, columns):
         return Normalised(mean, std)
@@ -41,6 +39,17 @@ def eval_preprocessing(model: nn.Module, images: ImageStatistics | None = None) 
     resize = made.Resize(around[0] if rows == columns else around, mode)
     steps: Callable[[Any], Tensor] = made.Compose([resize, made.CenterCrop((rows, columns)), Normalised(mean, std)])
     return steps
+
+
+def statistics_for(model: nn.Module, images: ImageStatistics | None = None) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and standard deviation with which images are normalised: the data's, the network's, or ImageNet's."""
+    channels = input_size(model)[0]
+    usual = GREY if channels == 1 else COLOUR
+    given = usual if images is None else (images[2], images[3])
+    known = getattr(model, "pretrained_cfg", None) or {}
+    if given == usual and len(known.get("mean", ())) == channels:
+        return known["mean"], known["std"]
+    return given
 
 
 def class_numbers(folders: Sequence[str], model: nn.Module) -> tuple[dict[str, int] | None, str]:

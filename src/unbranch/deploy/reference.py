@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from unbranch.convert.prove.distance import is_real, plain_distance
-from unbranch.deploy.arrays import Calls
-from unbranch.deploy.signature import FlatNetwork
 from unbranch.graph.float64 import Float64
+from unbranch.runtimes.arrays import Calls
+from unbranch.runtimes.signature import FlatNetwork
 
 AMPLIFIED = 8
 """Errors up to this multiple of the network's own rounding noise are rounding, too: runtimes sum in other orders."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from unbranch.deploy.artifact import Artifact, Timing
+from unbranch.deploy.artifact import Artifact
 from unbranch.deploy.int8.rung import Ladder, read_ladder
-from unbranch.deploy.signature import Signature
 from unbranch.deploy.store import MANIFEST, artifact_path
 from unbranch.errors import InputError
 from unbranch.render import Block, Paragraph, Renderable, Table, byte_size
+from unbranch.runtimes.measure import Timing
+from unbranch.runtimes.signature import Signature
 
 EMPTY = Signature((), ())
 

@@ -63,7 +63,9 @@ class RunImages:
     data: str | Path | None = None
 
 
-def load_samples(data: Any, model: nn.Module, *, limit: int, seed: int = 0, train: bool = False) -> Samples:
+def load_samples(
+    data: Any, model: nn.Module, *, limit: int, seed: int = 0, train: bool = False, split: bool = False
+) -> Samples:  # fmt: skip
     """Return at most ``limit`` images of ``data``.
 
     Args:
@@ -74,6 +76,7 @@ def load_samples(data: Any, model: nn.Module, *, limit: int, seed: int = 0, trai
         limit: number of images.
         seed: of the choice among more images. Iterables are read from the start.
         train: choose training images instead of validation images, where there are both.
+        split: split a folder of classes into training and validation images, as ``unbranch.train`` does.
 
     Raises:
         InputError: if there are no images, or they can't be read.
@@ -85,7 +88,7 @@ def load_samples(data: Any, model: nn.Module, *, limit: int, seed: int = 0, trai
     if data is None:
         return _random(model, limit)
     if isinstance(data, str | Path):
-        return _named(data, model, limit, seed, train)
+        return _named(data, model, limit, seed, train, split)
     if isinstance(data, Tensor | tuple) or type(data).__module__ == "numpy":
         return _batch(data, limit, seed)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
@@ -146,7 +149,7 @@ def _chosen(number: int, limit: int, seed: int) -> list[int]:
 # --- images in files
 
 
-def _named(data: str | Path, model: nn.Module, limit: int, seed: int, train: bool) -> Samples:
+def _named(data: str | Path, model: nn.Module, limit: int, seed: int, train: bool, split: bool) -> Samples:
     from unbranch.deploy.preprocess import eval_preprocessing
     from unbranch.train import open_data
     from unbranch.train.run_directory import RECIPE
@@ -154,7 +157,7 @@ def _named(data: str | Path, model: nn.Module, limit: int, seed: int, train: boo
     folder = Path(data).expanduser()
     if (folder / RECIPE).is_file():
         return _of_run(folder, None, limit=limit, seed=seed, train=train)
-    if folder.is_dir() and (files := _image_files(folder)) and not _has_halves(folder):
+    if not split and folder.is_dir() and (files := _image_files(folder)) and not _has_halves(folder):
         return _of_folder(folder, files, model, limit, seed)
     opened = open_data(data)
     transform = eval_preprocessing(model, (opened.channels, opened.size, opened.mean, opened.std))
@@ -163,19 +166,29 @@ def _named(data: str | Path, model: nn.Module, limit: int, seed: int, train: boo
 
 def _of_run(directory: Path, data: Any, *, limit: int, seed: int, train: bool) -> Samples:
     """Return images of a run's data set, or of ``data``, with the preprocessing of its recipe."""
-    from unbranch.train import load_recipe, open_data
-    from unbranch.train.run_directory import RECIPE, RESULT
     from unbranch.train.transforms import eval_transform
 
-    source = data
+    recipe, opened = data_of_run(RunImages(directory, data))
+    images = opened.train if train else opened.val
+    return _of_images(images, eval_transform(recipe, opened), limit, seed, opened.name, _half(train))
+
+
+def data_of_run(run: RunImages) -> tuple[Any, Any]:
+    """Return the recipe of a run, and its data set or the other one that is named.
+
+    Raises:
+        InputError: if they can't be read.
+    """
+    from unbranch.train import load_recipe, open_data
+    from unbranch.train.run_directory import RECIPE, RESULT
+
+    source = run.data
     if source is None:
         try:
-            source = json.loads((directory / RESULT).read_text())["data"]
+            source = json.loads((run.directory / RESULT).read_text())["data"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{directory} doesn't say what its data was: name it with --data") from error
-    opened = open_data(source)
-    transform = eval_transform(load_recipe(directory / RECIPE), opened)
-    return _of_images(opened.train if train else opened.val, transform, limit, seed, str(source), _half(train))
+            raise InputError(f"{run.directory} doesn't say what its data was: name it with --data") from error
+    return load_recipe(run.directory / RECIPE), open_data(str(source))
 
 
 def _half(train: bool) -> str:

@@ -19,6 +19,7 @@ from unbranch.graph.eval_view import unwrap_model
 from unbranch.provenance import record_report
 from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.graph import PruningGraph, check_graph, kernels_of, read_units
+from unbranch.prune.latency import LatencyTable
 from unbranch.prune.narrow import PRUNE, record_narrowing, shapes_of
 from unbranch.prune.removal import random_like, remove_channels
 from unbranch.prune.report import PruningReport
@@ -66,6 +67,7 @@ def with_zero_rows(network: nn.Module, graph: PruningGraph, keep: list[Tensor]) 
 def finalize(
     model: nn.Module, example_input: Any, *, threshold: float = THRESHOLD, multiple: int = 8,
     minimum: int | float = 1, masked: bool = False, graph: PruningGraph | None = None,
+    latency: LatencyTable | None = None,
 ) -> nn.Module:  # fmt: skip
     """Return a new, plain network without the channels whose rows of compactors are below the threshold.
 
@@ -82,6 +84,7 @@ def finalize(
         minimum: channels that each layer keeps: a number of them, or a fraction of all that it has.
         masked: remove masked channels, too, whatever their rows are; that may cost accuracy.
         graph: of this network, from ``explain_pruning``, ``read_graph`` or ``ResRep``; the network is read without it.
+        latency: of this network, from ``ResRep.latency``, to report the latency before and after.
 
     Returns:
         The network; ``unbranch.report`` reads its ``PruningReport``.
@@ -102,7 +105,7 @@ def finalize(
     network, inputs = unwrap_model(model), as_inputs(example_input)
     graph, plain = collapse_for(network, inputs, graph)
     keep = kept_channels(network, graph, threshold, Limits(minimum=minimum, multiple=multiple), masked)
-    return without_channels(network, plain, inputs, graph, keep)
+    return without_channels(network, plain, inputs, graph, keep, latency)
 
 
 def collapse_for(
@@ -124,8 +127,9 @@ def collapse_for(
 
 
 def without_channels(
-    network: nn.Module, plain: nn.Module, inputs: tuple[Any, ...], graph: PruningGraph, keep: list[Tensor]
-) -> nn.Module:
+    network: nn.Module, plain: nn.Module, inputs: tuple[Any, ...], graph: PruningGraph, keep: list[Tensor],
+    latency: LatencyTable | None = None,
+) -> nn.Module:  # fmt: skip
     """Remove the channels that aren't kept from the collapsed network.
 
     Args:
@@ -134,6 +138,7 @@ def without_channels(
         inputs: arguments of its forward.
         graph: of this network.
         keep: which channels ``(C,)`` of each unit are kept.
+        latency: to report the latency before and after; None for no timing.
 
     Raises:
         DifferenceError: if the result isn't the function of the network with the other rows zero.
@@ -156,11 +161,18 @@ def without_channels(
         (graph.macs(graph.full), _macs(plain, graph)),
         before,
         after,
+        None if latency is None else _fitting(latency, graph).report(plain, [int(kept.sum()) for kept in keep]),
     )
     record_report(plain, "collapse", collapsed)
     record_report(plain, PRUNE, pruned)
     vars(plain).update(collapse_report=collapsed, pruning=pruned)  # deprecated, as version 0.1 set them
     return plain.train(network.training)
+
+
+def _fitting(latency: LatencyTable, graph: PruningGraph) -> LatencyTable:
+    """Return the table, made again if the network collapses to other layers than when it was made."""
+    fits = latency.graph.kernels == graph.kernels and latency.graph.full == graph.full
+    return latency if fits else LatencyTable(graph, latency.source, latency.multiple)
 
 
 def _widths(plain: nn.Module, graph: PruningGraph) -> dict[str, tuple[int, int]]:

@@ -1,117 +1,188 @@
-"""Latency of a pruned network, estimated from its layers timed one by one on this machine's CPU."""
+"""Latency of a pruned network in a runtime: estimated from its layers, and measured where it matters."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from bisect import bisect_right
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from unbranch.convert import collapse
+from unbranch.errors import UnbranchError
+from unbranch.prune.activations import activations
+from unbranch.prune.dependencies import Dependencies
 from unbranch.prune.graph import PruningGraph
-from unbranch.prune.units import LayerCost
+from unbranch.prune.latency_report import LatencyReport, LayerLatency, reason_for
+from unbranch.prune.layer_times import LayerTimes
+from unbranch.prune.removal import remove_channels
+from unbranch.prune.select import Limits
+from unbranch.prune.trial import depthwise_layers
+from unbranch.runtimes.latency import LatencySource, runtime_latency
 
-SHARES = (0.125, 0.25, 0.5, 1.0)  # of a layer's channels, at which it is timed
-REPEATS, WARMUP = 5, 2
-Key = tuple[Any, ...]
+T = TypeVar("T")
+MULTIPLE = 8  # of widths, where a runtime has no step
+CHECKS = 4  # pruned networks that are measured while channels are chosen
+NEAR = 0.1  # relative difference from the target at which estimates needn't be calibrated again
+FLATTEST = 0.05  # smallest slope between the time of layers and of the network
 
 
-def latency_table(graph: PruningGraph) -> Callable[[Sequence[int]], float]:
-    """Return the seconds of a forward pass of one example as a function of the channels of each unit.
+class LatencyTable:
+    """Milliseconds of a network for one example, as a function of the channels of each unit.
 
-    Layers are timed at an eighth, a quarter, half and all of their input and output channels, with interpolation in
-    between; everything else counts with the time that it takes now.
+    The time of the network is a straight line in the sum of its layers' times. It goes through the network with all
+    channels and through the last narrower one that was measured, so what layers cost together, and everything that
+    isn't a layer, is right near that one. Below, the line goes on, or to zero where it would be negative otherwise.
+
+    Args:
+        graph: of the network.
+        source: of measurements.
+        multiple: of which widths are multiples; the runtime's step by default.
     """
-    plain = collapse(graph.network, graph.inputs).eval()
-    timed: dict[Key, float] = {}
-    tables = [_LayerTimes(graph, plain, layer, timed) for layer in graph.layers]
-    total = _seconds(plain, tuple(_first(value) for value in graph.inputs))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():  # one table for all
-        agreed: list[Any] = [total, [table.seconds for table in tables]]
-        torch.distributed.broadcast_object_list(agreed, src=0)
-        total = agreed[0]
-        for table, seconds in zip(tables, agreed[1], strict=True):
-            table.seconds = seconds
-    rest = max(0.0, total - sum(table.at(graph.full) for table in tables))
-    return lambda widths: rest + sum(table.at(widths) for table in tables)
 
+    def __init__(self, graph: PruningGraph, source: LatencySource, multiple: int | None = None) -> None:
+        self.graph, self.source = graph, source
+        on_cpu = copy.deepcopy(graph.network).cpu().float()
+        self.inputs = tuple(_first(value) for value in graph.inputs)
+        self.plain = collapse(on_cpu, self.inputs).eval()
+        self.step = agreed(source.step)
+        self.multiple = multiple or (self.step if self.step > 1 else MULTIPLE)
+        found = activations(self.plain, self.inputs, [layer.path for layer in graph.layers])
+        self.layers = [
+            LayerTimes(cost, self.plain.get_submodule(cost.path), graph.full, self.multiple, self.step,
+                       found.get(cost.path, ""))
+            for cost in graph.layers
+        ]  # fmt: skip
+        times = iter(agreed(lambda: source.layer_ms([layer for part in self.layers for layer in part.layers()])))
+        for part in self.layers:
+            part.fill(times)
+        self.full_ms = agreed(lambda: source.network_ms([self.plain], self.inputs))[0]
+        self._sum = self.layers_ms(graph.full)
+        self._slope = min(1.0, self.full_ms / max(self._sum, 1e-9))
+        self._measured = self._sum, self.full_ms
+        self._checked: list[list[int]] = []
 
-class _LayerTimes:
-    """The time of a layer by its input and output channels."""
+    def layers_ms(self, widths: Sequence[int]) -> float:
+        """Return the milliseconds of all layers, each timed alone."""
+        return sum(layer.at(widths) for layer in self.layers)
 
-    def __init__(self, graph: PruningGraph, plain: nn.Module, layer: LayerCost, timed: dict[Key, float]) -> None:
-        self.layer = layer
-        module, full = plain.get_submodule(layer.path), graph.full
-        self.inputs = _knots(layer.outputs.at(full) if layer.depthwise else layer.inputs.at(full), _varies(layer))
-        self.outputs = _knots(layer.outputs.at(full), bool(layer.outputs.each))
-        self.seconds = [[_timed(module, layer, i, o, timed) for o in self.outputs] for i in self.inputs]
+    def __call__(self, widths: Sequence[int]) -> float:
+        """Return the estimated milliseconds of the network."""
+        layers, (measured, ms) = self.layers_ms(widths), self._measured
+        if layers >= measured:
+            return self.full_ms - self._slope * (self._sum - layers)
+        return ms - min(self._slope, ms / measured) * (measured - layers)
 
-    def at(self, widths: Sequence[int]) -> float:
-        """Return the seconds, by the channels of each unit."""
-        outputs = self.layer.outputs.at(widths)
-        inputs = outputs if self.layer.depthwise else self.layer.inputs.at(widths)
-        i, u = _between(self.inputs, inputs)
-        j, v = _between(self.outputs, outputs)
-        s = self.seconds
-        near = s[i][j] + u * (s[min(i + 1, len(self.inputs) - 1)][j] - s[i][j])
-        k = min(j + 1, len(self.outputs) - 1)
-        far = s[i][k] + u * (s[min(i + 1, len(self.inputs) - 1)][k] - s[i][k])
-        return near + v * (far - near)
+    def narrow(self, widths: Sequence[int]) -> nn.Module:
+        """Return the collapsed network with so many channels of each unit; which ones they are doesn't matter."""
+        plain = copy.deepcopy(self.plain)
+        chosen = [
+            (unit.layer, unit.channels[width:].tolist()) for unit, width in zip(self.graph.units, widths, strict=True)
+        ]
+        remove_channels(Dependencies(plain, self.inputs), self.inputs, chosen, depthwise_layers(self.graph.units))
+        return plain
 
+    def calibrate(self, widths: Sequence[int]) -> float:
+        """Measure the network with these channels, let estimates go through it, and return the fraction that is left.
 
-def _varies(layer: LayerCost) -> bool:
-    return bool(layer.inputs.each) and not layer.depthwise
+        Raises:
+            InputError: if the narrower network doesn't run in the runtime.
+        """
+        before, after = agreed(lambda: self.source.network_ms([self.plain, self.narrow(widths)], self.inputs))
+        layers = self.layers_ms(widths)
+        if layers < self._sum:
+            flattest = FLATTEST * self.full_ms / self._sum
+            self._slope = max(flattest, self.full_ms * (1 - after / before) / (self._sum - layers))
+            self._measured = layers, self.full_ms - self._slope * (self._sum - layers)
+        return after / before
 
+    def calibrate_for(self, target: float, limits: Limits) -> None:
+        """Calibrate at a network in which all units lose the same fraction, so much that the target may be met."""
+        for _ in range(2):
+            widths = self._uniform(target, limits)
+            if abs(self.calibrate(widths) / target - 1) < NEAR:
+                return
 
-def _knots(full: int, varies: bool) -> list[int]:
-    return sorted({max(1, round(share * full)) for share in SHARES}) if varies else [full]
+    def _uniform(self, target: float, limits: Limits) -> list[int]:
+        """Return the widest channels, the same fraction of each unit, whose estimate is within the target."""
+        few, many = 0.0, 1.0
+        for _ in range(10):
+            share = (few + many) / 2
+            within = self(_scaled(self.graph.full, share, limits)) <= target * self.full_ms
+            few, many = (share, many) if within else (few, share)
+        return _scaled(self.graph.full, few, limits)
 
+    def check(self, widths: Sequence[int], target: float) -> None:
+        """Calibrate at chosen widths that are estimated to meet the target; a few times, and not again at the same."""
+        few = len(self._checked) < CHECKS and list(widths) not in self._checked
+        if few and self(widths) <= target * self.full_ms:
+            self._checked.append(list(widths))
+            self.calibrate(widths)
 
-def _between(knots: list[int], value: int) -> tuple[int, float]:
-    """Return the index of the knot at or below a value, and the fraction of the way to the next."""
-    place = max(0, bisect_right(knots, value) - 1)
-    if place == len(knots) - 1 or value <= knots[0]:
-        return place, 0.0
-    return place, (value - knots[place]) / (knots[place + 1] - knots[place])
+    def report(self, narrow: nn.Module, widths: Sequence[int]) -> LatencyReport:
+        """Return the measured latency before and after pruning, and where time is left.
 
+        Call it on one process, or on all.
 
-def _timed(module: Any, layer: LayerCost, inputs: int, outputs: int, timed: dict[Key, float]) -> float:
-    shape = layer.shape
-    if isinstance(module, nn.Linear):
-        key: Key = ("linear", inputs, outputs, shape, layer.bias)
-        if key not in timed:
-            x = torch.zeros(*shape[:-1], inputs)
-            timed[key] = _seconds(nn.Linear(inputs, outputs, layer.bias), (x,))
-        return timed[key]
-    groups = outputs if layer.depthwise else layer.groups
-    inputs = outputs if layer.depthwise else max(groups, inputs // groups * groups)
-    outputs = max(groups, outputs // groups * groups)
-    kind = (type(module), module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
-    key = (kind, inputs, outputs, shape, groups, layer.bias)
-    if key not in timed:
-        conv = type(module)(
-            inputs, outputs, module.kernel_size, module.stride, module.padding, dilation=module.dilation, groups=groups,
-            bias=layer.bias, padding_mode=module.padding_mode,
+        Args:
+            narrow: the pruned network.
+            widths: of its units.
+        """
+        pruned = copy.deepcopy(narrow).cpu().float().eval()
+        before, after = self.source.network_ms([self.plain, pruned], self.inputs)
+        full, totals = self.graph.full, (before, after)
+        sums = (self._sum, self.layers_ms(widths))
+        scales = [min(1.0, total / max(ms, 1e-9)) for total, ms in zip(totals, sums, strict=True)]
+        rows = []
+        for layer in self.layers:
+            ms = (scales[0] * layer.at(full), scales[1] * layer.at(widths))
+            macs = (layer.cost.macs(full), layer.cost.macs(widths))
+            reason = reason_for(
+                macs, ms, varies=layer.varies, depthwise=layer.cost.depthwise, moved=layer.numbers_moved(widths)
+            )
+            rows.append(LayerLatency(layer.cost.path, macs, ms, reason))
+        rest = tuple(total - scale * ms for total, scale, ms in zip(totals, scales, sums, strict=True))
+        return LatencyReport(
+            self.source.name, self.multiple, before, after, self(widths) * before / self.full_ms,
+            tuple(sorted(rows, key=lambda row: -row.ms[1])), (rest[0], rest[1]), tuple(self.source.notes),
         )  # fmt: skip
-        timed[key] = _seconds(conv, (torch.zeros(1, inputs, *shape[2:]),))
-    return timed[key]
+
+
+def latency_source(runtime: str | LatencySource) -> LatencySource:
+    """Return what measures a runtime, by its name; a value that measures is returned as it is.
+
+    Raises:
+        InputError: if there is no such runtime, or it doesn't run on this machine.
+    """
+    return runtime_latency(runtime) if isinstance(runtime, str) else runtime
+
+
+def agreed(measure: Callable[[], T]) -> T:
+    """Return what the first process of a group measures, on all processes; an error is raised on all."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return measure()
+    found: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            found[0] = measure()
+        except UnbranchError as error:
+            found[1] = error
+    torch.distributed.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise found[1]
+    result: T = found[0]
+    return result
+
+
+def _scaled(full: Sequence[int], share: float, limits: Limits) -> list[int]:
+    return [limits.kept(round(share * width), width) for width in full]
 
 
 def _first(value: Any) -> Any:
-    return value[:1] if isinstance(value, Tensor) and value.dim() > 1 else value
-
-
-@torch.inference_mode()
-def _seconds(module: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """Return the median time of several calls."""
-    module.eval()
-    times = []
-    for _ in range(WARMUP + REPEATS):
-        start = time.perf_counter()
-        module(*inputs)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[WARMUP:])
+    """Return the first example of a tensor on the CPU, in float32 if it is a floating-point one."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value[:1] if value.dim() > 1 else value
+    return value.float().cpu() if value.is_floating_point() else value.cpu()

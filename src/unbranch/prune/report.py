@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from unbranch.convert.report import NetworkCost
 from unbranch.deprecation import RenamedAttribute
+from unbranch.prune.latency_report import LatencyReport
 from unbranch.render import Block, Paragraph, Renderable, Table, count
 
 
@@ -52,6 +53,7 @@ class PruningReport(Renderable):
         macs: multiply-accumulates of convolutions and linear layers before and after, as the papers count them.
         before: cost of the collapsed network with all channels; multiply-accumulates as PyTorch counts them.
         after: cost of the pruned network.
+        latency: before and after, and where time is left, if latency was reduced.
     """
 
     widths: dict[str, tuple[int, int]]
@@ -60,6 +62,7 @@ class PruningReport(Renderable):
     macs: tuple[int, int]
     before: NetworkCost
     after: NetworkCost
+    latency: LatencyReport | None = None
 
     stayed = RenamedAttribute("zero_but_kept")
     left = RenamedAttribute("skipped")
@@ -82,6 +85,8 @@ class PruningReport(Renderable):
                 _share(self.before.params, self.after.params),
             ),
         ]
+        if self.latency is not None:
+            costs.append(("latency", *self.latency.cells(), f"{100 * self.latency.left:.2f} %"))
         yield Table(("", "before", "after", "left"), costs, numeric=True)
         rows = [
             (path, f"{before:,}", f"{after:,}", f"{zero:,}" if (zero := self.zero_but_kept.get(path)) else "")
@@ -90,6 +95,8 @@ class PruningReport(Renderable):
         yield Table(("convolution", "before", "after", "zero but kept"), rows, title="channels", numeric=True)
         if self.skipped:
             yield Table(("compactor", "reason"), list(self.skipped.items()), title="only merged")
+        if self.latency is not None:
+            yield from self.latency.blocks()
 
 
 def _share(before: int, after: int) -> str:

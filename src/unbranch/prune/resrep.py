@@ -19,11 +19,13 @@ from unbranch.convert.prove.inputs import as_inputs
 from unbranch.deprecation import RenamedAttribute, renamed_arguments
 from unbranch.errors import InputError
 from unbranch.graph.eval_view import unwrap_model
-from unbranch.prune.cost import Metric, check_target, cost_function
+from unbranch.prune.cost import Metric, cost_and_limits
 from unbranch.prune.finalization import THRESHOLD, finalize, row_norms
 from unbranch.prune.graph import PruningGraph, check_graph, read_graph
+from unbranch.prune.latency import LatencyTable
 from unbranch.prune.select import Limits, select_masks
 from unbranch.prune.units import PruningUnit
+from unbranch.runtimes.latency import LatencySource
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,10 @@ class ResRep:
         optimizer: SGD with momentum. The compactors get parameter groups of their own in it, after the others, with
             ``momentum`` and without weight decay. Without it, the optimizer isn't changed.
         target: cost that may be left, as a fraction in (0, 1].
-        metric: of cost: multiply-accumulates of convolutions and linear layers, all parameters, or the latency of one
-            forward pass on this machine's CPU, estimated by timing the layers one by one.
+        metric: of cost: multiply-accumulates of convolutions and linear layers, all parameters, or the latency for
+            one example in ``runtime`` on this machine's CPU.
+        runtime: for ``metric="latency"``: a target of ``unbranch.deploy.TARGETS``, such as ``"onnx"``, or what
+            ``unbranch.deploy.runtime_latency`` returns; ``"torch"`` by default.
         strength: λ of the penalty.
         masked_strength: λ of the penalty on masked rows; ``strength`` by default.
         stop_when_met: stop the penalty on rows that aren't masked once the target is met. The norm after a compactor
@@ -89,7 +93,8 @@ class ResRep:
         interval: steps between choices of masks.
         granularity: channels, at least, that are masked in a round on top of those before.
         minimum: channels that each layer keeps: an integer, or a fraction, such as 0.25, of all that it has.
-        multiple: widths are multiples of this, where layers are wide enough; 1 gives the paper's choice.
+        multiple: widths are multiples of this, where layers are wide enough; 1 gives the paper's choice. By default
+            the measured step of the runtime for ``metric="latency"``, otherwise 8.
         threshold: norm of a row below which it counts as zero.
         graph: of this network or an equal one, from ``explain_pruning`` or ``read_graph``; without it, the network is
             read.
@@ -125,7 +130,8 @@ class ResRep:
         self, model: nn.Module, example_input: Any, optimizer: Optimizer | None = None, *, target: float = 0.5,
         metric: Metric = "macs", strength: float = 1e-4, masked_strength: float | None = None,
         stop_when_met: bool = False, momentum: float = 0.99, warmup: int = 0, interval: int = 200, granularity: int = 4,
-        minimum: int | float = 1, multiple: int = 8, threshold: float = THRESHOLD, graph: PruningGraph | None = None,
+        minimum: int | float = 1, multiple: int | None = None, threshold: float = THRESHOLD,
+        graph: PruningGraph | None = None, runtime: str | LatencySource | None = None,
     ) -> None:  # fmt: skip
         if metric not in get_args(Metric):
             raise InputError(f"`metric` must be one of {', '.join(get_args(Metric))}, got {metric!r}")
@@ -138,14 +144,13 @@ class ResRep:
         self.target, self.metric, self.strength, self.momentum = target, metric, strength, momentum
         self.masked_strength, self.stop_when_met = masked_strength, stop_when_met
         self.warmup, self.interval, self.threshold = warmup, interval, threshold
-        self.limits = Limits(granularity, minimum, multiple)
+        limits = Limits(granularity, minimum)
         self.graph = read_graph(self.network, self.inputs, untrained=True) if graph is None else graph
         check_graph(self.graph, self.network)
-        self.cost = cost_function(self.graph, metric)
         if not self.units:
             path, reason = next(iter(self.graph.skipped.items()))
             raise InputError(f"no channel can be pruned; {path}: {reason}")
-        check_target(self.graph.full, self.cost, target, self.limits)
+        self.cost, self.limits = cost_and_limits(self.graph, metric, runtime, target, multiple, limits)
         self.iteration = 0
         self._stopped: bool | None = None  # unknown until the next step
         if optimizer is not None:
@@ -155,6 +160,11 @@ class ResRep:
     def units(self) -> tuple[PruningUnit, ...]:
         """Channels that can be pruned."""
         return self.graph.units
+
+    @property
+    def latency(self) -> LatencyTable | None:
+        """Latency by the channels of each unit, if that is the metric."""
+        return self.cost if isinstance(self.cost, LatencyTable) else None
 
     # --- the step
 
@@ -191,6 +201,8 @@ class ResRep:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for path in sorted({path for unit in self.units for path, _ in unit.rows}):  # in one order everywhere
                 torch.distributed.broadcast(self._compactor(path).mask, src=0)
+        if self.latency is not None:
+            self.latency.check(self.widths(), self.target)
 
     def _denominators(self) -> list[tuple[Compactor, Tensor]]:
         """Return each compactor with the norms of its channels, ``(C,)``; infinite where a row can't be pruned."""
@@ -255,7 +267,7 @@ class ResRep:
         """Return the plain network without the channels below the threshold; see ``unbranch.prune.finalize``."""
         return finalize(
             self.network, self.inputs, threshold=self.threshold, multiple=self.limits.multiple,
-            minimum=self.limits.minimum, masked=masked, graph=self.graph,
+            minimum=self.limits.minimum, masked=masked, graph=self.graph, latency=self.latency,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

@@ -51,18 +51,27 @@ def weighted_weight(layer: LayerCall, weight: Tensor, bits: int, power: Tensor, 
 
 def quantized_input(x: Tensor, lowest: float, highest: float, bits: int) -> Tensor:
     """Return values rounded to unsigned integers that cover a range and zero."""
-    low, high = min(0.0, lowest), max(0.0, highest)
-    steps = 2**bits - 1
-    scale = (high - low) / steps
-    if not scale > 0:
+    if not max(0.0, highest) > min(0.0, lowest):
         return x
-    zero = round(-low / scale)
-    rounded: Tensor = (torch.clamp(torch.round(x / scale) + zero, 0, steps) - zero) * scale
+    scale, zero = affine_grid(lowest, highest, bits)
+    rounded: Tensor = (torch.clamp(torch.round(x / scale) + zero, 0, 2**bits - 1) - zero) * scale
     return rounded
 
 
+def affine_grid(lowest: float, highest: float, bits: int) -> tuple[float, int]:
+    """Return the scale and zero point of unsigned integers that cover a range and zero; scale 1 if the range is 0."""
+    low, high = min(0.0, lowest), max(0.0, highest)
+    scale = (high - low) / (2**bits - 1)
+    return (scale, round(-low / scale)) if scale > 0 else (1.0, 0)
+
+
+def symmetric_limit(bits: int) -> int:
+    """Return the largest of symmetric integers, 127 for 8 bits."""
+    return int(2 ** (bits - 1) - 1)
+
+
 def _rounded(weight: Tensor, largest: Tensor, bits: int) -> Tensor:
-    top = 2 ** (bits - 1) - 1
+    top = symmetric_limit(bits)
     scale = torch.where(largest > 0, largest / top, 1.0)
     rounded: Tensor = torch.clamp(torch.round(weight / scale), -top, top) * scale
     return rounded

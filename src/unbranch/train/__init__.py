@@ -7,7 +7,7 @@ Raises:
 from unbranch.deprecation import renamed_names
 from unbranch.errors import TrainingInterrupted
 from unbranch.train.data import Data, open_data
-from unbranch.train.engine import train
+from unbranch.train.engine import fit, train
 from unbranch.train.plan import TrainingPlan, make_plan
 from unbranch.train.progress import Log, OnProgress, TrainingProgress
 from unbranch.train.recipe import Recipe, list_recipes, load_recipe, to_yaml
@@ -22,6 +22,7 @@ __all__ = [
     "TrainingPlan",
     "TrainingProgress",
     "TrainingResult",
+    "fit",
     "list_recipes",
     "load_recipe",
     "make_plan",

@@ -73,7 +73,7 @@ def make_resrep(
         else strength,
         stop_when_met=prune.stop_when_met, momentum=prune.momentum, warmup=warmup, interval=prune.interval,
         granularity=granularity, minimum=prune.minimum, multiple=prune.multiple, threshold=prune.threshold,
-        graph=graph,
+        graph=graph, runtime=prune.runtime,
     )  # fmt: skip
 
 

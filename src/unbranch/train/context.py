@@ -84,15 +84,20 @@ class TrainingContext:
         }
 
 
-def prepare(recipe: Recipe, data: Data) -> TrainingContext:
+def prepare(recipe: Recipe, data: Data, network: nn.Module | None = None) -> TrainingContext:
     """Make everything that a run needs, for the number of processes that were launched.
+
+    Args:
+        recipe: the settings of the run.
+        data: images for training and validation.
+        network: to be trained; made from ``model`` in the recipe unless given.
 
     Raises:
         InputError: if the batch can't be divided among the processes, or a setting doesn't fit the network or data.
     """
     accelerator = _accelerator(recipe)
     torch.manual_seed(recipe.seed)
-    initial_model = with_compactors(make_network(recipe, data), recipe, data)
+    initial_model = network or with_compactors(make_network(recipe, data), recipe, data)
     network = _trainable(copy.deepcopy(initial_model), recipe, accelerator)
     optimizer = make_optimizer(network, recipe, recipe.data.batch_size)
     order, batches, validation = _loaders(recipe, data, accelerator.num_processes)

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from unbranch.deprecation import renamed_arguments
 from unbranch.errors import InputError, TrainingInterrupted
@@ -67,13 +68,40 @@ def train(
         >>> result = ub.train.train(recipe, open_data("digits"), "runs/digits")  # doctest: +SKIP
     """
     context = prepare(recipe, data)
+    run = _completed(context, output, resume, on_progress, log)
+    return finish(context, run.directory, run.corrupt, run.best)
+
+
+def fit(
+    network: nn.Module, recipe: Recipe, data: Data, output: str | Path, *, resume: bool = False,
+    on_progress: OnProgress = ignore, log: Log = ignore,
+) -> nn.Module:  # fmt: skip
+    """Train a given network with the settings of a recipe, and return a copy of it with the weights of the last step.
+
+    Args:
+        network: takes images and returns logits; it isn't changed. It is used in place of the network that ``model``
+            in the recipe describes.
+        recipe, data, output, resume, on_progress, log: as in ``train``.
+
+    Raises:
+        InputError, TrainingInterrupted: as in ``train``.
+    """
+    context = prepare(recipe, data, network)
+    _completed(context, output, resume, on_progress, log)
+    return with_weights(context)
+
+
+def _completed(
+    context: TrainingContext, output: str | Path, resume: bool, on_progress: OnProgress, log: Log
+) -> _Run:  # fmt: skip
+    """Return a run after its last step."""
     main = context.accelerator.is_main_process
     run = _Run(context, RunDirectory(output), on_progress if main else ignore, log if main else ignore)
     run.begin(resume)
     with interrupt_requests() as interrupted:
         run.interrupted = interrupted
         run.run_to_end()
-    return finish(context, run.directory, run.corrupt, run.best)
+    return run
 
 
 class _Run:

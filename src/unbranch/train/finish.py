@@ -75,14 +75,14 @@ def _prune(
     assert resrep is not None
     device, inputs = context.accelerator.device, (example,)
     graph, plain = collapse_for(network, inputs, resrep.graph)
-    limits = Limits(minimum=settings.minimum, multiple=settings.multiple)
+    limits = Limits(minimum=settings.minimum, multiple=resrep.limits.multiple)
     keep = kept_channels(network, graph, settings.threshold, limits, settings.masked)
     trained, whole = with_zero_rows(network, graph, keep), copy.deepcopy(plain)
-    plain = without_channels(network, plain, inputs, graph, keep)
+    plain = without_channels(network, plain, inputs, graph, keep, resrep.latency)
 
     def prune_float64(double: nn.Module, x: Any) -> nn.Module:
         return finalize(
-            double, x, threshold=settings.threshold, multiple=settings.multiple, minimum=settings.minimum, graph=graph
+            double, x, threshold=settings.threshold, multiple=limits.multiple, minimum=settings.minimum, graph=graph
         )  # fmt: skip
 
     proof = compare_forms(trained, plain, batches, device, prune_float64)

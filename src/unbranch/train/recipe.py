@@ -87,6 +87,8 @@ class Recipe:
             _check_below("ema.from_epoch", self.ema.from_epoch, epochs)
         if self.prune is not None:
             _check_below("prune.warmup_epochs", self.prune.warmup_epochs, epochs)
+            if self.prune.runtime is not None and self.prune.metric != "latency":
+                raise InputError(f"`prune.runtime` needs prune.metric=latency, got {self.prune.metric}")
             if self.ema is not None:
                 raise InputError("`ema` must be null with `prune`: averaged weights have no rows that are zero")
 

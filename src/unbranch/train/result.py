@@ -54,12 +54,16 @@ class PruningResult(Renderable):
             ],
             numeric=True,
         )
+        if pruning.latency is not None:
+            yield Paragraph("")
+            yield from pruning.latency.blocks()
         yield from self._target_missed()
 
     def _target_missed(self) -> Iterator[Block]:
-        progress, macs = self.progress, self.pruning.macs
+        progress, latency, macs = self.progress, self.pruning.latency, self.pruning.macs
         masked = progress.masked - progress.small
-        if masked > 0 and macs[1] > progress.target * macs[0]:
+        left = macs[1] / max(1, macs[0]) if latency is None else latency.left
+        if masked > 0 and left > progress.target:
             yield Paragraph(
                 f"{masked:,} masked channels aren't zero yet and were kept: train longer or with a larger "
                 "prune.strength, or remove them anyway with prune.masked=true",

@@ -65,7 +65,7 @@ class Samples(Dataset[dict[str, Any]]):
         """Return the samples of a batch; DataLoader calls this, and generators are restored once for all of them."""
         if not self.random:
             return [self._sample(*key) for key in keys]
-        with _generators_restored():
+        with generators_restored():
             return [self._sample(*key) for key in keys]
 
     def _sample(self, epoch: int, index: int) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _seed(seed: int, epoch: int, index: int) -> None:
 
 
 @contextmanager
-def _generators_restored() -> Iterator[None]:
+def generators_restored() -> Iterator[None]:
     """Context that restores the global generators of Python, NumPy and PyTorch."""
     import numpy as np
 

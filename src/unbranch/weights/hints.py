@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import islice, product
 from typing import Any
 
@@ -89,7 +90,7 @@ def _could_be(name: str, block: str | None, checkpoint: StrippedCheckpoint) -> b
     layouts = [layout for layout in (OWN, *published) if _may_know(layout, islice(checkpoint.tensors, SAMPLE))]
     if not layouts or (block and layouts == [OWN] and not published):
         return False
-    shapes = _shapes(name, {"block": block} if block else {})
+    shapes = _shapes_of(name, block)
     match = best_match(checkpoint.variants(), layouts, shapes)
     return match.hits > 0 and _can_hold(shapes, match.tensors | match.unknown)
 
@@ -98,6 +99,11 @@ def _may_know(layout: Layout, names: Iterable[str]) -> bool:
     """Whether a layout has a row for all of these names."""
     ours = (*ENDS, *FIRST, "stages.")
     return all(name.startswith(ours) if layout is OWN else renamed(layout.table, name) is not None for name in names)
+
+
+@lru_cache(maxsize=512)  # all of the zoo: building it takes seconds, and files are often tried one after the other
+def _shapes_of(name: str, block: str | None) -> dict[str, torch.Size]:
+    return _shapes(name, {"block": block} if block else {})
 
 
 def _shapes(name: str, arguments: Mapping[str, Any]) -> dict[str, torch.Size]:

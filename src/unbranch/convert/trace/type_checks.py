@@ -39,7 +39,7 @@ class TypeChecked:
 
     def _kind(self) -> type:
         frame = sys._getframe(1)
-        if _is_torchs(frame) and _asked_for(frame) is not None:
+        if _is_torchs(frame) and (frame.f_code.co_name != "__instancecheck__" or _asked_for(frame) is not None):
             return type(self)
         while frame.f_back is not None and frame.f_code.co_name == "__instancecheck__":
             frame = frame.f_back  # of nn.Parameter, which checks twice

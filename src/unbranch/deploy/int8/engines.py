@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from unbranch.deploy.arrays import read_arrays
-from unbranch.deploy.targets.base import Runner, Source, Target
-from unbranch.deploy.targets.onnx_runtime import OnnxRuntimeRunner
+from unbranch.deploy.int8.rewrite import with_unsigned_activations
+from unbranch.runtimes.arrays import read_arrays
+from unbranch.runtimes.targets.base import Runner, Source, Target
+from unbranch.runtimes.targets.onnx_runtime import OnnxRuntimeRunner
 
 EXACT = "exact"
 
@@ -48,19 +49,25 @@ class Engine(Target):
 
 
 class NNCFEngine(Engine):
-    """NNCF: asymmetric activations except after ReLU, symmetric weights per channel, bias correction."""
+    """NNCF: asymmetric activations except after ReLU, symmetric weights per channel, bias correction.
+
+    Activations have one scale per tensor (NNCF's own choice for depthwise layers, one per channel, is computed in float
+    by ONNX Runtime) and are unsigned.
+    """
 
     name = "nncf"
     packages = ("nncf", "onnx", "onnxruntime")
 
     def quantize(self, model: Any, calibration: Sequence[dict[str, Any]], source: Source) -> Any:
         import nncf
+        from nncf.quantization.advanced_parameters import QuantizationParameters
 
         quiet_nncf()
         how = source.quantization
         assert how is not None
         advanced = nncf.AdvancedQuantizationParameters(
-            overflow_fix=nncf.OverflowFix.ENABLE if how.reduce_range else nncf.OverflowFix.DISABLE
+            overflow_fix=nncf.OverflowFix.ENABLE if how.reduce_range else nncf.OverflowFix.DISABLE,
+            activations_quantization_params=QuantizationParameters(per_channel=False),
         )
         options = {
             "preset": nncf.QuantizationPreset.MIXED,
@@ -69,11 +76,12 @@ class NNCFEngine(Engine):
         }
         data = nncf.Dataset(calibration)
         if how.max_drop is None:
-            return nncf.quantize(model, data, advanced_parameters=advanced, **options)
-        return nncf.quantize_with_accuracy_control(
+            return with_unsigned_activations(nncf.quantize(model, data, advanced_parameters=advanced, **options))
+        controlled = nncf.quantize_with_accuracy_control(
             model, data, nncf.Dataset(labelled(how.validation)), _right_share, max_drop=how.max_drop,
             advanced_quantization_parameters=advanced, **options,
         )  # fmt: skip
+        return with_unsigned_activations(controlled)
 
 
 class OnnxRuntimeEngine(Engine):
@@ -115,6 +123,16 @@ class SymmetricEngine(OnnxRuntimeEngine):
 
     name = "onnxruntime-symmetric"
     symmetric = True
+
+
+class TrainedEngine(Engine):
+    """Takes a file that quantisation-aware training has written as it is."""
+
+    name = "unbranch"
+    packages = ("onnx", "onnxruntime")
+
+    def quantize(self, model: Any, calibration: Sequence[dict[str, Any]], source: Source) -> Any:  # noqa: ARG002
+        return model
 
 
 class _Reader:

@@ -7,23 +7,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
-from unbranch.deploy.arrays import Calls, read_arrays, write_arrays
-from unbranch.deploy.environment import has_int8_instructions
-from unbranch.deploy.int8.engines import EXACT, Engine, NNCFEngine, default_engine
+from unbranch.deploy.int8.engines import EXACT, Engine, NNCFEngine, TrainedEngine, default_engine
+from unbranch.deploy.int8.qat.rung import train_quantized
+from unbranch.deploy.int8.qat.training import QatRun
 from unbranch.deploy.int8.rung import Ladder, Rung
 from unbranch.deploy.int8.symmetries import mend
-from unbranch.deploy.process import WorkerError, worker
 from unbranch.deploy.reference import Agreement, Reference, compare, drop_of
 from unbranch.deploy.samples import Samples
-from unbranch.deploy.signature import FlatNetwork
-from unbranch.deploy.source import write_source
-from unbranch.deploy.targets import Source
-from unbranch.deploy.targets.base import Quantization
+from unbranch.errors import InputError
+from unbranch.runtimes.arrays import Calls, read_arrays, write_arrays
+from unbranch.runtimes.environment import has_int8_instructions
+from unbranch.runtimes.process import WorkerError, worker
+from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.source import write_source
+from unbranch.runtimes.targets import Source
+from unbranch.runtimes.targets.base import Quantization
 
+OnStep: TypeAlias = Callable[[str, int, int], None]
 SATURATION = 1.5  # times the error of exact arithmetic: more is called saturation
 
 
@@ -36,11 +41,13 @@ class Int8Settings:
         calibration: images from which ranges are estimated.
         cpu: ``"this"``, or the CPU of the target: ``"vnni"`` for one with 8-bit instructions that don't saturate (also
             ARM's), ``"avx2"`` for one without.
+        qat: quantisation-aware training, if that is allowed.
     """
 
     max_drop: float
     calibration: Samples
     cpu: str = "this"
+    qat: QatRun | None = None
 
     @property
     def reduce_range(self) -> bool:
@@ -59,7 +66,7 @@ class _Attempt:
 
 def climb(
     plain: nn.Module, source: Source, reference: Reference, settings: Int8Settings, scratch: Path, threads: int,
-    on_step: Callable[[str], None],
+    on_step: OnStep,
 ) -> Ladder:  # fmt: skip
     """Quantise a network in one way after the other, until the drop is small enough.
 
@@ -70,15 +77,49 @@ def climb(
         settings: what is allowed, and calibration images.
         scratch: directory for temporary files.
         threads: for runtimes.
-        on_step: called with the name of each rung.
+        on_step: called with (what is done, steps done, steps in total).
+
+    Raises:
+        TrainingInterrupted: if that training is interrupted, once a checkpoint is written.
     """
     rungs: list[Rung] = []
+    starts: list[Rung] = []
     for attempt in _attempts(plain, source, reference, settings, scratch):
-        on_step(attempt.name)
+        on_step(attempt.name, 0, 1)
         rungs.append(_measured(attempt, reference, scratch, threads))
         if rungs[-1].directory is not None and (rungs[-1].drop or 0.0) <= settings.max_drop:
-            break
+            return Ladder(tuple(rungs), settings.max_drop, settings.reduce_range)
+        if attempt.quantization.max_drop is None and not rungs[-1].problem:
+            starts.append(rungs[-1])
+    if settings.qat is not None:
+        start = min(starts, key=lambda rung: rung.drop or 0.0, default=Rung("", "", source=source))
+        rungs.append(_trained(settings.qat, start, reference, settings, scratch, threads, on_step))
     return Ladder(tuple(rungs), settings.max_drop, settings.reduce_range)
+
+
+def _trained(
+    run: QatRun, start: Rung, reference: Reference, settings: Int8Settings, scratch: Path, threads: int,
+    on_step: OnStep,
+) -> Rung:  # fmt: skip
+    """Train the network of the best rung that has all layers in integers, and measure it."""
+    begun, folder = time.perf_counter(), Path(mkdtemp(prefix="trained-", dir=scratch))
+    epochs = run.training.recipe.schedule.epochs
+    rung = Rung(
+        f"quantisation-aware training, {epochs} epoch{'s' if epochs > 1 else ''}", TrainedEngine.name, trained=True
+    )
+    source = start.source
+    assert source is not None
+    try:
+        trained = train_quantized(
+            run, source, settings.calibration, folder, on_step,
+            weight_bits=7 if settings.reduce_range else 8,
+        )  # fmt: skip
+    except InputError as error:
+        return replace(rung, problem=str(error), seconds=time.perf_counter() - begun)
+    ready = replace(trained.source, onnx=trained.quantized, static_onnx=trained.quantized)
+    attempt = _Attempt(rung.name, ready, Quantization(scratch / "calibration.npz"), TrainedEngine(), start.notes)
+    found = _measured(attempt, reference, scratch, threads)
+    return replace(found, trained=True, source=trained.source, seconds=time.perf_counter() - begun)
 
 
 def _attempts(

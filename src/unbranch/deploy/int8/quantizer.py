@@ -12,13 +12,13 @@ from unbranch.deploy.check import Check, checked
 from unbranch.deploy.int8.engines import SymmetricEngine
 from unbranch.deploy.int8.ladder import Int8Settings, climb
 from unbranch.deploy.int8.rung import Ladder
-from unbranch.deploy.measure import OnProgress
-from unbranch.deploy.process import WorkerError, worker
 from unbranch.deploy.reference import Reference, make_reference
 from unbranch.deploy.samples import Samples
-from unbranch.deploy.signature import FlatNetwork
-from unbranch.deploy.targets import Source, Target
-from unbranch.deploy.targets.base import Quantization
+from unbranch.runtimes.measure import OnProgress
+from unbranch.runtimes.process import WorkerError, worker
+from unbranch.runtimes.signature import FlatNetwork
+from unbranch.runtimes.targets import Source, Target
+from unbranch.runtimes.targets.base import Quantization
 
 BATCH = 16
 
@@ -37,10 +37,24 @@ class Quantizer:
         self._single: Reference | None = None
         self._reference: Reference | None = None
 
+    def claim(self, plain: nn.Module, flat: FlatNetwork) -> None:
+        """Check that the network can be trained, and the directory used, if quantisation-aware training is asked for.
+
+        Raises:
+            InputError: if that isn't so.
+        """
+        if self.settings.qat is not None:
+            run = self.settings.qat.claim(plain, flat, self.settings.reduce_range)
+            self.settings = replace(self.settings, qat=run)
+
     def climb(
         self, plain: nn.Module, flat: FlatNetwork, source: Source, scratch: Path, threads: int, on_progress: OnProgress
     ) -> None:  # fmt: skip
-        """Quantise the network in one way after the other, until its accuracy is good enough."""
+        """Quantise the network in one way after the other, until its accuracy is good enough.
+
+        Raises:
+            TrainingInterrupted: if quantisation-aware training is interrupted, once a checkpoint is written.
+        """
         size = BATCH if any(0 in spec.dynamic for spec in source.signature.inputs) else 1
         self._single = make_reference(flat, self.evaluation.calls, self.evaluation.labels, double=False)
         self._reference = self._single
@@ -54,7 +68,7 @@ class Quantizer:
             return
         self.ladder = climb(
             plain, source, self._reference, self.settings, folder, threads,
-            lambda name: on_progress(f"quantising: {name}", 0, 1),
+            lambda what, done, total: on_progress(f"quantising: {what}", done, total),
         )  # fmt: skip
 
     def artifact(self, target: Target, check: Check) -> Artifact:

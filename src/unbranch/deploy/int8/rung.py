@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unbranch.deploy.targets import Source
 from unbranch.render import Block, Paragraph, Renderable, Table
+from unbranch.runtimes.targets import Source
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Rung:
         seconds: that it took.
         problem: why there is no file.
         notes: what was done to the network before.
+        trained: whether the network was trained with rounded weights and activations.
         directory: with the file, while the deployment goes on.
         source: files of the float network that was quantised, likewise.
     """
@@ -45,6 +46,7 @@ class Rung:
     seconds: float = 0.0
     problem: str = ""
     notes: tuple[str, ...] = ()
+    trained: bool = False
     directory: Path | None = field(default=None, compare=False)
     source: Source | None = field(default=None, compare=False)
 
@@ -66,6 +68,11 @@ class Ladder(Renderable):
     rungs: tuple[Rung, ...]
     max_drop: float
     reduce_range: bool
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether quantisation-aware training has made a file."""
+        return any(rung.trained and not rung.problem for rung in self.rungs)
 
     @property
     def chosen(self) -> Rung | None:

@@ -15,6 +15,8 @@ class Prune:
     Args:
         target: largest cost after pruning, as a fraction of the cost before.
         metric: of the cost.
+        runtime: in which ``metric: latency`` is measured: a target of ``unbranch.deploy.TARGETS``; ``torch`` unless
+            given.
         layers: prune ``internal`` layers as in the paper, or ``all`` that can be pruned, if the network has no
             compactors.
         include, exclude: patterns of paths of convolutions and blocks to prune, and not to prune.
@@ -28,13 +30,15 @@ class Prune:
         granularity: channels that each choice masks in addition; unless given, at least 4 and enough to mask all
             channels in the first third of the run.
         minimum: channels that each layer keeps: a number of them, or a fraction of all its channels.
-        multiple: round widths up to a multiple of this; 1 is the paper's choice.
+        multiple: round widths up to a multiple of this; 1 is the paper's choice. Unless given, 8, or the measured step
+            of the runtime with ``metric: latency``.
         threshold: norm of a row below which its channel is removed at the end.
         masked: remove channels that are masked at the end, regardless of the norms of their rows.
     """
 
     target: Share = 0.5
     metric: Literal["macs", "params", "latency"] = "macs"
+    runtime: Text | None = None
     layers: Literal["internal", "all"] = "internal"
     include: Many[Text] = ("*",)
     exclude: Many[Text] = ()
@@ -46,6 +50,6 @@ class Prune:
     interval: Count = 200
     granularity: Count | None = None
     minimum: Count | Part = 1
-    multiple: Count = 8
+    multiple: Count | None = None
     threshold: NotNegative = 1e-5
     masked: Flag = False

@@ -51,9 +51,10 @@ def to_official(table: Table, values: Mapping[str, T]) -> dict[str, T]:
 
 def renamed(table: Table, key: str) -> str | None:
     """Return our key for a published one, None if the table has no row for it."""
-    for pattern, template in _compiled(table):
+    for pattern, parts in _compiled(table):
         if found := pattern.match(key):
-            return found.expand(template) + key[found.end() :]
+            numbers = zip(parts[1:], found.groups(), strict=False)
+            return parts[0] + "".join(number + part for part, number in numbers) + key[found.end() :]
     return None
 
 
@@ -62,14 +63,9 @@ def _joined(prefix: str, name: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _compiled(table: Table) -> tuple[tuple[re.Pattern[str], str], ...]:
-    """Return each row as a pattern and its replacement."""
-    rows = []
-    for old, new in table:
-        numbers = iter(range(1, new.count("*") + 1))
-        template = re.sub(r"\*", lambda _, n=numbers: rf"\g<{next(n)}>", new)  # type: ignore[misc]
-        rows.append((re.compile(re.escape(old).replace(r"\*", r"([^.]+)")), template))
-    return tuple(rows)
+def _compiled(table: Table) -> tuple[tuple[re.Pattern[str], list[str]], ...]:
+    """Return each row as a pattern and the parts of its replacement between what the pattern's groups match."""
+    return tuple((re.compile(re.escape(old).replace(r"\*", r"([^.]+)")), new.split("*")) for old, new in table)
 
 
 def _renamed(rows: Table, values: Mapping[str, T], whose: str) -> dict[str, T]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from unbranch.deploy.targets.base import Array, Runner, Source, Target
+from unbranch.runtimes.layers import Layer
+from unbranch.runtimes.targets.base import Array, Runner, Source, Target
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -45,11 +46,27 @@ class TorchTarget(Target):
         program = torch.export.load(directory / self.artifact)
         module = program.module()
         if setting == "channels_last":
-            for tensor in (*module.parameters(), *module.buffers()):
-                if tensor.dim() in CHANNELS_LAST:
-                    tensor.data = tensor.data.contiguous(memory_format=CHANNELS_LAST[tensor.dim()])
+            _make_channels_last(module)
         calls = sum(node.op == "call_function" for node in program.graph.nodes)
         return TorchRunner(module, calls, channels_last=setting == "channels_last")
+
+    def load_layer(self, layer: Layer, directory: Path, *, threads: int, setting: str) -> Runner:  # noqa: ARG002
+        return load_module(layer, threads, setting)
+
+
+def load_module(layer: Layer, threads: int, setting: str) -> TorchRunner:
+    """Return a layer as a module of PyTorch, which runs as it does in a program, and is made much faster."""
+    torch.set_num_threads(threads)
+    module = layer.make()
+    if setting == "channels_last":
+        _make_channels_last(module)
+    return TorchRunner(module, None, channels_last=setting == "channels_last")
+
+
+def _make_channels_last(module: Any) -> None:
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() in CHANNELS_LAST:
+            tensor.data = tensor.data.contiguous(memory_format=CHANNELS_LAST[tensor.dim()])
 
 
 class AOTInductorTarget(Target):
@@ -70,3 +87,6 @@ class AOTInductorTarget(Target):
     def load(self, directory: Path, *, threads: int, setting: str) -> Runner:  # noqa: ARG002
         torch.set_num_threads(threads)
         return TorchRunner(torch._inductor.aoti_load_package(str((directory / self.artifact).absolute())), None)
+
+    def load_layer(self, layer: Layer, directory: Path, *, threads: int, setting: str) -> Runner:  # noqa: ARG002
+        return load_module(layer, threads, setting)  # it calls the same kernels, and would take seconds to compile

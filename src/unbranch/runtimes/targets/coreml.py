@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from unbranch.deploy.targets.base import Array, Precision, Runner, Source, Target
+from unbranch.runtimes.targets.base import Array, Precision, Runner, Source, Target
 
 
 class CoreMLRunner(Runner):

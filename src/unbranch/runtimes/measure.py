@@ -11,15 +11,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from unbranch.deploy.arrays import write_arrays
-from unbranch.deploy.artifact import Timing
-from unbranch.deploy.process import Worker, WorkerError, worker
-from unbranch.deploy.signature import Signature
-from unbranch.deploy.targets import Target
+from unbranch.runtimes.arrays import write_arrays
+from unbranch.runtimes.process import Worker, WorkerError, worker
+from unbranch.runtimes.signature import Signature
+from unbranch.runtimes.targets import Target
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # what is done, steps done, steps in total
 TURN_MS = 200.0  # roughly how long a turn of one process takes
 MOST_CALLS = 20  # in one turn
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of an artifact.
+
+    Args:
+        setting: of the target.
+        threads, batch: of the calls.
+        median_ms, p90_ms: of a call, milliseconds.
+        calls: number of timed calls.
+        cold_start_ms: time to load the file and run it once, with the runtime imported.
+        memory_mib: what that took at its peak, MiB beyond the process with the runtime imported; None if unknown.
+        uncertainty_ms: standard error of the median, from its differences between turns; None if unknown.
+    """
+
+    setting: str
+    threads: int
+    batch: int
+    median_ms: float
+    p90_ms: float
+    calls: int
+    cold_start_ms: float
+    memory_mib: float | None
+    uncertainty_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,9 +62,10 @@ class Entry:
 
 @dataclass
 class Outcome:
-    """Timings of an entry, and why there are no more."""
+    """Timings of an entry, milliseconds of the fastest call in each turn, and why there are no more."""
 
     timings: list[Timing] = field(default_factory=list)
+    turns: list[float] = field(default_factory=list)
     problem: str = ""
 
 
@@ -141,6 +166,7 @@ def _rounds(
             if not turn.outcome.problem and (times := turn.time(inputs, turn.calls)):
                 turn.times += times
                 turn.medians.append(statistics.median(times))
+                turn.outcome.turns.append(min(times))
 
 
 def _inputs(signature: Signature, scratch: Path, batch: int) -> Path:

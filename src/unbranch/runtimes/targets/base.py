@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from unbranch.deploy.signature import Signature
+from unbranch.runtimes.layers import Layer, write_onnx, write_program
+from unbranch.runtimes.signature import Signature, TensorSpec
 
 Array: TypeAlias = Any  # numpy.ndarray
 Precision: TypeAlias = Literal["float32", "float16", "int8"]
@@ -123,3 +124,28 @@ class Target(ABC):
     @abstractmethod
     def load(self, directory: Path, *, threads: int, setting: str) -> Runner:
         """Load an artifact to run on the CPU."""
+
+    def load_layer(self, layer: Layer, directory: Path, *, threads: int, setting: str) -> Runner:
+        """Load a single layer, to be timed.
+
+        Args:
+            layer: the layer.
+            directory: for files: an empty one, or that of an earlier call for this layer.
+            threads, setting: as for ``load``.
+        """
+        written = directory / "artifact"
+        if not written.exists():
+            written.mkdir()
+            self.export(_layer_source(layer, directory, onnx=self.needs_onnx), written)
+        return self.load(written, threads=threads, setting=setting)
+
+
+def _layer_source(layer: Layer, directory: Path, *, onnx: bool) -> Source:
+    """Write a layer in the form that a target converts from."""
+    program, file = directory / "layer.pt2", directory / "layer.onnx"
+    if onnx:
+        write_onnx(layer, file)
+    else:
+        write_program(layer, program)
+    signature = Signature((TensorSpec("x", layer.shape, "float32"),), (TensorSpec("y", (), "float32"),))
+    return Source(program, program, file, file, signature)

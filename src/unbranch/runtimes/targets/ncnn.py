@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, ClassVar
 
-from unbranch.deploy.targets.base import Array, Precision, Runner, Source, Target
+from unbranch.runtimes.targets.base import Array, Precision, Runner, Source, Target
 
 
 class NcnnRunner(Runner):
@@ -59,8 +60,7 @@ class NcnnTarget(Target):
 
         if any(spec.dtype != "float32" or len(spec.shape) < 2 for spec in source.signature.inputs):
             raise ValueError("ncnn takes float32 inputs with a batch axis only")
-        scratch = Path("pnnx")  # pnnx writes files that ncnn doesn't need, too
-        scratch.mkdir()
+        scratch = Path(mkdtemp(prefix="pnnx-", dir="."))  # pnnx writes files that ncnn doesn't need, too
         names = {
             "pnnxparam": scratch / "a.param", "pnnxbin": scratch / "a.bin", "pnnxpy": scratch / "a.py",
             "pnnxonnx": scratch / "a.onnx", "ncnnparam": directory / self.artifact,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from unbranch.deploy.targets.base import Array, Runner, Source, Target
+from unbranch.runtimes.targets.base import Array, Runner, Source, Target
 
 
 class LiteRTRunner(Runner):

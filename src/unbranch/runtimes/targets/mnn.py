@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from unbranch.deploy.targets.base import Array, Precision, Runner, Source, Target
+from unbranch.runtimes.targets.base import Array, Precision, Runner, Source, Target
 
 APPROXIMATED = {"Gelu", "Erf"}  # operators of ONNX that MNN computes by polynomials
 GELU_LIMIT = 1e-3

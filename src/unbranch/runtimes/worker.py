@@ -21,9 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from unbranch.deploy.arrays import read_arrays, write_arrays
-from unbranch.deploy.signature import Signature
-from unbranch.deploy.targets.base import Quantization, Runner, Source, Target
+from unbranch.runtimes.arrays import read_arrays, write_arrays
+from unbranch.runtimes.layer_timing import time_layers
+from unbranch.runtimes.layers import Layer
+from unbranch.runtimes.signature import Signature
+from unbranch.runtimes.targets.base import Quantization, Runner, Source, Target
 
 Request = dict[str, Any]
 PRELOADED = (
@@ -87,6 +89,12 @@ class Server:
             elapsed.append((time.perf_counter() - start) * 1e3)
         return {"ms": elapsed}
 
+    def layers(self, request: Request) -> Request:
+        """Time single layers, in milliseconds; a layer that fails has a sentence instead."""
+        layers = [Layer.from_dict(values) for values in request["layers"]]
+        found = time_layers(_target(request), layers, threads=request["threads"], setting=request["setting"])
+        return {"ms": [_sentence(value) if isinstance(value, Exception) else value for value in found]}
+
 
 def _target(request: Request) -> Target:
     module, _, name = request["target"].partition(":")
@@ -127,7 +135,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     """Answer requests until there are no more."""
     server = Server()
     methods: dict[str, Callable[[Request], Request]] = {
-        name: getattr(server, name) for name in ("export", "limit", "load", "run", "time")
+        name: getattr(server, name) for name in ("export", "layers", "limit", "load", "run", "time")
     }
     for line in requests:
         request = json.loads(line)

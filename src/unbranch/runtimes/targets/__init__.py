@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from unbranch.deploy.targets.base import Precision, Runner, Source, Target
-from unbranch.deploy.targets.coreml import CoreMLTarget
-from unbranch.deploy.targets.executorch import ExecuTorchTarget
-from unbranch.deploy.targets.litert import LiteRTTarget
-from unbranch.deploy.targets.mnn import MNNTarget
-from unbranch.deploy.targets.ncnn import NcnnTarget
-from unbranch.deploy.targets.onnx_runtime import OnnxTarget, TensorRTTarget
-from unbranch.deploy.targets.openvino import OpenVINOTarget
-from unbranch.deploy.targets.pytorch import AOTInductorTarget, TorchTarget
 from unbranch.errors import InputError, nearest
+from unbranch.runtimes.targets.base import Precision, Runner, Source, Target
+from unbranch.runtimes.targets.coreml import CoreMLTarget
+from unbranch.runtimes.targets.executorch import ExecuTorchTarget
+from unbranch.runtimes.targets.litert import LiteRTTarget
+from unbranch.runtimes.targets.mnn import MNNTarget
+from unbranch.runtimes.targets.ncnn import NcnnTarget
+from unbranch.runtimes.targets.onnx_runtime import OnnxTarget, TensorRTTarget
+from unbranch.runtimes.targets.openvino import OpenVINOTarget
+from unbranch.runtimes.targets.pytorch import AOTInductorTarget, TorchTarget
 
 __all__ = ["TARGETS", "Precision", "Runner", "Source", "Target", "find_targets"]
 

@@ -17,12 +17,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from unbranch.deploy.targets.base import Source, Target
 from unbranch.errors import UnbranchError
 from unbranch.render import plain
+from unbranch.runtimes.targets.base import Source, Target
 
 LAST_LINES = 3
-MODULE = "unbranch.deploy.worker"
+MODULE = "unbranch.runtimes.worker"
 FORKS = platform.system() == "Linux"  # elsewhere, system libraries may not run after a fork
 PATIENCE = 1.0  # seconds for the server to end by itself
 STANDARD = 2  # the largest number of a standard stream
@@ -96,7 +96,7 @@ class ForkServer:
 
 
 class Worker:
-    """A process for one target, see ``unbranch.deploy.worker``.
+    """A process for one target, see ``unbranch.runtimes.worker``.
 
     Args:
         target: the target.

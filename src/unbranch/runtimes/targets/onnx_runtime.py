@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from unbranch.deploy.targets.base import Array, Precision, Runner, Source, Target
+from unbranch.runtimes.targets.base import Array, Precision, Runner, Source, Target
 
 QUIET = 3  # ONNX Runtime's severity level of errors
 

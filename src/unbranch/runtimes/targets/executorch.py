@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import torch
 
-from unbranch.deploy.arrays import read_arrays
-from unbranch.deploy.targets.base import Array, Precision, Quantization, Runner, Source, Target
+from unbranch.runtimes.arrays import read_arrays
+from unbranch.runtimes.targets.base import Array, Precision, Quantization, Runner, Source, Target
 
 
 class ExecuTorchRunner(Runner):

@@ -1,0 +1,1 @@
+"""Quantisation-aware training: the collapsed network, fake quantised, trained on the user's labelled images."""
