@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from unbranch.deploy.process import FORKS, WorkerError, worker
-from unbranch.deploy.targets import find_targets
-from unbranch.deploy.targets.pytorch import TorchTarget
 
 from tests.deploy import targets
 from unbranch.deploy import TARGETS
 from unbranch.errors import InputError
+from unbranch.runtimes.process import FORKS, WorkerError, worker
+from unbranch.runtimes.targets import find_targets
+from unbranch.runtimes.targets.pytorch import TorchTarget
 
 pytestmark = pytest.mark.skipif(not FORKS, reason="workers are forked on Linux only")
 
@@ -42,7 +42,7 @@ BUSY = """
 import os, sys, threading, time
 from pathlib import Path
 from tests.deploy.targets import Sleeps
-from unbranch.deploy.process import ForkServer, Worker
+from unbranch.runtimes.process import ForkServer, Worker
 process = Worker(Sleeps(), Path(sys.argv[1]))
 print(process._pid, ForkServer.running()._process.pid, flush=True)
 process.ask("load", directory=sys.argv[1], inputs="none", threads=1, setting="default")
@@ -71,7 +71,7 @@ AROUND = """
 import sys
 from pathlib import Path
 from tests.deploy.targets import Good
-from unbranch.deploy.process import WorkerError, worker
+from unbranch.runtimes.process import WorkerError, worker
 with worker(Good(), Path(sys.argv[1])) as process:
     try:
         process.ask("load", directory="", inputs="missing", threads=1, setting="default")

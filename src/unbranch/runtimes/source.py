@@ -61,6 +61,13 @@ def write_source(
     )  # fmt: skip
 
 
+def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a program by way of memory: PyTorch's own writer aborts the process if the disk is full."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
 def _forms(targets: Iterable[Target] | None) -> tuple[set[str], set[str]]:
     """Return the files that targets convert from, for a batch of one and for any batch."""
     if targets is None:
@@ -115,13 +122,6 @@ def write_onnx_of(module: nn.Module, example: Tensor, signature: Signature, path
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-
-
-def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Write a program by way of memory: PyTorch's own writer aborts the process if the disk is full."""
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    path.write_bytes(buffer.getbuffer())
 
 
 def _rows(network: FlatNetwork, one: Sequence[Tensor], axes: Sequence[tuple[int, ...]]) -> Any:
