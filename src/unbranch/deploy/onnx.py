@@ -15,7 +15,7 @@ from unbranch.deprecation import renamed_arguments
 from unbranch.errors import DifferenceError, InputError, MissingPackageError
 from unbranch.files import all_or_nothing
 from unbranch.render import Block, Paragraph, Renderable
-from unbranch.runtimes.exporting import LARGEST, quiet
+from unbranch.runtimes.exporting import LARGEST, first_lines, quiet
 
 TOLERANCE = 1e-3  # of the largest output, since runtimes sum float32 numbers in different orders
 
@@ -107,8 +107,9 @@ def _export(network: nn.Module, example_input: Tensor, path: Path) -> None:
                 verbose=False,
             )
     except Exception as error:  # the exporter raises anything
-        reason = str(error).strip().splitlines() or [""]
-        raise InputError(f"torch can't export this network to ONNX: {type(error).__name__}: {reason[0]}") from error
+        raise InputError(
+            f"torch can't export this network to ONNX: {type(error).__name__}: {first_lines(error)}"
+        ) from error
 
 
 def _checked(path: Path) -> tuple[int, int]:

@@ -1,13 +1,15 @@
-"""What the exporters of PyTorch need: silence, and the size that an ONNX file can have."""
+"""What exporters need: silence, the size that an ONNX file can have, and their errors as one line."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 
+ANSI = re.compile(r"\x1b\[[0-9;]*m")  # colours
 LARGEST = 2**31 - 2**20  # bytes that one protobuf message can hold, less some room for the graph
 
 
@@ -26,3 +28,9 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+def first_lines(error: BaseException, lines: int = 1) -> str:
+    """Return the first lines of an error that aren't empty as one, without colours."""
+    found = [line.strip() for line in ANSI.sub("", str(error)).splitlines() if line.strip()]
+    return " ".join(found[:lines])

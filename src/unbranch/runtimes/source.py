@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.errors import InputError
-from unbranch.runtimes.exporting import LARGEST, quiet
+from unbranch.runtimes.exporting import LARGEST, first_lines, quiet
 from unbranch.runtimes.signature import FlatNetwork, Signature, TensorSpec
 from unbranch.runtimes.targets.base import Source, Target
 
@@ -116,12 +116,8 @@ def write_onnx_of(module: nn.Module, example: Tensor, signature: Signature, path
         with quiet(), torch.no_grad():
             program = torch.export.export(module, (several,), dynamic_shapes=(shape or None,))
     except Exception as error:  # torch.export raises anything
-        return f"torch.export can't export this network: {type(error).__name__}: {_first_line(error)}"
+        return f"torch.export can't export this network: {type(error).__name__}: {first_lines(error)}"
     return _write_onnx(program, (example,), signature, path)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
 def _rows(network: FlatNetwork, one: Sequence[Tensor], axes: Sequence[tuple[int, ...]]) -> Any:
@@ -159,7 +155,7 @@ def _exported(network: FlatNetwork, example: Sequence[Tensor], shapes: Any) -> t
             return torch.export.export(network, tuple(example), dynamic_shapes=None if shapes is None else (shapes,))
     except Exception as error:  # torch.export raises anything
         raise InputError(
-            f"torch.export can't export this network: {type(error).__name__}: {_first_line(error)}"
+            f"torch.export can't export this network: {type(error).__name__}: {first_lines(error)}"
         ) from error
 
 
@@ -184,5 +180,5 @@ def _write_onnx(
             )  # fmt: skip
         onnx.checker.check_model(os.fspath(path))
     except Exception as error:  # the exporter raises anything
-        return f"torch can't export this network to ONNX: {type(error).__name__}: {_first_line(error)}"
+        return f"torch can't export this network to ONNX: {type(error).__name__}: {first_lines(error)}"
     return ""

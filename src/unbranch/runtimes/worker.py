@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from unbranch.runtimes.arrays import read_arrays, write_arrays
+from unbranch.runtimes.exporting import first_lines
 from unbranch.runtimes.layer_timing import time_layers
 from unbranch.runtimes.layers import Layer
 from unbranch.runtimes.signature import Signature
@@ -149,7 +150,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
 def _sentence(error: BaseException) -> str:
     """Return the type and the first lines of an error: where runtimes say where it was, what it was comes next."""
-    text = " ".join(line.strip() for line in str(error).splitlines()[:LINES] if line.strip())
+    text = first_lines(error, LINES)
     return f"{type(error).__name__}: {text[:CHARACTERS]}" if text else type(error).__name__
 
 
