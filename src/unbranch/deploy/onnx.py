@@ -107,9 +107,8 @@ def _export(network: nn.Module, example_input: Tensor, path: Path) -> None:
                 verbose=False,
             )
     except Exception as error:  # the exporter raises anything
-        raise InputError(
-            f"torch can't export this network to ONNX: {type(error).__name__}: {first_lines(error)}"
-        ) from error
+        reason = f"{type(error).__name__}: {first_lines(error)}"
+        raise InputError(f"torch can't export this network to ONNX: {reason}") from error
 
 
 def _checked(path: Path) -> tuple[int, int]:

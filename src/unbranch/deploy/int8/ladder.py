@@ -56,7 +56,9 @@ class Int8Settings:
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class Attempt:
+    """A way to quantise: an engine with its options, and the files of the network that it starts from."""
+
     name: str
     source: Source
     quantization: Quantization
@@ -84,9 +86,9 @@ def climb(
     """
     rungs: list[Rung] = []
     starts: list[Rung] = []
-    for attempt in _attempts(plain, source, reference, settings, scratch):
+    for attempt in attempts(plain, source, reference, settings, scratch):
         on_step(attempt.name, 0, 1)
-        rungs.append(_measured(attempt, reference, scratch, threads))
+        rungs.append(measured(attempt, reference, scratch, threads))
         if rungs[-1].directory is not None and (rungs[-1].drop or 0.0) <= settings.max_drop:
             return Ladder(tuple(rungs), settings.max_drop, settings.reduce_range)
         if attempt.quantization.max_drop is None and not rungs[-1].problem:
@@ -117,33 +119,33 @@ def _trained(
     except InputError as error:
         return replace(rung, problem=str(error), seconds=time.perf_counter() - begun)
     ready = replace(trained.source, onnx=trained.quantized, static_onnx=trained.quantized)
-    attempt = _Attempt(rung.name, ready, Quantization(scratch / "calibration.npz"), TrainedEngine(), start.notes)
-    found = _measured(attempt, reference, scratch, threads)
+    attempt = Attempt(rung.name, ready, Quantization(scratch / "calibration.npz"), TrainedEngine(), start.notes)
+    found = measured(attempt, reference, scratch, threads)
     return replace(found, trained=True, source=trained.source, seconds=time.perf_counter() - begun)
 
 
-def _attempts(
+def attempts(
     plain: nn.Module, source: Source, reference: Reference, settings: Int8Settings, scratch: Path
-) -> Iterator[_Attempt]:  # fmt: skip
+) -> Iterator[Attempt]:  # fmt: skip
     """The rungs, in their order; later ones are made only if they are needed."""
     calibration = scratch / "calibration.npz"
     write_arrays(calibration, [[value.numpy() for value in call] for call in settings.calibration.calls])
     how, engine = Quantization(calibration, reduce_range=settings.reduce_range), default_engine()
-    yield _Attempt("post-training quantisation", source, how, engine)
+    yield Attempt("post-training quantisation", source, how, engine)
     mended, notes = mend(plain, settings.calibration)
     if mended is not None:
         folder = Path(mkdtemp(prefix="mended-", dir=scratch))
         source = write_source(FlatNetwork(mended, settings.calibration.batch(1)), folder)
-        yield _Attempt("the same after exact symmetries", source, how, engine, notes)
+        yield Attempt("the same after exact symmetries", source, how, engine, notes)
     if not isinstance(engine, NNCFEngine):
         return
     full = replace(how, full_bias_correction=True)
-    yield _Attempt("with full bias correction", source, full, engine, notes)
+    yield Attempt("with full bias correction", source, full, engine, notes)
     if reference.classes() is None:
         return
     validation = scratch / "validation.npz"
     write_arrays(validation, _validation(reference))
-    yield _Attempt(
+    yield Attempt(
         "with accuracy control: the worst layers in float32", source,
         replace(how, validation=validation, max_drop=settings.max_drop / 100), engine, notes,
     )  # fmt: skip
@@ -158,7 +160,7 @@ def _validation(reference: Reference) -> Calls:
     return [[*image, label.numpy()] for image, label in zip(images, wanted, strict=True)]
 
 
-def _measured(attempt: _Attempt, reference: Reference, scratch: Path, threads: int) -> Rung:
+def measured(attempt: Attempt, reference: Reference, scratch: Path, threads: int) -> Rung:
     """Quantise, run the file with and without ONNX Runtime's optimisations, and compare."""
     start = time.perf_counter()
     directory = Path(mkdtemp(prefix="int8-", dir=scratch))
@@ -177,7 +179,7 @@ def _measured(attempt: _Attempt, reference: Reference, scratch: Path, threads: i
 
 
 def _agreements(
-    attempt: _Attempt, reference: Reference, directory: Path, scratch: Path, threads: int
+    attempt: Attempt, reference: Reference, directory: Path, scratch: Path, threads: int
 ) -> list[Agreement]:  # fmt: skip
     asked = replace(attempt.source, precision="int8", quantization=attempt.quantization)
     with worker(attempt.engine, Path(mkdtemp(dir=scratch))) as process:
