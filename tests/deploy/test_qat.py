@@ -194,7 +194,7 @@ def test_training_recovers_accuracy_that_rounding_costs(trained: nn.Module, tmp_
 @pytest.fixture
 def only_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take all rungs of the ladder but the last away."""
-    monkeypatch.setattr(ladder, "_attempts", _no_attempts)
+    monkeypatch.setattr(ladder, "attempts", _no_attempts)
 
 
 def _no_attempts(_: Any, __: Any, ___: Any, settings: Any, scratch: Path) -> Iterator[Any]:
@@ -232,7 +232,7 @@ def deployed(trained: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> An
     """The deployment of a network that was trained in integers."""
     before = {name: value.clone() for name, value in trained.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ladder, "_attempts", _no_attempts)
+        patch.setattr(ladder, "attempts", _no_attempts)
         result = run(trained, tmp_path_factory.mktemp("deployed"), to="onnx,tensorrt")
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     return result

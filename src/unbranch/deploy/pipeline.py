@@ -112,15 +112,10 @@ def deploy(
     """
     targets, threads = find_targets(to), torch.get_num_threads() if threads is None else threads
     batches = (batches,) if isinstance(batches, int) else tuple(batches)
-    _require_integers(
-        images=images, threads=threads, rounds=rounds, calibration=calibration, evaluation=evaluation, epochs=epochs
-    )
-    if threads > (most := max(LEAST_THREADS, 4 * (os.cpu_count() or 1))):
-        raise InputError(f"`threads` must be at most {most} on this machine, got {threads}")
-    _require_integers(**{f"batches[{place}]": size for place, size in enumerate(batches)})
-    _require_positive(
-        images=images, threads=threads, batches=min(batches, default=1), rounds=rounds + 1, epochs=epochs + 1
-    )
+    _require_integers(0, rounds=rounds, epochs=epochs)
+    _require_integers(1, images=images, threads=threads, calibration=calibration, evaluation=evaluation)
+    _require_integers(1, **{f"batches[{place}]": size for place, size in enumerate(batches)})
+    _require_threads(threads)
     if epochs and not int8:
         raise InputError("`epochs` is for 8-bit integers: set `int8` as well")
     jobs = _jobs(targets, half, int8)
@@ -144,13 +139,7 @@ def deploy(
         check = make_check(flat, samples, source.signature, scratch, threads, max(batches, default=1))
         if quantizer is not None:
             quantizer.climb(plain, flat, source, scratch, threads, on_progress)
-        artifacts = []
-        for number, (target, precision) in enumerate(jobs):
-            on_progress(f"converting to {directory_name(target, precision)}", number, len(jobs))
-            if precision == "int8" and quantizer is not None:
-                artifacts.append(quantizer.artifact(target, check))
-            else:
-                artifacts.append(checked(target, replace(source, precision=precision), check))
+        artifacts = _converted(jobs, source, check, quantizer, on_progress)
         if rounds:
             artifacts = timed(
                 artifacts, source.signature, scratch, threads=threads, batches=batches, rounds=rounds,
@@ -172,6 +161,21 @@ def _collapsed(model: nn.Module, example: Call) -> tuple[nn.Module, FlatNetwork]
     on_cpu = all(value.device.type == "cpu" for value in tensors)
     plain = explain(model if on_cpu else copy.deepcopy(model).cpu(), example).apply().eval()
     return plain, FlatNetwork(plain, example)
+
+
+def _converted(
+    jobs: Sequence[tuple[Target, Precision]], source: Source, check: Check, quantizer: Quantizer | None,
+    on_progress: OnProgress,
+) -> list[Artifact]:  # fmt: skip
+    """Return the artifact of each target and precision, checked."""
+    artifacts = []
+    for number, (target, precision) in enumerate(jobs):
+        on_progress(f"converting to {directory_name(target, precision)}", number, len(jobs))
+        if precision == "int8" and quantizer is not None:
+            artifacts.append(quantizer.artifact(target, check))
+        else:
+            artifacts.append(checked(target, replace(source, precision=precision), check))
+    return artifacts
 
 
 def _result(
@@ -203,7 +207,6 @@ def _quantizer(
         raise InputError(f"`max_drop` must be percentage points from 0 to 100, got {max_drop:g}")
     if cpu not in CPUS:
         raise InputError(f"`cpu` must be one of {', '.join(CPUS)}, got {cpu!r}")
-    _require_positive(calibration=calibration, evaluation=evaluation)
     split = qat is not None  # so that it isn't evaluated on images that it was trained on
     ranges = load_samples(data, model, limit=calibration, seed=seed, train=True, split=split)
     settings = Int8Settings(max_drop, ranges, cpu, qat)
@@ -215,14 +218,15 @@ def _name_of(model: nn.Module) -> str:
     return provenance.network or provenance.source_class.rpartition(".")[2] or type(model).__name__
 
 
-def _require_integers(**values: object) -> None:
+def _require_integers(least: int, **values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise InputError(f"`{name}` must be an integer, got {value!r}")
+        if value < least:
+            raise InputError(f"`{name}` must be at least {least}, got {value}")
 
 
-def _require_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            least = 0 if name in ("rounds", "epochs") else 1
-            raise InputError(f"`{name}` must be at least {least}, got {value - 1 + least}")
+def _require_threads(threads: int) -> None:
+    most = max(LEAST_THREADS, 4 * (os.cpu_count() or 1))
+    if threads > most:
+        raise InputError(f"`threads` must be at most {most} on this machine, got {threads}")

@@ -39,6 +39,7 @@ class Equalization:
     Example:
         >>> import torch, unbranch as ub
         >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
         >>> equalization = ub.quantize.explain_equalization(net, torch.randn(1, 3, 8, 8))
         >>> [layer.path for layer in equalization.report.layers]
