@@ -83,7 +83,7 @@ def quantized(tmp_path: Path, net: nn.Module, data: Any, to: str = "onnx", **opt
 @pytest.fixture(scope="module")
 def mended(tmp_path_factory: pytest.TempPathFactory, data: Any) -> Any:
     folder = tmp_path_factory.mktemp("mended")
-    return quantized(folder, fitted(dead=2), data, to="onnx,openvino", max_drop=1.0, cpu="vnni")
+    return quantized(folder, fitted(dead=2), data, to="onnx,openvino", max_drop=1.0)
 
 
 @nncf
@@ -145,7 +145,7 @@ def test_all_rungs_are_tried_before_it_is_given_up(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(ladder, "drop_of", lambda *_: 100.0)
     images, labels = data
-    result = quantized(tmp_path, fitted(dead=2), (images[:100], labels[:100]), max_drop=0.0, cpu="vnni")
+    result = quantized(tmp_path, fitted(dead=2), (images[:100], labels[:100]), max_drop=0.0)
     assert [rung.problem for rung in result.ladder.rungs] == [""] * 4
     assert len({rung.name for rung in result.ladder.rungs}) == 4
     assert all(rung.accuracy > 0.5 for rung in result.ladder.rungs)
@@ -155,7 +155,7 @@ def test_without_nncf_onnx_runtime_quantises(
     tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     monkeypatch.setattr(ladder, "default_engine", engines.OnnxRuntimeEngine)
-    result = quantized(tmp_path, fitted(), data, max_drop=2.0, cpu="vnni")
+    result = quantized(tmp_path, fitted(), data, max_drop=2.0)
     assert result.ladder.rungs[0].engine == "onnxruntime"
     assert result.artifacts[1].status == "verified"
     assert result.artifacts[1].size < 0.6 * result.artifacts[0].size
@@ -165,7 +165,7 @@ def test_tensorrt_gets_signed_symmetric_integers(tmp_path: Path, data: Any) -> N
     import onnx
     from onnx import numpy_helper
 
-    result = quantized(tmp_path, fitted(), data, to="tensorrt", max_drop=2.0, cpu="vnni")
+    result = quantized(tmp_path, fitted(), data, to="tensorrt", max_drop=2.0)
     artifact = result.artifacts[1]
     assert artifact.status == "not verified"
     model = onnx.load(artifact.path)
@@ -188,7 +188,7 @@ class Maps(nn.Module):
 
 
 def test_network_without_classes_is_quantised_but_not_called_verified(tmp_path: Path, data: Any) -> None:
-    result = quantized(tmp_path, Maps().eval(), data[0], cpu="vnni")
+    result = quantized(tmp_path, Maps().eval(), data[0])
     artifact = result.artifacts[1]
     assert artifact.status == "not verified"
     assert 0 < artifact.rms < 0.2
@@ -214,7 +214,7 @@ def test_training_images_calibrate_and_validation_images_decide(
     pytest.importorskip("pydantic")
     net = fitted()
     net.pretrained_cfg = {"input_size": (1, 8, 8)}  # type: ignore[assignment]
-    result = quantized(tmp_path, net, "digits", max_drop=100.0, evaluation=40, cpu="vnni")
+    result = quantized(tmp_path, net, "digits", max_drop=100.0, evaluation=40)
     assert "validation" in result.data
     assert result.ladder.rungs[0].accuracy is not None
     assert result.ladder.rungs[0].accuracy * 40 == pytest.approx(round(result.ladder.rungs[0].accuracy * 40))
