@@ -91,9 +91,9 @@ def test_dead_channels_ruin_plain_quantisation_and_are_mended(mended: Any) -> No
     result = mended
     assert result.accuracy is not None
     plain, better = result.ladder.rungs
-    assert plain.drop > 2
+    assert plain.drop > 1
     assert better.drop <= 1
-    assert better.rms < plain.rms / 2
+    assert better.rms < 0.6 * plain.rms
     assert not plain.notes
     assert better.notes
     assert result.ladder.chosen == better
