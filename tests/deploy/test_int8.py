@@ -16,6 +16,8 @@ from unbranch.deploy import deploy
 from unbranch.deploy.int8 import engines, ladder
 from unbranch.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime")
 pytest.importorskip("sklearn")
 nncf = pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="NNCF isn't installed")

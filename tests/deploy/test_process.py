@@ -18,7 +18,7 @@ from unbranch.runtimes.process import FORKS, WorkerError, worker
 from unbranch.runtimes.targets import find_targets
 from unbranch.runtimes.targets.pytorch import TorchTarget
 
-pytestmark = pytest.mark.skipif(not FORKS, reason="workers are forked on Linux only")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FORKS, reason="workers are forked on Linux only")]
 
 
 def alive(pid: int) -> bool:

@@ -26,6 +26,8 @@ from unbranch.runtimes.signature import FlatNetwork
 from unbranch.runtimes.source import write_source
 from unbranch.runtimes.targets.pytorch import TorchTarget
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("accelerate")
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
