@@ -100,6 +100,25 @@ class Renderable:
         return to_html(self.blocks())
 
 
+class Reporting:
+    """Mixin of a value with a ``report``, a ``Renderable`` with a ``summary``, which renders as its report does."""
+
+    report: Any
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.report.summary}>"
+
+    def __rich__(self) -> RenderableType:
+        rendered: RenderableType = self.report.__rich__()
+        return rendered
+
+    def _repr_html_(self) -> str:
+        return str(self.report._repr_html_())
+
+
 def plain(value: Any) -> Any:
     """Return dataclasses and mappings as dictionaries, sequences as lists, paths as text; other values unchanged."""
     if is_dataclass(value) and not isinstance(value, type):

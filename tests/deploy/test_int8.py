@@ -99,6 +99,7 @@ def test_dead_channels_ruin_plain_quantisation_and_are_mended(mended: Any) -> No
     assert not plain.notes
     assert better.notes
     assert result.ladder.chosen == better
+    assert any("calibration" in note for note in result.notes)  # one tensor is given for both
     for artifact in result.artifacts:
         assert artifact.status == "verified", artifact.reason
         assert artifact.path.exists()
@@ -218,5 +219,6 @@ def test_training_images_calibrate_and_validation_images_decide(
     net.pretrained_cfg = {"input_size": (1, 8, 8)}  # type: ignore[assignment]
     result = quantized(tmp_path, net, "digits", max_drop=100.0, evaluation=40)
     assert "validation" in result.data
+    assert not any("calibration" in note for note in result.notes)
     assert result.ladder.rungs[0].accuracy is not None
     assert result.ladder.rungs[0].accuracy * 40 == pytest.approx(round(result.ladder.rungs[0].accuracy * 40))

@@ -19,9 +19,10 @@ from unbranch.graph.eval_view import deep_copied, unwrap_model
 from unbranch.graph.global_state import without_side_effects
 from unbranch.graph.outside import restore_outside
 from unbranch.large_kernels import accelerate_large_kernels
+from unbranch.render import Reporting
 
 
-class Conversion:
+class Conversion(Reporting):
     """What ``collapse`` makes of a network: a report to read first, and the collapsed network.
 
     Made by ``explain``. A conversion is proved by running it, so the value holds the collapsed network. Attributes of
@@ -51,18 +52,6 @@ class Conversion:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self.report, name)
-
-    def __str__(self) -> str:
-        return str(self.report)
-
-    def __repr__(self) -> str:
-        return f"<Conversion of {self.report.summary}>"
-
-    def __rich__(self) -> Any:
-        return self.report.__rich__()
-
-    def _repr_html_(self) -> str:
-        return self.report._repr_html_()
 
 
 def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = False) -> nn.Module:

@@ -147,6 +147,8 @@ def deploy(
             )  # fmt: skip
         ladder = None if quantizer is None or quantizer.ladder is None else quantizer.ladder.finished()
         result = replace(_result(plain, samples, check, artifacts, source, store), ladder=ladder)
+        if quantizer is not None:
+            result = replace(result, notes=(*result.notes, *quantizer.notes))
         save(plain, check.staged / WEIGHTS)
         store.commit(check.staged, json.dumps(result.to_dict(), indent=2) + "\n")
         finish_training(store.directory / DIRECTORY, kept=ladder is not None and ladder.has_trained)

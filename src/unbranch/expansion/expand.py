@@ -19,13 +19,14 @@ from unbranch.expansion.report import ExpansionReport
 from unbranch.expansion.sites import ConvSite, convolutions, find_sites, is_norm
 from unbranch.graph.eval_view import deep_copied, unwrap_model
 from unbranch.provenance import record_report, record_transform, register_replay
+from unbranch.render import Reporting
 
 Where: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 BlockFactory: TypeAlias = Callable[..., nn.Module]
 EXPAND = "expand"  # kind of the transform
 
 
-class Expansion:
+class Expansion(Reporting):
     """What ``expand`` makes of a network: a report to read first, and the expanded network.
 
     Made by ``explain_expansion``. The added branches are initialised once, so every network from ``apply`` starts with
@@ -49,18 +50,6 @@ class Expansion:
     def apply(self) -> nn.Module:
         """Return the expanded network, with the weights of the time of the analysis; a new one each time."""
         return deep_copied(self._network, {})
-
-    def __str__(self) -> str:
-        return str(self.report)
-
-    def __repr__(self) -> str:
-        return f"<Expansion: {self.report.summary}>"
-
-    def __rich__(self) -> Any:
-        return self.report.__rich__()
-
-    def _repr_html_(self) -> str:
-        return self.report._repr_html_()
 
 
 def expand(

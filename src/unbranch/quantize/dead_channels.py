@@ -25,6 +25,7 @@ from unbranch.quantize.norms import suspicious_norms
 from unbranch.quantize.report import DeadChannelsReport, DeadColumns
 from unbranch.quantize.scales import with_tensors
 from unbranch.quantize.trials import Trials, readable
+from unbranch.render import Reporting
 
 ZERO_DEAD = "zero_dead_weights"  # kind of the report
 Columns = Literal["harmful", "all"]
@@ -32,7 +33,7 @@ _SHARED = "something else than layers reads its kernel"
 _UNPROVED = "the changed network differs: "
 
 
-class DeadChannels:
+class DeadChannels(Reporting):
     """What ``zero_dead_weights`` makes of a network: a report to read first, and the changed network.
 
     Made by ``explain_dead_channels``.
@@ -60,18 +61,6 @@ class DeadChannels:
     def apply(self) -> nn.Module:
         """Return the changed network, with the weights of the time of the analysis; a new one each time."""
         return copied(self._network, {})
-
-    def __str__(self) -> str:
-        return str(self.report)
-
-    def __repr__(self) -> str:
-        return f"<DeadChannels: {self.report.summary}>"
-
-    def __rich__(self) -> Any:
-        return self.report.__rich__()
-
-    def _repr_html_(self) -> str:
-        return self.report._repr_html_()
 
 
 def zero_dead_weights(model: nn.Module, data: Any, *, columns: Columns = "harmful", factor: float = 2.0) -> nn.Module:

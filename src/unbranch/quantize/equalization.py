@@ -21,6 +21,7 @@ from unbranch.quantize.labels import distinct
 from unbranch.quantize.report import EqualizationReport, EqualizedLayer, SkippedScale
 from unbranch.quantize.scales import NetworkScales, read_scales, with_factors
 from unbranch.quantize.trials import Trials, readable
+from unbranch.render import Reporting
 
 EQUALIZE = "equalize"  # kind of the report
 _HOOKED = "a hook sees it"
@@ -28,7 +29,7 @@ _ASKED = "`fixed` names the module"
 _UNPROVED = "the scaled network differs: "
 
 
-class Equalization:
+class Equalization(Reporting):
     """What ``equalize`` makes of a network: a report to read first, and the equalised network.
 
     Made by ``explain_equalization``.
@@ -54,18 +55,6 @@ class Equalization:
     def apply(self) -> nn.Module:
         """Return the equalised network, with the weights of the time of the analysis; a new one each time."""
         return copied(self._network, {})
-
-    def __str__(self) -> str:
-        return str(self.report)
-
-    def __repr__(self) -> str:
-        return f"<Equalization: {self.report.summary}>"
-
-    def __rich__(self) -> Any:
-        return self.report.__rich__()
-
-    def _repr_html_(self) -> str:
-        return self.report._repr_html_()
 
 
 def equalize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from unbranch.deploy.artifact import Artifact
+from unbranch.deploy.batches import Call
 from unbranch.deploy.check import Check, checked
 from unbranch.deploy.int8.engines import SymmetricEngine
 from unbranch.deploy.int8.ladder import Int8Settings, climb
@@ -46,6 +47,17 @@ class Quantizer:
         if self.settings.qat is not None:
             run = self.settings.qat.claim(plain, flat, self.settings.reduce_range)
             self.settings = replace(self.settings, qat=run)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the images."""
+        seen = {_content(call) for call in self.settings.calibration.calls}
+        both = sum(_content(call) in seen for call in self.evaluation.calls)
+        text = (
+            f"{both} of the {len(self.evaluation)} images on which 8-bit integers are measured are calibration images, "
+            "too: other images may lose more"
+        )
+        return (text,) if both else ()
 
     def climb(
         self, plain: nn.Module, flat: FlatNetwork, source: Source, scratch: Path, threads: int, on_progress: OnProgress
@@ -100,3 +112,8 @@ class Quantizer:
         except WorkerError as error:
             return Artifact(target.name, "int8", "failed", str(error))
         return checked(target, replace(source, onnx=folder / "model.onnx"), check)
+
+
+def _content(call: Call) -> bytes:
+    """Return the bytes of an image."""
+    return b"".join(value.contiguous().numpy().tobytes() for value in call)
