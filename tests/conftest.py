@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 _COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fast", max_examples=12, derandomize=True, **_COMMON)
-settings.register_profile("default", max_examples=60, derandomize=True, **_COMMON)
+settings.register_profile("default", max_examples=40, derandomize=True, **_COMMON)
 settings.register_profile("thorough", max_examples=1000, **_COMMON)
 
 FAST_FUNCTIONS = 2  # of a file, every so many run with --fast

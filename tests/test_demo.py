@@ -14,7 +14,8 @@ from unbranch.weights import load
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", ["acb", "dbb", "repvgg"])
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("block", ["dbb", "acb", "repvgg"])
 def test_demo_trains_collapses_proves_and_writes(block: str, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     result = CliRunner().invoke(cli.app, ["demo", "--block", block, "--epochs", "2", "-o", str(out)])

@@ -17,6 +17,7 @@ from unbranch.deploy.int8 import engines, ladder
 from unbranch.errors import InputError
 
 pytestmark = pytest.mark.slow
+one_process = pytest.mark.xdist_group("deployment in integers")
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("sklearn")
@@ -89,6 +90,7 @@ def mended(tmp_path_factory: pytest.TempPathFactory, data: Any) -> Any:
 
 
 @nncf
+@one_process
 def test_dead_channels_ruin_plain_quantisation_and_are_mended(mended: Any) -> None:
     result = mended
     assert result.accuracy is not None
@@ -108,6 +110,7 @@ def test_dead_channels_ruin_plain_quantisation_and_are_mended(mended: Any) -> No
 
 
 @nncf
+@one_process
 def test_file_has_integer_weights_and_any_batch(mended: Any, data: Any) -> None:
     import onnx
     import onnxruntime
@@ -121,6 +124,7 @@ def test_file_has_integer_weights_and_any_batch(mended: Any, data: Any) -> None:
 
 
 @nncf
+@one_process
 def test_network_that_is_kept_is_that_of_the_float_files(mended: Any, data: Any) -> None:
     net = fitted(dead=2)
     plain = ub.load(mended.directory / "model.safetensors", into=net)

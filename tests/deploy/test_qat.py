@@ -27,6 +27,7 @@ from unbranch.runtimes.source import write_source
 from unbranch.runtimes.targets.pytorch import TorchTarget
 
 pytestmark = pytest.mark.slow
+one_process = pytest.mark.xdist_group("training in integers")
 
 pytest.importorskip("accelerate")
 onnx = pytest.importorskip("onnx")
@@ -180,6 +181,7 @@ def accuracy(network: nn.Module) -> float:
         return float((network(samples.batch(1000)[0]).argmax(1) == samples.labels).float().mean())
 
 
+@one_process
 def test_training_recovers_accuracy_that_rounding_costs(trained: nn.Module, tmp_path: Path) -> None:
     from unbranch.train import fit
 
@@ -240,6 +242,7 @@ def deployed(trained: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> An
     return result
 
 
+@one_process
 def test_trained_network_is_in_the_files_of_all_targets(deployed: Any) -> None:
     assert deployed.ladder.chosen.trained
     assert deployed.ladder.chosen.drop <= 5
@@ -255,6 +258,7 @@ def test_trained_network_is_in_the_files_of_all_targets(deployed: Any) -> None:
 
 
 @pytest.mark.usefixtures("only_training")
+@one_process
 def test_interrupted_training_continues_with_the_same_bits(deployed: Any, trained: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(TrainingInterrupted):
         run(trained, tmp_path, on_progress=interrupt_at(5))
@@ -270,6 +274,7 @@ def test_interrupted_training_continues_with_the_same_bits(deployed: Any, traine
     assert steps[-1] == 1438 // 64
 
 
+@one_process
 def test_ladder_ends_before_training_if_it_can(trained: nn.Module, tmp_path: Path) -> None:
     result = run(trained, tmp_path, max_drop=100, to="onnx")
     assert [rung.trained for rung in result.ladder.rungs] == [False]

@@ -86,7 +86,7 @@ def _outcome(path: Path, into: nn.Module | None) -> tuple[dict[str, Tensor], Exc
 @pytest.fixture
 def step(request: pytest.FixtureRequest) -> int:
     """Every so many files are tried; with --all every one."""
-    return 1 if request.config.getoption("--all") else 4
+    return 1 if request.config.getoption("--all") else 9
 
 
 @pytest.mark.slow

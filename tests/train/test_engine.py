@@ -24,6 +24,7 @@ from unbranch.train.progress import TrainingProgress
 from unbranch.train.run_directory import CHECKPOINTS, INFO, RunDirectory
 
 STEPS = 28
+one_process = pytest.mark.xdist_group("a whole run")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@one_process
 def test_a_run_leaves_recipe_metrics_checkpoint_and_both_networks(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
     assert names >= {
@@ -45,6 +47,7 @@ def test_a_run_leaves_recipe_metrics_checkpoint_and_both_networks(whole: Path) -
     assert [line["epoch"] for line in lines(whole) if "validation" in line] == [1, 2]
 
 
+@one_process
 def test_the_result_is_what_the_files_hold(whole: Path) -> None:
     result = json.loads((whole / "result.json").read_text())
     trained, plain = ub.load(whole / "last.safetensors"), ub.load(whole / "deploy.safetensors")
@@ -65,6 +68,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [6, 14, 27], ids=["in an epoch", "at its end", "before the end"])
+@one_process
 def test_a_stopped_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path, at: int) -> None:
     def stop(progress: TrainingProgress) -> None:
         if progress.step == at:
@@ -79,6 +83,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path, at: int)
 
 
 @pytest.mark.slow
+@one_process
 def test_a_killed_run_loses_only_steps_since_its_checkpoint(whole: Path, tmp_path: Path) -> None:
     """kill -9 in the tenth step: on from the eighth."""
     out = tmp_path / "run"
@@ -98,12 +103,14 @@ def test_a_killed_run_loses_only_steps_since_its_checkpoint(whole: Path, tmp_pat
     assert_same_end(whole, out)
 
 
+@one_process
 def test_a_finished_run_resumed_only_collapses_again(whole: Path) -> None:
     before = lines(whole)
     assert run(whole, resume=True) is not None
     assert lines(whole) == before
 
 
+@one_process
 def test_a_half_written_checkpoint_is_swept_away(whole: Path) -> None:
     half = whole / CHECKPOINTS / ".abc"
     half.mkdir()
@@ -121,6 +128,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path: Path) -> None:
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "4"), rel=1e-4)
 
 
+@one_process
 def test_another_recipe_or_other_data_dont_continue_a_run(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="is another recipe than this one"):
         run(whole, "optimizer.lr=0.3", resume=True)
@@ -128,6 +136,7 @@ def test_another_recipe_or_other_data_dont_continue_a_run(whole: Path, monkeypat
         run(whole)
 
 
+@one_process
 def test_a_changed_environment_is_logged(whole: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -139,6 +148,7 @@ def test_a_changed_environment_is_logged(whole: Path) -> None:
     assert any("the resumed run won't be bit-identical: threads 1 → 2" in line for line in said)
 
 
+@one_process
 def test_a_run_directory_of_version_0_1_is_resumed(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
