@@ -1,6 +1,6 @@
 """What 8-bit integers cost, and which rung of the ladder cures it: networks trained on Fashion-MNIST's 60,000 images.
 
-    python -m benchmarks.int8 [--epochs 4] [--seeds 3] [--blocks plain,repvgg,mobileone,qarepvgg,dbb] [--folder runs/int8]
+    python -m benchmarks.int8 [--epochs 4] [--seeds 3] [--blocks plain,repvgg,…] [--folder runs/int8]
 
 Each network is trained once, one thread each; a run that is finished isn't trained again, so the command can be stopped
 and continued. Every rung is measured on 1,000 validation images in ONNX Runtime (with and without optimisations) and in

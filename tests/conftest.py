@@ -8,9 +8,13 @@ Property tests draw as many examples as the hypothesis profile says: ``default``
 ``thorough`` (with ``--all``). HYPOTHESIS_PROFILE chooses another.
 """
 
+import copy
+import functools
 import gc
 import os
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +45,26 @@ def pytest_collection_finish() -> None:
     """Exempt imported modules and collected tests from garbage collection, which takes a tenth of the time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _registry_of_onnx_is_read_once() -> Iterator[None]:
+    """Keep what PyTorch's exporter to ONNX reads of a thousand functions for each file, a second each time."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:
+        yield
+        return
+    read = functools.cache(ONNXRegistry.from_torchlib)
+
+    def kept(*arguments: Any, **options: Any) -> Any:
+        registry = copy.copy(read(*arguments, **options))
+        registry.functions = {target: list(found) for target, found in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(kept))
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

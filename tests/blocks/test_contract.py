@@ -66,6 +66,7 @@ def test_output_has_its_shape_in_both_modes(row: Row) -> None:
     assert block(x).shape == block.eval()(x).shape == (row.output or row.shape)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(("row", "arguments"), GEOMETRIES)
 def test_block_stands_for_a_convolution(row: Row, arguments: dict[str, Any]) -> None:
@@ -88,7 +89,7 @@ def test_every_parameter_gets_a_gradient(row: Row) -> None:
     assert [n for n, p in block.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(("row", "arguments"), SWEEP)
 def test_collapse_is_exact(row: Row, arguments: dict[str, Any]) -> None:
     block, x = trained(row, arguments), example(row)

@@ -59,6 +59,7 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: f
         assert error <= tolerance * max(1.0, wanted.double().abs().max().item()), f"{name} differs by {error:.1e}"
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize(("row", "arguments"), SWEEP)
 def test_outputs_gradients_and_statistics_are_those_of_separate_branches(row: Row, arguments: dict[str, Any]) -> None:

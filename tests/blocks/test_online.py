@@ -36,7 +36,7 @@ def online(row: Row, arguments: dict[str, Any]) -> BranchedConv:
     return block
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize(("row", "arguments"), SWEEP)
 def test_merged_kernel_is_the_sum_of_branches_run_one_by_one(row: Row, arguments: dict[str, Any]) -> None:
     block = online(row, arguments)

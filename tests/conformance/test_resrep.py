@@ -187,6 +187,7 @@ COUNTED: dict[str, tuple[str, int, int, Callable[[list[int]], float]]] = {
 
 @pytest.mark.sweep(2)
 @pytest.mark.slow
+@pytest.mark.xdist_group("published costs")  # one process reads each network
 @pytest.mark.parametrize("name", tables())
 def test_costs_are_the_published_ones(name: str) -> None:
     assert name in COUNTED, f"it isn't known here which network {name} is"
@@ -199,6 +200,7 @@ def test_costs_are_the_published_ones(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("published costs")
 def test_resnet50_has_the_published_size_at_the_widths_of_the_log() -> None:
     if "resnet50" not in tables():
         pytest.skip(f"no table of costs in {FOLDER}")

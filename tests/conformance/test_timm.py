@@ -52,7 +52,7 @@ def test_both_forms_have_the_names_and_shapes_of_timms(name: str) -> None:
         assert shapes(to_official(ub.collapse(ours), "timm")) == shapes(merged(reference).state_dict())
 
 
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(10)
 @torch.no_grad()
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in SMALL else pytest.mark.slow) for n in SHARED])
 def test_logits_equal_timms_in_both_forms_and_directions(name: str) -> None:

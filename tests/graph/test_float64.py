@@ -111,6 +111,7 @@ def test_writes_through_views_give_what_a_double_copy_gives_and_leave_the_source
     compare(module, x)
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_write_through_every_view(view: str, write: str) -> None:

@@ -27,7 +27,7 @@ SAME_NAMES = {
 }  # fmt: skip
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(7)
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "block", "layout"), published())
 def test_each_layout_in_either_form_goes_into_either_form(name: str, block: str | None, layout: str) -> None:
@@ -137,6 +137,7 @@ def test_networks_of_timm_load_before_and_after_its_own_merging(name: str) -> No
 # --- files of ours
 
 
+@pytest.mark.sweep(2)
 @torch.no_grad()
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 @pytest.mark.parametrize("name", ["repvgg_b1g2", "wrn_16_8", "repmlpnet_t224"])
@@ -222,6 +223,7 @@ def test_a_deploy_form_goes_into_a_collapsed_model_bit_for_bit(
     assert equal(target, plain)
 
 
+@pytest.mark.sweep(2)
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["wrn_16_8", "replknet_31b", "repghostnet_050_none"])
 def test_only_norms_are_merged_where_a_published_deploy_form_has_more_of_them(

@@ -136,7 +136,7 @@ STEMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(5)
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "block"), STEMS)
 def test_stem_sees_other_channels_as_its_merged_kernel_would(name: str, block: str | None) -> None:
