@@ -7,7 +7,6 @@ depend on the order of what it adds, so what is alike is put side by side.
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 from torch import Tensor, fx
 
@@ -66,7 +65,7 @@ def _reordered(trace: Trace, top: fx.Node) -> bool:
         return found
 
     given = operands(top)
-    ordered = sorted(given, key=lambda n: _likeness(trace, n))
+    ordered = _alike_together(trace, given)
     if len(given) < 3 or ordered == given or any(call_of(n) is not call_of(top) for n in inner):
         return False
     known = [trace.known(n) for n in (*given, top)]
@@ -87,8 +86,15 @@ def _reordered(trace: Trace, top: fx.Node) -> bool:
     return True
 
 
-def _likeness(trace: Trace, node: fx.Node) -> tuple[Any, ...]:
-    """Equal for values that may merge: whether they come from kernels, and how far these reach."""
+def _alike_together(trace: Trace, given: list[fx.Node]) -> list[fx.Node]:
+    """Return summands in the order of the values that they are computed from, each with those of small reach first."""
+    likeness = {node: _likeness(trace, node) for node in given}
+    roots = list(dict.fromkeys(root for root, _ in likeness.values()))
+    return sorted(given, key=lambda n: (roots.index(likeness[n][0]), likeness[n][1]))
+
+
+def _likeness(trace: Trace, node: fx.Node) -> tuple[fx.Node, int]:
+    """Return the nearest value that a summand is computed from and others read, too, and how far its kernels reach."""
     spread = 1
     for _ in range(64):  # operations back to a kernel
         rule = trace.rule(node)
@@ -97,8 +103,8 @@ def _likeness(trace: Trace, node: fx.Node) -> tuple[Any, ...]:
             spread = max((spread, *sizes) if isinstance(sizes, tuple) else (spread, sizes))
         sources = [n for n in node.all_input_nodes if n.op != "get_attr" and n not in trace.sizes]
         if rule is None or not sources:
-            return (node.op not in ("placeholder",) and len(trace.readers(node)) < 2, spread)
-        if rule.kind == "linear" and len(trace.readers(sources[0])) > 1:
-            return (False, spread)
+            break
         node = sources[0]
-    return (False, spread)
+        if len(trace.readers(node)) > 1:
+            break
+    return node, spread

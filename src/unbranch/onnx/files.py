@@ -1,0 +1,238 @@
+"""Read, check and write ONNX files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unbranch.errors import InputError, UnsupportedError
+from unbranch.extras import library
+from unbranch.files import all_or_nothing
+
+LARGEST = 2_000_000_000  # bytes of a protobuf; beyond it, weights are in a file of their own
+OLDEST_OPSET = 7
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An ONNX model as it was given.
+
+    Args:
+        proto: a copy, whose external data isn't loaded.
+        directory: of the file, from which external data is read; None for a model in memory.
+        name: of the file, or of the graph.
+    """
+
+    proto: Any
+    directory: Path | None
+    name: str
+
+    @property
+    def opset(self) -> int:
+        """The version of the operators of ONNX itself."""
+        return opset_of(self.proto)
+
+
+def opset_of(proto: Any) -> int:
+    """Return the version of ONNX's own operators that a model uses, 0 if it names none."""
+    return next((int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def read_model(source: Any) -> Model:
+    """Return a checked copy of a model.
+
+    Args:
+        source: path of a file, or an ``onnx.ModelProto``.
+
+    Raises:
+        InputError: if it isn't a readable, valid model.
+        UnsupportedError: if it uses operators that are too old.
+        MissingPackageError: if onnx isn't installed.
+    """
+    onnx = library("onnx", "onnx")
+    if isinstance(source, onnx.ModelProto):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(source)
+        model = Model(proto, None, source.graph.name or "the model")
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source)
+        model = Model(_loaded(onnx, path), path.absolute().parent, path.name)
+    else:
+        raise InputError(f"expected a path or an onnx.ModelProto, got {type(source).__name__}")
+    _check(onnx, model)
+    return model
+
+
+def _loaded(onnx: Any, path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise InputError(f"{path} isn't an ONNX file ({type(error).__name__})") from error
+    if not proto.graph.node and not proto.graph.output:
+        raise InputError(f"{path} isn't an ONNX file: it has no graph")
+    return proto
+
+
+def _check(onnx: Any, model: Model) -> None:
+    """Check the model; external data, which may lie about its size, is checked when it is read."""
+    proto = model.proto
+    external = [t for t in tensors_of(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
+    if external and model.directory is None:
+        raise InputError("the weights of this model are in other files: give its path, or load them first")
+    for tensor in external:
+        external_path(tensor, model)
+    if model.opset and model.opset < OLDEST_OPSET:
+        raise UnsupportedError(f"{model.name} uses opset {model.opset}, the oldest that can be read is {OLDEST_OPSET}")
+    newest = onnx.defs.onnx_opset_version()
+    if model.opset > newest:
+        raise UnsupportedError(f"{model.name} uses opset {model.opset}, the newest that onnx {onnx.__version__} knows is {newest}")
+    try:
+        checkable = without_weights(proto)
+        onnx.checker.check_model(checkable)
+    except Exception as error:
+        raise InputError(f"{model.name} isn't a valid ONNX model: {_first_line(error)}") from error
+    for tensor in proto.graph.initializer:
+        _check_size(onnx, tensor, model)
+
+
+def _check_size(onnx: Any, tensor: Any, model: Model) -> None:
+    """Check that an initialiser has as many bytes as its shape says."""
+    if any(n < 0 for n in tensor.dims):
+        raise InputError(f"{model.name}: the initialiser {tensor.name!r} has a negative size")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or not tensor.raw_data:
+        return
+    expected = _bytes_of(onnx, tensor)
+    if expected is not None and expected != len(tensor.raw_data):
+        raise InputError(
+            f"{model.name}: the initialiser {tensor.name!r} has {len(tensor.raw_data)} bytes, but its shape needs {expected}"
+        )
+
+
+def _bytes_of(onnx: Any, tensor: Any) -> int | None:
+    """Return the bytes that a tensor's shape needs, None for types of less than a byte and strings."""
+    try:
+        itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except Exception:
+        return None
+    if tensor.data_type in _SMALL:
+        return None
+    count = 1
+    for n in tensor.dims:
+        count *= n
+    return int(count * itemsize)
+
+
+_SMALL = frozenset({8, 21, 22, 23, 25, 26})  # strings, integers and floats of four or two bits
+
+
+def external_path(tensor: Any, model: Model) -> Path:
+    """Return the file of an external tensor.
+
+    Raises:
+        InputError: if it lies outside of the model's directory, isn't a regular file, or is too short.
+    """
+    onnx = library("onnx", "onnx")
+    assert model.directory is not None
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    location = given.get("location", "")
+    place = model.directory / location
+    inside = location and not os.path.isabs(location) and ".." not in Path(location).parts
+    if not inside or place.is_symlink() or model.directory.resolve() not in place.resolve().parents:
+        raise InputError(f"{model.name} refers to weights outside of its directory: {location!r}")
+    if not place.is_file():
+        raise InputError(f"{model.name} needs {location!r} beside it, which isn't there")
+    try:
+        offset, size = int(given.get("offset", 0)), place.stat().st_size
+        length = int(given.get("length", size - offset))
+    except ValueError as error:
+        raise InputError(f"{model.name}: where the weights {tensor.name!r} are isn't a number") from error
+    needed = _bytes_of(onnx, tensor)
+    if offset < 0 or length < 0 or offset + length > size or (needed is not None and length != needed):
+        raise InputError(f"{model.name}: {location!r} doesn't have the weights {tensor.name!r} of this shape")
+    return place
+
+
+def tensors_of(proto: Any) -> list[Any]:
+    """Return the initialisers of a model, and the tensors in attributes, in subgraphs and functions too."""
+    found: list[Any] = []
+
+    def visit(nodes: Any, initializers: Any) -> None:
+        found.extend(initializers)
+        for node in nodes:
+            for attribute in node.attribute:
+                found.extend([attribute.t] if attribute.HasField("t") else [])
+                found.extend(attribute.tensors)
+                for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                    visit(graph.node, graph.initializer)
+
+    visit(proto.graph.node, proto.graph.initializer)
+    for function in proto.functions:
+        visit(function.node, ())
+    return found
+
+
+def without_weights(proto: Any, limit: int = 1024) -> Any:
+    """Return a copy whose large initialisers have shapes but no numbers: small enough for every tool."""
+    onnx = library("onnx", "onnx")
+    light = onnx.ModelProto()
+    for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        setattr(light, field, getattr(proto, field))
+    for field in ("opset_import", "metadata_props", "functions"):
+        getattr(light, field).extend(getattr(proto, field))
+    light.graph.name = proto.graph.name or "graph"
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(light.graph, field).extend(getattr(proto.graph, field))
+    for tensor in proto.graph.initializer:
+        _add_light(onnx, light, tensor, limit)
+    return light
+
+
+def _add_light(onnx: Any, light: Any, tensor: Any, limit: int) -> None:
+    """Add an initialiser; a large or external one becomes an input of its type."""
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
+    if not external and tensor.ByteSize() <= limit:
+        light.graph.initializer.append(tensor)
+    elif tensor.name not in {value.name for value in light.graph.input}:
+        light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+
+
+def save(model: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a model to a file; a file beside it has the weights if they exceed 2 GB.
+
+    Args:
+        model: an ``onnx.ModelProto``.
+        path: of the file. It is replaced when everything is written.
+
+    Raises:
+        InputError: if the file can't be written.
+    """
+    path = Path(path)
+    if sum(len(tensor.raw_data) for tensor in tensors_of(model)) > LARGEST:
+        with all_or_nothing(path, path.with_name(f"{path.name}.data")) as (temporary, data):
+            _write_external(model, temporary, data, f"{path.name}.data")
+        return path
+    with all_or_nothing(path) as (temporary,):
+        temporary.write_bytes(model.SerializeToString())
+    return path
+
+
+def _write_external(model: Any, path: Path, data: Path, location: str) -> None:
+    """Write a model to ``path`` and its weights to ``data``, which will have the name ``location``."""
+    helper = library("onnx.external_data_helper", "onnx")
+    copy = library("onnx", "onnx").ModelProto()
+    copy.CopyFrom(model)
+    helper.convert_model_to_external_data(copy, all_tensors_to_one_file=True, location=data.name)
+    helper.write_external_data_tensors(copy, str(data.parent))
+    for tensor in tensors_of(copy):
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    path.write_bytes(copy.SerializeToString())
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].removeprefix("[ShapeInferenceError] ") if lines else type(error).__name__

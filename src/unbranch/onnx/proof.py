@@ -1,0 +1,162 @@
+"""Compare two ONNX files in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unbranch.errors import InputError
+from unbranch.extras import library
+from unbranch.onnx.files import Model
+from unbranch.onnx.shapes import BATCHES, sizes_of_inputs
+
+FLOORS = 4  # an honest difference is at most so many times the rounding noise
+LEAST = 1e-6  # noise of one convolution in float32, relative to the largest output
+HALF = 2e-3  # the same in half precision
+Feeds = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outputs of two files on the same inputs.
+
+    Args:
+        error: largest difference of an output relative to its largest value.
+        noise: the same between the first file with ONNX Runtime's optimisations and without.
+        sizes: shapes of the inputs that were compared.
+        problem: why they couldn't be compared, or an empty string.
+    """
+
+    error: float
+    noise: float
+    sizes: tuple[dict[str, tuple[int, ...]], ...]
+    problem: str = ""
+
+    @property
+    def limit(self) -> float:
+        """The largest error that rounding explains."""
+        return FLOORS * self.noise
+
+    @property
+    def same(self) -> bool:
+        """Whether the files compute the same, up to rounding."""
+        return not self.problem and self.error <= self.limit
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"not compared: {self.problem}"
+        verdict = "the same function" if self.same else "another function"
+        return f"{verdict}: largest difference {self.error:.1e} of the largest output, rounding noise {self.noise:.1e}"
+
+
+def compare(first: Model, second: Any, inputs: Feeds | None = None) -> Comparison:
+    """Compare a model with another one, on given inputs or on random ones of two sizes.
+
+    Raises:
+        InputError: if the given inputs don't fit.
+    """
+    try:
+        sessions = [_session(first.proto, first, basic) for basic in (True, False)]
+        other = _session(second, first, True)
+    except _Unrunnable as error:
+        return Comparison(0.0, 0.0, (), str(error))
+    feeds = [dict(inputs)] if inputs is not None else _random(first)
+    error, noise, sizes = 0.0, HALF if _is_half(first) else LEAST, []
+    for feed in feeds:
+        try:
+            plain, fused = (session.run(None, feed) for session in sessions)
+        except Exception as failure:
+            if inputs is not None:
+                raise InputError(f"{first.name} doesn't run on these inputs: {_short(failure)}") from failure
+            continue  # a size that the network doesn't take
+        try:
+            found = other.run(None, feed)
+        except Exception as failure:
+            return Comparison(float("inf"), noise, tuple(sizes), f"the result doesn't run: {_short(failure)}")
+        noise = max(noise, _difference(plain, fused))
+        error = max(error, _difference(plain, found))
+        sizes.append({name: tuple(value.shape) for name, value in feed.items()})
+    if not sizes:
+        return Comparison(0.0, 0.0, (), "it runs on no input that was tried")
+    return Comparison(error, noise, tuple(sizes))
+
+
+class _Unrunnable(Exception):
+    """ONNX Runtime can't run a model."""
+
+
+def _session(proto: Any, model: Model, plain: bool) -> Any:
+    """Return a session of one thread; a plain one doesn't fuse."""
+    ort = library("onnxruntime", "onnx")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_DISABLE_ALL if plain else level.ORT_ENABLE_ALL
+    try:
+        return ort.InferenceSession(_loadable(proto, model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _Unrunnable(f"ONNX Runtime can't run it: {_short(error)}") from error
+
+
+def _loadable(proto: Any, model: Model) -> bytes:
+    """Return a model with all weights in it."""
+    onnx = library("onnx", "onnx")
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        whole = onnx.ModelProto()
+        whole.CopyFrom(proto)
+        onnx.load_external_data_for_model(whole, str(model.directory))
+        proto = whole
+    return proto.SerializeToString()  # type: ignore[no-any-return]
+
+
+def _random(model: Model) -> list[dict[str, Any]]:
+    """Return inputs of several sizes: normal noise, and small numbers for integers."""
+    onnx = library("onnx", "onnx")
+    generator, found = np.random.default_rng(0), []
+    constant = {t.name for t in model.proto.graph.initializer} if model.proto.ir_version < 4 else set()
+    for run in range(len(BATCHES)):
+        shapes = sizes_of_inputs(model.proto, run)
+        feed: dict[str, Any] = {}
+        for value in model.proto.graph.input:
+            if value.name in constant:
+                continue
+            shape = shapes[value.name]
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            if np.dtype(dtype).kind == "f":
+                feed[value.name] = generator.standard_normal(shape or ()).astype(dtype)
+            elif np.dtype(dtype).kind == "b":
+                feed[value.name] = np.ones(shape or (), dtype)
+            else:
+                feed[value.name] = generator.integers(0, 3, shape or ()).astype(dtype)
+        if all(any(feed[n].shape != other[n].shape for n in feed) for other in found):
+            found.append(feed)
+    return found
+
+
+def _difference(first: list[Any], second: list[Any]) -> float:
+    """Return the largest difference of an output relative to its largest value."""
+    worst = 0.0
+    for a, b in zip(first, second, strict=True):
+        if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub":
+            continue
+        if a.shape != b.shape:
+            return float("inf")
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+            return float("inf")
+        a, b = np.nan_to_num(a, posinf=0, neginf=0), np.nan_to_num(b, posinf=0, neginf=0)
+        largest = float(np.abs(a).max(initial=0.0))
+        worst = max(worst, float(np.abs(a - b).max(initial=0.0)) / max(largest, 1e-12))
+    return worst
+
+
+def _is_half(model: Model) -> bool:
+    return any(t.data_type in (10, 16) for t in model.proto.graph.initializer)
+
+
+def _short(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200]

@@ -1,0 +1,92 @@
+"""Shapes of the values of an ONNX graph, for inputs of two sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unbranch.extras import library
+from unbranch.onnx.files import Model, without_weights
+
+BATCHES = (2, 3, 1)
+SIDES = ((96, 160, 128), (128, 192, 96), (64, 224, 32), (192, 288, 64))
+"""Sizes of axes that depend on the input, in three runs, of which the last is for the proof alone: multiples of 32, so
+that sizes that are halved and doubled again stay equal, and different in all axes of one input."""
+
+
+@dataclass(frozen=True, eq=False)
+class Type:
+    """Element type and shape of a value; the shape is None if it isn't known."""
+
+    element: int
+    shape: tuple[int, ...] | None
+
+
+Types = dict[str, Type]
+
+
+def types_at_two_sizes(model: Model) -> tuple[Types, Types]:
+    """Return the types of all values by name, with the symbolic axes of the inputs at two sizes."""
+    first, second = (_inferred(model, run) for run in (0, 1))
+    return first, second
+
+
+def sizes_of_inputs(proto: Any, run: int) -> dict[str, tuple[int, ...] | None]:
+    """Return the shapes of the inputs in one of three runs, None where the rank isn't known.
+
+    An axis with a name has the same size everywhere; the first axis is taken to be the batch.
+    """
+    named: dict[str, int] = {}
+    found: dict[str, tuple[int, ...] | None] = {}
+    for value in proto.graph.input:
+        if not value.type.tensor_type.HasField("shape"):
+            found[value.name] = None
+            continue
+        sizes = []
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                sizes.append(int(dim.dim_value))
+                continue
+            size = BATCHES[run] if axis == 0 else SIDES[(axis - 1) % len(SIDES)][run]
+            sizes.append(named.setdefault(dim.dim_param, size) if dim.dim_param else size)
+        found[value.name] = tuple(sizes)
+    return found
+
+
+def _inferred(model: Model, run: int) -> Types:
+    onnx = library("onnx", "onnx")
+    light = without_weights(model.proto)
+    sizes = sizes_of_inputs(light, run)
+    del light.graph.value_info[:]  # it may have the names of axes that are numbers here
+    for value in light.graph.input:
+        shape = sizes[value.name]
+        if shape is not None:
+            _set_shape(value, shape)
+    for value in light.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    except Exception:  # a shape that contradicts another: what is known without it
+        return _given(model.proto)
+    graph = light.graph
+    found = {v.name: _type_of(v) for v in (*graph.input, *graph.value_info, *graph.output)}
+    return found | {t.name: Type(t.data_type, tuple(t.dims)) for t in model.proto.graph.initializer}
+
+
+def _given(proto: Any) -> Types:
+    graph = proto.graph
+    found = {v.name: Type(v.type.tensor_type.elem_type, None) for v in (*graph.input, *graph.output)}
+    return found | {t.name: Type(t.data_type, tuple(t.dims)) for t in graph.initializer}
+
+
+def _set_shape(value: Any, shape: tuple[int, ...]) -> None:
+    value.type.tensor_type.shape.ClearField("dim")
+    for size in shape:
+        value.type.tensor_type.shape.dim.add().dim_value = size
+
+
+def _type_of(value: Any) -> Type:
+    tensor = value.type.tensor_type
+    dims = tensor.shape.dim
+    known = tensor.HasField("shape") and all(d.HasField("dim_value") and d.dim_value >= 0 for d in dims)
+    return Type(tensor.elem_type, tuple(int(d.dim_value) for d in dims) if known else None)

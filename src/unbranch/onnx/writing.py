@@ -1,0 +1,223 @@
+"""Write a plan back into the graph that it was made for: everything that isn't merged stays as it was."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from unbranch.convert.plan.plan import Merge
+from unbranch.errors import InternalError
+from unbranch.extras import library
+from unbranch.onnx.emit import Emitter
+from unbranch.onnx.files import Model
+from unbranch.onnx.layers import output_of
+from unbranch.onnx.planning import GraphPlan
+from unbranch.onnx.tracing import NODE, READ, VALUE, captured
+
+
+class Writer:
+    """Writes one plan.
+
+    Args:
+        model: as it was read.
+        planned: its plan.
+    """
+
+    def __init__(self, model: Model, planned: GraphPlan) -> None:
+        self._model, self._plan, self._trace = model, planned, planned.trace
+        graph = model.proto.graph
+        taken = {v.name for v in (*graph.input, *graph.output, *graph.initializer)}
+        for node in graph.node:
+            taken |= {node.name, *node.input, *node.output, *captured(node)}
+        self._emit = Emitter(model.opset, taken)
+        self._merges = {merge.target: merge for merge in planned.plan.merges}
+        self._names: dict[fx.Node, str] = {}
+
+    def written(self) -> Any:
+        """Return the new model."""
+        onnx = library("onnx", "onnx")
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._model.proto)
+        nodes = self._ordered()
+        graph = proto.graph
+        del graph.node[:]
+        graph.node.extend(nodes)
+        self._clean(proto)
+        return proto
+
+    def _needed(self) -> set[fx.Node]:
+        """Return the nodes of the trace whose values must be computed."""
+        (output,) = (node for node in self._trace.graph.nodes if node.op == "output")
+        found: set[fx.Node] = set()
+        stack = list(output.all_input_nodes)
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                merge = self._merges.get(node)
+                stack += node.all_input_nodes if merge is None else [merge.root]
+        return found
+
+    def _name(self, node: fx.Node) -> str:
+        """Return the name of a value in the file; what a pass has added gets a new one."""
+        if node not in self._names:
+            known = node.meta.get(VALUE)
+            self._names[node] = self._emit.free_name(f"{node.name}/value") if known is None else known
+        return self._names[node]
+
+    def _nodes_for(self, node: fx.Node) -> Iterator[Any]:
+        """Yield the operators that compute one value."""
+        merge = self._merges.get(node)
+        if merge is not None:
+            yield from self._merged(merge)
+        elif node.op in ("placeholder", "get_attr") or _is_output_of_several(node):
+            return
+        elif node.meta.get(NODE) is not None:
+            yield from self._kept(node)
+        else:
+            yield from self._added(node)
+
+    def _merged(self, merge: Merge) -> Iterator[Any]:
+        before = len(self._emit.nodes)
+        built = self._plan.built[merge]
+        known = self._trace.known(merge.root)
+        rank = known[0].dim() if known is not None else None
+        self._emit.layer(built.layer, self._name(merge.root), self._name(merge.target), rank, built.dtype)
+        yield from self._emit.nodes[before:]
+
+    def _kept(self, node: fx.Node) -> Iterator[Any]:
+        """Yield the original operator, with other names of inputs if a pass has changed what it reads."""
+        original = self._model.proto.graph.node[node.meta[NODE]]
+        was, now = _nodes_in(node.meta[READ]), _nodes_in(node.args)
+        if was == now and not self._elsewhere(node):
+            yield original
+            return
+        if len(was) != len(now):
+            yield from self._added(node)
+            return
+        changed = library("onnx", "onnx").NodeProto()
+        changed.CopyFrom(original)
+        renamed = {a.meta[VALUE]: self._name(b) for a, b in zip(was, now, strict=True) if a is not b}
+        del changed.input[:]
+        changed.input.extend(renamed.get(name, name) for name in original.input)
+        elsewhere = self._elsewhere(node)
+        for j, name in enumerate(original.output):
+            if name in elsewhere:
+                changed.output[j] = self._emit.free_name(f"{name}/unused")
+        yield changed
+
+    def _elsewhere(self, node: fx.Node) -> set[str]:
+        """Return those of several outputs that a merged layer computes."""
+        return {u.meta[VALUE] for u in node.users if _is_output_of_several(u) and u in self._merges and VALUE in u.meta}
+
+    def _added(self, node: fx.Node) -> Iterator[Any]:
+        """Yield operators for what a pass has added."""
+        before = len(self._emit.nodes)
+        names = [self._name(n) for n in node.all_input_nodes]
+        if node.target is operator.add and len(_nodes_in(node.args)) == 2:
+            self._emit.operator("Add", [self._name(n) for n in _nodes_in(node.args)], self._name(node))
+        elif node.target is torch.reshape and isinstance(node.args[1], tuple | list):
+            sizes = self._emit.value(torch.tensor(list(node.args[1])), f"{self._name(node)}/shape", torch.int64)  # type: ignore[arg-type]
+            self._emit.operator("Reshape", [names[0], sizes], self._name(node))
+        else:
+            raise InternalError(f"no operator of ONNX for {node.target}")
+        yield from self._emit.nodes[before:]
+
+    def _aliases(self, nodes: list[Any]) -> list[Any]:
+        """Return identities for outputs whose value has another name now."""
+        (output,) = (node for node in self._trace.graph.nodes if node.op == "output")
+        wanted = [value.name for value in self._model.proto.graph.output]
+        found = []
+        for name, node in zip(wanted, _nodes_in(output.args), strict=True):
+            if node.op != "get_attr" and self._name(node) != name:
+                before = len(self._emit.nodes)
+                self._emit.operator("Identity", [self._name(node)], name)
+                found += self._emit.nodes[before:]
+        missing = {n for node in nodes for n in captured(node)} - {n for node in nodes for n in node.output}
+        computed = {n for node in self._model.proto.graph.node for n in node.output if node.op_type != "Constant"}
+        if lost := missing & computed - set(self._constant_names()):
+            raise InternalError(f"a subgraph reads {sorted(lost)[0]!r}, which was merged")
+        return found
+
+    def _constant_names(self) -> Iterable[str]:
+        for node in self._trace.graph.nodes:
+            if node.op == "get_attr" and VALUE in node.meta:
+                yield node.meta[VALUE]
+
+    def _ordered(self) -> list[Any]:
+        """Return all operators in their old order, new ones where the operator was whose value they compute."""
+        needed, place = self._needed(), -1
+        found: list[tuple[int, Any]] = []
+        for node in self._trace.graph.nodes:
+            if node in needed:
+                place = max(place, self._place(node))
+                found += [(place, operator_) for operator_ in self._nodes_for(node)]
+        found += [(len(self._model.proto.graph.node), alias) for alias in self._aliases([n for _, n in found])]
+        return [node for _, node in sorted([*self._constants(found), *found], key=lambda item: item[0])]
+
+    def _place(self, node: fx.Node) -> int:
+        index = node.meta.get(NODE)
+        return -1 if index is None else int(index)
+
+    def _constants(self, nodes: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+        """Return the operators that compute the constants which others read, at their places."""
+        graph = self._model.proto.graph
+        made = {name: (j, node) for j, node in enumerate(graph.node) for name in node.output if name}
+        have = {name for _, node in nodes for name in node.output}
+        stack = [name for _, node in nodes for name in (*node.input, *captured(node))]
+        stack += [value.name for value in graph.output]
+        found: dict[int, Any] = {}
+        while stack:
+            name = stack.pop()
+            if name in have or name not in made or made[name][0] in found:
+                continue
+            place, node = made[name]
+            found[place] = node
+            stack += [*node.input, *captured(node)]
+        return list(found.items())
+
+    def _clean(self, proto: Any) -> None:
+        """Remove initialisers, inputs of old models and descriptions that belong to nothing now."""
+        graph = proto.graph
+        read = {n for node in graph.node for n in (*node.input, *captured(node))} | {v.name for v in graph.output}
+        before = {tensor.name for tensor in graph.initializer}
+        required = {v.name for v in graph.input}
+        old = proto.ir_version < 4
+        kept = [t for t in graph.initializer if t.name in read or (t.name in required and not old)]
+        unused = before - {t.name for t in kept}
+        _replace(graph.initializer, [*kept, *self._emit.initializers])
+        if old:
+            helper = library("onnx", "onnx").helper
+            given = [v for v in graph.input if v.name not in unused]
+            new = [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in self._emit.initializers]
+            _replace(graph.input, [*given, *new])
+        values = read | {n for node in graph.node for n in node.output}
+        _replace(graph.value_info, [v for v in graph.value_info if v.name in values])
+        _replace(graph.quantization_annotation, [q for q in graph.quantization_annotation if q.tensor_name in values])
+
+
+def _replace(field: Any, values: Iterable[Any]) -> None:
+    values = list(values)
+    copies = []
+    for value in values:
+        copy = type(value)()
+        copy.CopyFrom(value)
+        copies.append(copy)
+    del field[:]
+    field.extend(copies)
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    """Return the nodes in arguments, in order, as often as they are there."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, found.append)
+    return found
+
+
+def _is_output_of_several(node: fx.Node) -> bool:
+    """Whether a value is one of several outputs of an operator."""
+    return node.target is output_of or (node.target is operator.getitem and not isinstance(node.args[1], tuple))
