@@ -22,6 +22,7 @@ FLOORS = (
     ("graph",),
     ("rules",),
     ("convert",),
+    ("onnx",),
     ("blocks",),
     ("models",),
     ("weights",),
@@ -38,7 +39,7 @@ FLOORS = (
 )
 # The same inside convert: the steps of a conversion in their order, between files that all use and those that use all.
 STEPS = (
-    ("lines", "reasons", "statistics"),
+    ("formats", "lines", "reasons", "statistics"),
     ("report",),
     ("faults",),
     ("source",),

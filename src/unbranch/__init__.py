@@ -6,7 +6,7 @@ Exact structural re-parameterization for any PyTorch network.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from unbranch import blocks, prune
+from unbranch import blocks, onnx, prune
 from unbranch.algebra import ConvMap, GridMap
 from unbranch.blocks import fuse_branches_in_training
 from unbranch.channels_last import SafeChannelsLast
@@ -83,6 +83,7 @@ __all__ = [
     "list_models",
     "load",
     "load_checkpoint",
+    "onnx",
     "prune",
     "quantize",
     "register_method",

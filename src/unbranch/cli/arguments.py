@@ -30,7 +30,8 @@ Network = Annotated[
     str,
     typer.Argument(
         metavar="NETWORK",
-        help="A name, timm:NAME, torchvision:NAME, package.module:factory, or a .safetensors file of Unbranch.",
+        help="A name, timm:NAME, torchvision:NAME, package.module:factory, a .safetensors file of Unbranch, or an "
+        ".onnx file.",
     ),
 ]
 Weights = Annotated[

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from torch import nn
 
+from unbranch.cli import onnx_files
 from unbranch.cli.app import app
 from unbranch.cli.arguments import (
     AsJson,
@@ -39,12 +40,15 @@ from unbranch.weights import is_self_describing, load, save
     epilog="""Examples:\n
   unbranch collapse timm:repvgg_a0 -o net.safetensors --weights a0.pth\n
   unbranch collapse torchvision:resnet18 -o net.safetensors --onnx net.onnx\n
-  unbranch collapse my.models:make -o net.safetensors --option width=32""",
+  unbranch collapse my.models:make -o net.safetensors --option width=32\n
+  unbranch collapse model.onnx -o plain.onnx""",
 )
 @report_errors
 def collapse_command(
     network: Network,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File for the plain network, .safetensors.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File for the plain network, .safetensors; of an ONNX file, .onnx.")
+    ],
     weights: Weights = None,
     onnx: Annotated[Path | None, typer.Option(help="Write an ONNX file as well.")] = None,
     input_size: Size = None,
@@ -53,6 +57,10 @@ def collapse_command(
     as_json: AsJson = False,
 ) -> None:
     """Collapse a network and write the plain one."""
+    if onnx_files.is_file(network):
+        onnx_files.refuse(weights=weights, onnx=onnx, input_size=input_size, option=option)
+        onnx_files.collapse_file(network, output, strict, as_json)
+        return
     require_safetensors(output)
     if onnx is not None:
         require_onnx()
@@ -73,7 +81,8 @@ def collapse_command(
     "explain",
     epilog="""Examples:\n
   unbranch explain timm:repghostnet_100\n
-  unbranch explain timm:fastvit_t8 --json > fastvit.json""",
+  unbranch explain timm:fastvit_t8 --json > fastvit.json\n
+  unbranch explain model.onnx""",
 )
 @report_errors
 def explain_command(
@@ -84,6 +93,10 @@ def explain_command(
     as_json: AsJson = False,
 ) -> None:
     """Show what collapse would merge, what it would skip and why, and what that saves; write nothing."""
+    if onnx_files.is_file(network):
+        onnx_files.refuse(weights=weights, input_size=input_size, option=option)
+        onnx_files.explain_file(network, as_json)
+        return
     model, example = load_network(network, weights, input_size, option)
     print_result(explain(model, example).report, as_json)
 
@@ -133,7 +146,8 @@ def expand_command(
     epilog="""Examples:\n
   unbranch verify timm:mobileone_s1\n
   unbranch verify timm:repvgg_a0 net.safetensors --weights a0.pth\n
-  unbranch verify my.models:old my.models:new --weights a.pth --other-weights b.pth""",
+  unbranch verify my.models:old my.models:new --weights a.pth --other-weights b.pth\n
+  unbranch verify model.onnx plain.onnx --data photos""",
 )
 @report_errors
 def verify_command(
@@ -148,6 +162,7 @@ def verify_command(
     other_weights: Annotated[Path | None, typer.Option(help="Weights of OTHER, if that is a network.")] = None,
     input_size: Size = None,
     option: Options = None,
+    data: Annotated[Path | None, typer.Option(help="For ONNX files: a folder of images. Default: random.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that a network and its collapsed form, or another network, compute the same function.
@@ -155,6 +170,13 @@ def verify_command(
     Without weights, batch norms get random statistics, since initial ones would hide a wrong merge. The exit code is
     1 if the two differ.
     """
+    if onnx_files.is_file(network):
+        onnx_files.refuse(weights=weights, other_weights=other_weights, input_size=input_size, option=option)
+        if not onnx_files.verify_files(network, other, data, as_json):
+            raise typer.Exit(1)
+        return
+    if data is not None:
+        raise InputError("--data is for ONNX files; a network of PyTorch is compared on random images")
     loaded = load_network(network, weights, input_size, option)
     if weights is None and other is None:
         randomise_statistics(loaded.model)

@@ -9,6 +9,7 @@ from torch import nn
 
 from unbranch.convert.attempt import Attempt
 from unbranch.convert.faults import Fault, as_errors, warn_of
+from unbranch.convert.formats import format_of
 from unbranch.convert.prove.forwards import Forwards
 from unbranch.convert.prove.inputs import as_inputs, sizes_of
 from unbranch.convert.prove.merged_layers import Built
@@ -64,7 +65,7 @@ def collapse(model: nn.Module, example_input: Any = None, *, strict: bool = Fals
     ``training_only``.
 
     Args:
-        model: any module, in training or evaluation mode.
+        model: any module, in training or evaluation mode; or an ONNX file, see ``unbranch.onnx.collapse``.
         example_input: a tensor, or a tuple of the forward's arguments. With it the network as a whole is checked,
             too, and the report counts multiply-accumulates and launches.
         strict: raise if a merge was skipped because it isn't exact.
@@ -97,6 +98,8 @@ def explain(model: nn.Module, example_input: Any = None) -> Conversion:
     Returns:
         The conversion: its ``report``, which prints as a table, and ``apply()``, which returns the network.
     """
+    if (other := format_of(model)) is not None:
+        return other.explain(model, example_input)  # type: ignore[no-any-return]
     network = _readable(model)
     inputs = None if example_input is None else as_inputs(example_input)
     with as_errors(), without_side_effects(network):

@@ -1,8 +1,8 @@
 """Borders that are the value of a bias: ``pad(y − c) + c`` pads y with c.
 
-So exporters write the border of blocks such as DBB's, where a norm's output for zero surrounds its output. In the file,
-c and the bias of y have been rounded separately, so they differ in the last bits of their type. The border is taken to be
-the bias if the difference is that small; the comparison of the whole files covers it.
+So exporters write the border of blocks such as DBB's, where a norm's output for zero surrounds its output. In the
+file, c and the bias of y have been rounded separately, so they differ in the last bits of their type. The border is
+taken to be the bias if the difference is that small; the comparison of the whole files covers it.
 """
 
 from __future__ import annotations
@@ -86,4 +86,3 @@ def _settle(trace: Trace, interpretation: Interpretation, node: fx.Node) -> None
         if bool(((bias - value.flatten()).abs() <= allowed).all()):
             setattr(trace.module, name, bias.reshape(value.shape))
             return
-

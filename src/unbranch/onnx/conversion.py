@@ -29,12 +29,12 @@ class OnnxConversion(Reporting):
     """
 
     def __init__(self, report: Report, model: Any, comparison: Comparison) -> None:
-        self.report, self.comparison, self._model = report, comparison, model
+        self.report, self.comparison, self._network = report, comparison, model
 
     def apply(self) -> Any:
         """Return the collapsed ``onnx.ModelProto``; a new one each time."""
-        copy = type(self._model)()
-        copy.CopyFrom(self._model)
+        copy = type(self._network)()
+        copy.CopyFrom(self._network)
         return copy
 
 
@@ -61,7 +61,7 @@ def collapse(source: Any, inputs: Feeds | None = None, *, strict: bool = False) 
     conversion = explain(source, inputs)
     if strict:
         conversion.report.require_all()
-    return conversion._model
+    return conversion._network
 
 
 def explain(source: Any, inputs: Feeds | None = None) -> OnnxConversion:
@@ -76,7 +76,7 @@ def explain(source: Any, inputs: Feeds | None = None) -> OnnxConversion:
         report = _report(model, planned, written)
     comparison = compare(model, written, inputs)
     if not comparison.same and (not comparison.problem or comparison.error > 0):
-        raise DifferenceError(f"{model.name}: ONNX Runtime computes {comparison}")
+        raise DifferenceError(f"{model.name}: in ONNX Runtime, the result is {comparison.summary}")
     return OnnxConversion(report, written, comparison)
 
 

@@ -36,7 +36,7 @@ class Emitter:
 
     def layer(self, module: nn.Module, source: str, target: str, rank: int | None, dtype: torch.dtype) -> None:
         """Write operators that compute ``target`` from ``source``, a value of some rank."""
-        steps = list(module.children()) if isinstance(module, nn.Sequential) else [module]
+        steps: list[Any] = list(module.children()) if isinstance(module, nn.Sequential) else [module]
         names = [source, *(self.free_name(f"{target}/{j}") for j in range(len(steps) - 1)), target]
         if len(steps) == 2 and isinstance(steps[0], nn.ZeroPad1d | nn.ZeroPad2d | nn.ZeroPad3d):
             pairs = first_axis_first(steps[0].padding)
@@ -46,7 +46,7 @@ class Emitter:
         for step, before, after in zip(steps, names[:-1], names[1:], strict=True):
             self._step(step, before, after, rank if step is steps[0] else 2, dtype)
 
-    def _step(self, step: nn.Module, source: str, target: str, rank: int | None, dtype: torch.dtype) -> None:
+    def _step(self, step: Any, source: str, target: str, rank: int | None, dtype: torch.dtype) -> None:
         if isinstance(step, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             if step.padding_mode != "zeros":
                 lo, hi = padding_amounts(step.padding, step.dilation, step.kernel_size)
@@ -135,7 +135,9 @@ class Emitter:
 
     def _add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
         helper = library("onnx", "onnx").helper
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=self.free_name(f"{output}/{kind}"), **attributes))
+        self.nodes.append(
+            helper.make_node(kind, inputs, [output], name=self.free_name(f"{output}/{kind}"), **attributes)
+        )
 
     def free_name(self, wanted: str) -> str:
         """Return a name that the model doesn't have yet, and take it."""

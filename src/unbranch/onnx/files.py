@@ -89,7 +89,9 @@ def _check(onnx: Any, model: Model) -> None:
         raise UnsupportedError(f"{model.name} uses opset {model.opset}, the oldest that can be read is {OLDEST_OPSET}")
     newest = onnx.defs.onnx_opset_version()
     if model.opset > newest:
-        raise UnsupportedError(f"{model.name} uses opset {model.opset}, the newest that onnx {onnx.__version__} knows is {newest}")
+        raise UnsupportedError(
+            f"{model.name} uses opset {model.opset}, the newest that onnx {onnx.__version__} knows is {newest}"
+        )
     try:
         checkable = without_weights(proto)
         onnx.checker.check_model(checkable)
@@ -108,7 +110,8 @@ def _check_size(onnx: Any, tensor: Any, model: Model) -> None:
     expected = _bytes_of(onnx, tensor)
     if expected is not None and expected != len(tensor.raw_data):
         raise InputError(
-            f"{model.name}: the initialiser {tensor.name!r} has {len(tensor.raw_data)} bytes, but its shape needs {expected}"
+            f"{model.name}: the initialiser {tensor.name!r} has {len(tensor.raw_data)} bytes, "
+            f"but its shape needs {expected}"
         )
 
 
@@ -153,7 +156,7 @@ def external_path(tensor: Any, model: Model) -> Path:
     needed = _bytes_of(onnx, tensor)
     if offset < 0 or length < 0 or offset + length > size or (needed is not None and length != needed):
         raise InputError(f"{model.name}: {location!r} doesn't have the weights {tensor.name!r} of this shape")
-    return place
+    return Path(place)
 
 
 def tensors_of(proto: Any) -> list[Any]:

@@ -58,13 +58,11 @@ class Conv(nn.Module):
 
     @property
     def ndim(self) -> int:
-        return self.weight.dim() - 2
+        return int(self.weight.dim()) - 2
 
     def forward(self, x: Tensor) -> Tensor:
         x = _zero_padded(x, self.lo, self.hi)
-        return CONV_FUNCTIONS[self.ndim](  # type: ignore[no-any-return]
-            x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-        )
+        return CONV_FUNCTIONS[self.ndim](x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 class ConvTranspose(nn.Module):
@@ -85,7 +83,7 @@ class ConvTranspose(nn.Module):
         self.groups, self.dilation = groups, tuple(dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return TRANSPOSED[self.weight.dim() - 2](  # type: ignore[no-any-return]
+        return TRANSPOSED[self.weight.dim() - 2](
             x, self.weight, self.bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
         )
 
@@ -107,7 +105,7 @@ class AveragePool(nn.Module):
         self.lo, self.hi = tuple(lo), tuple(hi)
 
     def forward(self, x: Tensor) -> Tensor:
-        return POOLS[len(self.size)](_zero_padded(x, self.lo, self.hi), self.size, self.stride)  # type: ignore[no-any-return]
+        return POOLS[len(self.size)](_zero_padded(x, self.lo, self.hi), self.size, self.stride)
 
 
 @register_rule(Conv, kind="linear", layer_input=lambda m: LayerInput(m.weight.shape[1] * m.groups, m.ndim))
@@ -153,7 +151,8 @@ def output_of(values: Sequence[Any], index: int) -> Any:
 def _total(*values: Any) -> Affine:
     if not all(isinstance(v, Affine) for v in values):
         raise NotAffineError("a sum with something that isn't linear in the input")
-    return values[0].plus(*values[1:]) if len(values) > 1 else values[0]  # type: ignore[no-any-return]
+    first: Affine = values[0]
+    return first.plus(*values[1:]) if len(values) > 1 else first
 
 
 @register_rule(channels_at, kind="view")

@@ -82,9 +82,9 @@ def reshape(op: Operator) -> fx.Node | None:
     if all(a[0] == b[0] for a, b in zip(after, before, strict=True)) and first[1:] == second[1:] and len(first) > 1:
         return op.graph.function(torch.reshape, x, (-1, *first[1:]))
     start = next((j for j in range(len(first)) if not _same_axis(before, after, j)), len(first) - 1)
-    if len(first) == start + 1 < len(before[0]):
-        if all(prod(b[start:]) == a[start] for a, b in zip(after, before, strict=True)):
-            return op.graph.function(torch.flatten, x, start)
+    joins = all(prod(b[start:]) == a[start] for a, b in zip(after, before, strict=True))
+    if joins and len(first) == start + 1 < len(before[0]):
+        return op.graph.function(torch.flatten, x, start)
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from unbranch.errors import InputError
 from unbranch.extras import library
 from unbranch.onnx.files import Model
 from unbranch.onnx.shapes import BATCHES, sizes_of_inputs
+from unbranch.render import Block, Paragraph, Renderable
 
 FLOORS = 4  # an honest difference is at most so many times the rounding noise
 LEAST = 1e-6  # noise of one convolution in float32, relative to the largest output
@@ -20,7 +21,7 @@ Feeds = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Renderable):
     """Outputs of two files on the same inputs.
 
     Args:
@@ -45,11 +46,28 @@ class Comparison:
         """Whether the files compute the same, up to rounding."""
         return not self.problem and self.error <= self.limit
 
-    def __str__(self) -> str:
+    @property
+    def ok(self) -> bool:
+        """The same as ``same``."""
+        return self.same
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
         if self.problem:
             return f"not compared: {self.problem}"
         verdict = "the same function" if self.same else "another function"
         return f"{verdict}: largest difference {self.error:.1e} of the largest output, rounding noise {self.noise:.1e}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the verdict as plain values."""
+        return {**super().to_dict(), "same": self.same}
+
+    def blocks(self) -> Iterable[Block]:
+        """The verdict, and the sizes of the inputs."""
+        yield Paragraph(self.summary, "bold")
+        for sizes in self.sizes:
+            yield Paragraph(", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in sizes.items()))
 
 
 def compare(first: Model, second: Any, inputs: Feeds | None = None) -> Comparison:
@@ -64,7 +82,8 @@ def compare(first: Model, second: Any, inputs: Feeds | None = None) -> Compariso
     except _Unrunnable as error:
         return Comparison(0.0, 0.0, (), str(error))
     feeds = [dict(inputs)] if inputs is not None else _random(first)
-    error, noise, sizes = 0.0, HALF if _is_half(first) else LEAST, []
+    worst, noise = 0.0, HALF if _is_half(first) else LEAST
+    sizes: list[dict[str, tuple[int, ...]]] = []
     for feed in feeds:
         try:
             plain, fused = (session.run(None, feed) for session in sessions)
@@ -77,11 +96,11 @@ def compare(first: Model, second: Any, inputs: Feeds | None = None) -> Compariso
         except Exception as failure:
             return Comparison(float("inf"), noise, tuple(sizes), f"the result doesn't run: {_short(failure)}")
         noise = max(noise, _difference(plain, fused))
-        error = max(error, _difference(plain, found))
+        worst = max(worst, _difference(plain, found))
         sizes.append({name: tuple(value.shape) for name, value in feed.items()})
     if not sizes:
         return Comparison(0.0, 0.0, (), "it runs on no input that was tried")
-    return Comparison(error, noise, tuple(sizes))
+    return Comparison(worst, noise, tuple(sizes))
 
 
 class _Unrunnable(Exception):
@@ -116,7 +135,8 @@ def _loadable(proto: Any, model: Model) -> bytes:
 def _random(model: Model) -> list[dict[str, Any]]:
     """Return inputs of several sizes: normal noise, and small numbers for integers."""
     onnx = library("onnx", "onnx")
-    generator, found = np.random.default_rng(0), []
+    generator = np.random.default_rng(0)
+    found: list[dict[str, Any]] = []
     constant = {t.name for t in model.proto.graph.initializer} if model.proto.ir_version < 4 else set()
     for run in range(len(BATCHES)):
         shapes = sizes_of_inputs(model.proto, run)

@@ -24,7 +24,7 @@ from unbranch.onnx.shapes import Types
 from unbranch.onnx.values import DTYPES
 
 VALUE, NODE, READ = "value", "onnx", "read"
-"""Keys of a node's ``meta``: the name of its value in the file, the index of its operator, and its arguments as read."""
+"""Keys of a node's ``meta``: its value's name in the file, the index of its operator, and its arguments as read."""
 OWN = ("", "ai.onnx")
 
 
@@ -99,7 +99,7 @@ class GraphReader:
     # --- nodes
 
     def _read_node(self, node: Any) -> None:
-        names = [name for name in node.output]
+        names = list(node.output)
         found = self._understood(node)
         if found is None:
             found = self._opaque(node)
@@ -151,7 +151,8 @@ class GraphReader:
         return node
 
     def _first(self) -> fx.Node:
-        return next(iter(self.fx.nodes))
+        first: fx.Node = next(iter(self.fx.nodes))
+        return first
 
     def _module(self, name: str, module: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
         path = _free(re.sub(r"\.", "_", name) or "operator", self.root)

@@ -121,7 +121,7 @@ class Writer:
         if node.target is operator.add and len(_nodes_in(node.args)) == 2:
             self._emit.operator("Add", [self._name(n) for n in _nodes_in(node.args)], self._name(node))
         elif node.target is torch.reshape and isinstance(node.args[1], tuple | list):
-            sizes = self._emit.value(torch.tensor(list(node.args[1])), f"{self._name(node)}/shape", torch.int64)  # type: ignore[arg-type]
+            sizes = self._emit.value(torch.tensor(list(node.args[1])), f"{self._name(node)}/shape", torch.int64)
             self._emit.operator("Reshape", [names[0], sizes], self._name(node))
         else:
             raise InternalError(f"no operator of ONNX for {node.target}")

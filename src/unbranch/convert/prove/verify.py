@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from unbranch.convert.faults import as_errors
+from unbranch.convert.formats import format_of
 from unbranch.convert.prove.distance import Distance, Kind, Output, kinds_of, outputs_of, relative_error
 from unbranch.convert.prove.inputs import as_inputs, input_error
 from unbranch.convert.prove.rows import distance, in_place
@@ -51,6 +52,8 @@ def verify(a: nn.Module, b: nn.Module, example_input: Any, *, tolerance: float |
     Raises:
         InputError: if a network can't run on the input, or the outputs have different structures or shapes.
     """
+    if (other := format_of(a, b)) is not None:
+        return other.verify(a, b, example_input)  # type: ignore[no-any-return]
     a, b = unwrap_model(a), unwrap_model(b)
     with as_errors(), restoring_outside(a), restoring_outside(b):
         return _verified(a, b, example_input, tolerance)
