@@ -63,6 +63,6 @@ def test_random_programs_with_conditions() -> None:
 
 @pytest.mark.slow
 @pytest.mark.sweep(1_000_000)
-@pytest.mark.parametrize("part", range(100))
+@pytest.mark.parametrize("part", range(1, 101))
 def test_many_random_programs_with_conditions(part: int) -> None:
     run(part, 50)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from unbranch.extras import library
 from unbranch.onnx.files import Model
-from unbranch.onnx.shapes import Types
-from unbranch.onnx.values import DTYPES, NUMBERS, of_array, to_array, to_tensor
+from unbranch.onnx.shapes import Types, types_at_two_sizes
+from unbranch.onnx.values import DTYPES, NUMBERS, of_array, to_array, to_proto, to_tensor
 
 FOLDED = frozenset(
     {"Abs", "Add", "Cast", "Concat", "ConstantOfShape", "Div", "Exp", "Expand", "Flatten", "Gather", "Identity", "Mul"}
@@ -18,6 +18,7 @@ FOLDED = frozenset(
     | {"Unsqueeze"}
 )
 """Operators that are computed if all their inputs are constant. QuantizeLinear and the like aren't among them."""
+SMALL = 1024  # numbers of a constant that may be a shape
 LARGEST = 1 << 26  # numbers of a computed constant
 
 
@@ -39,6 +40,11 @@ class Constants:
 
     def __contains__(self, name: str) -> bool:
         return name in self._protos or name in self._nodes
+
+    def computed(self) -> dict[str, Any]:
+        """Return small constants that operators compute, as initialisers by name."""
+        values = {name: self._values[name] for name in self._nodes}
+        return {n: to_proto(v, n) for n, v in values.items() if v is not None and v.numel() <= SMALL}
 
     def take(self, node: Any) -> bool:
         """Record the output of a node if it is constant, and return whether it is."""
@@ -84,6 +90,20 @@ class Constants:
             return _run(node, known, self._model)
         except Exception:  # an operator that the evaluator hasn't, or arguments that don't fit
             return None
+
+
+def settle(model: Model) -> tuple[Constants, tuple[Types, Types]]:
+    """Return the constants of a model and the types of its values, which follow from each other."""
+    computed: dict[str, Any] = {}
+    while True:
+        types = types_at_two_sizes(model, computed)
+        constants = Constants(model, types)
+        for node in model.proto.graph.node:
+            constants.take(node)
+        found = constants.computed()
+        if found.keys() <= computed.keys():
+            return constants, types
+        computed = found
 
 
 def _run(node: Any, values: dict[str, Tensor], model: Model) -> Tensor | None:

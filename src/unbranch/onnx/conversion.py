@@ -10,11 +10,11 @@ from unbranch.convert.faults import as_errors
 from unbranch.convert.report import Report
 from unbranch.errors import DifferenceError, InputError
 from unbranch.extras import library
+from unbranch.onnx.constants import settle
 from unbranch.onnx.costs import cost_of
 from unbranch.onnx.files import Model, read_model
 from unbranch.onnx.planning import GraphPlan, plan_graph
 from unbranch.onnx.proof import Comparison, Feeds, compare
-from unbranch.onnx.shapes import types_at_two_sizes
 from unbranch.onnx.tracing import VALUE, read_trace
 from unbranch.onnx.writing import Writer
 from unbranch.render import Reporting
@@ -68,8 +68,7 @@ def explain(source: Any, inputs: Feeds | None = None) -> OnnxConversion:
     """Return what ``collapse`` would do to an ONNX model; args and errors as there."""
     model = read_model(source)
     with as_errors():
-        types = types_at_two_sizes(model)
-        planned = plan_graph(read_trace(model, types))
+        planned = plan_graph(read_trace(model, *settle(model)))
         written = Writer(model, planned).written()
         _load_weights(written, model)
         library("onnx", "onnx").checker.check_model(_checkable(written), full_check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,14 @@ class Type:
 Types = dict[str, Type]
 
 
-def types_at_two_sizes(model: Model) -> tuple[Types, Types]:
-    """Return the types of all values by name, with the symbolic axes of the inputs at two sizes."""
-    first, second = (_inferred(model, run) for run in (0, 1))
+def types_at_two_sizes(model: Model, computed: Mapping[str, Any] | None = None) -> tuple[Types, Types]:
+    """Return the types of all values by name, with the symbolic axes of the inputs at two sizes.
+
+    Args:
+        model: the model.
+        computed: small constants as initialisers, by the names of the operators' outputs that they stand for.
+    """
+    first, second = (_inferred(model, run, computed or {}) for run in (0, 1))
     return first, second
 
 
@@ -53,10 +59,14 @@ def sizes_of_inputs(proto: Any, run: int) -> dict[str, tuple[int, ...] | None]:
     return found
 
 
-def _inferred(model: Model, run: int) -> Types:
+def _inferred(model: Model, run: int, computed: Mapping[str, Any]) -> Types:
     onnx = library("onnx", "onnx")
     light = without_weights(model.proto)
     sizes = sizes_of_inputs(light, run)
+    nodes = [node for node in light.graph.node if not computed.keys() & set(node.output)]
+    del light.graph.node[:]
+    light.graph.node.extend(nodes)
+    light.graph.initializer.extend(computed.values())
     del light.graph.value_info[:]  # it may have the names of axes that are numbers here
     for value in light.graph.input:
         shape = sizes[value.name]
@@ -70,13 +80,17 @@ def _inferred(model: Model, run: int) -> Types:
         return _given(model.proto)
     graph = light.graph
     found = {v.name: _type_of(v) for v in (*graph.input, *graph.value_info, *graph.output)}
-    return found | {t.name: Type(t.data_type, tuple(t.dims)) for t in model.proto.graph.initializer}
+    return found | _of_tensors([*model.proto.graph.initializer, *computed.values()])
+
+
+def _of_tensors(tensors: Iterable[Any]) -> Types:
+    return {tensor.name: Type(tensor.data_type, tuple(tensor.dims)) for tensor in tensors}
 
 
 def _given(proto: Any) -> Types:
     graph = proto.graph
     found = {v.name: Type(v.type.tensor_type.elem_type, None) for v in (*graph.input, *graph.output)}
-    return found | {t.name: Type(t.data_type, tuple(t.dims)) for t in graph.initializer}
+    return found | _of_tensors(graph.initializer)
 
 
 def _set_shape(value: Any, shape: tuple[int, ...]) -> None:

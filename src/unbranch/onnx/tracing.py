@@ -33,12 +33,12 @@ class GraphReader:
 
     Args:
         model: the model.
+        constants: its constants.
         types: of all values, at two sizes.
     """
 
-    def __init__(self, model: Model, types: tuple[Types, Types]) -> None:
-        self.model, self.opset, self._types = model, model.opset, types
-        self.constants = Constants(model, types)
+    def __init__(self, model: Model, constants: Constants, types: tuple[Types, Types]) -> None:
+        self.model, self.opset, self.constants, self._types = model, model.opset, constants, types
         self.root = nn.Module()
         self.fx = fx.Graph()
         self._values: dict[str, fx.Node] = {}
@@ -55,7 +55,7 @@ class GraphReader:
         self._call.args = tuple(self._values.values())
         for index, node in enumerate(graph.node):
             self._index = index
-            if not self.constants.take(node):
+            if not all(name in self.constants for name in node.output):
                 self._read_node(node)
         self._index = len(graph.node)
         outputs = tuple(self._operand(value.name) for value in graph.output)
@@ -187,10 +187,10 @@ class GraphReader:
         return None if shapes is None else tuple(torch.empty(shape, device="meta") for shape in shapes)
 
 
-def read_trace(model: Model, types: tuple[Types, Types]) -> Trace:
+def read_trace(model: Model, constants: Constants, types: tuple[Types, Types]) -> Trace:
     """Return the trace of a model's main graph."""
-    trace = GraphReader(model, types).read()
-    trace.retrace = functools.partial(read_trace, model, types)
+    trace = GraphReader(model, constants, types).read()
+    trace.retrace = functools.partial(read_trace, model, constants, types)
     return trace
 
 
