@@ -1,4 +1,8 @@
-"""Constants of an ONNX graph: initialisers, constant nodes, and what is computed from them alone."""
+"""Constants of an ONNX graph: initialisers, constant nodes, and what is computed from them and from sizes that are fixed.
+
+Exporters compute shapes, paddings and masks from the sizes of tensors. So the graph is followed at several input sizes: a
+number that is the same at all of them is a constant.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,15 @@ from torch import Tensor
 
 from unbranch.extras import library
 from unbranch.onnx.files import Model
-from unbranch.onnx.shapes import Types, types_at_two_sizes
+from unbranch.onnx.shapes import RUNS, Types, types_of
 from unbranch.onnx.values import DTYPES, NUMBERS, of_array, to_array, to_proto, to_tensor
 
-FOLDED = frozenset(
-    {"Abs", "Add", "Cast", "Concat", "ConstantOfShape", "Div", "Exp", "Expand", "Flatten", "Gather", "Identity", "Mul"}
-    | {"Neg", "Pow", "Reciprocal", "Reshape", "Shape", "Slice", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose"}
-    | {"Unsqueeze"}
-)
-"""Operators that are computed if all their inputs are constant. QuantizeLinear and the like aren't among them."""
+COMPUTES_ANEW = ("Random", "Sequence", "Optional", "Quantize", "Dequantize", "Dynamic", "String")
+"""Beginnings of the names of operators that aren't computed: those of chance, of other types, and of integer networks."""
+NOT_COMPUTED = frozenset({"If", "Loop", "Scan", "Multinomial", "Bernoulli", "NonZero", "Unique", "Dropout", "Split"})
 SMALL = 1024  # numbers of a constant that may be a shape
-LARGEST = 1 << 26  # numbers of a computed constant
+LARGEST = 1 << 24  # numbers of a computed constant
+LARGER = 16  # a computed constant has at most so many times the numbers of its inputs, unless it is small
 
 
 class Constants:
@@ -27,39 +29,20 @@ class Constants:
 
     Args:
         model: the model.
-        types: of all values, at two sizes. Shapes that are equal at both are constants.
+        types: of all values, at each size.
     """
 
-    def __init__(self, model: Model, types: tuple[Types, Types]) -> None:
+    def __init__(self, model: Model, types: tuple[Types, ...]) -> None:
         self._model, self._types = model, types
         graph = model.proto.graph
         overridable = {value.name for value in graph.input} if model.proto.ir_version >= 4 else set()
         self._protos = {t.name: t for t in graph.initializer if t.name not in overridable}
         self._nodes: dict[str, Any] = {}
         self._values: dict[str, Tensor | None] = {}
+        self._sizes: dict[str, tuple[Tensor, ...]] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._protos or name in self._nodes
-
-    def computed(self) -> dict[str, Any]:
-        """Return small constants that operators compute, as initialisers by name."""
-        values = {name: self._values[name] for name in self._nodes}
-        return {n: to_proto(v, n) for n, v in values.items() if v is not None and v.numel() <= SMALL}
-
-    def take(self, node: Any) -> bool:
-        """Record the output of a node if it is constant, and return whether it is."""
-        if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
-            return False
-        value = self._of_types(node)
-        if value is None and (
-            node.op_type == "Constant" or (node.op_type in FOLDED and all(not n or n in self for n in node.input))
-        ):
-            value = self._computed(node)
-        if value is None:
-            return False
-        self._nodes[node.output[0]] = node
-        self._values[node.output[0]] = value
-        return True
 
     def value(self, name: str) -> Tensor | None:
         """Return a constant's numbers; None if the name is of no constant, or PyTorch has no such dtype."""
@@ -67,43 +50,82 @@ class Constants:
             self._values[name] = to_tensor(self._protos[name], self._model)
         return self._values.get(name)
 
-    def _of_types(self, node: Any) -> Tensor | None:
-        """Return what follows from the types of variables: a shape, or a constant in the type of a variable."""
-        if node.op_type == "Shape" and not node.attribute:
-            first, second = (types.get(node.input[0]) for types in self._types)
-            known = first is not None and second is not None and first.shape is not None
-            return torch.tensor(first.shape) if known and first.shape == second.shape else None  # type: ignore[union-attr]
-        if node.op_type == "CastLike" and node.input[0] in self:
-            like = self._types[0].get(node.input[1])
-            value = self.value(node.input[0])
-            dtype = None if like is None else DTYPES.get(like.element)
-            return None if dtype is None or value is None else value.to(dtype)
-        return None
+    def is_computed(self, name: str) -> bool:
+        """Whether a constant is the output of an operator."""
+        return name in self._nodes
 
-    def _computed(self, node: Any) -> Tensor | None:
-        """Compute a node's output from constants."""
-        values = [self.value(name) for name in node.input if name]
-        if any(v is None or v.numel() > LARGEST for v in values):
+    def small(self, run: int) -> dict[str, Any]:
+        """Return small numbers that operators compute in one run, as initialisers by name."""
+        found = {name: self._values[name] for name in self._nodes} | {n: v[run] for n, v in self._sizes.items()}
+        return {n: to_proto(v, n) for n, v in found.items() if v is not None and v.numel() <= SMALL}
+
+    def take(self, node: Any) -> None:
+        """Record the output of a node if it is constant, or known at each size."""
+        if node.domain not in ("", "ai.onnx") or len(node.output) != 1 or not node.output[0]:
+            return
+        if not _is_computable(node) or not all(not n or self._is_known(n, node) for n in node.input):
+            return
+        depends = node.op_type == "Shape" or any(n in self._sizes for n in node.input)
+        values = []
+        for run in range(RUNS) if depends else (0,):
+            value = self._computed(node, run)
+            if value is None:
+                return
+            values.append(value)
+        name = node.output[0]
+        if all(v.dtype == values[0].dtype and v.shape == values[0].shape and v.equal(values[0]) for v in values):
+            self._nodes[name], self._values[name] = node, values[0]
+        elif max(v.numel() for v in values) <= SMALL:
+            self._sizes[name] = tuple(values)
+
+    def _is_known(self, name: str, node: Any) -> bool:
+        if node.op_type == "Shape":
+            return all((t := types.get(name)) is not None and t.shape is not None for types in self._types)
+        if node.op_type == "CastLike" and name == node.input[1] and name in self._types[0]:
+            return True
+        return name in self or name in self._sizes
+
+    def _at(self, name: str, run: int) -> Tensor | None:
+        return self._sizes[name][run] if name in self._sizes else self.value(name)
+
+    def _computed(self, node: Any, run: int) -> Tensor | None:
+        """Compute a node's output at one size."""
+        if node.op_type == "Shape":
+            known = self._types[run][node.input[0]].shape
+            assert known is not None
+            given = {a.name: a.i for a in node.attribute}
+            return torch.tensor(known[given.get("start", 0) : given.get("end", len(known))], dtype=torch.int64)
+        if node.op_type == "CastLike":
+            value, dtype = self._at(node.input[0], run), DTYPES.get(self._types[0][node.input[1]].element)
+            return None if value is None or dtype is None else value.to(dtype)
+        found = {name: self._at(name, run) for name in node.input if name}
+        known_values = {name: value for name, value in found.items() if value is not None}
+        if len(known_values) < len(found) or any(v.numel() > LARGEST for v in known_values.values()):
             return None
-        known = {n: v for n, v in zip(filter(None, node.input), values, strict=True) if v is not None}
         try:
-            return _run(node, known, self._model)
+            result = _run(node, known_values, self._model)
         except Exception:  # an operator that the evaluator hasn't, or arguments that don't fit
             return None
+        most = max(SMALL * SMALL, LARGER * sum(v.numel() for v in known_values.values()))
+        return None if result is None or result.numel() > most else result
 
 
-def settle(model: Model) -> tuple[Constants, tuple[Types, Types]]:
-    """Return the constants of a model and the types of its values, which follow from each other."""
-    computed: dict[str, Any] = {}
+def settle(model: Model) -> tuple[Constants, tuple[Types, ...]]:
+    """Return the constants of a model and the types of its values at each size, which follow from each other."""
+    known: list[dict[str, Any]] = [{}] * RUNS
     while True:
-        types = types_at_two_sizes(model, computed)
+        types = tuple(types_of(model, run, known[run]) for run in range(RUNS))
         constants = Constants(model, types)
         for node in model.proto.graph.node:
             constants.take(node)
-        found = constants.computed()
-        if found.keys() <= computed.keys():
+        found = [constants.small(run) for run in range(RUNS)]
+        if all(new.keys() <= old.keys() for new, old in zip(found, known, strict=True)):
             return constants, types
-        computed = found
+        known = found
+
+
+def _is_computable(node: Any) -> bool:
+    return node.op_type not in NOT_COMPUTED and not node.op_type.startswith(COMPUTES_ANEW)
 
 
 def _run(node: Any, values: dict[str, Tensor], model: Model) -> Tensor | None:
@@ -113,6 +135,7 @@ def _run(node: Any, values: dict[str, Tensor], model: Model) -> Tensor | None:
     helper = onnx.helper
     typed = [helper.make_tensor_value_info(n, NUMBERS[v.dtype], list(v.shape)) for n, v in values.items()]
     graph = helper.make_graph([node], "one", typed, [onnx.ValueInfoProto(name=node.output[0])])
-    whole = helper.make_model(graph, opset_imports=list(model.proto.opset_import), ir_version=model.proto.ir_version)
+    opsets = [entry for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")]
+    whole = helper.make_model(graph, opset_imports=opsets, ir_version=model.proto.ir_version)
     (array,) = reference.ReferenceEvaluator(whole).run(None, {n: to_array(v) for n, v in values.items()})
     return of_array(array)

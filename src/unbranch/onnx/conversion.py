@@ -68,7 +68,8 @@ def explain(source: Any, inputs: Feeds | None = None) -> OnnxConversion:
     """Return what ``collapse`` would do to an ONNX model; args and errors as there."""
     model = read_model(source)
     with as_errors():
-        planned = plan_graph(read_trace(model, *settle(model)))
+        constants, types = settle(model)
+        planned = plan_graph(read_trace(model, constants, types), constants)
         written = Writer(model, planned).written()
         _load_weights(written, model)
         library("onnx", "onnx").checker.check_model(_checkable(written), full_check=True)

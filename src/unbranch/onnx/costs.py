@@ -7,7 +7,7 @@ from typing import Any
 
 from unbranch.convert.report import NetworkCost
 from unbranch.onnx.files import Model
-from unbranch.onnx.shapes import Types, types_at_two_sizes
+from unbranch.onnx.shapes import Types, types_of
 
 VIEWS = frozenset(
     {"Constant", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Unsqueeze", "Dropout", "ConstantOfShape"}
@@ -21,7 +21,7 @@ KINDS = {
 
 def cost_of(proto: Any, types: Types | None = None) -> NetworkCost:
     """Return the cost of a model's main graph, for inputs of the first size."""
-    types = types or types_at_two_sizes(Model(proto, None, "the model"))[0]
+    types = types or types_of(Model(proto, None, "the model"))
     read = {name for node in proto.graph.node for name in node.input}
     params = sum(prod(t.dims) for t in proto.graph.initializer if t.name in read and t.data_type in (1, 10, 11, 16))
     kinds = [node.op_type for node in proto.graph.node]

@@ -79,7 +79,10 @@ def reshape(op: Operator) -> fx.Node | None:
     if x is None or before is None or after is None or not before[0] or not after[0]:
         return None
     first, second = after
-    if all(a[0] == b[0] for a, b in zip(after, before, strict=True)) and first[1:] == second[1:] and len(first) > 1:
+    if first[1:] == second[1:] and len(first) > 1 and prod(first[1:]):
+        joined = len(before[0]) - len(first)
+        if first[0] != before[0][0] and joined > 0 and all(b[joined + 1 :] == first[1:] for b in before):
+            return op.graph.function(torch.flatten, x, 0, joined)
         return op.graph.function(torch.reshape, x, (-1, *first[1:]))
     start = next((j for j in range(len(first)) if not _same_axis(before, after, j)), len(first) - 1)
     joins = all(prod(b[start:]) == a[start] for a, b in zip(after, before, strict=True))

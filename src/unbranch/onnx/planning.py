@@ -14,6 +14,7 @@ from unbranch.convert.prove.merged_layers import IN_FLOAT64, Built, build
 from unbranch.convert.rewrite.placement import PlacementError
 from unbranch.convert.trace.trace import Trace
 from unbranch.onnx.borders import read_borders
+from unbranch.onnx.constants import Constants
 from unbranch.onnx.tracing import VALUE
 
 
@@ -26,19 +27,21 @@ class GraphPlan:
         plan: the merges, and what is skipped.
         built: the merged layers.
         rejected: reasons for merges that were rejected, by what they would have replaced.
+        constants: of the graph.
     """
 
     interpretation: Interpretation
     plan: Plan
     built: dict[Merge, Built]
     rejected: dict[tuple[str, ...], tuple[str, fx.Node]]
+    constants: Constants
 
     @property
     def trace(self) -> Trace:
         return self.interpretation.trace
 
 
-def plan_graph(trace: Trace) -> GraphPlan:
+def plan_graph(trace: Trace, constants: Constants) -> GraphPlan:
     """Plan until every merge is exact; norms and borders that aren't merged completely stay as they were."""
     unmoved: set[str] = set()
     left: set[str] = set()
@@ -56,7 +59,7 @@ def plan_graph(trace: Trace) -> GraphPlan:
             if lost or loose:
                 break
             try:
-                return GraphPlan(interpretation, plan, _built(interpretation, plan), rejected)
+                return GraphPlan(interpretation, plan, _built(interpretation, plan), rejected, constants)
             except PlacementError as error:
                 for merge, reason in error.merges:
                     pairs.add((merge.root, merge.target))

@@ -1,4 +1,4 @@
-"""Shapes of the values of an ONNX graph, for inputs of two sizes."""
+"""Shapes of the values of an ONNX graph, for inputs of several sizes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any
 from unbranch.extras import library
 from unbranch.onnx.files import Model, without_weights
 
-BATCHES = (2, 3, 1)
-SIDES = ((96, 160, 128), (128, 192, 96), (64, 224, 32), (192, 288, 64))
-"""Sizes of axes that depend on the input, in three runs, of which the last is for the proof alone: multiples of 32, so
-that sizes that are halved and doubled again stay equal, and different in all axes of one input."""
+BATCHES = (2, 3, 1, 5, 4)
+SIDES = (
+    (96, 160, 97, 115, 134), (128, 192, 131, 86, 117), (64, 224, 75, 121, 98), (192, 288, 83, 126, 109),
+)  # fmt: skip
+"""Sizes of axes that depend on the input, in some runs. In the first two they are multiples of 32, so that sizes that are
+halved and doubled again stay equal. The others have different remainders: what is the same in all runs doesn't depend on
+the size."""
+RUNS = len(BATCHES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,19 +30,8 @@ class Type:
 Types = dict[str, Type]
 
 
-def types_at_two_sizes(model: Model, computed: Mapping[str, Any] | None = None) -> tuple[Types, Types]:
-    """Return the types of all values by name, with the symbolic axes of the inputs at two sizes.
-
-    Args:
-        model: the model.
-        computed: small constants as initialisers, by the names of the operators' outputs that they stand for.
-    """
-    first, second = (_inferred(model, run, computed or {}) for run in (0, 1))
-    return first, second
-
-
 def sizes_of_inputs(proto: Any, run: int) -> dict[str, tuple[int, ...] | None]:
-    """Return the shapes of the inputs in one of three runs, None where the rank isn't known.
+    """Return the shapes of the inputs in one of the runs, None where the rank isn't known.
 
     An axis with a name has the same size everywhere; the first axis is taken to be the batch.
     """
@@ -59,7 +52,15 @@ def sizes_of_inputs(proto: Any, run: int) -> dict[str, tuple[int, ...] | None]:
     return found
 
 
-def _inferred(model: Model, run: int, computed: Mapping[str, Any]) -> Types:
+def types_of(model: Model, run: int = 0, computed: Mapping[str, Any] | None = None) -> Types:
+    """Return the types of all values by name, with the symbolic axes of the inputs at the sizes of a run.
+
+    Args:
+        model: the model.
+        run: the number of the run.
+        computed: small constants as initialisers, by the names of the operators' outputs that they stand for.
+    """
+    computed = computed or {}
     onnx = library("onnx", "onnx")
     light = without_weights(model.proto)
     sizes = sizes_of_inputs(light, run)

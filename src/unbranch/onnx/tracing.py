@@ -34,10 +34,10 @@ class GraphReader:
     Args:
         model: the model.
         constants: its constants.
-        types: of all values, at two sizes.
+        types: of all values, at each size.
     """
 
-    def __init__(self, model: Model, constants: Constants, types: tuple[Types, Types]) -> None:
+    def __init__(self, model: Model, constants: Constants, types: tuple[Types, ...]) -> None:
         self.model, self.opset, self.constants, self._types = model, model.opset, constants, types
         self.root = nn.Module()
         self.fx = fx.Graph()
@@ -81,7 +81,7 @@ class GraphReader:
         return self._operand(name) if name in self._values or self.constant(name) is not None else None
 
     def shapes(self, name: str) -> Shapes | None:
-        first, second = (types.get(name) for types in self._types)
+        first, second = (types.get(name) for types in self._types[:2])
         if first is None or second is None or first.shape is None or second.shape is None:
             return None
         return None if len(first.shape) != len(second.shape) else (first.shape, second.shape)
@@ -187,7 +187,7 @@ class GraphReader:
         return None if shapes is None else tuple(torch.empty(shape, device="meta") for shape in shapes)
 
 
-def read_trace(model: Model, constants: Constants, types: tuple[Types, Types]) -> Trace:
+def read_trace(model: Model, constants: Constants, types: tuple[Types, ...]) -> Trace:
     """Return the trace of a model's main graph."""
     trace = GraphReader(model, constants, types).read()
     trace.retrace = functools.partial(read_trace, model, constants, types)

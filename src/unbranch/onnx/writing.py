@@ -17,6 +17,7 @@ from unbranch.onnx.files import Model
 from unbranch.onnx.layers import output_of
 from unbranch.onnx.planning import GraphPlan
 from unbranch.onnx.tracing import NODE, READ, VALUE, captured
+from unbranch.onnx.values import to_proto
 
 
 class Writer:
@@ -164,7 +165,10 @@ class Writer:
         return -1 if index is None else int(index)
 
     def _constants(self, nodes: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
-        """Return the operators that compute the constants which others read, at their places."""
+        """Return the operators that compute constants which others read, at their places.
+
+        Where the numbers are known, an initialiser of the same name takes the operator's place.
+        """
         graph = self._model.proto.graph
         made = {name: (j, node) for j, node in enumerate(graph.node) for name in node.output if name}
         have = {name for _, node in nodes for name in node.output}
@@ -174,6 +178,11 @@ class Writer:
         while stack:
             name = stack.pop()
             if name in have or name not in made or made[name][0] in found:
+                continue
+            value = self._plan.constants.value(name) if name in self._plan.constants else None
+            if value is not None and self._model.proto.ir_version >= 4:
+                have.add(name)
+                self._emit.initializers.append(to_proto(value, name))
                 continue
             place, node = made[name]
             found[place] = node
