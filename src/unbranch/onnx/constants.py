@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unbranch.extras import library
-from unbranch.onnx.files import Model
+from unbranch.onnx.files import Model, captured
 from unbranch.onnx.shapes import RUNS, Types, types_of
 from unbranch.onnx.values import DTYPES, NUMBERS, of_array, to_array, to_proto, to_tensor
 
@@ -40,6 +40,7 @@ class Constants:
         self._nodes: dict[str, Any] = {}
         self._values: dict[str, Tensor | None] = {}
         self._sizes: dict[str, tuple[Tensor, ...]] = {}
+        self._read = {n for node in graph.node for n in (*node.input, *captured(node))} | {v.name for v in graph.output}
 
     def __contains__(self, name: str) -> bool:
         return name in self._protos or name in self._nodes
@@ -61,7 +62,8 @@ class Constants:
 
     def take(self, node: Any) -> None:
         """Record the output of a node if it is constant, or known at each size."""
-        if node.domain not in ("", "ai.onnx") or len(node.output) != 1 or not node.output[0]:
+        own = node.domain in ("", "ai.onnx") and node.output and node.output[0]
+        if not own or any(name in self._read for name in node.output[1:]):
             return
         if not _is_computable(node) or not all(not n or self._is_known(n, node) for n in node.input):
             return
@@ -137,5 +139,5 @@ def _run(node: Any, values: dict[str, Tensor], model: Model) -> Tensor | None:
     graph = helper.make_graph([node], "one", typed, [onnx.ValueInfoProto(name=node.output[0])])
     opsets = [entry for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")]
     whole = helper.make_model(graph, opset_imports=opsets, ir_version=model.proto.ir_version)
-    (array,) = reference.ReferenceEvaluator(whole).run(None, {n: to_array(v) for n, v in values.items()})
+    array, *_ = reference.ReferenceEvaluator(whole).run(None, {n: to_array(v) for n, v in values.items()})
     return of_array(array)

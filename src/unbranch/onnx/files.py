@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,13 +170,33 @@ def tensors_of(proto: Any) -> list[Any]:
             for attribute in node.attribute:
                 found.extend([attribute.t] if attribute.HasField("t") else [])
                 found.extend(attribute.tensors)
-                for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                    visit(graph.node, graph.initializer)
+            for graph in subgraphs(node):
+                visit(graph.node, graph.initializer)
 
     visit(proto.graph.node, proto.graph.initializer)
     for function in proto.functions:
         visit(function.node, ())
     return found
+
+
+def captured(node: Any) -> list[str]:
+    """Return the names of outer values that a node's subgraphs read."""
+    found: list[str] = []
+    for graph in subgraphs(node):
+        own = {v.name for v in (*graph.input, *graph.initializer)} | {t.values.name for t in graph.sparse_initializer}
+        for inner in graph.node:
+            found += [name for name in (*inner.input, *captured(inner)) if name and name not in own]
+            own |= set(inner.output)
+        found += [value.name for value in graph.output if value.name not in own]
+    return list(dict.fromkeys(found))
+
+
+def subgraphs(node: Any) -> Iterator[Any]:
+    """Yield the graphs in a node's attributes."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def without_weights(proto: Any, limit: int = 1024) -> Any:

@@ -97,8 +97,7 @@ def _same_axis(before: Any, after: Any, j: int) -> bool:
 
 def flatten(op: Operator) -> fx.Node | None:
     """To a matrix, with the axes from ``axis`` on in each row."""
-    axis = int(op.attributes.get("axis", 1))
-    return reshape(op) if axis == 1 else None
+    return reshape(op)
 
 
 def transpose(op: Operator) -> fx.Node | None:

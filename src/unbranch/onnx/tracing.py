@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from unbranch.convert.trace.trace import Call, Trace
 from unbranch.errors import InputError
 from unbranch.extras import library
 from unbranch.onnx.constants import Constants
-from unbranch.onnx.files import Model
+from unbranch.onnx.files import Model, captured
 from unbranch.onnx.layers import Opaque, output_of
 from unbranch.onnx.operators import LINEAR, Operator, Shapes
 from unbranch.onnx.operators_views import VIEWS
@@ -55,7 +55,7 @@ class GraphReader:
         self._call.args = tuple(self._values.values())
         for index, node in enumerate(graph.node):
             self._index = index
-            if not all(name in self.constants for name in node.output):
+            if not node.output or node.output[0] not in self.constants:
                 self._read_node(node)
         self._index = len(graph.node)
         outputs = tuple(self._operand(value.name) for value in graph.output)
@@ -192,26 +192,6 @@ def read_trace(model: Model, constants: Constants, types: tuple[Types, ...]) -> 
     trace = GraphReader(model, constants, types).read()
     trace.retrace = functools.partial(read_trace, model, constants, types)
     return trace
-
-
-def captured(node: Any) -> list[str]:
-    """Return the names of outer values that a node's subgraphs read."""
-    found: list[str] = []
-    for graph in subgraphs(node):
-        own = {v.name for v in (*graph.input, *graph.initializer)} | {t.values.name for t in graph.sparse_initializer}
-        for inner in graph.node:
-            found += [name for name in (*inner.input, *captured(inner)) if name and name not in own]
-            own |= set(inner.output)
-        found += [value.name for value in graph.output if value.name not in own]
-    return list(dict.fromkeys(found))
-
-
-def subgraphs(node: Any) -> Iterator[Any]:
-    """Yield the graphs in a node's attributes."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _free(name: str, root: nn.Module) -> str:

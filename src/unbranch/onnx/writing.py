@@ -13,10 +13,10 @@ from unbranch.convert.plan.plan import Merge
 from unbranch.errors import InternalError
 from unbranch.extras import library
 from unbranch.onnx.emit import Emitter
-from unbranch.onnx.files import Model
+from unbranch.onnx.files import Model, captured
 from unbranch.onnx.layers import output_of
 from unbranch.onnx.planning import GraphPlan
-from unbranch.onnx.tracing import NODE, READ, VALUE, captured
+from unbranch.onnx.tracing import NODE, READ, VALUE
 from unbranch.onnx.values import to_proto
 
 
