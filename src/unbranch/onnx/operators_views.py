@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from unbranch.onnx.layers import channels_at
-from unbranch.onnx.operators import Operator
+from unbranch.onnx.operators import FIXED, Operator
 
 
 def concat(op: Operator) -> fx.Node | None:
@@ -80,15 +80,23 @@ def reshape(op: Operator) -> fx.Node | None:
         return None
     first, second = after
     if first[1:] == second[1:] and len(first) > 1 and prod(first[1:]):
+        fixed = (-1, *first[1:])
         joined = len(before[0]) - len(first)
         if first[0] != before[0][0] and joined > 0 and all(b[joined + 1 :] == first[1:] for b in before):
-            return op.graph.function(torch.flatten, x, 0, joined)
-        return op.graph.function(torch.reshape, x, (-1, *first[1:]))
+            return _to_fixed(op, op.graph.function(torch.flatten, x, 0, joined), fixed)
+        return _to_fixed(op, op.graph.function(torch.reshape, x, fixed), fixed)
     start = next((j for j in range(len(first)) if not _same_axis(before, after, j)), len(first) - 1)
     joins = all(prod(b[start:]) == a[start] for a, b in zip(after, before, strict=True))
     if joins and len(first) == start + 1 < len(before[0]):
         return op.graph.function(torch.flatten, x, start)
     return None
+
+
+def _to_fixed(op: Operator, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
+    """Note that a reshape to a computed shape always has this one, but for the first axis."""
+    if op.constant(1) is None and op.kind == "Reshape" and op.graph.is_fixed(op.outputs[0]):
+        node.meta[FIXED] = shape
+    return node
 
 
 def _same_axis(before: Any, after: Any, j: int) -> bool:

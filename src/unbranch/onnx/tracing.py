@@ -18,13 +18,14 @@ from unbranch.extras import library
 from unbranch.onnx.constants import Constants
 from unbranch.onnx.files import Model, captured
 from unbranch.onnx.layers import Opaque, output_of
-from unbranch.onnx.operators import LINEAR, Operator, Shapes
+from unbranch.onnx.operators import FIXED, LINEAR, Operator, Shapes
 from unbranch.onnx.operators_views import VIEWS
 from unbranch.onnx.shapes import Types
 from unbranch.onnx.values import DTYPES
 
-VALUE, NODE, READ = "value", "onnx", "read"
-"""Keys of a node's ``meta``: its value's name in the file, the index of its operator, and its arguments as read."""
+VALUE, NODE, READ, ALSO = "value", "onnx", "read", "also"
+"""Keys of a node's ``meta``: its value's name in the file, the index of its operator, its arguments as read, and what the
+operator reads beside them, such as a computed shape."""
 OWN = ("", "ai.onnx")
 
 
@@ -61,6 +62,7 @@ class GraphReader:
         outputs = tuple(self._operand(value.name) for value in graph.output)
         self._call.output = outputs
         self._placed(self.fx.output(outputs))
+        self._drop_dead()
         for node in self.fx.nodes:
             node.meta[READ] = node.args
         trace = Trace("", self.root, self.fx, self._calls, {}, known=self._known)
@@ -68,6 +70,22 @@ class GraphReader:
         order_sums(trace)
         trace.refresh()
         return trace
+
+    def _drop_dead(self) -> None:
+        """Erase operators whose values nothing needs: they would seem to read what they are computed from."""
+        live: set[fx.Node] = set()
+        stack = [node for node in self.fx.nodes if node.op == "output"]
+        while stack:
+            node = stack.pop()
+            if node not in live:
+                live.add(node)
+                stack += [*node.all_input_nodes, *node.meta.get(ALSO, ())]
+        for node in reversed(list(self.fx.nodes)):
+            if node not in live and node.op != "placeholder":
+                for call in node.meta["call"].lineage():
+                    call.nodes.remove(node)
+                self.fx.erase_node(node)
+        self._calls = [call for call in self._calls if call.nodes or call is self._call]
 
     # --- what an operator asks for
 
@@ -85,6 +103,12 @@ class GraphReader:
         if first is None or second is None or first.shape is None or second.shape is None:
             return None
         return None if len(first.shape) != len(second.shape) else (first.shape, second.shape)
+
+    def is_fixed(self, name: str) -> bool:
+        """Whether all axes of a value but the first have the same size in all runs."""
+        known = [types.get(name) for types in self._types]
+        shapes = {None if found is None or found.shape is None else found.shape[1:] for found in known}
+        return len(shapes) == 1 and None not in shapes
 
     def element(self, name: str) -> int:
         found = self._types[0].get(name)
@@ -107,6 +131,11 @@ class GraphReader:
         for name, value in zip(names, values, strict=True):
             if name:
                 self._name(value, name)
+        last = values[-1]
+        if found is not None and FIXED not in last.meta:
+            seen = {*last.all_input_nodes, *(n for source in last.all_input_nodes for n in source.all_input_nodes)}
+            others = (self._values[name] for name in node.input if name in self._values)
+            last.meta[ALSO] = tuple(other for other in others if other not in seen and other.op != "get_attr")
 
     def _understood(self, node: Any) -> Any:
         """Return the values of a node's outputs, None if it can't be interpreted."""

@@ -15,8 +15,9 @@ from unbranch.extras import library
 from unbranch.onnx.emit import Emitter
 from unbranch.onnx.files import Model, captured
 from unbranch.onnx.layers import output_of
+from unbranch.onnx.operators import FIXED
 from unbranch.onnx.planning import GraphPlan
-from unbranch.onnx.tracing import NODE, READ, VALUE
+from unbranch.onnx.tracing import ALSO, NODE, READ, VALUE
 from unbranch.onnx.values import to_proto
 
 
@@ -60,7 +61,7 @@ class Writer:
             if node not in found:
                 found.add(node)
                 merge = self._merges.get(node)
-                stack += node.all_input_nodes if merge is None else [merge.root]
+                stack += [*node.all_input_nodes, *node.meta.get(ALSO, ())] if merge is None else [merge.root]
         return found
 
     def _name(self, node: fx.Node) -> str:
@@ -94,6 +95,9 @@ class Writer:
         """Yield the original operator, with other names of inputs if a pass has changed what it reads."""
         original = self._model.proto.graph.node[node.meta[NODE]]
         was, now = _nodes_in(node.meta[READ]), _nodes_in(node.args)
+        if FIXED in node.meta:
+            yield from self._reshape(node, node.meta[FIXED])
+            return
         if was == now and not self._elsewhere(node):
             yield original
             return
@@ -118,14 +122,19 @@ class Writer:
     def _added(self, node: fx.Node) -> Iterator[Any]:
         """Yield operators for what a pass has added."""
         before = len(self._emit.nodes)
-        names = [self._name(n) for n in node.all_input_nodes]
         if node.target is operator.add and len(_nodes_in(node.args)) == 2:
             self._emit.operator("Add", [self._name(n) for n in _nodes_in(node.args)], self._name(node))
         elif node.target is torch.reshape and isinstance(node.args[1], tuple | list):
-            sizes = self._emit.value(torch.tensor(list(node.args[1])), f"{self._name(node)}/shape", torch.int64)
-            self._emit.operator("Reshape", [names[0], sizes], self._name(node))
+            yield from self._reshape(node, node.args[1])
+            return
         else:
             raise InternalError(f"no operator of ONNX for {node.target}")
+        yield from self._emit.nodes[before:]
+
+    def _reshape(self, node: fx.Node, shape: Any) -> Iterator[Any]:
+        before = len(self._emit.nodes)
+        sizes = self._emit.value(torch.tensor(list(shape)), f"{self._name(node)}/shape", torch.int64)
+        self._emit.operator("Reshape", [self._name(node.all_input_nodes[0]), sizes], self._name(node))
         yield from self._emit.nodes[before:]
 
     def _aliases(self, nodes: list[Any]) -> list[Any]:
