@@ -1,0 +1,59 @@
+"""Networks of the zoo: exported in training form and collapsed as ONNX, or collapsed and exported, is the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import ModelProto, helper
+
+import unbranch as ub
+from tests.models.zoo_rows import ROWS
+from tests.networks import randomised
+from tests.onnx.table import CONVOLUTIONS, NORMS
+from unbranch.deploy import write_onnx
+
+pytest.importorskip("unbranch.onnx", exc_type=ImportError)
+
+BLOCKS = ("acb", "dbb", "repvgg", "mobileone", "orepa")
+CASES = {name: (name, {}) for name in ROWS} | {f"resnet18, {block}": ("resnet18", {"block": block}) for block in BLOCKS}
+COUNTED = ("group", "strides", "dilations", "pads")
+
+
+def kernels(model: ModelProto) -> Counter[Any]:
+    """Convolutions by operator, shape of their kernel and attributes."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    found: Counter[Any] = Counter()
+    for node in model.graph.node:
+        if node.op_type in CONVOLUTIONS:
+            values = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in COUNTED}
+            dims = len(shapes[node.input[1]]) - 2
+            usual = {"group": 1, "strides": [1] * dims, "dilations": [1] * dims, "pads": [0] * 2 * dims}
+            given = tuple((key, str(values.get(key, usual[key]))) for key in COUNTED)
+            found[node.op_type, shapes[node.input[1]], given] += 1
+    return found
+
+
+def norms(model: ModelProto) -> int:
+    return sum(node.op_type in NORMS for node in model.graph.node)
+
+
+@pytest.mark.slow
+@pytest.mark.sweep(6)
+@pytest.mark.parametrize("case", CASES)
+def test_same_convolutions_as_the_collapsed_network(case: str, tmp_path: Path) -> None:
+    name, options = CASES[case]
+    row = ROWS[name]
+    network, images = randomised(row.make(**options)), row.images()
+    write_onnx(network, images, tmp_path / "branched.onnx")
+    write_onnx(ub.collapse(network, images), images, tmp_path / "plain.onnx")
+    source, expected = onnx.load(tmp_path / "branched.onnx"), onnx.load(tmp_path / "plain.onnx")
+    found = ub.onnx.collapse(source)
+    assert kernels(found) == kernels(expected)
+    assert norms(found) <= norms(expected)
+    assert len(found.graph.node) <= len(expected.graph.node)
+    assert ub.onnx.verify(source, found).same
+    assert ub.onnx.verify(expected, found).same
