@@ -51,6 +51,18 @@ def test_exit_code_says_that_a_target_failed(bad: str) -> None:
     assert status == {"good": "verified", bad: {"raises": "failed", "half": "differs"}[bad]}
 
 
+@pytest.mark.parametrize("to", ["raises", "all"])
+def test_deployment_without_any_file_is_a_table_and_an_exit_code(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    for name in [name for name in TARGETS if name not in ("half", "raises")]:
+        monkeypatch.delitem(TARGETS, name)
+    result = run("deploy", "resnet8_cifar", *SMALL, *QUICK, "--to", to, "-o", "out")
+    assert result.exit_code == 1
+    assert "operator Foo" in result.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_all_targets_may_fail_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in TARGETS if name not in ("good", "raises")]:
         monkeypatch.delitem(TARGETS, name)

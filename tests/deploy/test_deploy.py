@@ -172,6 +172,29 @@ def test_second_deployment_replaces_the_first(tmp_path: Path) -> None:
     assert read_result(tmp_path) == result
 
 
+ALL_FAIL = ("raises", "half", "missing", "dies-later,fewer")
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+@pytest.mark.parametrize("to", ALL_FAIL)
+def test_deployment_without_any_file_leaves_everything_as_it_was(tmp_path: Path, to: str, earlier: bool) -> None:
+    directory = tmp_path / "out"
+    before = first_run(directory) if earlier else {}
+    result = deploy(network(1), torch.randn(2, 3, 8, 8), directory, to=to, rounds=1)
+    assert result.failed == result.artifacts
+    assert not result.usable
+    assert result.notes
+    assert {n: (directory / n).read_bytes() for n in names(directory) if (directory / n).is_file()} == before
+    assert directory.exists() == earlier
+
+
+def test_deployment_that_can_not_be_verified_here_replaces_the_first(tmp_path: Path) -> None:
+    first_run(tmp_path)
+    result = deploy(network(1), torch.randn(2, 3, 8, 8), tmp_path, to="elsewhere,raises", rounds=0)
+    assert [a.target for a in result.usable] == ["elsewhere"]
+    assert read_result(tmp_path) == result
+
+
 STEPS = ("collapsing", "computing", "converting to good", "converting to one", "loading good", "timing good")
 
 

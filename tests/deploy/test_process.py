@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -96,6 +97,23 @@ def test_worker_starts_in_any_environment(tmp_path: Path) -> None:
 def test_worker_that_can_not_start_is_the_targets_failure(tmp_path: Path) -> None:
     with pytest.raises(WorkerError), worker(targets.Good(), tmp_path / "missing"):
         pass
+
+
+@pytest.mark.parametrize("others", [0, 2000], ids=["short path", "long path"])
+def test_worker_imports_from_a_folder_that_the_caller_has_added(
+    tmp_path: Path, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    with worker(targets.Good(), tmp_path):  # the server runs
+        pass
+    name, folder = f"written_later_{others}", tmp_path / "own"
+    folder.mkdir()
+    (folder / f"{name}.py").write_text("from tests.deploy.targets import Good\n\nclass Later(Good):\n    pass\n")
+    path = [*sys.path, *(str(tmp_path / f"{'long' * 10}-{number}") for number in range(others)), str(folder), 3]
+    monkeypatch.setattr(sys, "path", path)
+    later = importlib.import_module(name).Later()
+    with worker(later, tmp_path) as process, pytest.raises(WorkerError) as error:
+        process.ask("load", directory="", inputs="missing", threads=1, setting="default")
+    assert "FileNotFoundError" in str(error.value)  # of the inputs: the target was found
 
 
 class Outside(TorchTarget):

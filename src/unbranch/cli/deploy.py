@@ -90,8 +90,8 @@ def deploy_command(
 ) -> None:
     """Collapse a network, convert it for each target, check every file in its own runtime, time all, say which to ship.
 
-    A target that fails doesn't stop the others; the exit code is 1 then, unless all targets were asked for. Files that
-    compute something else aren't kept.
+    A target that fails doesn't stop the others; the exit code is 1 then, unless all targets were asked for and one has
+    a file. Files that compute something else aren't kept. If no target has a file, nothing is written.
     """
     from unbranch.deploy import deploy
 
@@ -121,7 +121,7 @@ def deploy_command(
             on_progress=on_progress,
         )
     print_result(result, as_json)
-    if result.failed and to.strip().lower() != "all":
+    if not result.usable or (result.failed and to.strip().lower() != "all"):
         raise typer.Exit(1)
 
 

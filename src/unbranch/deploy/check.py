@@ -189,7 +189,10 @@ def _judged_by_drop(artifact: Artifact, found: Agreement, check: Check) -> Artif
     """Return an artifact of 8-bit integers with the status that its loss of accuracy means."""
     drop, most = drop_of(found, check.single), check.max_drop or 0.0
     if drop is None:
-        reason = "without classes there is no accuracy to compare: look at its outputs before you use it"
+        reason = (
+            f"without classes there is no accuracy to compare; an output differs by {found.rms:.0%} of its standard "
+            "deviation: look at the outputs before you use it"
+        )
         return replace(artifact, reason=reason)
     if not drop <= most + 1e-9:
         reason = f"its accuracy drops by {drop:.2f} points, more than {most:g}: the file isn't kept"

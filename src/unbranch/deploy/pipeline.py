@@ -68,7 +68,7 @@ def deploy(
 
     Every file is loaded again in its own runtime and run on ``data``, with one image and with several in a call, and
     compared with the collapsed network in float64. Files that differ aren't kept. A target that fails doesn't stop
-    the others; it has its reason in the result.
+    the others; it has its reason in the result. If all fail, nothing is written, and an earlier deployment stays.
 
     Args:
         model: any network that ``torch.export`` can export; it isn't changed.
@@ -149,6 +149,8 @@ def deploy(
         result = replace(_result(plain, samples, check, artifacts, source, store), ladder=ladder)
         if quantizer is not None:
             result = replace(result, notes=(*result.notes, *quantizer.notes))
+        if not result.usable:
+            return replace(result, notes=(*result.notes, f"no target has a usable file: {_unchanged(store)}"))
         save(plain, check.staged / WEIGHTS)
         store.commit(check.staged, json.dumps(result.to_dict(), indent=2) + "\n")
         finish_training(store.directory / DIRECTORY, kept=ladder is not None and ladder.has_trained)
@@ -191,6 +193,10 @@ def _result(
         images=len(samples), noise=check.noise, accuracy=accuracy(check.single.classes(), samples.labels),
         environment=environment(), notes=(*samples.notes, *check.notes), signature=source.signature,
     )  # fmt: skip
+
+
+def _unchanged(store: Store) -> str:
+    return f"{store.directory} is as it was" if store.earlier else "nothing was written"
 
 
 def _jobs(targets: Sequence[Target], half: bool, int8: bool) -> list[tuple[Target, Precision]]:

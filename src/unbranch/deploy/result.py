@@ -54,6 +54,11 @@ class DeployResult(Renderable):
         """Targets without an artifact: their conversion failed, it differs, or a package is missing."""
         return tuple(a for a in self.artifacts if a.status in ("failed", "differs", "unavailable"))
 
+    @property
+    def usable(self) -> tuple[Artifact, ...]:
+        """Artifacts that have a file: verified ones, and those whose runtime doesn't run here."""
+        return tuple(a for a in self.artifacts if a.path is not None)
+
     def best(self, by: Literal["latency", "size", "error"] = "latency", batch: int = 1) -> Artifact:
         """Return the verified artifact with the lowest latency, size or error.
 

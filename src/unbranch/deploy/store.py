@@ -41,6 +41,11 @@ class Store:
             probe.rmdir()
         self._replaceable()
 
+    @property
+    def earlier(self) -> bool:
+        """Whether there is an earlier deployment in the directory."""
+        return bool(_written_by(self.directory / MANIFEST))
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Context of a temporary directory on the disk of the output, which no other deployment may write to meanwhile.

@@ -62,8 +62,12 @@ class ForkServer:
             return server
 
     def fork(self, scratch: Path, log: IO[bytes], connection: socket.socket) -> int:
-        """Start a worker that answers on ``connection``, and return the number of its process."""
-        return self._exchange(_line("fork", str(scratch)), [connection.fileno(), log.fileno()])
+        """Start a worker that answers on ``connection``, and return the number of its process.
+
+        It imports what the caller can import now, which may be more than when the server started.
+        """
+        where = {"scratch": str(scratch), "path": list(_absolute(sys.path))}
+        return self._exchange(_line("fork", where), [connection.fileno(), log.fileno()])
 
     def wait(self, pid: int) -> int:
         """Return how a process has ended, as ``subprocess`` does."""
@@ -73,7 +77,8 @@ class ForkServer:
         """Send a message with open files, and return the answer; a server that has none is ended."""
         try:
             with self._lock:
-                socket.send_fds(self._socket, [message], files)
+                sent = socket.send_fds(self._socket, [message], files)
+                self._socket.sendall(message[sent:])
                 return int(self._answers.readline())
         except (OSError, ValueError) as error:
             self.close()
@@ -107,6 +112,7 @@ class Worker:
         self.target = f"{type(target).__module__}:{type(target).__qualname__}"
         self._log: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # closed by `close`
         self._process: subprocess.Popen[str] | None = None
+        self._ended = False  # its number may be that of another process then
         if FORKS:
             ours, theirs = _socketpair()
             with theirs:
@@ -156,6 +162,9 @@ class Worker:
         if self._process is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, signal.SIGKILL)
+            if not self._ended:  # one that has just started has no group of its own yet
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(self._pid, signal.SIGKILL)
             with suppress(WorkerError):
                 ForkServer.running().wait(self._pid)
         else:
@@ -167,6 +176,7 @@ class Worker:
 
     def _death(self) -> str:
         code = ForkServer.running().wait(self._pid) if self._process is None else self._process.wait()
+        self._ended = True
         self._log.seek(0)
         text = self._log.read().decode(errors="replace")
         last = [line.strip() for line in text.splitlines() if line.strip()][-LAST_LINES:]
@@ -199,8 +209,9 @@ def _environment(scratch: Path | None = None) -> dict[str, str]:
 
 def _absolute(paths: Iterable[str]) -> Iterator[str]:
     for path in paths:
-        with suppress(OSError):  # the working directory may have been removed
-            yield os.path.abspath(path)
+        if isinstance(path, str):  # as imports ignore all others
+            with suppress(OSError):  # the working directory may have been removed
+                yield os.path.abspath(path)
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.errors import InputError
-from unbranch.runtimes.exporting import LARGEST, first_lines, quiet
+from unbranch.runtimes.exporting import LARGEST, export_problem, first_lines, quiet
+from unbranch.runtimes.programs import load_program
 from unbranch.runtimes.signature import FlatNetwork, Signature, TensorSpec
 from unbranch.runtimes.targets.base import Source, Target
 
@@ -91,7 +92,7 @@ def rewrite_source(source: Source, state: Mapping[str, Tensor], directory: Path,
     problem = ""
     for folder, program in ((static, source.static_program), (dynamic, source.program)):
         folder.mkdir()
-        exported = torch.export.load(program)
+        exported = load_program(program)
         for name, value in exported.state_dict.items():
             value.data.copy_(state.get(name, value))
         save_program(exported, folder / PROGRAM)
@@ -116,7 +117,7 @@ def write_onnx_of(module: nn.Module, example: Tensor, signature: Signature, path
         with quiet(), torch.no_grad():
             program = torch.export.export(module, (several,), dynamic_shapes=(shape or None,))
     except Exception as error:  # torch.export raises anything
-        return f"torch.export can't export this network: {type(error).__name__}: {first_lines(error)}"
+        return export_problem(error)
     return _write_onnx(program, (example,), signature, path)
 
 
@@ -154,9 +155,7 @@ def _exported(network: FlatNetwork, example: Sequence[Tensor], shapes: Any) -> t
         with quiet(), torch.no_grad():
             return torch.export.export(network, tuple(example), dynamic_shapes=None if shapes is None else (shapes,))
     except Exception as error:  # torch.export raises anything
-        raise InputError(
-            f"torch.export can't export this network: {type(error).__name__}: {first_lines(error)}"
-        ) from error
+        raise InputError(export_problem(error)) from error
 
 
 def _write_onnx(

@@ -34,6 +34,7 @@ PRELOADED = (
     "torch._export.serde.serialize",
     "torch.export.pt2_archive._package",
 )  # what torch.export.load needs
+LARGEST_READ = 1 << 16  # bytes at once
 STANDARD = 2  # the largest number of a standard stream
 LINES, CHARACTERS = 4, 300  # of an error that are kept
 
@@ -165,7 +166,9 @@ def serve_forks(connection: socket.socket) -> None:
     ended: dict[int, int] = {}
     try:
         while True:
-            message, received, _, _ = socket.recv_fds(connection, 1 << 16, 2)
+            message, received, _, _ = socket.recv_fds(connection, LARGEST_READ, 2)
+            while message and not message.endswith(b"\n"):
+                message += connection.recv(LARGEST_READ) or b"\n"
             if not message:
                 return
             do, value = json.loads(message)
@@ -194,19 +197,25 @@ def _exit_code(pid: int) -> int:
         return -signal.SIGKILL
 
 
-def _forked(connection: socket.socket, received: list[int], scratch: str) -> int:
-    """Fork a worker, with its connection and its log, and return the number of its process."""
+def _forked(connection: socket.socket, received: list[int], where: dict[str, Any]) -> int:
+    """Fork a worker, with its connection and its log, and return the number of its process.
+
+    Args:
+        connection: to the process that has asked for it.
+        received: numbers of the worker's connection and its log.
+        where: its working directory as ``scratch``, and where it finds modules as ``path``.
+    """
     answers, log = received
     pid = os.fork()
     if pid == 0:
         connection.close()
-        _work(answers, log, scratch)
+        _work(answers, log, **where)
     os.close(answers)
     os.close(log)
     return pid
 
 
-def _work(connection: int, log: int, scratch: str) -> NoReturn:
+def _work(connection: int, log: int, scratch: str, path: list[str]) -> NoReturn:
     """Serve in a forked process, and end it."""
     code = 1
     try:
@@ -214,6 +223,8 @@ def _work(connection: int, log: int, scratch: str) -> NoReturn:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.chdir(scratch)
+        sys.path[:] = path
+        importlib.invalidate_caches()
         os.environ["TMPDIR"], tempfile.tempdir = scratch, None  # what is left there is removed with it
         with socket.socket(fileno=connection) as both, both.makefile("r") as requests, both.makefile("w") as answers:
             serve(requests, answers)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from unbranch.deploy.int8.bias_correction import restored, separable
 from unbranch.deploy.int8.rewrite import with_unsigned_activations
 from unbranch.runtimes.arrays import read_arrays
 from unbranch.runtimes.targets.base import Runner, Source, Target
@@ -75,6 +76,10 @@ class NNCFEngine(Engine):
             "fast_bias_correction": not how.full_bias_correction,
         }
         data = nncf.Dataset(calibration)
+        if how.max_drop is None and how.full_bias_correction:
+            with separable(model) as parts:
+                corrected = nncf.quantize(parts, data, advanced_parameters=advanced, **options)
+            return with_unsigned_activations(restored(corrected))
         if how.max_drop is None:
             return with_unsigned_activations(nncf.quantize(model, data, advanced_parameters=advanced, **options))
         controlled = nncf.quantize_with_accuracy_control(

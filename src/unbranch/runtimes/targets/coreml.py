@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
+from unbranch.runtimes.programs import load_program
 from unbranch.runtimes.targets.base import Array, Precision, Runner, Source, Target
 
 
@@ -43,7 +42,7 @@ class CoreMLTarget(Target):
     def export(self, source: Source, directory: Path) -> None:
         import coremltools
 
-        program = torch.export.load(source.static_program).run_decompositions({})
+        program = load_program(source.static_program).run_decompositions({})
         half = source.precision == "float16"
         model = coremltools.convert(
             program,

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from unbranch.runtimes.arrays import read_arrays
+from unbranch.runtimes.programs import load_program
 from unbranch.runtimes.targets.base import Array, Precision, Quantization, Runner, Source, Target
 
 
@@ -40,7 +41,7 @@ class ExecuTorchTarget(Target):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        program = torch.export.load(source.static_program)
+        program = load_program(source.static_program)
         if source.quantization is not None:
             program = _quantized(program, source.quantization)
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()

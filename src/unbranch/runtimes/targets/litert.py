@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from unbranch.runtimes.programs import load_program
 from unbranch.runtimes.targets.base import Array, Runner, Source, Target
 
 
@@ -40,7 +39,7 @@ class LiteRTTarget(Target):
     def export(self, source: Source, directory: Path) -> None:
         import litert_torch
 
-        program = torch.export.load(source.static_program)
+        program = load_program(source.static_program)
         (example, _) = program.example_inputs
         litert_torch.convert(program.module(), example).export(str(directory / self.artifact))
 

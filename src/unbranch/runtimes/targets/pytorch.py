@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from unbranch.runtimes.layers import Layer
+from unbranch.runtimes.programs import load_package, load_program
 from unbranch.runtimes.targets.base import Array, Runner, Source, Target
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -43,7 +44,7 @@ class TorchTarget(Target):
 
     def load(self, directory: Path, *, threads: int, setting: str) -> Runner:
         torch.set_num_threads(threads)
-        program = torch.export.load(directory / self.artifact)
+        program = load_program(directory / self.artifact)
         module = program.module()
         if setting == "channels_last":
             _make_channels_last(module)
@@ -81,12 +82,12 @@ class AOTInductorTarget(Target):
 
     def export(self, source: Source, directory: Path) -> None:
         torch._inductor.aoti_compile_and_package(
-            torch.export.load(source.program), package_path=str((directory / self.artifact).absolute())
+            load_program(source.program), package_path=str((directory / self.artifact).absolute())
         )
 
     def load(self, directory: Path, *, threads: int, setting: str) -> Runner:  # noqa: ARG002
         torch.set_num_threads(threads)
-        return TorchRunner(torch._inductor.aoti_load_package(str((directory / self.artifact).absolute())), None)
+        return TorchRunner(load_package(directory / self.artifact), None)
 
     def load_layer(self, layer: Layer, directory: Path, *, threads: int, setting: str) -> Runner:  # noqa: ARG002
         return load_module(layer, threads, setting)  # it calls the same kernels, and would take seconds to compile

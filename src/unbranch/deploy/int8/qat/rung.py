@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from unbranch.deploy.int8.qat.network import FakeQuantizedNetwork, fake_quantized
@@ -14,6 +13,7 @@ from unbranch.deploy.int8.qat.onnx import write_qdq
 from unbranch.deploy.int8.qat.training import QatRun, logits_of
 from unbranch.deploy.samples import Samples
 from unbranch.errors import InputError
+from unbranch.runtimes.programs import load_program
 from unbranch.runtimes.source import rewrite_source
 from unbranch.runtimes.targets import Source
 
@@ -53,7 +53,7 @@ def train_quantized(
     """
     if 0 not in source.signature.inputs[0].dynamic:
         raise InputError("the network works for a batch of one image only, so it can't be trained")
-    program = torch.export.load(source.program)
+    program = load_program(source.program)
     output = logits_of(source.signature) or 0
     network = fake_quantized(program, calibration.batches(BATCH), weight_bits=weight_bits, output=output)
     trained = run.train(network, on_step)
