@@ -13,9 +13,10 @@ BATCHES = (2, 3, 1, 5, 4)
 SIDES = (
     (96, 160, 97, 115, 134), (128, 192, 131, 86, 117), (64, 224, 75, 121, 98), (192, 288, 83, 126, 109),
 )  # fmt: skip
-"""Sizes of axes that depend on the input, in some runs. In the first two they are multiples of 32, so that sizes that are
-halved and doubled again stay equal. The others have different remainders: what is the same in all runs doesn't depend on
-the size."""
+VOLUMES = ((32, 64, 33, 43, 38), (64, 96, 35, 38, 45), (32, 64, 37, 41, 50), (64, 32, 34, 47, 39))
+"""Sizes of axes that depend on the input, in some runs; those of tensors with more than four axes are smaller. In the
+first two runs they are multiples of 32, so that sizes that are halved and doubled again stay equal. The others have
+different remainders: what is the same in all runs doesn't depend on the size."""
 RUNS = len(BATCHES)
 
 
@@ -41,12 +42,13 @@ def sizes_of_inputs(proto: Any, run: int) -> dict[str, tuple[int, ...] | None]:
         if not value.type.tensor_type.HasField("shape"):
             found[value.name] = None
             continue
-        sizes = []
+        sizes: list[int] = []
+        sides = VOLUMES if len(value.type.tensor_type.shape.dim) > 4 else SIDES
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 sizes.append(int(dim.dim_value))
                 continue
-            size = BATCHES[run] if axis == 0 else SIDES[(axis - 1) % len(SIDES)][run]
+            size = BATCHES[run] if axis == 0 else sides[(axis - 1) % len(sides)][run]
             sizes.append(named.setdefault(dim.dim_param, size) if dim.dim_param else size)
         found[value.name] = tuple(sizes)
     return found
