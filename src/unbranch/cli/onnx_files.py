@@ -37,7 +37,7 @@ def collapse_file(source: str, output: Path, strict: bool, as_json: bool) -> Non
     conversion = explain(source)
     if strict:
         conversion.report.require_all()
-    save(conversion.apply(), output)
+    save(conversion.apply(), output, external=conversion.external)
     comparison = conversion.comparison
     print_result(
         conversion.report, as_json, comparison.__rich__(), to_rich([written_files([output])]),

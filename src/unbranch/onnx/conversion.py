@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from unbranch.convert.account import Account, sources_of
@@ -12,7 +11,7 @@ from unbranch.errors import DifferenceError, InputError
 from unbranch.extras import library
 from unbranch.onnx.constants import settle
 from unbranch.onnx.costs import cost_of
-from unbranch.onnx.files import Model, read_model
+from unbranch.onnx.files import LARGEST, Model, is_external, read_model, with_weights, without_weights
 from unbranch.onnx.planning import GraphPlan, plan_graph
 from unbranch.onnx.proof import Comparison, Feeds, compare
 from unbranch.onnx.tracing import VALUE, read_trace
@@ -26,10 +25,11 @@ class OnnxConversion(Reporting):
     Attributes:
         report: merges, skipped ones with the reason, and the cost of both forms.
         comparison: of both forms in ONNX Runtime.
+        external: whether the weights of the source are in other files.
     """
 
-    def __init__(self, report: Report, model: Any, comparison: Comparison) -> None:
-        self.report, self.comparison, self._network = report, comparison, model
+    def __init__(self, report: Report, model: Any, comparison: Comparison, external: bool) -> None:
+        self.report, self.comparison, self.external, self._network = report, comparison, external, model
 
     def apply(self) -> Any:
         """Return the collapsed ``onnx.ModelProto``; a new one each time."""
@@ -70,14 +70,15 @@ def explain(source: Any, inputs: Feeds | None = None) -> OnnxConversion:
     with as_errors():
         constants, types = settle(model)
         planned = plan_graph(read_trace(model, constants, types), constants)
-        written = Writer(model, planned).written()
-        _load_weights(written, model)
+        written = with_weights(Writer(model, planned).written(), model)
         library("onnx", "onnx").checker.check_model(_checkable(written), full_check=True)
         report = _report(model, planned, written)
     comparison = compare(model, written, inputs)
+    if comparison.problem and model.doubt:
+        raise InputError(f"{model.name} isn't a valid ONNX model: {model.doubt}")
     if not comparison.same and (not comparison.problem or comparison.error > 0):
         raise DifferenceError(f"{model.name}: in ONNX Runtime, the result is {comparison.summary}")
-    return OnnxConversion(report, written, comparison)
+    return OnnxConversion(report, written, comparison, is_external(model.proto))
 
 
 def verify(first: Any, second: Any, inputs: Feeds | None = None) -> Comparison:
@@ -98,19 +99,10 @@ def verify(first: Any, second: Any, inputs: Feeds | None = None) -> Comparison:
         names = [[v.name for v in getattr(model.proto.graph, kind)] for model in models]
         if names[0] != names[1]:
             raise InputError(f"{models[0].name} has the {kind}s {names[0]}, {models[1].name} has {names[1]}")
-    _load_weights(models[1].proto, models[1])
-    return compare(models[0], models[1].proto, inputs)
-
-
-def _load_weights(proto: Any, model: Model) -> None:
-    onnx = library("onnx", "onnx")
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-        onnx.load_external_data_for_model(proto, os.fspath(model.directory or "."))
+    return compare(models[0], with_weights(models[1].proto, models[1]), inputs)
 
 
 def _checkable(proto: Any) -> Any:
-    from unbranch.onnx.files import LARGEST, without_weights
-
     return proto if proto.ByteSize() < LARGEST else without_weights(proto)
 
 

@@ -24,13 +24,14 @@ def cost_of(proto: Any, types: Types | None = None) -> NetworkCost:
     types = types or types_of(Model(proto, None, "the model"))
     read = {name for node in proto.graph.node for name in node.input}
     params = sum(prod(t.dims) for t in proto.graph.initializer if t.name in read and t.data_type in (1, 10, 11, 16))
-    kinds = [node.op_type for node in proto.graph.node]
+    own = [node for node in proto.graph.node if node.domain in ("", "ai.onnx")]
+    kinds = [node.op_type for node in own]
     counts = {name: sum(kind in group for kind in kinds) for name, group in KINDS.items()}
-    macs = [_macs(node, types) for node in proto.graph.node]
+    macs = [_macs(node, types) for node in own]
     known = all(m is not None for m in macs)
     return NetworkCost(
         int(params), int(sum(m for m in macs if m is not None)) if known else None,
-        sum(kind not in VIEWS for kind in kinds), counts,
+        len(proto.graph.node) - sum(kind in VIEWS for kind in kinds), counts,
     )  # fmt: skip
 
 

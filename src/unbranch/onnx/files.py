@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ class Model:
         proto: a copy, whose external data isn't loaded.
         directory: of the file, from which external data is read; None for a model in memory.
         name: of the file, or of the graph.
+        doubt: what a strict check says, empty if nothing; operators of other domains fail it, too.
     """
 
     proto: Any
     directory: Path | None
     name: str
+    doubt: str = ""
 
     @property
     def opset(self) -> int:
@@ -57,13 +59,15 @@ def read_model(source: Any) -> Model:
         proto = onnx.ModelProto()
         proto.CopyFrom(source)
         model = Model(proto, None, source.graph.name or "the model")
+        if not proto.graph.node and not proto.graph.output:
+            raise InputError("this model has no graph")
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         model = Model(_loaded(onnx, path), path.absolute().parent, path.name)
     else:
         raise InputError(f"expected a path or an onnx.ModelProto, got {type(source).__name__}")
     _check(onnx, model)
-    return model
+    return replace(model, doubt=_doubt(onnx, model))
 
 
 def _loaded(onnx: Any, path: Path) -> Any:
@@ -100,6 +104,15 @@ def _check(onnx: Any, model: Model) -> None:
         raise InputError(f"{model.name} isn't a valid ONNX model: {_first_line(error)}") from error
     for tensor in proto.graph.initializer:
         _check_size(onnx, tensor, model)
+
+
+def _doubt(onnx: Any, model: Model) -> str:
+    """Return why a strict check refuses the model."""
+    try:
+        onnx.checker.check_model(without_weights(model.proto), full_check=True)
+    except Exception as error:
+        return _first_line(error)
+    return ""
 
 
 def _check_size(onnx: Any, tensor: Any, model: Model) -> None:
@@ -224,18 +237,38 @@ def _add_light(onnx: Any, light: Any, tensor: Any, limit: int) -> None:
         light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
 
 
-def save(model: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a model to a file; a file beside it has the weights if they exceed 2 GB.
+def with_weights(proto: Any, model: Model) -> Any:
+    """Return a model with all its weights: itself, or a copy if they are in files beside ``model``."""
+    onnx = library("onnx", "onnx")
+    if not is_external(proto):
+        return proto
+    whole = onnx.ModelProto()
+    whole.CopyFrom(proto)
+    onnx.load_external_data_for_model(whole, os.fspath(model.directory or "."))
+    return whole
+
+
+def is_external(proto: Any) -> bool:
+    """Whether weights of a model are in other files."""
+    external = library("onnx", "onnx").TensorProto.EXTERNAL
+    return any(tensor.data_location == external for tensor in tensors_of(proto))
+
+
+def save(model: Any, path: str | os.PathLike[str], *, external: bool = False) -> Path:
+    """Write a model to a file.
 
     Args:
         model: an ``onnx.ModelProto``.
         path: of the file. It is replaced when everything is written.
+        external: write the weights to a file beside it, ``path.data``, as is done beyond 2 GB in any case.
 
     Raises:
-        InputError: if the file can't be written.
+        InputError: if the file can't be written, or ``model`` is of another type.
     """
+    if not isinstance(model, library("onnx", "onnx").ModelProto):
+        raise InputError(f"expected an onnx.ModelProto, got {type(model).__name__}")
     path = Path(path)
-    if sum(len(tensor.raw_data) for tensor in tensors_of(model)) > LARGEST:
+    if external or sum(len(tensor.raw_data) for tensor in tensors_of(model)) > LARGEST:
         with all_or_nothing(path, path.with_name(f"{path.name}.data")) as (temporary, data):
             _write_external(model, temporary, data, f"{path.name}.data")
         return path
@@ -249,7 +282,7 @@ def _write_external(model: Any, path: Path, data: Path, location: str) -> None:
     helper = library("onnx.external_data_helper", "onnx")
     copy = library("onnx", "onnx").ModelProto()
     copy.CopyFrom(model)
-    helper.convert_model_to_external_data(copy, all_tensors_to_one_file=True, location=data.name)
+    helper.convert_model_to_external_data(copy, all_tensors_to_one_file=True, location=data.name, size_threshold=0)
     helper.write_external_data_tensors(copy, str(data.parent))
     for tensor in tensors_of(copy):
         for entry in tensor.external_data:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -16,6 +16,7 @@ from unbranch.convert.trace.trace import Trace
 from unbranch.onnx.borders import read_borders
 from unbranch.onnx.constants import Constants
 from unbranch.onnx.tracing import VALUE
+from unbranch.rules.value import Affine
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,7 @@ def plan_graph(trace: Trace, constants: Constants) -> GraphPlan:
             if lost or loose:
                 break
             try:
+                plan = replace(plan, merges=[merge for merge in plan.merges if _saves(interpretation, merge)])
                 return GraphPlan(interpretation, plan, _built(interpretation, plan), rejected, constants)
             except PlacementError as error:
                 for merge, reason in error.merges:
@@ -67,6 +69,17 @@ def plan_graph(trace: Trace, constants: Constants) -> GraphPlan:
         unmoved |= lost
         left |= loose
         trace = trace.retrace()
+
+
+def _saves(interpretation: Interpretation, merge: Merge) -> bool:
+    """Whether a merge isn't just a matrix and its bias: for other tensors than matrices, these are two operators."""
+    value, known = interpretation.values[merge.target][merge.root], interpretation.trace.known(merge.root)
+    one = isinstance(value, Affine) and not value.is_grid and not value.ndim and not value.conv.ndim
+    rules = [interpretation.rule(node) for node in merge.inside]
+    operators = sum(rule is not None and rule.kind != "view" for rule in rules)
+    apart = one and isinstance(value, Affine) and value.conv.bias is not None
+    apart = apart and (known is None or known[0].dim() != 2)
+    return not apart or operators > 2 or len(merge.inside) > operators or merge.after.macs < merge.before.macs
 
 
 def _built(interpretation: Interpretation, plan: Plan) -> dict[Merge, Built]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unbranch.errors import InputError
 from unbranch.extras import library
-from unbranch.onnx.files import Model
+from unbranch.onnx.files import LARGEST, Model, save, with_weights
 from unbranch.onnx.shapes import sizes_of_inputs
 from unbranch.render import Block, Paragraph, Renderable
 
@@ -78,12 +80,15 @@ def compare(first: Model, second: Any, inputs: Feeds | None = None) -> Compariso
     Raises:
         InputError: if the given inputs don't fit.
     """
+    feeds = _random(first) if inputs is None else [_checked(first, inputs)]
     try:
         sessions = [_session(first.proto, first, basic) for basic in (True, False)]
-        other = _session(second, first, True)
     except _Unrunnable as error:
         return Comparison(0.0, 0.0, (), str(error))
-    feeds = [dict(inputs)] if inputs is not None else _random(first)
+    try:
+        other = _session(second, first, True)
+    except _Unrunnable as error:
+        return Comparison(float("inf"), 0.0, (), f"the result can't be run: {error}")
     worst, noise = 0.0, HALF if _is_half(first) else LEAST
     sizes: list[dict[str, tuple[int, ...]]] = []
     for feed in feeds:
@@ -111,6 +116,30 @@ class _Unrunnable(Exception):
     """ONNX Runtime can't run a model."""
 
 
+def _checked(model: Model, inputs: Any) -> dict[str, Any]:
+    """Return given inputs.
+
+    Raises:
+        InputError: if they aren't numbers by the names of the inputs.
+    """
+    names = [value.name for value in model.proto.graph.input if value.name not in _constants(model)]
+    if not isinstance(inputs, Mapping):
+        raise InputError(f"inputs must be NumPy arrays by name ({', '.join(names)}), got {type(inputs).__name__}")
+    if set(inputs) != set(names):
+        raise InputError(f"{model.name} has the inputs {', '.join(names)}, got {', '.join(map(str, inputs)) or 'none'}")
+    for name, value in inputs.items():
+        if not isinstance(value, np.ndarray):
+            raise InputError(f"the input {name} must be a NumPy array, got {type(value).__name__}")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise InputError(f"the input {name} isn't finite: a comparison would show nothing")
+    return dict(inputs)
+
+
+def _constants(model: Model) -> set[str]:
+    """Return the inputs of an old model that are its weights."""
+    return {t.name for t in model.proto.graph.initializer} if model.proto.ir_version < 4 else set()
+
+
 def _session(proto: Any, model: Model, plain: bool) -> Any:
     """Return a session of one thread; a plain one doesn't fuse."""
     ort = library("onnxruntime", "onnx")
@@ -120,20 +149,19 @@ def _session(proto: Any, model: Model, plain: bool) -> Any:
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_DISABLE_ALL if plain else level.ORT_ENABLE_ALL
     try:
-        return ort.InferenceSession(_loadable(proto, model), options, providers=["CPUExecutionProvider"])
+        with tempfile.TemporaryDirectory() as folder:
+            source = _loadable(proto, model, Path(folder))
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise _Unrunnable(f"ONNX Runtime can't run it: {_short(error)}") from error
 
 
-def _loadable(proto: Any, model: Model) -> bytes:
-    """Return a model with all weights in it."""
-    onnx = library("onnx", "onnx")
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-        whole = onnx.ModelProto()
-        whole.CopyFrom(proto)
-        onnx.load_external_data_for_model(whole, str(model.directory))
-        proto = whole
-    return proto.SerializeToString()  # type: ignore[no-any-return]
+def _loadable(proto: Any, model: Model, folder: Path) -> bytes | str:
+    """Return a model with all weights in it, or the path of its file if it is too large for that."""
+    whole = with_weights(proto, model)
+    if whole.ByteSize() < LARGEST:
+        return whole.SerializeToString()  # type: ignore[no-any-return]
+    return str(save(whole, folder / "model.onnx"))
 
 
 def _random(model: Model) -> list[dict[str, Any]]:
@@ -141,7 +169,7 @@ def _random(model: Model) -> list[dict[str, Any]]:
     onnx = library("onnx", "onnx")
     generator = np.random.default_rng(0)
     found: list[dict[str, Any]] = []
-    constant = {t.name for t in model.proto.graph.initializer} if model.proto.ir_version < 4 else set()
+    constant = _constants(model)
     for run in _ORDER:
         shapes = sizes_of_inputs(model.proto, run)
         feed: dict[str, Any] = {}

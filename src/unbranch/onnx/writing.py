@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from unbranch.convert.plan.plan import Merge
+from unbranch.convert.trace.trace import Trace
 from unbranch.errors import InternalError
 from unbranch.extras import library
 from unbranch.onnx.emit import Emitter
@@ -38,6 +39,7 @@ class Writer:
         self._emit = Emitter(model.opset, taken)
         self._merges = {merge.target: merge for merge in planned.plan.merges}
         self._names: dict[fx.Node, str] = {}
+        self._forwarded: dict[fx.Node, fx.Node] = {}
 
     def written(self) -> Any:
         """Return the new model."""
@@ -64,8 +66,43 @@ class Writer:
                 stack += [*node.all_input_nodes, *node.meta.get(ALSO, ())] if merge is None else [merge.root]
         return found
 
+    def _rename(self, needed: set[fx.Node]) -> None:
+        """Let readers of operators that do nothing read the value itself, and give values the names that are read."""
+        fixed = {value.name for value in self._model.proto.graph.output}
+        for node in self._trace.graph.nodes:
+            if node in needed and node.meta.get(NODE) is not None:
+                fixed |= set(captured(self._model.proto.graph.node[node.meta[NODE]]))
+        for node in self._trace.graph.nodes:
+            same = node in needed and node not in self._merges and _does_nothing(self._trace, node)
+            if same and node.meta.get(VALUE) not in fixed and node.all_input_nodes[0].op != "get_attr":
+                self._forwarded[node] = node.all_input_nodes[0]
+        read: dict[fx.Node, set[str]] = {}
+        for node in needed - self._forwarded.keys():
+            if (
+                node not in self._merges
+                and node.meta.get(NODE) is not None
+                and node.op not in ("placeholder", "get_attr")
+            ):
+                for was, now in zip(_nodes_in(node.meta[READ]), _nodes_in(node.args), strict=False):
+                    read.setdefault(self._source(now), set()).add(str(was.meta.get(VALUE)))
+        for merge in self._merges.values():
+            if merge.target in needed:
+                read.setdefault(self._source(merge.root), set())
+        for source, names in read.items():
+            own = source.meta.get(VALUE)
+            free = own not in fixed and source.op not in ("placeholder", "get_attr") and own not in names
+            if free and len(names) == 1 and not names & fixed and None not in names:
+                self._names[source] = next(iter(names))
+
+    def _source(self, node: fx.Node) -> fx.Node:
+        """Return the value that operators which do nothing pass on."""
+        while node in self._forwarded:
+            node = self._forwarded[node]
+        return node
+
     def _name(self, node: fx.Node) -> str:
         """Return the name of a value in the file; what a pass has added gets a new one."""
+        node = self._source(node)
         if node not in self._names:
             known = node.meta.get(VALUE)
             self._names[node] = self._emit.free_name(f"{node.name}/value") if known is None else known
@@ -98,7 +135,13 @@ class Writer:
         if FIXED in node.meta:
             yield from self._reshape(node, node.meta[FIXED])
             return
-        if was == now and not self._elsewhere(node):
+        renamed = {a.meta[VALUE]: self._name(b) for a, b in zip(was, now, strict=False) if VALUE in a.meta}
+        own = {n.meta[VALUE]: self._name(n) for n in (node, *node.users) if self._outputs(n, node)}
+        if (
+            all(a == b for a, b in (*renamed.items(), *own.items()))
+            and not self._elsewhere(node)
+            and len(was) == len(now)
+        ):
             yield original
             return
         if len(was) != len(now):
@@ -106,14 +149,19 @@ class Writer:
             return
         changed = library("onnx", "onnx").NodeProto()
         changed.CopyFrom(original)
-        renamed = {a.meta[VALUE]: self._name(b) for a, b in zip(was, now, strict=True) if a is not b}
         del changed.input[:]
         changed.input.extend(renamed.get(name, name) for name in original.input)
+        for j, name in enumerate(original.output):
+            changed.output[j] = own.get(name, name)
         elsewhere = self._elsewhere(node)
         for j, name in enumerate(original.output):
             if name in elsewhere:
                 changed.output[j] = self._emit.free_name(f"{name}/unused")
         yield changed
+
+    def _outputs(self, value: fx.Node, operator_: fx.Node) -> bool:
+        """Whether a value is an output of an operator."""
+        return VALUE in value.meta and (value is operator_ or _is_output_of_several(value))
 
     def _elsewhere(self, node: fx.Node) -> set[str]:
         """Return those of several outputs that a merged layer computes."""
@@ -161,6 +209,8 @@ class Writer:
     def _ordered(self) -> list[Any]:
         """Return all operators in their old order, new ones where the operator was whose value they compute."""
         needed, place = self._needed(), -1
+        self._rename(needed)
+        needed -= self._forwarded.keys()
         found: list[tuple[int, Any]] = []
         for node in self._trace.graph.nodes:
             if node in needed:
@@ -234,6 +284,11 @@ def _nodes_in(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg(value, found.append)
     return found
+
+
+def _does_nothing(trace: Trace, node: fx.Node) -> bool:
+    """Whether an operator returns its input: Identity, and Dropout and Cast where they do nothing."""
+    return node.op == "call_module" and type(trace.layer_of(node)) is nn.Identity
 
 
 def _is_output_of_several(node: fx.Node) -> bool:
