@@ -44,7 +44,9 @@ Row = dict[str, Any]
 def made(name: str) -> nn.Module:
     """Return a network in its training form, with random weights and statistics."""
     torch.manual_seed(0)
-    network = network_named(name).eval()
+    import timm
+
+    network = (network_named(name) if timm.is_model(name) else ub.create_model(name)).eval()
     randomise_statistics(network)
     return network
 

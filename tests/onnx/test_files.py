@@ -191,7 +191,9 @@ def large(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_more_than_two_gigabytes(tmp_path: Path) -> None:
+def test_more_than_two_gigabytes(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--all"):
+        pytest.skip("takes ten gigabytes of memory; runs with --all")
     large(tmp_path / "model.onnx")
     target = tmp_path / "out"
     target.mkdir()

@@ -1,7 +1,7 @@
-"""Constants of an ONNX graph: initialisers, constant nodes, and what is computed from them and from sizes that are fixed.
+"""Constants of an ONNX graph: initialisers, constant nodes, and what is computed from them and from fixed sizes.
 
-Exporters compute shapes, paddings and masks from the sizes of tensors. So the graph is followed at several input sizes: a
-number that is the same at all of them is a constant.
+Exporters compute shapes, paddings and masks from the sizes of tensors. So the graph is followed at several sizes of the
+inputs: a number that is the same at all of them is a constant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unbranch.onnx.shapes import RUNS, Types, types_of
 from unbranch.onnx.values import DTYPES, NUMBERS, of_array, to_array, to_proto, to_tensor
 
 COMPUTES_ANEW = ("Random", "Sequence", "Optional", "Quantize", "Dequantize", "Dynamic", "String")
-"""Beginnings of the names of operators that aren't computed: those of chance, of other types, and of integer networks."""
+"""Beginnings of the names of operators that aren't computed: of chance, of other types, of integer networks."""
 NOT_COMPUTED = frozenset({"If", "Loop", "Scan", "Multinomial", "Bernoulli", "NonZero", "Unique", "Dropout", "Split"})
 SMALL = 1024  # numbers of a constant that may be a shape
 LARGEST = 1 << 24  # numbers of a computed constant
@@ -92,6 +92,8 @@ class Constants:
 
     def _computed(self, node: Any, run: int) -> Tensor | None:
         """Compute a node's output at one size."""
+        if node.op_type == "Constant":
+            return _stored(node, self._model)
         if node.op_type == "Shape":
             known = self._types[run][node.input[0]].shape
             assert known is not None
@@ -124,6 +126,23 @@ def settle(model: Model) -> tuple[Constants, tuple[Types, ...]]:
         if all(new.keys() <= old.keys() for new, old in zip(found, known, strict=True)):
             return constants, types
         known = found
+
+
+def _stored(node: Any, model: Model) -> Tensor | None:
+    """Return the numbers of a node ``Constant``, None for strings and sparse tensors."""
+    kinds = {
+        "value_float": torch.float32,
+        "value_floats": torch.float32,
+        "value_int": torch.int64,
+        "value_ints": torch.int64,
+    }
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return to_tensor(attribute.t, model)
+        if attribute.name in kinds:
+            value = library("onnx", "onnx").helper.get_attribute_value(attribute)
+            return torch.tensor(value, dtype=kinds[attribute.name])
+    return None
 
 
 def _is_computable(node: Any) -> bool:

@@ -11,7 +11,7 @@ from unbranch.errors import DifferenceError, InputError
 from unbranch.extras import library
 from unbranch.onnx.constants import settle
 from unbranch.onnx.costs import cost_of
-from unbranch.onnx.files import LARGEST, Model, is_external, read_model, with_weights, without_weights
+from unbranch.onnx.files import Model, is_external, is_large, read_model, with_weights, without_weights
 from unbranch.onnx.planning import GraphPlan, plan_graph
 from unbranch.onnx.proof import Comparison, Feeds, compare
 from unbranch.onnx.tracing import VALUE, read_trace
@@ -74,8 +74,7 @@ def explain(source: Any, inputs: Feeds | None = None) -> OnnxConversion:
         library("onnx", "onnx").checker.check_model(_checkable(written), full_check=True)
         report = _report(model, planned, written)
     comparison = compare(model, written, inputs)
-    if comparison.problem and model.doubt:
-        raise InputError(f"{model.name} isn't a valid ONNX model: {model.doubt}")
+    _refuse_invalid(comparison, model)
     if not comparison.same and (not comparison.problem or comparison.error > 0):
         raise DifferenceError(f"{model.name}: in ONNX Runtime, the result is {comparison.summary}")
     return OnnxConversion(report, written, comparison, is_external(model.proto))
@@ -99,11 +98,22 @@ def verify(first: Any, second: Any, inputs: Feeds | None = None) -> Comparison:
         names = [[v.name for v in getattr(model.proto.graph, kind)] for model in models]
         if names[0] != names[1]:
             raise InputError(f"{models[0].name} has the {kind}s {names[0]}, {models[1].name} has {names[1]}")
-    return compare(models[0], with_weights(models[1].proto, models[1]), inputs)
+    comparison = compare(models[0], with_weights(models[1].proto, models[1]), inputs)
+    _refuse_invalid(comparison, *models)
+    if comparison.problem and comparison.error > 0:
+        raise InputError(f"{models[1].name}: {comparison.problem}")
+    return comparison
+
+
+def _refuse_invalid(comparison: Comparison, *models: Model) -> None:
+    """Raise InputError for a model that neither ONNX Runtime nor a strict check accepts."""
+    for model in models:
+        if comparison.problem and model.doubt:
+            raise InputError(f"{model.name} isn't a valid ONNX model: {model.doubt}")
 
 
 def _checkable(proto: Any) -> Any:
-    return proto if proto.ByteSize() < LARGEST else without_weights(proto)
+    return without_weights(proto) if is_large(proto) else proto
 
 
 def _report(model: Model, planned: GraphPlan, written: Any) -> Report:

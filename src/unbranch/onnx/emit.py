@@ -86,7 +86,7 @@ class Emitter:
             dilations=list(layer.dilation), group=layer.groups, pads=[*layer.padding, *layer.padding], **options,
         )  # fmt: skip
 
-    def _linear(self, layer: nn.Linear, source: str, target: str, rank: int | None, dtype: torch.dtype) -> None:
+    def _linear(self, layer: Any, source: str, target: str, rank: int | None, dtype: torch.dtype) -> None:
         if rank == 2:
             names = self._parameters(layer, target, dtype)
             if len(names) == 1 and self.opset < INPUTS_OF_PAD:  # the bias was no option

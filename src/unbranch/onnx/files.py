@@ -231,7 +231,8 @@ def without_weights(proto: Any, limit: int = 1024) -> Any:
 def _add_light(onnx: Any, light: Any, tensor: Any, limit: int) -> None:
     """Add an initialiser; a large or external one becomes an input of its type."""
     external = tensor.data_location == onnx.TensorProto.EXTERNAL
-    if not external and tensor.ByteSize() <= limit:
+    size = _bytes_of(onnx, tensor)
+    if not external and (tensor.ByteSize() if size is None else size) <= limit:
         light.graph.initializer.append(tensor)
     elif tensor.name not in {value.name for value in light.graph.input}:
         light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
@@ -246,6 +247,13 @@ def with_weights(proto: Any, model: Model) -> Any:
     whole.CopyFrom(proto)
     onnx.load_external_data_for_model(whole, os.fspath(model.directory or "."))
     return whole
+
+
+def is_large(proto: Any) -> bool:
+    """Whether a model is too large for one file."""
+    onnx = library("onnx", "onnx")
+    stored = (t for t in tensors_of(proto) if t.data_location != onnx.TensorProto.EXTERNAL)
+    return sum(_bytes_of(onnx, tensor) or 0 for tensor in stored) > LARGEST
 
 
 def is_external(proto: Any) -> bool:
@@ -268,7 +276,7 @@ def save(model: Any, path: str | os.PathLike[str], *, external: bool = False) ->
     if not isinstance(model, library("onnx", "onnx").ModelProto):
         raise InputError(f"expected an onnx.ModelProto, got {type(model).__name__}")
     path = Path(path)
-    if external or sum(len(tensor.raw_data) for tensor in tensors_of(model)) > LARGEST:
+    if external or is_large(model):
         with all_or_nothing(path, path.with_name(f"{path.name}.data")) as (temporary, data):
             _write_external(model, temporary, data, f"{path.name}.data")
         return path

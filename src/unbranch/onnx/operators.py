@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from unbranch.errors import InputError
 from unbranch.grids import NORM_LAYERS, last_axis_first
 from unbranch.onnx.layers import AveragePool, Conv, ConvTranspose, total
 
+EPSILON = 9.999999747378752e-06  # 1e-5 as ONNX stores it, in float32
 FIXED = "fixed"
 """Key of a reshape's ``meta``: the shape that it always gives, where the file computes it."""
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
@@ -85,7 +87,7 @@ def conv(op: Operator) -> fx.Node | None:
     weight, bias = op.constant(1), op.constant(2)
     if weight is None or weight.dim() not in (3, 4, 5) or (bias is None and not op.absent(2)):
         return None
-    n, groups = weight.dim() - 2, int(op.attributes.get("group", 1))
+    n, groups = weight.dim() - 2, _groups(op)
     stride, dilation = _per_axis(op, "strides", n), _per_axis(op, "dilations", n)
     if weight.shape[0] % groups or list(op.attributes.get("kernel_shape", weight.shape[2:])) != list(weight.shape[2:]):
         return None
@@ -97,7 +99,7 @@ def conv_transpose(op: Operator) -> fx.Node | None:
     weight, bias = op.constant(1), op.constant(2)
     if weight is None or weight.dim() not in (3, 4, 5) or (bias is None and not op.absent(2)):
         return None
-    n, groups = weight.dim() - 2, int(op.attributes.get("group", 1))
+    n, groups = weight.dim() - 2, _groups(op)
     stride, dilation = _per_axis(op, "strides", n), _per_axis(op, "dilations", n)
     pads = op.attributes.get("pads", [0] * 2 * n)
     explicit = op.attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
@@ -105,6 +107,13 @@ def conv_transpose(op: Operator) -> fx.Node | None:
         return None
     extra = op.attributes.get("output_padding", [0] * n)
     return op.layer(ConvTranspose(weight, bias, stride, pads[:n], extra, groups, dilation))
+
+
+def _groups(op: Operator) -> int:
+    groups = int(op.attributes.get("group", 1))
+    if groups < 1:
+        raise InputError(f"{op.name or op.outputs[0]}: `group` must be at least 1, got {groups}")
+    return groups
 
 
 def _per_axis(op: Operator, name: str, n: int) -> list[int]:
@@ -145,7 +154,7 @@ def batch_norm(op: Operator) -> fx.Node | None:
     if scale is None or shift is None or mean is None or variance is None:
         return None
     module: Any = NORM_LAYERS[max(1, len(shapes[0]) - 2)](
-        len(scale), eps=float(op.attributes.get("epsilon", 1e-5)), device="meta"
+        len(scale), eps=float(op.attributes.get("epsilon", EPSILON)), device="meta"
     )  # fmt: skip
     module.weight, module.bias = (nn.Parameter(v, requires_grad=False) for v in (scale, shift))
     module.running_mean, module.running_var = mean, variance
@@ -244,6 +253,8 @@ def _elementwise(function: Callable[..., Any]) -> Callable[[Operator], fx.Node |
 
 
 def sums(op: Operator) -> fx.Node | None:
+    if len(op.inputs) == 2:
+        return _elementwise(operator.add)(op)
     operands = [op.graph.variable(name) for name in op.inputs]
     shapes = {op.graph.shapes(name) for name in op.inputs}
     if None in operands or None in shapes or len(shapes) > 1:

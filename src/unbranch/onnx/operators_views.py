@@ -79,7 +79,7 @@ def reshape(op: Operator) -> fx.Node | None:
     if x is None or before is None or after is None or not before[0] or not after[0]:
         return None
     first, second = after
-    if first[1:] == second[1:] and len(first) > 1 and prod(first[1:]):
+    if first[1:] == second[1:] and len(first) > 1 and 0 not in first[1:]:
         fixed = (-1, *first[1:])
         joined = len(before[0]) - len(first)
         if first[0] != before[0][0] and joined > 0 and all(b[joined + 1 :] == first[1:] for b in before):

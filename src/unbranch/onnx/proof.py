@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from unbranch.errors import InputError
 from unbranch.extras import library
-from unbranch.onnx.files import LARGEST, Model, save, with_weights
+from unbranch.onnx.files import Model, is_large, save, with_weights
 from unbranch.onnx.shapes import sizes_of_inputs
 from unbranch.render import Block, Paragraph, Renderable
 
@@ -88,7 +88,7 @@ def compare(first: Model, second: Any, inputs: Feeds | None = None) -> Compariso
     try:
         other = _session(second, first, True)
     except _Unrunnable as error:
-        return Comparison(float("inf"), 0.0, (), f"the result can't be run: {error}")
+        return Comparison(float("inf"), 0.0, (), str(error))
     worst, noise = 0.0, HALF if _is_half(first) else LEAST
     sizes: list[dict[str, tuple[int, ...]]] = []
     for feed in feeds:
@@ -101,7 +101,7 @@ def compare(first: Model, second: Any, inputs: Feeds | None = None) -> Compariso
         try:
             found = other.run(None, feed)
         except Exception as failure:
-            return Comparison(float("inf"), noise, tuple(sizes), f"the result doesn't run: {_short(failure)}")
+            return Comparison(float("inf"), noise, tuple(sizes), f"it doesn't run: {_short(failure)}")
         noise = max(noise, _difference(plain, fused))
         worst = max(worst, _difference(plain, found))
         sizes.append({name: tuple(value.shape) for name, value in feed.items()})
@@ -159,9 +159,9 @@ def _session(proto: Any, model: Model, plain: bool) -> Any:
 def _loadable(proto: Any, model: Model, folder: Path) -> bytes | str:
     """Return a model with all weights in it, or the path of its file if it is too large for that."""
     whole = with_weights(proto, model)
-    if whole.ByteSize() < LARGEST:
-        return whole.SerializeToString()  # type: ignore[no-any-return]
-    return str(save(whole, folder / "model.onnx"))
+    if is_large(whole):
+        return str(save(whole, folder / "model.onnx"))
+    return whole.SerializeToString()  # type: ignore[no-any-return]
 
 
 def _random(model: Model) -> list[dict[str, Any]]:

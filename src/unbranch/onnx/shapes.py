@@ -65,6 +65,7 @@ def types_of(model: Model, run: int = 0, computed: Mapping[str, Any] | None = No
     computed = computed or {}
     onnx = library("onnx", "onnx")
     light = without_weights(model.proto)
+    light.ir_version = max(light.ir_version, 8)  # before 4, initialisers had to be inputs
     sizes = sizes_of_inputs(light, run)
     nodes = [node for node in light.graph.node if not computed.keys() & set(node.output)]
     del light.graph.node[:]

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from unbranch.convert.passes.grids import share_grids
 from unbranch.convert.passes.sums import order_sums
 from unbranch.convert.trace.trace import Call, Trace
-from unbranch.errors import InputError
+from unbranch.errors import InputError, UnbranchError
 from unbranch.extras import library
 from unbranch.onnx.constants import Constants
 from unbranch.onnx.files import Model, captured
@@ -24,8 +24,8 @@ from unbranch.onnx.shapes import Types
 from unbranch.onnx.values import DTYPES
 
 VALUE, NODE, READ, ALSO = "value", "onnx", "read", "also"
-"""Keys of a node's ``meta``: its value's name in the file, the index of its operator, its arguments as read, and what the
-operator reads beside them, such as a computed shape."""
+"""Keys of a node's ``meta``: its value's name in the file, the index of its operator, its arguments as read, and what
+the operator reads beside them, such as a computed shape."""
 OWN = ("", "ai.onnx")
 
 
@@ -147,6 +147,8 @@ class GraphReader:
         op = Operator(node.op_type, node.name, attributes, tuple(node.input), tuple(node.output), self)
         try:
             return read(op)
+        except UnbranchError:
+            raise
         except (KeyError, IndexError, ValueError, TypeError, RuntimeError, ZeroDivisionError):
             return None  # attributes that don't fit its inputs: it stays as it is
 

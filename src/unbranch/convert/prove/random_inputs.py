@@ -22,7 +22,8 @@ def random_inputs(value: Affine, device: torch.device, known: Shapes | None = No
     if value.root_grid is not None:
         shapes = [(2, channels, *value.root_grid)]
     elif value.channel_axis == -1:
-        shapes = [(2, 3, channels), (6, channels)]
+        both: list[tuple[int, ...]] = [(2, 3, channels), (6, channels)]
+        shapes = [shape for shape in both if value.rank in (None, len(shape))] or both
     else:
         m = value.conv
         smallest = [_side(s, a, b) for s, a, b in zip(m.span, m.lo, m.hi, strict=True)]
