@@ -30,10 +30,11 @@ def kernels(model: ModelProto) -> Counter[Any]:
     for node in model.graph.node:
         if node.op_type in CONVOLUTIONS:
             values = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in COUNTED}
-            dims = len(shapes[node.input[1]]) - 2
+            shape = shapes.get(node.input[1], ())  # of a computed kernel nothing is known
+            dims = len(shape) - 2
             usual = {"group": 1, "strides": [1] * dims, "dilations": [1] * dims, "pads": [0] * 2 * dims}
             given = tuple((key, str(values.get(key, usual[key]))) for key in COUNTED)
-            found[node.op_type, shapes[node.input[1]], given] += 1
+            found[node.op_type, shape, given] += 1
     return found
 
 

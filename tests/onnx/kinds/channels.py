@@ -114,7 +114,7 @@ def repghost(g: Graph) -> None:
     g.output(g.relu(g.sum(g.conv_norm(first, 4, 4, groups=4), g.norm(first, 4))))
 
 
-@row("pixels to channels by slices, then a convolution (Focus)", (1, 0, 0, 11))
+@row("pixels to channels by slices, then a convolution (Focus)", (1, 0, 0, 13))
 def focus(g: Graph) -> None:
     x = g.input("N", 3, "H", 8)
     x = g.pad(x, [0, 0, 0, 0, 0, 0, 3, 0])

@@ -31,7 +31,7 @@ def tensorflow_bias(g: Graph) -> None:
     g.output(g.relu(g.add("Add", y, g.vector(4))))
 
 
-@row("paddle2onnx: scales as operators, Identity everywhere, constants as nodes", (2, 0, 0, 6), opset=11, ir=6,
+@row("paddle2onnx: scales as operators, Identity everywhere, constants as nodes", (2, 0, 0, 7), opset=11, ir=6,
      constants="nodes")  # fmt: skip
 def paddle(g: Graph) -> None:
     y = g.add("Identity", g.input("N", 3, "H", "W"))
@@ -59,7 +59,7 @@ def old_torch(g: Graph) -> None:
     g.output(g.add("Gemm", y, g.weight(5, 48), g.vector(5), transB=1, alpha=1.0, beta=1.0))
 
 
-@row("torch, traced: shapes computed node by node", (2, 0, 0, 14), opset=11)
+@row("torch, traced: shapes computed node by node", (2, 0, 0, 16), opset=11)
 def traced(g: Graph) -> None:
     x = g.input("N", 4, "H", "W")
     y = g.relu(g.conv_norm(x, 4, 6))
@@ -103,7 +103,7 @@ def darknet(g: Graph) -> None:
     g.output(g.conv(y, 8, 6, (1, 1)), g.conv(second, 4, 6, (1, 1)))
 
 
-@row("detector: image scaled inside, boxes decoded with constants", (2, 0, 0, 12), opset=12)
+@row("detector: image scaled inside, boxes decoded with constants", (2, 0, 0, 14), opset=12)
 def detector(g: Graph) -> None:
     x = g.add("Div", g.input("N", 3, 8, 8, name="images"), g.constant(255.0))
     y = g.conv(g.relu(g.conv_norm(x, 3, 4)), 4, 6, (1, 1))

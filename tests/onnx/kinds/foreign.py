@@ -26,7 +26,7 @@ def quantised_weight(g: Graph, *shape: int) -> str:
     return g.add("DequantizeLinear", kernel, scale, g.constant(np.zeros(shape[0]), dtype=INT8), axis=0)
 
 
-@row("quantised and dequantised values around convolutions (QDQ)", (2, 0, 0, 10), exact=False)
+@row("quantised and dequantised values around convolutions (QDQ)", (2, 0, 0, 12), exact=False)
 def qdq(g: Graph) -> None:
     y = quantised(g, g.input("N", 3, "H", "W"))
     for channels in (3, 4):
@@ -35,7 +35,7 @@ def qdq(g: Graph) -> None:
     g.output(y)
 
 
-@row("quantised branches (QDQ)", (2, 0, 0, 10), exact=False)
+@row("quantised branches (QDQ)", (2, 0, 0, 12), exact=False)
 def qdq_branches(g: Graph) -> None:
     x = quantised(g, g.input("N", 4, "H", "W"))
     wide = g.add("Conv", x, quantised_weight(g, 4, 4, 3, 3), pads=[1, 1, 1, 1])

@@ -15,7 +15,7 @@ def repvgg(g: Graph) -> None:
     g.output(g.relu(block(g, g.input("N", 4, "H", "W"))))
 
 
-@rows("all that moves at opset {opset}", (3, 1, 0, 12), LISTED)
+@rows("all that moves at opset {opset}", (3, 1, 0, 14), LISTED)
 def moving(g: Graph) -> None:
     x = g.pad(g.input("N", 8, 6, 8), [0, 0, 1, 1, 0, 0, 1, 1])
     first, second = g.split(x, [4, 4])
@@ -27,7 +27,7 @@ def moving(g: Graph) -> None:
     g.output(g.add("Gemm", y, g.weight(4, 5), g.vector(5)))
 
 
-@rows("matrices at opset {opset}", (0, 2, 0, 8), LISTED)
+@rows("matrices at opset {opset}", (0, 2, 0, 10), LISTED)
 def matrices(g: Graph) -> None:
     y = g.add("Flatten", g.relu(g.input("N", 3, 2)))
     y = g.add("Gemm", g.add("Gemm", y, g.weight(6, 6), g.vector(6), transB=1), g.weight(6, 4), g.vector(4))
