@@ -93,7 +93,7 @@ def test_names_exist(page: Path) -> None:
 
 def test_every_public_name_is_in_the_reference() -> None:
     text = "".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
-    modules = {"blocks", "deploy", "prune", "quantize", "train"}
+    modules = {"blocks", "deploy", "onnx", "prune", "quantize", "train"}
     listed = set(re.findall(r"^(?:::: |      heading: )(\S+)", text, re.MULTILINE))
     assert {f"unbranch.{name}" for name in modules} <= listed
     errors = set(vars(unbranch.errors))
