@@ -34,6 +34,10 @@ from unbranch.models import input_size, randomise_statistics
 from unbranch.render import to_rich, written_files
 from unbranch.weights import is_self_describing, load, save
 
+Freeze = Annotated[
+    bool, typer.Option("--freeze", help="Of an ONNX file: take weights that are inputs as well for constants.")
+]
+
 
 @app.command(
     "collapse",
@@ -54,14 +58,16 @@ def collapse_command(
     input_size: Size = None,
     option: Options = None,
     strict: Annotated[bool, typer.Option(help="Fail if anything has to be skipped.")] = False,
+    freeze: Freeze = False,
     as_json: AsJson = False,
 ) -> None:
     """Collapse a network and write the plain one."""
     if onnx_files.is_file(network):
         onnx_files.refuse(weights=weights, onnx=onnx, input_size=input_size, option=option)
-        onnx_files.collapse_file(network, output, strict, as_json)
+        onnx_files.collapse_file(network, output, strict, freeze, as_json)
         return
     require_safetensors(output)
+    _only_of_files(freeze=freeze)
     if onnx is not None:
         require_onnx()
     paths = [output, *([onnx] if onnx else [])]
@@ -90,13 +96,15 @@ def explain_command(
     weights: Weights = None,
     input_size: Size = None,
     option: Options = None,
+    freeze: Freeze = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what collapse would merge, what it would skip and why, and what that saves; write nothing."""
     if onnx_files.is_file(network):
         onnx_files.refuse(weights=weights, input_size=input_size, option=option)
-        onnx_files.explain_file(network, as_json)
+        onnx_files.explain_file(network, freeze, as_json)
         return
+    _only_of_files(freeze=freeze)
     model, example = load_network(network, weights, input_size, option)
     print_result(explain(model, example).report, as_json)
 
@@ -175,8 +183,7 @@ def verify_command(
         if not onnx_files.verify_files(network, other, data, as_json):
             raise typer.Exit(1)
         return
-    if data is not None:
-        raise InputError("--data is for ONNX files; a network of PyTorch is compared on random images")
+    _only_of_files(data=data)
     loaded = load_network(network, weights, input_size, option)
     if weights is None and other is None:
         randomise_statistics(loaded.model)
@@ -185,6 +192,13 @@ def verify_command(
     print_result(verification, as_json)
     if not verification.ok:
         raise typer.Exit(1)
+
+
+def _only_of_files(**options: object) -> None:
+    """Raise InputError for options that have a meaning for ONNX files alone."""
+    for name, value in options.items():
+        if value:
+            raise InputError(f"--{name} is for ONNX files")
 
 
 def _other(loaded: LoadedNetwork, other: str | None, weights: Path | None) -> nn.Module:

@@ -28,13 +28,13 @@ def refuse(**options: Any) -> None:
             raise InputError(f"--{name.replace('_', '-')} needs a network of PyTorch, not an ONNX file")
 
 
-def collapse_file(source: str, output: Path, strict: bool, as_json: bool) -> None:
+def collapse_file(source: str, output: Path, strict: bool, freeze: bool, as_json: bool) -> None:
     """Collapse an ONNX file into another."""
     if output.suffix != ".onnx":
         raise InputError(f"an ONNX file is collapsed into one: --output must end with .onnx, got {output}")
     if not output.absolute().parent.is_dir():
         raise InputError(f"can't write {output}: the directory {output.absolute().parent} doesn't exist")
-    conversion = explain(source)
+    conversion = explain(source, freeze=freeze)
     if strict:
         conversion.report.require_all()
     save(conversion.apply(), output, external=conversion.external)
@@ -45,9 +45,9 @@ def collapse_file(source: str, output: Path, strict: bool, as_json: bool) -> Non
     )  # fmt: skip
 
 
-def explain_file(source: str, as_json: bool) -> None:
+def explain_file(source: str, freeze: bool, as_json: bool) -> None:
     """Show what would be merged."""
-    conversion = explain(source)
+    conversion = explain(source, freeze=freeze)
     print_result(conversion.report, as_json, comparison=conversion.comparison.to_dict())
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from unbranch.extras import library
-from unbranch.onnx.files import Model, captured
+from unbranch.onnx.files import Model
+from unbranch.onnx.protos import captured, overridable
 from unbranch.onnx.shapes import RUNS, Types, types_of
 from unbranch.onnx.values import DTYPES, NUMBERS, of_array, to_array, to_proto, to_tensor
 
@@ -35,8 +36,8 @@ class Constants:
     def __init__(self, model: Model, types: tuple[Types, ...]) -> None:
         self._model, self._types = model, types
         graph = model.proto.graph
-        overridable = {value.name for value in graph.input} if model.proto.ir_version >= 4 else set()
-        self._protos = {t.name: t for t in graph.initializer if t.name not in overridable}
+        defaults = overridable(model.proto)
+        self._protos = {t.name: t for t in graph.initializer if t.name not in defaults}
         self._nodes: dict[str, Any] = {}
         self._values: dict[str, Tensor | None] = {}
         self._sizes: dict[str, tuple[Tensor, ...]] = {}

@@ -6,17 +6,20 @@ from typing import Any
 
 from unbranch.convert.account import Account, sources_of
 from unbranch.convert.faults import as_errors
-from unbranch.convert.report import Report
+from unbranch.convert.report import Refusal, Report
 from unbranch.errors import DifferenceError, InputError
 from unbranch.extras import library
 from unbranch.onnx.constants import settle
 from unbranch.onnx.costs import cost_of
-from unbranch.onnx.files import Model, is_external, is_large, read_model, with_weights, without_weights
+from unbranch.onnx.files import Model, is_external, is_large, read_model, with_weights
 from unbranch.onnx.planning import GraphPlan, plan_graph
 from unbranch.onnx.proof import Comparison, Feeds, compare
+from unbranch.onnx.protos import overridable, without_weights
 from unbranch.onnx.tracing import VALUE, read_trace
 from unbranch.onnx.writing import Writer
 from unbranch.render import Reporting
+
+FREEZE = "to take them for constants, use `freeze=True`, or --freeze"
 
 
 class OnnxConversion(Reporting):
@@ -38,7 +41,7 @@ class OnnxConversion(Reporting):
         return copy
 
 
-def collapse(source: Any, inputs: Feeds | None = None, *, strict: bool = False) -> Any:
+def collapse(source: Any, inputs: Feeds | None = None, *, strict: bool = False, freeze: bool = False) -> Any:
     """Return an ONNX model that computes the same function with fewer operators.
 
     The same as ``unbranch.collapse`` for networks of PyTorch. What isn't merged stays as it was: names and order of
@@ -49,6 +52,8 @@ def collapse(source: Any, inputs: Feeds | None = None, *, strict: bool = False) 
         inputs: NumPy arrays by the names of the inputs, on which both forms are compared; without them, random ones
             of two sizes.
         strict: raise if a merge was skipped because it isn't exact.
+        freeze: take initialisers that are inputs as well, which a caller may replace, for constants, and remove them
+            from the inputs.
 
     Returns:
         An ``onnx.ModelProto`` with all weights in it; ``unbranch.onnx.save`` writes it.
@@ -58,15 +63,15 @@ def collapse(source: Any, inputs: Feeds | None = None, *, strict: bool = False) 
         DifferenceError: if ONNX Runtime computes another function.
         CollapseError: if ``strict`` and a merge isn't exact.
     """
-    conversion = explain(source, inputs)
+    conversion = explain(source, inputs, freeze=freeze)
     if strict:
         conversion.report.require_all()
     return conversion._network
 
 
-def explain(source: Any, inputs: Feeds | None = None) -> OnnxConversion:
+def explain(source: Any, inputs: Feeds | None = None, *, freeze: bool = False) -> OnnxConversion:
     """Return what ``collapse`` would do to an ONNX model; args and errors as there."""
-    model = read_model(source)
+    model = read_model(source, freeze=freeze)
     with as_errors():
         constants, types = settle(model)
         planned = plan_graph(read_trace(model, constants, types), constants)
@@ -124,6 +129,9 @@ def _report(model: Model, planned: GraphPlan, written: Any) -> Report:
         account.merge(place, sources_of(interpretation, merge), built.layer, built.error)
     for sources, (reason, node) in planned.rejected.items():
         account.refuse(sources, reason, node)
+    if defaults := overridable(model.proto):
+        reason = f"{len(defaults)} weights are inputs of the model as well, so a caller may replace them"
+        account.refused.append(((), Refusal("", reason, remedy=FREEZE)))
     gone = {node for merge in planned.plan.merges for node in merge.inside}
     account.norms_of(planned.trace, gone)
     merges = tuple(record for record, _ in account.merged)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from unbranch.errors import InputError, UnsupportedError
 from unbranch.extras import library
 from unbranch.files import all_or_nothing
+from unbranch.onnx.protos import bytes_of, opset_of, overridable, tensors_of, without_weights
 
 LARGEST = 2_000_000_000  # bytes of a protobuf; beyond it, weights are in a file of their own
 OLDEST_OPSET = 7
@@ -38,16 +38,12 @@ class Model:
         return opset_of(self.proto)
 
 
-def opset_of(proto: Any) -> int:
-    """Return the version of ONNX's own operators that a model uses, 0 if it names none."""
-    return next((int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-
-
-def read_model(source: Any) -> Model:
+def read_model(source: Any, *, freeze: bool = False) -> Model:
     """Return a checked copy of a model.
 
     Args:
         source: path of a file, or an ``onnx.ModelProto``.
+        freeze: remove initialisers from the inputs, so that they are constants.
 
     Raises:
         InputError: if it isn't a readable, valid model.
@@ -66,6 +62,11 @@ def read_model(source: Any) -> Model:
         model = Model(_loaded(onnx, path), path.absolute().parent, path.name)
     else:
         raise InputError(f"expected a path or an onnx.ModelProto, got {type(source).__name__}")
+    if freeze:
+        names = overridable(model.proto)
+        inputs = [value for value in model.proto.graph.input if value.name not in names]
+        del model.proto.graph.input[:]
+        model.proto.graph.input.extend(inputs)
     _check(onnx, model)
     return replace(model, doubt=_doubt(onnx, model))
 
@@ -102,6 +103,9 @@ def _check(onnx: Any, model: Model) -> None:
         onnx.checker.check_model(checkable)
     except Exception as error:
         raise InputError(f"{model.name} isn't a valid ONNX model: {_first_line(error)}") from error
+    for node in proto.graph.node:
+        if any(a.name == "group" and a.i < 1 for a in node.attribute if node.op_type in ("Conv", "ConvTranspose")):
+            raise InputError(f"{model.name}: `group` of {node.name or node.output[0]} must be at least 1")
     for tensor in proto.graph.initializer:
         _check_size(onnx, tensor, model)
 
@@ -121,29 +125,12 @@ def _check_size(onnx: Any, tensor: Any, model: Model) -> None:
         raise InputError(f"{model.name}: the initialiser {tensor.name!r} has a negative size")
     if tensor.data_location == onnx.TensorProto.EXTERNAL or not tensor.raw_data:
         return
-    expected = _bytes_of(onnx, tensor)
+    expected = bytes_of(onnx, tensor)
     if expected is not None and expected != len(tensor.raw_data):
         raise InputError(
             f"{model.name}: the initialiser {tensor.name!r} has {len(tensor.raw_data)} bytes, "
             f"but its shape needs {expected}"
         )
-
-
-def _bytes_of(onnx: Any, tensor: Any) -> int | None:
-    """Return the bytes that a tensor's shape needs, None for types of less than a byte and strings."""
-    try:
-        itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    except Exception:
-        return None
-    if tensor.data_type in _SMALL:
-        return None
-    count = 1
-    for n in tensor.dims:
-        count *= n
-    return int(count * itemsize)
-
-
-_SMALL = frozenset({8, 21, 22, 23, 25, 26})  # strings, integers and floats of four or two bits
 
 
 def external_path(tensor: Any, model: Model) -> Path:
@@ -167,75 +154,10 @@ def external_path(tensor: Any, model: Model) -> Path:
         length = int(given.get("length", size - offset))
     except ValueError as error:
         raise InputError(f"{model.name}: where the weights {tensor.name!r} are isn't a number") from error
-    needed = _bytes_of(onnx, tensor)
+    needed = bytes_of(onnx, tensor)
     if offset < 0 or length < 0 or offset + length > size or (needed is not None and length != needed):
         raise InputError(f"{model.name}: {location!r} doesn't have the weights {tensor.name!r} of this shape")
     return Path(place)
-
-
-def tensors_of(proto: Any) -> list[Any]:
-    """Return the initialisers of a model, and the tensors in attributes, in subgraphs and functions too."""
-    found: list[Any] = []
-
-    def visit(nodes: Any, initializers: Any) -> None:
-        found.extend(initializers)
-        for node in nodes:
-            for attribute in node.attribute:
-                found.extend([attribute.t] if attribute.HasField("t") else [])
-                found.extend(attribute.tensors)
-            for graph in subgraphs(node):
-                visit(graph.node, graph.initializer)
-
-    visit(proto.graph.node, proto.graph.initializer)
-    for function in proto.functions:
-        visit(function.node, ())
-    return found
-
-
-def captured(node: Any) -> list[str]:
-    """Return the names of outer values that a node's subgraphs read."""
-    found: list[str] = []
-    for graph in subgraphs(node):
-        own = {v.name for v in (*graph.input, *graph.initializer)} | {t.values.name for t in graph.sparse_initializer}
-        for inner in graph.node:
-            found += [name for name in (*inner.input, *captured(inner)) if name and name not in own]
-            own |= set(inner.output)
-        found += [value.name for value in graph.output if value.name not in own]
-    return list(dict.fromkeys(found))
-
-
-def subgraphs(node: Any) -> Iterator[Any]:
-    """Yield the graphs in a node's attributes."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def without_weights(proto: Any, limit: int = 1024) -> Any:
-    """Return a copy whose large initialisers have shapes but no numbers: small enough for every tool."""
-    onnx = library("onnx", "onnx")
-    light = onnx.ModelProto()
-    for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
-        setattr(light, field, getattr(proto, field))
-    for field in ("opset_import", "metadata_props", "functions"):
-        getattr(light, field).extend(getattr(proto, field))
-    light.graph.name = proto.graph.name or "graph"
-    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
-        getattr(light.graph, field).extend(getattr(proto.graph, field))
-    for tensor in proto.graph.initializer:
-        _add_light(onnx, light, tensor, limit)
-    return light
-
-
-def _add_light(onnx: Any, light: Any, tensor: Any, limit: int) -> None:
-    """Add an initialiser; a large or external one becomes an input of its type."""
-    external = tensor.data_location == onnx.TensorProto.EXTERNAL
-    size = _bytes_of(onnx, tensor)
-    if not external and (tensor.ByteSize() if size is None else size) <= limit:
-        light.graph.initializer.append(tensor)
-    elif tensor.name not in {value.name for value in light.graph.input}:
-        light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
 
 
 def with_weights(proto: Any, model: Model) -> Any:
@@ -253,7 +175,7 @@ def is_large(proto: Any) -> bool:
     """Whether a model is too large for one file."""
     onnx = library("onnx", "onnx")
     stored = (t for t in tensors_of(proto) if t.data_location != onnx.TensorProto.EXTERNAL)
-    return sum(_bytes_of(onnx, tensor) or 0 for tensor in stored) > LARGEST
+    return sum(bytes_of(onnx, tensor) or 0 for tensor in stored) > LARGEST
 
 
 def is_external(proto: Any) -> bool:

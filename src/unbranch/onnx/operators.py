@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from unbranch.errors import InputError
 from unbranch.grids import NORM_LAYERS, last_axis_first
 from unbranch.onnx.layers import AveragePool, Conv, ConvTranspose, total
 
@@ -87,7 +86,7 @@ def conv(op: Operator) -> fx.Node | None:
     weight, bias = op.constant(1), op.constant(2)
     if weight is None or weight.dim() not in (3, 4, 5) or (bias is None and not op.absent(2)):
         return None
-    n, groups = weight.dim() - 2, _groups(op)
+    n, groups = weight.dim() - 2, int(op.attributes.get("group", 1))
     stride, dilation = _per_axis(op, "strides", n), _per_axis(op, "dilations", n)
     if weight.shape[0] % groups or list(op.attributes.get("kernel_shape", weight.shape[2:])) != list(weight.shape[2:]):
         return None
@@ -99,7 +98,7 @@ def conv_transpose(op: Operator) -> fx.Node | None:
     weight, bias = op.constant(1), op.constant(2)
     if weight is None or weight.dim() not in (3, 4, 5) or (bias is None and not op.absent(2)):
         return None
-    n, groups = weight.dim() - 2, _groups(op)
+    n, groups = weight.dim() - 2, int(op.attributes.get("group", 1))
     stride, dilation = _per_axis(op, "strides", n), _per_axis(op, "dilations", n)
     pads = op.attributes.get("pads", [0] * 2 * n)
     explicit = op.attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
@@ -107,13 +106,6 @@ def conv_transpose(op: Operator) -> fx.Node | None:
         return None
     extra = op.attributes.get("output_padding", [0] * n)
     return op.layer(ConvTranspose(weight, bias, stride, pads[:n], extra, groups, dilation))
-
-
-def _groups(op: Operator) -> int:
-    groups = int(op.attributes.get("group", 1))
-    if groups < 1:
-        raise InputError(f"{op.name or op.outputs[0]}: `group` must be at least 1, got {groups}")
-    return groups
 
 
 def _per_axis(op: Operator, name: str, n: int) -> list[int]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from unbranch.extras import library
-from unbranch.onnx.files import Model, without_weights
+from unbranch.onnx.files import Model
+from unbranch.onnx.protos import without_weights
 
 BATCHES = (2, 3, 1, 5, 4)
 SIDES = (

@@ -16,10 +16,11 @@ from unbranch.convert.trace.trace import Call, Trace
 from unbranch.errors import InputError, UnbranchError
 from unbranch.extras import library
 from unbranch.onnx.constants import Constants
-from unbranch.onnx.files import Model, captured
+from unbranch.onnx.files import Model
 from unbranch.onnx.layers import Opaque, output_of
 from unbranch.onnx.operators import FIXED, LINEAR, Operator, Shapes
 from unbranch.onnx.operators_views import VIEWS
+from unbranch.onnx.protos import captured
 from unbranch.onnx.shapes import Types
 from unbranch.onnx.values import DTYPES
 

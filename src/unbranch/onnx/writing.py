@@ -14,10 +14,11 @@ from unbranch.convert.trace.trace import Trace
 from unbranch.errors import InternalError
 from unbranch.extras import library
 from unbranch.onnx.emit import Emitter
-from unbranch.onnx.files import Model, captured
+from unbranch.onnx.files import Model
 from unbranch.onnx.layers import output_of
 from unbranch.onnx.operators import FIXED
 from unbranch.onnx.planning import GraphPlan
+from unbranch.onnx.protos import captured
 from unbranch.onnx.tracing import ALSO, NODE, READ, VALUE
 from unbranch.onnx.values import to_proto
 
