@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import nn
 
+import unbranch.onnx as files
 from unbranch.cli.output import print_result
 from unbranch.errors import InputError
-from unbranch.onnx.conversion import explain, verify
-from unbranch.onnx.files import read_model, save
 from unbranch.render import to_rich, written_files
 
 SIDE = 224  # of images, where the file leaves it open
@@ -34,10 +33,10 @@ def collapse_file(source: str, output: Path, strict: bool, freeze: bool, as_json
         raise InputError(f"an ONNX file is collapsed into one: --output must end with .onnx, got {output}")
     if not output.absolute().parent.is_dir():
         raise InputError(f"can't write {output}: the directory {output.absolute().parent} doesn't exist")
-    conversion = explain(source, freeze=freeze)
+    conversion = files.explain(source, freeze=freeze)
     if strict:
         conversion.report.require_all()
-    save(conversion.apply(), output, external=conversion.external)
+    files.save(conversion.apply(), output, external=conversion.external)
     comparison = conversion.comparison
     print_result(
         conversion.report, as_json, comparison.__rich__(), to_rich([written_files([output])]),
@@ -47,14 +46,14 @@ def collapse_file(source: str, output: Path, strict: bool, freeze: bool, as_json
 
 def explain_file(source: str, freeze: bool, as_json: bool) -> None:
     """Show what would be merged."""
-    conversion = explain(source, freeze=freeze)
+    conversion = files.explain(source, freeze=freeze)
     print_result(conversion.report, as_json, comparison=conversion.comparison.to_dict())
 
 
 def verify_files(first: str, second: str | None, data: Path | None, as_json: bool) -> bool:
     """Compare two ONNX files, or a file with its collapsed form."""
     images = None if data is None else images_for(first, data)
-    comparison = explain(first, images).comparison if second is None else verify(first, second, images)
+    comparison = files.explain(first, images).comparison if second is None else files.verify(first, second, images)
     print_result(comparison, as_json)
     return comparison.same
 
@@ -62,6 +61,7 @@ def verify_files(first: str, second: str | None, data: Path | None, as_json: boo
 def images_for(source: str, data: Path, limit: int = 32) -> dict[str, Any]:
     """Return images of a folder as the only input of a file takes them."""
     from unbranch.deploy.samples import load_samples
+    from unbranch.onnx.files import read_model
 
     inputs = read_model(source).proto.graph.input
     shapes = [[d.dim_value for d in value.type.tensor_type.shape.dim] for value in inputs]
