@@ -1,5 +1,5 @@
 # demo       train a branched network on real images, collapse it, compare the two     (about two minutes)
-# test       the tests; of sweeps over many networks, some rows                        (about 12 minutes on two cores)
+# test       the tests; of sweeps over many networks, some rows                        (about 11 minutes on two cores)
 # test-fast  for the working loop: half of the functions, few rows, nothing slow       (about 100 seconds)
 # test-all   every row of every sweep                                                  (hours)
 # lint       format, lint, types

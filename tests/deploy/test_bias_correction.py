@@ -128,6 +128,7 @@ def test_file_to_cut_is_equal_and_comes_back(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sweep(3)
 @pytest.mark.xdist_group("deployment in integers")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_with_branches_get_corrected_biases(name: str, tmp_path: Path) -> None:

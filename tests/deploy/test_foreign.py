@@ -146,6 +146,7 @@ def test_operator_of_the_users_code_is_a_row_that_names_it(tmp_path: Path) -> No
     assert "unbranch_tests::doubled" in artifact.reason
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("target", ["torch", pytest.param("aotinductor", marks=pytest.mark.slow)])
 def test_operators_of_a_library_are_found_by_its_name(tmp_path: Path, target: str) -> None:
     ops = pytest.importorskip("torchvision").ops
@@ -190,6 +191,7 @@ def ssd() -> nn.Module:
 
 
 @pytest.mark.slow
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("make", [hugging_face, feature_maps, unet, lambda: ssd().backbone])
 def test_networks_of_libraries_get_verified_files(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
