@@ -88,10 +88,12 @@ class Writer:
         for merge in self._merges.values():
             if merge.target in needed:
                 read.setdefault(self._source(merge.root), set())
+        used = {node.meta[VALUE] for node in needed - self._forwarded.keys() if VALUE in node.meta}
+        used |= {v.name for v in (*self._model.proto.graph.input, *self._model.proto.graph.initializer)}
         for source, names in read.items():
             own = source.meta.get(VALUE)
             free = own not in fixed and source.op not in ("placeholder", "get_attr") and own not in names
-            if free and len(names) == 1 and not names & fixed and None not in names:
+            if free and len(names) == 1 and not names & (fixed | used) and None not in names:
                 self._names[source] = next(iter(names))
 
     def _source(self, node: fx.Node) -> fx.Node:
