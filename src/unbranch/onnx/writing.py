@@ -13,7 +13,7 @@ from unbranch.convert.plan.plan import Merge
 from unbranch.convert.trace.trace import Trace
 from unbranch.errors import InternalError
 from unbranch.extras import library
-from unbranch.onnx.emit import Emitter
+from unbranch.onnx.emit import Emitter, names_in
 from unbranch.onnx.files import Model, captured
 from unbranch.onnx.layers import output_of
 from unbranch.onnx.operators import FIXED
@@ -32,11 +32,7 @@ class Writer:
 
     def __init__(self, model: Model, planned: GraphPlan) -> None:
         self._model, self._plan, self._trace = model, planned, planned.trace
-        graph = model.proto.graph
-        taken = {v.name for v in (*graph.input, *graph.output, *graph.initializer)}
-        for node in graph.node:
-            taken |= {node.name, *node.input, *node.output, *captured(node)}
-        self._emit = Emitter(model.opset, taken)
+        self._emit = Emitter(model.opset, set(names_in(model.proto.graph)))
         self._merges = {merge.target: merge for merge in planned.plan.merges}
         self._names: dict[fx.Node, str] = {}
         self._forwarded: dict[fx.Node, fx.Node] = {}
