@@ -11,6 +11,7 @@ from tests.onnx.kinds import (
     foreign,
     matrices,
     opsets,
+    sizes,
     structure,
     subgraphs,
 )
@@ -19,7 +20,7 @@ from tests.onnx.table import ROWS, Left
 __all__ = ["MODULES", "MORE_LEFT", "ROWS"]
 
 MODULES = (
-    branches, channels, constants, convolutions, exporters, foreign, matrices, opsets, structure, subgraphs,
+    branches, channels, constants, convolutions, exporters, foreign, matrices, opsets, sizes, structure, subgraphs,
 )  # fmt: skip
 
 MORE_LEFT = {

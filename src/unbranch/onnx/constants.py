@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from unbranch.extras import library
+from unbranch.onnx.dependence import Sizes, depends
 from unbranch.onnx.files import Model
 from unbranch.onnx.protos import captured, overridable
-from unbranch.onnx.shapes import RUNS, Types, types_of
+from unbranch.onnx.shapes import RUNS, USUAL, Types, types_of
 from unbranch.onnx.values import DTYPES, NUMBERS, of_array, to_array, to_proto, to_tensor
 
 COMPUTES_ANEW = ("Random", "Sequence", "Optional", "Quantize", "Dequantize", "Dynamic", "String")
@@ -40,7 +41,7 @@ class Constants:
         self._protos = {t.name: t for t in graph.initializer if t.name not in defaults}
         self._nodes: dict[str, Any] = {}
         self._values: dict[str, Tensor | None] = {}
-        self._sizes: dict[str, tuple[Tensor, ...]] = {}
+        self._sizes: dict[str, Sizes] = {}
         self._read = {n for node in graph.node for n in (*node.input, *captured(node))} | {v.name for v in graph.output}
 
     def __contains__(self, name: str) -> bool:
@@ -58,7 +59,7 @@ class Constants:
 
     def small(self, run: int) -> dict[str, Any]:
         """Return small numbers that operators compute in one run, as initialisers by name."""
-        found = {name: self._values[name] for name in self._nodes} | {n: v[run] for n, v in self._sizes.items()}
+        found = {name: self._values[name] for name in self._nodes} | {n: v.values[run] for n, v in self._sizes.items()}
         return {n: to_proto(v, n) for n, v in found.items() if v is not None and v.numel() <= SMALL}
 
     def take(self, node: Any) -> None:
@@ -68,18 +69,28 @@ class Constants:
             return
         if not _is_computable(node) or not all(not n or self._is_known(n, node) for n in node.input):
             return
-        depends = node.op_type == "Shape" or any(n in self._sizes for n in node.input)
+        follows = node.op_type == "Shape" or any(n in self._sizes for n in node.input)
         values = []
-        for run in range(RUNS) if depends else (0,):
+        for run in range(len(self._types)) if follows else (0,):
             value = self._computed(node, run)
             if value is None:
                 return
             values.append(value)
+        self._record(node, Sizes(tuple(values), self._chance(node, values) if follows else None))
+
+    def _record(self, node: Any, found: Sizes) -> None:
         name = node.output[0]
-        if all(v.dtype == values[0].dtype and v.shape == values[0].shape and v.equal(values[0]) for v in values):
-            self._nodes[name], self._values[name] = node, values[0]
-        elif max(v.numel() for v in values) <= SMALL:
-            self._sizes[name] = tuple(values)
+        if found.is_constant:
+            self._nodes[name], self._values[name] = node, found.values[0]
+        elif max(v.numel() for v in found.values) <= SMALL:
+            self._sizes[name] = found
+
+    def _chance(self, node: Any, values: list[Tensor]) -> Tensor | None:
+        """Return which of the numbers that a node computes from sizes may be equal at other sizes by chance."""
+        if node.op_type == "Shape":
+            return None
+        inputs = [self._sizes.get(n) or Sizes((self.value(n),), None) for n in node.input if n]  # type: ignore[arg-type]
+        return depends(node, inputs, values, lambda marks: _run(node, marks, self._model))
 
     def _is_known(self, name: str, node: Any) -> bool:
         if node.op_type == "Shape":
@@ -89,7 +100,7 @@ class Constants:
         return name in self or name in self._sizes
 
     def _at(self, name: str, run: int) -> Tensor | None:
-        return self._sizes[name][run] if name in self._sizes else self.value(name)
+        return self._sizes[name].values[run] if name in self._sizes else self.value(name)
 
     def _computed(self, node: Any, run: int) -> Tensor | None:
         """Compute a node's output at one size."""
@@ -119,14 +130,22 @@ def settle(model: Model) -> tuple[Constants, tuple[Types, ...]]:
     """Return the constants of a model and the types of its values at each size, which follow from each other."""
     known: list[dict[str, Any]] = [{}] * RUNS
     while True:
-        types = tuple(types_of(model, run, known[run]) for run in range(RUNS))
+        types = _usable(tuple(types_of(model, run, known[run]) for run in range(len(known))))
         constants = Constants(model, types)
         for node in model.proto.graph.node:
             constants.take(node)
-        found = [constants.small(run) for run in range(RUNS)]
-        if all(new.keys() <= old.keys() for new, old in zip(found, known, strict=True)):
+        found = [constants.small(run) for run in range(len(types))]
+        if all(new.keys() <= old.keys() for new, old in zip(found, known, strict=False)):
             return constants, types
         known = found
+
+
+def _usable(types: tuple[Types, ...]) -> tuple[Types, ...]:
+    """Leave out large and small sizes at which less is known: the network doesn't take them."""
+    known = {name for name, found in types[0].items() if found.shape is not None}
+    if all((found := run.get(name)) is not None and found.shape is not None for run in types for name in known):
+        return types
+    return types[:USUAL]
 
 
 def _stored(node: Any, model: Model) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unbranch.errors import InternalError
 from unbranch.extras import library
 from unbranch.grids import first_axis_first, padding_amounts
+from unbranch.onnx.protos import subgraphs
 from unbranch.onnx.values import to_proto
 
 MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -146,6 +147,16 @@ class Emitter:
             name, j = f"{wanted}_{j}", j + 1
         self.taken.add(name)
         return name
+
+
+def names_in(graph: Any) -> Iterator[str]:
+    """Yield the names of all values and nodes of a graph and its subgraphs, which may not hide outer names."""
+    yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
+    yield from (tensor.values.name for tensor in graph.sparse_initializer)
+    for node in graph.node:
+        yield from (node.name, *node.input, *node.output)
+        for inner in subgraphs(node):
+            yield from names_in(inner)
 
 
 def _mode_of(layer: nn.Module) -> str:

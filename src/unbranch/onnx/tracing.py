@@ -103,7 +103,14 @@ class GraphReader:
         first, second = (types.get(name) for types in self._types[:2])
         if first is None or second is None or first.shape is None or second.shape is None:
             return None
-        return None if len(first.shape) != len(second.shape) else (first.shape, second.shape)
+        return (first.shape, second.shape) if self._is_typical(name) else None
+
+    def _is_typical(self, name: str) -> bool:
+        """Whether the first two runs tell which axes of a value have a fixed size."""
+        shapes = [found.shape for types in self._types if (found := types.get(name)) is not None and found.shape]
+        if len({len(shape) for shape in shapes}) > 1:
+            return False
+        return all(len(set(sizes)) == 1 or sizes[0] != sizes[1] for sizes in zip(*shapes, strict=True))
 
     def is_fixed(self, name: str) -> bool:
         """Whether all axes of a value but the first have the same size in all runs."""

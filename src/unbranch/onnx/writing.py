@@ -13,7 +13,7 @@ from unbranch.convert.plan.plan import Merge
 from unbranch.convert.trace.trace import Trace
 from unbranch.errors import InternalError
 from unbranch.extras import library
-from unbranch.onnx.emit import Emitter
+from unbranch.onnx.emit import Emitter, names_in
 from unbranch.onnx.files import Model
 from unbranch.onnx.layers import output_of
 from unbranch.onnx.operators import FIXED
@@ -33,11 +33,7 @@ class Writer:
 
     def __init__(self, model: Model, planned: GraphPlan) -> None:
         self._model, self._plan, self._trace = model, planned, planned.trace
-        graph = model.proto.graph
-        taken = {v.name for v in (*graph.input, *graph.output, *graph.initializer)}
-        for node in graph.node:
-            taken |= {node.name, *node.input, *node.output, *captured(node)}
-        self._emit = Emitter(model.opset, taken)
+        self._emit = Emitter(model.opset, set(names_in(model.proto.graph)))
         self._merges = {merge.target: merge for merge in planned.plan.merges}
         self._names: dict[fx.Node, str] = {}
         self._forwarded: dict[fx.Node, fx.Node] = {}
@@ -89,10 +85,12 @@ class Writer:
         for merge in self._merges.values():
             if merge.target in needed:
                 read.setdefault(self._source(merge.root), set())
+        used = {node.meta[VALUE] for node in needed - self._forwarded.keys() if VALUE in node.meta}
+        used |= {v.name for v in (*self._model.proto.graph.input, *self._model.proto.graph.initializer)}
         for source, names in read.items():
             own = source.meta.get(VALUE)
             free = own not in fixed and source.op not in ("placeholder", "get_attr") and own not in names
-            if free and len(names) == 1 and not names & fixed and None not in names:
+            if free and len(names) == 1 and not names & (fixed | used) and None not in names:
                 self._names[source] = next(iter(names))
 
     def _source(self, node: fx.Node) -> fx.Node:
