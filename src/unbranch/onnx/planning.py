@@ -15,7 +15,7 @@ from unbranch.convert.rewrite.placement import PlacementError
 from unbranch.convert.trace.trace import Trace
 from unbranch.onnx.borders import read_borders
 from unbranch.onnx.constants import Constants
-from unbranch.onnx.tracing import VALUE
+from unbranch.onnx.tracing import NODE, VALUE
 from unbranch.rules.value import Affine
 
 
@@ -79,6 +79,7 @@ def _saves(interpretation: Interpretation, merge: Merge) -> bool:
     operators = sum(rule is not None and rule.kind != "view" for rule in rules)
     apart = one and isinstance(value, Affine) and value.conv.bias is not None
     apart = apart and (known is None or known[0].dim() != 2)
+    apart = apart and all(NODE in node.meta for node in merge.inside)  # what a pass has added must be merged
     return not apart or operators > 2 or len(merge.inside) > operators or merge.after.macs < merge.before.macs
 
 

@@ -173,3 +173,10 @@ def cancelling(g: Graph) -> None:
     y = g.add("Transpose", g.add("Transpose", y, perm=[0, 2, 1]), perm=[0, 2, 1])
     y = g.add("Reshape", g.add("Reshape", y, g.integers(-1, 24)), g.integers(-1, 6, 4))
     g.output(g.relu(linear(g, y, 4, 4)))
+
+
+@row("norm of tokens behind a matrix, flattened for it", (0, 1, 0, 5))
+def tokens(g: Graph) -> None:
+    y = g.add("MatMul", g.input("N", 6, 5), g.weight(5, 4))
+    y = g.norm(g.add("Reshape", y, g.integers(-1, 4)), 4)
+    g.output(g.relu(g.add("Reshape", y, g.integers(-1, 6, 4))))
