@@ -53,7 +53,7 @@ class Channels:
         channels, ndim, axis = found or known or (0, 0, 1)
         rank = None if shapes is None else len(shapes[0])
         batched = rank == ndim + 2 and ndim and axis == 1
-        if batched and shapes is not None and any(s[1] != channels for s in shapes):
+        if batched and shapes is not None and all(s[1] != channels for s in shapes):
             return None  # the readers see it repeated: something between broadcasts it
         if rank is not None and rank > 2 and not ndim and shapes is not None:
             if any(s[axis] != channels for s in shapes):
