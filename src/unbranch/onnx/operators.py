@@ -82,30 +82,48 @@ class Operator:
         return None if x is None or module is None else self.graph.layer(self.name or self.outputs[0], module.eval(), x)
 
 
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """Constant weights of a convolution, and their geometry."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: list[int]
+    dilation: list[int]
+    groups: int
+
+    @classmethod
+    def of(cls, op: Operator) -> Kernel | None:
+        """Return the kernel of ``Conv`` or ``ConvTranspose``, None if it isn't constant."""
+        weight, bias = op.constant(1), op.constant(2)
+        if weight is None or weight.dim() not in (3, 4, 5) or (bias is None and not op.absent(2)):
+            return None
+        n, groups = weight.dim() - 2, int(op.attributes.get("group", 1))
+        return cls(weight, bias, _per_axis(op, "strides", n), _per_axis(op, "dilations", n), groups)
+
+
 def conv(op: Operator) -> fx.Node | None:
-    weight, bias = op.constant(1), op.constant(2)
-    if weight is None or weight.dim() not in (3, 4, 5) or (bias is None and not op.absent(2)):
+    k = Kernel.of(op)
+    if k is None or k.weight.shape[0] % k.groups:
         return None
-    n, groups = weight.dim() - 2, int(op.attributes.get("group", 1))
-    stride, dilation = _per_axis(op, "strides", n), _per_axis(op, "dilations", n)
-    if weight.shape[0] % groups or list(op.attributes.get("kernel_shape", weight.shape[2:])) != list(weight.shape[2:]):
+    size = list(k.weight.shape[2:])
+    pads = _pads(op, size, k.stride, k.dilation)
+    if pads is None or list(op.attributes.get("kernel_shape", size)) != size:
         return None
-    pads = _pads(op, weight.shape[2:], stride, dilation)
-    return None if pads is None else op.layer(Conv(weight, bias, stride, *pads, dilation, groups))
+    return op.layer(Conv(k.weight, k.bias, k.stride, *pads, k.dilation, k.groups))
 
 
 def conv_transpose(op: Operator) -> fx.Node | None:
-    weight, bias = op.constant(1), op.constant(2)
-    if weight is None or weight.dim() not in (3, 4, 5) or (bias is None and not op.absent(2)):
+    k = Kernel.of(op)
+    if k is None:
         return None
-    n, groups = weight.dim() - 2, int(op.attributes.get("group", 1))
-    stride, dilation = _per_axis(op, "strides", n), _per_axis(op, "dilations", n)
+    n = len(k.stride)
     pads = op.attributes.get("pads", [0] * 2 * n)
     explicit = op.attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
     if not explicit or "output_shape" in op.attributes or pads[:n] != pads[n:] or min(pads, default=0) < 0:
         return None
     extra = op.attributes.get("output_padding", [0] * n)
-    return op.layer(ConvTranspose(weight, bias, stride, pads[:n], extra, groups, dilation))
+    return op.layer(ConvTranspose(k.weight, k.bias, k.stride, pads[:n], extra, k.groups, k.dilation))
 
 
 def _per_axis(op: Operator, name: str, n: int) -> list[int]:

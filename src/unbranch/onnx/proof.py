@@ -80,6 +80,8 @@ def compare(first: Model, second: Any, inputs: Feeds | None = None) -> Compariso
     Raises:
         InputError: if the given inputs don't fit.
     """
+    if (unlike := _unlike_tensors(first)) and inputs is None:
+        return Comparison(0.0, 0.0, (), f"the input {unlike} isn't a tensor of numbers")
     feeds = _random(first) if inputs is None else [_checked(first, inputs)]
     try:
         sessions = [_session(first.proto, first, basic) for basic in (True, False)]
@@ -164,6 +166,15 @@ def _loadable(proto: Any, model: Model, folder: Path) -> bytes | str:
     return whole.SerializeToString()  # type: ignore[no-any-return]
 
 
+def _unlike_tensors(model: Model) -> str:
+    """Return the name of an input for which there are no random values, such as a sequence or text; or nothing."""
+    onnx = library("onnx", "onnx")
+    numbers = onnx.TensorProto
+    other = {numbers.UNDEFINED, numbers.STRING, numbers.COMPLEX64, numbers.COMPLEX128}
+    inputs = (v for v in model.proto.graph.input if v.name not in _constants(model))
+    return next((str(v.name) for v in inputs if v.type.tensor_type.elem_type in other), "")
+
+
 def _random(model: Model) -> list[dict[str, Any]]:
     """Return inputs of several sizes: normal noise, and small numbers for integers."""
     onnx = library("onnx", "onnx")
@@ -189,25 +200,25 @@ def _random(model: Model) -> list[dict[str, Any]]:
     return found
 
 
-def _difference(first: list[Any], second: list[Any]) -> float:
-    """Return the largest difference of an output relative to its largest value."""
-    worst = 0.0
-    for a, b in zip(first, second, strict=True):
-        if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub":
-            continue
-        if a.shape != b.shape:
+def _difference(first: Any, second: Any) -> float:
+    """Return the largest difference of an output relative to its largest value; infinity for other kinds of results."""
+    if isinstance(first, list | tuple):
+        if not isinstance(second, list | tuple) or len(first) != len(second):
             return float("inf")
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-            return float("inf")
-        a, b = np.nan_to_num(a, posinf=0, neginf=0), np.nan_to_num(b, posinf=0, neginf=0)
-        largest = float(np.abs(a).max(initial=0.0))
-        worst = max(worst, float(np.abs(a - b).max(initial=0.0)) / max(largest, 1e-12))
-    return worst
+        return max((_difference(a, b) for a, b in zip(first, second, strict=True)), default=0.0)
+    if not isinstance(first, np.ndarray) or first.dtype.kind not in "fiubc":
+        return 0.0 if np.array_equal(first, second) else float("inf")
+    if first.shape != second.shape or not np.array_equal(np.isfinite(first), np.isfinite(second)):
+        return float("inf")
+    kind = np.complex128 if first.dtype.kind == "c" else np.float64
+    a, b = (np.where(np.isfinite(v), v, 0).astype(kind) for v in (first, second))
+    return float(np.abs(a - b).max(initial=0.0)) / max(float(np.abs(a).max(initial=0.0)), 1e-12)
 
 
 def _is_half(model: Model) -> bool:
-    return any(t.data_type in (10, 16) for t in model.proto.graph.initializer)
+    """Whether all weights are in half precision; one of them doesn't excuse the errors of a network in float32."""
+    kinds = {t.data_type for t in model.proto.graph.initializer if t.data_type in (1, 10, 11, 16) and len(t.dims) > 1}
+    return bool(kinds) and kinds <= {10, 16}
 
 
 def _short(error: BaseException) -> str:

@@ -81,7 +81,8 @@ class Writer:
                 and node.op not in ("placeholder", "get_attr")
             ):
                 for was, now in zip(_nodes_in(node.meta[READ]), _nodes_in(node.args), strict=False):
-                    read.setdefault(self._source(now), set()).add(str(was.meta.get(VALUE)))
+                    if VALUE in was.meta:
+                        read.setdefault(self._source(now), set()).add(was.meta[VALUE])
         for merge in self._merges.values():
             if merge.target in needed:
                 read.setdefault(self._source(merge.root), set())
@@ -90,7 +91,7 @@ class Writer:
         for source, names in read.items():
             own = source.meta.get(VALUE)
             free = own not in fixed and source.op not in ("placeholder", "get_attr") and own not in names
-            if free and len(names) == 1 and not names & (fixed | used) and None not in names:
+            if free and len(names) == 1 and not names & (fixed | used):
                 self._names[source] = next(iter(names))
 
     def _source(self, node: fx.Node) -> fx.Node:
